@@ -1,0 +1,29 @@
+"""Errors for users: what was given, why it cannot work, what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something the user gave cannot work.
+
+    Args:
+        given: what was given, quoted as the user wrote it.
+        why: why it cannot work.
+        instead: what to write instead.
+    """
+
+    def __init__(self, given: str, why: str, instead: str) -> None:
+        super().__init__(f"{given}: {why}. {instead}")
+        self.given, self.why, self.instead = given, why, instead
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return "Did you mean …?" for the nearest known word, or the list of all of them."""
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Choose one of: {', '.join(names) or '(none)'}"
