@@ -100,7 +100,9 @@ def resolve(base: type[C], value: object) -> C:
     members = known(base)
     if value not in members:
         raise UserError(
-            f"{base.kind} {value!r}", f"there is no {base.kind} of that name", suggest(value, members)
+            f"{base.kind} {value!r}",
+            f"there is no {base.kind} of that name",
+            suggest(value, members),
         )
     found = members[value].model_validate(options)
     assert isinstance(found, base)

@@ -1,0 +1,1 @@
+"""Data: where rows come from, how they are divided among clients, what is held back for test."""

@@ -1,0 +1,188 @@
+"""The data of one run: rows per client, a public set and a test set that share no text."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from trillium.component import Choice
+from trillium.data.partitions import Partition
+from trillium.data.partitions.iid import IID
+from trillium.data.sources import RawData, Source
+from trillium.data.sources.builtin import Builtin
+from trillium.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Task = Literal["classification", "causal_lm"]
+
+
+class DataConfig(BaseModel):
+    """Which rows, and who has them.
+
+    Attributes:
+        source: where the rows come from.
+        partition: how the training rows are divided among the clients.
+        num_clients: number of clients.
+        public_size: number of unlabelled rows that all sides hold, taken from the training rows.
+        test_size: most test rows to keep, a random sample; null keeps all.
+        test_fraction: share of the training rows held back where the source has no test split.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Choice[Source] = Builtin()
+    partition: Choice[Partition] = IID()
+    num_clients: int = Field(default=4, ge=1)
+    public_size: int = Field(default=256, ge=0)
+    test_size: int | None = Field(default=None, ge=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """Rows per client, test and public set, in the columns of `trillium.data.sources`.
+
+    Attributes:
+        clients: rows by client id, `client-0`, `client-1`, …, padded so that ids sort by number.
+        test: held-out rows; no client and no public row has a text of theirs.
+        public: rows that all sides hold, without `label` and `client`; no client has their texts.
+        labels: class names, indexed by `label`; `()` for `causal_lm`.
+        removed: number of training rows left out, by reason.
+    """
+
+    clients: dict[str, Dataset]
+    test: Dataset
+    public: Dataset
+    labels: tuple[str, ...]
+    removed: dict[str, int] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Return sizes and label histograms in a form that JSON can hold.
+
+        A client's `label_counts` name the classes it has; for `causal_lm` they are empty.
+        """
+        return {
+            "num_clients": len(self.clients),
+            "clients": {
+                client: {"num_examples": len(rows), "label_counts": self._label_counts(rows)}
+                for client, rows in self.clients.items()
+            },
+            "num_test": len(self.test),
+            "num_public": len(self.public),
+            "labels": list(self.labels),
+            "removed": dict(self.removed),
+        }
+
+    def _label_counts(self, rows: Dataset) -> dict[str, int]:
+        counts = Counter(rows["label"]) if self.labels else Counter()
+        return {self.labels[label]: counts[label] for label in sorted(counts)}
+
+
+def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
+    """Load the rows, hold back test and public set, and divide the rest among the clients.
+
+    Every random choice follows from `seed`; partition, public set and test sample have streams of
+    their own, so that another partition leaves public set and test as they are.
+
+    Args:
+        config: which rows, and who has them.
+        task: `classification` or `causal_lm`.
+        seed: any integer.
+
+    Raises:
+        UserError: the task is unknown, or the rows cannot be found, read or divided as asked.
+    """
+    # Imported here: the config tree imports this module, and must not wait for torch.
+    from trillium.rng import derive_seed
+
+    if task not in get_args(Task):
+        raise UserError(f"task {task!r}", "there is no such task", suggest(task, get_args(Task)))
+    raw = config.source.load(task, seed)
+    raw, num_leaks = _with_test(raw, config, derive_seed(seed, "test"))
+    pool = raw.train
+    if config.public_size >= len(pool):
+        raise UserError(
+            f"public_size: {config.public_size}",
+            f"{len(pool)} training rows would leave nothing for the clients",
+            "Write a smaller public_size, or use more data",
+        )
+    public, rest, num_duplicates = _draw_public(
+        pool, config.public_size, derive_seed(seed, "public")
+    )
+    parts = config.partition.assign(rest, config.num_clients, derive_seed(seed, "partition"))
+    width = len(str(len(parts) - 1))
+    assert raw.test is not None
+    return FederatedData(
+        clients={f"client-{i:0{width}d}": rest.select(part) for i, part in enumerate(parts)},
+        test=raw.test,
+        public=public.remove_columns([c for c in ("label", "client") if c in public.column_names]),
+        labels=raw.labels,
+        removed={"same_text_as_test": num_leaks, "same_text_as_public": num_duplicates},
+    )
+
+
+def row_keys(rows: Dataset) -> list[str]:
+    """Return what makes two rows the same text: all their words, without case and outer blanks."""
+    if "text" in rows.column_names:
+        return [text.strip().casefold() for text in rows["text"]]
+    if "messages" in rows.column_names:
+        chats = [[turn["content"] for turn in chat] for chat in rows["messages"]]
+    else:
+        chats = [list(pair) for pair in zip(rows["prompt"], rows["completion"], strict=True)]
+    return [json.dumps([text.strip().casefold() for text in chat]) for chat in chats]
+
+
+def _with_test(raw: RawData, config: DataConfig, seed: int) -> tuple[RawData, int]:
+    """Return train and test without a common text, and how many training rows that cost."""
+    order = np.random.default_rng(seed)
+    train, test = raw.train, raw.test
+    if test is None:
+        if len(train) < 2:
+            raise UserError(
+                "source", "one row cannot be divided into train and test", "Use more data"
+            )
+        permutation = order.permutation(len(train))
+        num_test = min(max(round(config.test_fraction * len(train)), 1), len(train) - 1)
+        test = train.select(np.sort(permutation[:num_test]))
+        train = train.select(np.sort(permutation[num_test:]))
+    # Compared before the sample is drawn: what is left out of the sample is test data none the less.
+    taken = set(row_keys(test))
+    kept = [i for i, key in enumerate(row_keys(train)) if key not in taken]
+    if not kept:
+        raise UserError(
+            "source", "every training row is a test row, too", "Give a test split of other rows"
+        )
+    if config.test_size is not None and config.test_size < len(test):
+        sample = order.permutation(len(test))[: config.test_size]
+        test = test.select(np.sort(sample))
+    return RawData(train.select(kept), test, raw.labels), len(train) - len(kept)
+
+
+def _draw_public(rows: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset, int]:
+    """Return a public set of distinct texts, the rows without these, and how many more that cost.
+
+    Raises:
+        UserError: there are not enough distinct texts, or nothing is left for the clients.
+    """
+    keys = row_keys(rows)
+    chosen: dict[str, int] = {}
+    for index in np.random.default_rng(seed).permutation(len(rows)):
+        if len(chosen) == size:
+            break
+        chosen.setdefault(keys[index], int(index))
+    rest = [i for i, key in enumerate(keys) if key not in chosen]
+    if len(chosen) < size or not rest:
+        raise UserError(
+            f"public_size: {size}",
+            f"the training rows have {len(set(keys))} different texts, and clients need some, too",
+            f"Write public_size: {max(len(set(keys)) // 2, 0)} or less",
+        )
+    public = rows.select(list(chosen.values()))
+    return public, rows.select(rest), len(rows) - len(rest) - len(chosen)

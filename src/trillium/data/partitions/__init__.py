@@ -1,0 +1,67 @@
+"""Partitions: how the training rows are divided among the clients."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trillium.component import Component
+from trillium.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Partition(Component, kind="partition", package="trillium.data.partitions"):
+    """How the training rows are divided among the clients."""
+
+    @abstractmethod
+    def assign(self, rows: Dataset, num_clients: int, seed: int) -> list[list[int]]:
+        """Return the row indices of each client: every row once, no client without rows.
+
+        The same arguments give the same answer; the order within a client is random.
+
+        Raises:
+            UserError: the rows cannot be divided in this way.
+        """
+
+
+def require_rows(num_rows: int, num_clients: int, min_size: int = 1) -> None:
+    """Refuse more clients than the rows can feed.
+
+    Raises:
+        UserError: there are fewer than `min_size` rows per client.
+    """
+    if num_rows < num_clients * min_size:
+        each = "1 row" if min_size == 1 else f"{min_size} rows"
+        raise UserError(
+            f"num_clients: {num_clients}",
+            f"{num_rows} training rows do not give each client {each}",
+            f"Write num_clients: {max(num_rows // min_size, 1)} or less, or use more data",
+        )
+
+
+def require_column(rows: Dataset, column: str, partition: str, instead: str) -> None:
+    """Refuse rows without the column that a partition divides by.
+
+    Raises:
+        UserError: the column is not there.
+    """
+    if column not in rows.column_names:
+        raise UserError(
+            f"partition: {partition}", f"it divides rows by {column}, and they have none", instead
+        )
+
+
+def fill_up(parts: list[list[int]], min_size: int, rng: np.random.Generator) -> list[list[int]]:
+    """Move random rows from the largest parts to those below `min_size`, and shuffle each part.
+
+    Drawing again until all are large enough, as is usual, need not end for many clients.
+    """
+    parts = [[int(row) for row in rng.permutation(part)] for part in parts]
+    for part in parts:
+        while len(part) < min_size:
+            part.append(max(parts, key=len).pop())
+    return parts

@@ -1,0 +1,129 @@
+"""Requests to a customer service, generated: a data set that needs no network and no files.
+
+The test split says what the training split says in other words. Requests mention other matters in
+passing and hold spelling mistakes. So counting words does badly and a pre-trained encoder well.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from string import ascii_lowercase
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from trillium.data.requests import Intent, Words, load_grammar
+from trillium.data.sources import RawData, Source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Builtin(Source, name="builtin"):
+    """Generate requests of bank, shop and phone customers, each with one of 38 intents.
+
+    For `causal_lm` the completion names the intent and what fills the slots of the request:
+    `intent: charged_twice | shop: Norda`.
+
+    Attributes:
+        num_train: number of training rows; intents are equally frequent, give or take one row.
+        num_test: number of test rows, in phrasings that the training rows do not have.
+        asides: share of requests that also mention a settled matter of another kind.
+        typos: share of words with a spelling mistake; slots have none.
+    """
+
+    num_train: int = Field(default=2000, ge=1, le=50_000)
+    num_test: int = Field(default=800, ge=1, le=50_000)
+    asides: float = Field(default=0.4, ge=0, le=1)
+    typos: float = Field(default=0.03, ge=0, le=1)
+
+    def load(self, task: str, seed: int) -> RawData:
+        """Return generated rows; no text occurs twice, within a split or across both."""
+        taken: set[str] = set()
+        train = self._generate("train", self.num_train, task, seed, taken)
+        test = self._generate("test", self.num_test, task, seed, taken)
+        names = tuple(intent.name for intent in load_grammar()[0])
+        return RawData(train, test, names if task == "classification" else ())
+
+    def _generate(self, split: str, num: int, task: str, seed: int, taken: set[str]) -> Dataset:
+        from datasets import Dataset
+
+        intents, words = load_grammar()
+        # A string seeds the same stream in every process; a tuple's hash would not.
+        rng = random.Random(f"builtin/{split}/{seed}")
+        labels = [row % len(intents) for row in range(num)]
+        rng.shuffle(labels)
+        requests, answers = [], []
+        for label in labels:
+            request, answer = self._write(label, intents, words, split, rng)
+            while request.casefold() in taken:
+                request, answer = self._write(label, intents, words, split, rng)
+            taken.add(request.casefold())
+            requests.append(request)
+            answers.append(answer)
+        if task == "classification":
+            return Dataset.from_dict({"text": requests, "label": labels})
+        return Dataset.from_dict({"prompt": requests, "completion": answers})
+
+    def _write(
+        self,
+        label: int,
+        intents: tuple[Intent, ...],
+        words: Words,
+        split: str,
+        rng: random.Random,
+    ) -> tuple[str, str]:
+        """Return one request and its structured answer."""
+        intent, talk = intents[label], words.talk[split]
+        core = text = _choose(rng.choice(intent.phrasings[split]), rng)
+        if rng.random() < self.asides:
+            # An aside of the same area could contradict the request.
+            other = rng.choice([each for each in intents if each.area != intent.area])
+            place = rng.choice(("before", "after"))
+            frame = rng.choice(talk[place]).replace("{aside}", rng.choice(other.asides))
+            text = f"{frame} {core}" if place == "before" else f"{core}, {frame}"
+        elif rng.random() < 0.5:
+            text = f"{rng.choice(talk['openers'])} {core}"
+        text = text.lower() if rng.random() < 0.2 else text[0].upper() + text[1:]
+        text = " ".join(
+            _misspell(word, rng) if rng.random() < self.typos else word for word in text.split()
+        )
+        text += rng.choice((".", "?", ""))
+        if rng.random() < 0.25:
+            text = f"{text} {rng.choice(talk['closers'])}"
+        values = {slot: _fill(slot, words, rng) for slot in _SLOT.findall(core)}
+        answer = {"intent": intent.name, **values}
+        return (
+            _SLOT.sub(lambda match: values[match[1]], text),
+            " | ".join(f"{key}: {value}" for key, value in answer.items()),
+        )
+
+
+_CHOICE = re.compile(r"\(([^()]*)\)")
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+def _choose(template: str, rng: random.Random) -> str:
+    """Settle every `(a|b)` of a template."""
+    text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), template)
+    return " ".join(text.split())
+
+
+def _fill(slot: str, words: Words, rng: random.Random) -> str:
+    return re.sub(r"\{n\}", lambda _: str(rng.randint(12, 950)), rng.choice(words.slots[slot]))
+
+
+def _misspell(word: str, rng: random.Random) -> str:
+    """Swap, drop, double or replace one letter; leave slots and short words alone."""
+    if "{" in word or len(word) < 4:
+        return word
+    at = rng.randrange(1, len(word) - 1)
+    return rng.choice(
+        (
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            word[:at] + word[at + 1 :],
+            word[:at] + word[at] + word[at:],
+            word[:at] + rng.choice(ascii_lowercase) + word[at + 1 :],
+        )
+    )

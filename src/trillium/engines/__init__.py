@@ -1,0 +1,1 @@
+"""Engines: carry bytes out and bring bytes back, and know nothing else."""

@@ -1,0 +1,190 @@
+"""The fleet: sample a cohort, ask it, yield replies, survive the ones that never come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from trillium.errors import UserError
+from trillium.ledger import Entry, Ledger, Purpose
+from trillium.message import Message, MessageError
+from trillium.rng import generator
+from trillium.wire import Direction, Packed, Wire
+
+ERROR_VERB = "error"
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """Carries bytes to clients and brings bytes back, and knows nothing else."""
+
+    @property
+    def clients(self) -> Sequence[str]:
+        """Names of the clients that can be asked, sorted."""
+
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        """Yield `(client, reply)` as replies arrive; a client that fails never comes."""
+
+
+class FleetConfig(BaseModel):
+    """Who is asked in a round, and how many must answer.
+
+    Attributes:
+        clients_per_round: size of the cohort; all clients where it is left out.
+        min_replies: how many of the cohort must stay until the end of the round; the whole cohort
+            where it is left out, so that no failure goes unseen.
+        failure_rate: probability that a client of the cohort never replies in a round, to rehearse
+            partial participation; the draw depends on seed, round and client only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clients_per_round: int | None = Field(default=None, ge=1)
+    min_replies: int | None = Field(default=None, ge=1)
+    failure_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class RoundFailed(RuntimeError):  # noqa: N818 - it is what happened, and is caught by name
+    """Fewer clients than `min_replies` stayed in the round."""
+
+
+class Fleet:
+    """The clients as the server sees them.
+
+    Attributes:
+        round: the current round; 0 before the first.
+        asked: the cohort that was sampled for this round.
+        missing: clients that dropped out of this round, with the reason.
+    """
+
+    def __init__(
+        self, engine: Engine, wire: Wire, ledger: Ledger, config: FleetConfig, seed: int
+    ) -> None:
+        self.engine, self.wire, self.ledger, self.config = engine, wire, ledger, config
+        self.seed = seed
+        self.round = 0
+        self.asked: list[str] = list(engine.clients)
+        self.missing: dict[str, str] = {}
+        self._check()
+
+    def begin_round(self, number: int) -> list[str]:
+        """Sample the cohort of a round and return it, sorted by name."""
+        self.round, self.missing = number, {}
+        names = list(self.engine.clients)
+        size = self.config.clients_per_round or len(names)
+        order = torch.randperm(len(names), generator=generator(self.seed, "cohort", number))
+        self.asked = sorted(names[index] for index in order[:size].tolist())
+        return self.asked
+
+    @property
+    def cohort(self) -> list[str]:
+        """The clients of this round that have not dropped out, sorted by name."""
+        return [name for name in self.asked if name not in self.missing]
+
+    def ask(
+        self,
+        requests: Mapping[str, Message],
+        read: Callable[[Message], T],
+        purpose: Purpose = "train",
+    ) -> Iterator[tuple[str, T]]:
+        """Send each client its message and yield `(client, read(reply))` as replies arrive.
+
+        A client whose reply is missing, malformed, an error, or refused by `read` drops out of the
+        round.
+
+        Args:
+            requests: a message for each client that is asked.
+            read: checks a reply and takes from it what is wanted; raises `MessageError`.
+            purpose: what the ledger books the messages under.
+
+        Raises:
+            RoundFailed: fewer clients are left than `min_replies`.
+        """
+        sent: dict[str, bytes] = {}
+        for client, message in requests.items():
+            meta = {**message.meta, "round": self.round}
+            packed = self.wire.pack(Message(message.verb, message.tensors, meta), "down")
+            self.ledger.add(self._entry(client, packed, "down", purpose))
+            if purpose == "train" and self._fails(client):
+                self.missing[client] = (
+                    f"simulated failure (failure_rate={self.config.failure_rate})"
+                )
+            else:
+                sent[client] = packed.data
+        waiting = set(sent)
+        for client, data in self.engine.carry(sent):
+            waiting.discard(client)
+            try:
+                answer = read(self._receive(client, requests[client].verb, data, purpose))
+            except MessageError as error:
+                self.missing[client] = str(error)
+                continue
+            yield client, answer
+        for client in waiting:
+            self.missing[client] = "no reply"
+        self._check_enough()
+
+    def _receive(self, client: str, verb: str, data: bytes, purpose: Purpose) -> Message:
+        packed = self.wire.unpack(data, "up")
+        reply = packed.message
+        if reply.verb == ERROR_VERB:
+            raise MessageError(str(reply.meta.get("reason", "the client gave no reason"))[:1000])
+        if reply.verb != verb:
+            raise MessageError(f"asked to {verb}, the client answered {reply.verb}")
+        flops, seconds, peak = reply.tensor("control/cost", torch.float64, (3,)).tolist()
+        entry = self._entry(client, packed, "up", purpose)
+        self.ledger.add(replace(entry, seconds=seconds, flops=flops, peak_bytes=int(peak)))
+        return reply
+
+    def _entry(self, client: str, packed: Packed, direction: Direction, purpose: Purpose) -> Entry:
+        return Entry(
+            round=self.round,
+            client=client,
+            verb=packed.message.verb,
+            direction=direction,
+            purpose=purpose,
+            bytes=len(packed.data),
+            bytes_raw=packed.bytes_raw,
+            kinds=packed.kinds,
+        )
+
+    def _fails(self, client: str) -> bool:
+        if not self.config.failure_rate or self.round == 0:
+            return False
+        draw = torch.rand((), generator=generator(self.seed, "failure", self.round, client))
+        return float(draw) < self.config.failure_rate
+
+    def _check_enough(self) -> None:
+        need = self.config.min_replies or len(self.asked)
+        if len(self.cohort) < need:
+            reasons = "; ".join(f"{name}: {why}" for name, why in sorted(self.missing.items()))
+            raise RoundFailed(
+                f"round {self.round}: {len(self.cohort)} of {len(self.asked)} clients are left, "
+                f"min_replies is {need} ({reasons})"
+            )
+
+    def _check(self) -> None:
+        total = len(self.engine.clients)
+        size = self.config.clients_per_round or total
+        if size > total:
+            raise UserError(
+                f"fleet.clients_per_round={size}",
+                f"there are only {total} clients",
+                f"Write at most {total}, or raise data.num_clients",
+            )
+        if (self.config.min_replies or size) > size:
+            raise UserError(
+                f"fleet.min_replies={self.config.min_replies}",
+                f"only {size} clients are asked in a round",
+                f"Write at most {size}",
+            )
+        if self.config.failure_rate and self.config.min_replies is None:
+            raise UserError(
+                f"fleet.failure_rate={self.config.failure_rate}",
+                "every client of the cohort must reply as long as fleet.min_replies is left out",
+                "Write fleet.min_replies=1 or more beside it",
+            )

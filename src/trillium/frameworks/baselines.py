@@ -1,0 +1,90 @@
+"""Baselines on the same data, model and budget: no training, no exchange, no owners."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+from trillium.client import Client
+from trillium.fleet import Fleet
+from trillium.frameworks import Framework, Metrics, OwnModels, Server, client_verb, mean_metrics
+from trillium.message import Message, scalar
+from trillium.models.slots import values
+from trillium.rng import generator
+from trillium.training.loop import batches, task_objective
+
+
+class ZeroShot(Framework, name="zero_shot"):
+    """The model as it is loaded: what the federation starts from."""
+
+    trains: ClassVar[bool] = False
+
+    def round(self, server: Server, fleet: Fleet) -> Metrics:
+        """Do nothing."""
+        return {}
+
+
+class LocalOnly(OwnModels, name="local_only"):
+    """Every client trains alone and shares nothing: what a client has without the federation."""
+
+    ships: ClassVar[str] = "mean of the clients' models"
+
+    def round(self, server: Server, fleet: Fleet) -> Metrics:
+        """Let the cohort train; only a loss comes back."""
+        message = Message("train_alone")
+        losses = dict(
+            fleet.ask(
+                dict.fromkeys(fleet.cohort, message), lambda reply: reply.scalar("control/loss")
+            )
+        )
+        return {"train_loss": sum(losses.values()) / len(losses)}
+
+    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+        """Return the mean over the clients' own models."""
+        clients = self.clients_metrics(fleet, batch_size)
+        return {**mean_metrics(clients), "clients": clients}
+
+    @client_verb
+    def train_alone(self, client: Client, message: Message) -> Message:
+        """Train the client's own model on its own data."""
+        state = client.model.state(client.store.get("tensors"))
+        num_steps = client.training.num_steps(len(client.examples))
+        trained = client.loop("train", state).fit(
+            batches(client.examples, client.training, client.generator("batches")),
+            task_objective(client.task),
+            client.training,
+            client.progress,
+            num_steps,
+        )
+        client.store["tensors"] = values(state)
+        return Message("train_alone", {"control/loss": scalar(trained.loss)})
+
+
+class Centralised(Framework, name="centralised"):
+    """All data in one place, as many steps as the clients of a round take together: the ceiling.
+
+    One optimiser, kept from round to round, on shuffled batches of the pooled data.
+    """
+
+    def start(self, server: Server, fleet: Fleet) -> None:
+        """Build the optimiser."""
+        server.store["optimizer"] = server.training.optimizer.build(server.state.values())
+
+    def round(self, server: Server, fleet: Fleet) -> Metrics:
+        """Take the steps of one round on pooled data."""
+        training = server.training
+        share = len(fleet.cohort) / len(fleet.engine.clients)
+        if training.local_steps is None:
+            num_examples = share * training.local_epochs * len(server.pooled)
+            num_steps = -int(-num_examples // training.batch_size)
+        else:
+            num_steps = training.local_steps * len(fleet.cohort)
+        budget = training.model_copy(update={"local_steps": num_steps})
+        trained = server.loop("train", server.state).run(
+            batches(server.pooled, budget, generator(server.seed, "centralised", server.round)),
+            task_objective(server.task),
+            server.store["optimizer"],
+            max_grad_norm=training.max_grad_norm,
+            learning_rate=lambda step: training.learning_rate(server.progress(step / num_steps)),
+        )
+        return {"train_loss": trained.loss}

@@ -1,0 +1,292 @@
+"""KD-FedLLM: clients upload logits on a public set; distillation shares what they have learnt.
+
+FedMD (Li and Wang, 2019, arXiv 1910.03581) and DS-FL (Itahara et al., 2020, arXiv 2008.06180) for
+the exchange, Hinton et al. (2015, arXiv 1503.02531) for the loss. The second of the three frameworks
+of Yan et al. (2025, arXiv 2501.04436). No parameter ever travels.
+
+Once: the public set, down. Then, each round, up: a client's logits on the public set, and one weight;
+down, where the clients distil: the teacher, a distribution for every prediction of the public set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trillium.client import Client
+from trillium.fleet import Fleet
+from trillium.frameworks import (
+    Metrics,
+    OwnModels,
+    Server,
+    client_verb,
+    evaluate_state,
+    mean_metrics,
+)
+from trillium.message import Message, MessageError, scalar
+from trillium.models.slots import values
+from trillium.rng import generator
+from trillium.tasks import IGNORE, Batch, Example, Task
+from trillium.tasks.batches import collate, epoch
+from trillium.training.loop import Loop, Objective, batches, task_objective
+from trillium.training.meters import resident_tensors
+
+PREDICT_BATCH = 32  # examples at once when logits are computed; changes memory, not results
+
+
+class KD(OwnModels, name="kd"):
+    """Exchange of logits on a public set.
+
+    Attributes:
+        direction: who distils from the teacher: the `server` into its own model, the `client`s into
+            theirs, or `both`.
+        temperature: softens teacher and student.
+        weight: factor of the distillation loss `weight * T^2 * KL(teacher || student)`.
+        public_labels: whether the public set's labels may be used; cross-entropy is added then.
+        teacher: the clients' weighted mean of softened probabilities, or of logits.
+        distill_epochs: passes over the public set in one round.
+    """
+
+    direction: Literal["server", "client", "both"] = "both"
+    temperature: float = Field(default=2.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
+    public_labels: bool = False
+    teacher: Literal["mean_probabilities", "mean_logits"] = "mean_probabilities"
+    distill_epochs: int = Field(default=1, ge=1)
+
+    needs_public: ClassVar[bool] = True
+
+    # The server
+
+    def start(self, server: Server, fleet: Fleet) -> None:
+        """Send the public set to every client, once."""
+        server.store["public"] = [self._public_example(server.task, e) for e in server.public]
+        message = encode_public(server.store["public"])
+        for _ in fleet.ask(dict.fromkeys(fleet.cohort, message), lambda reply: None, "once"):
+            pass
+
+    def round(self, server: Server, fleet: Fleet) -> Metrics:
+        """Let clients train and predict, average their predictions, distil from the average."""
+        public: list[Example] = server.store["public"]
+        num_rows = sum(server.task.num_targets(example) for example in public)
+
+        def read(reply: Message) -> tuple[float, float, Tensor]:
+            found = reply.group("logits")
+            if found.keys() != {"public"} or found["public"].dim() != 2:
+                raise MessageError(f"{reply.verb}: expected the logits of the public set")
+            like = {"public": torch.empty(num_rows, found["public"].shape[1])}
+            logits = reply.expect("logits", like)["public"]
+            return reply.positive("control/weight"), reply.scalar("control/loss"), logits
+
+        replies = dict(fleet.ask(dict.fromkeys(fleet.cohort, Message("teach")), read))
+        ordered = [replies[client] for client in sorted(replies)]
+        teacher = self.average([(weight, logits) for weight, _, logits in ordered])
+        if self.direction != "server":
+            message = Message("learn", {"logits/teacher": teacher})
+            for _ in fleet.ask(dict.fromkeys(fleet.cohort, message), lambda reply: None):
+                pass
+        metrics = {"train_loss": sum(loss for _, loss, _ in ordered) / len(ordered)}
+        if self.direction != "client":
+            trained = self._distil(server, server.loop("distil", server.state), public, teacher)
+            metrics["distil_loss"] = trained
+        return metrics
+
+    def average(self, predictions: Sequence[tuple[float, Tensor]]) -> Tensor:
+        """Return the teacher: softened probabilities `(rows, classes)`, averaged by weight.
+
+        Args:
+            predictions: weight and logits `(rows, classes)` of each client.
+        """
+        total = sum(weight for weight, _ in predictions)
+        mean = torch.zeros_like(predictions[0][1], dtype=torch.float64)
+        for weight, logits in predictions:
+            softened = logits.double() / self.temperature
+            if self.teacher == "mean_probabilities":
+                softened = softened.softmax(-1)
+            mean.add_(softened, alpha=weight / total)
+        if self.teacher == "mean_logits":
+            mean = mean.softmax(-1)
+        return mean.float()
+
+    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+        """Return the metrics of the server's model, and in the end of the clients' own models."""
+        if self.direction == "client":
+            clients = self.clients_metrics(fleet, batch_size)
+            return {**mean_metrics(clients), "clients": clients}
+        metrics = evaluate_state(server, server.state, batch_size)
+        if last:
+            metrics["clients"] = self.clients_metrics(fleet, batch_size)
+        return metrics
+
+    # The clients
+
+    @client_verb
+    def receive_public(self, client: Client, message: Message) -> Message:
+        """Keep the public set."""
+        vocabulary = len(client.model.tokenizer)
+        client.store["public"] = decode_public(message, vocabulary)
+        return Message("receive_public")
+
+    @client_verb
+    def teach(self, client: Client, message: Message) -> Message:
+        """Train on the client's own data and answer with logits on the public set."""
+        state = client.model.state(client.store.get("tensors"))
+        trained = client.loop("train", state).fit(
+            batches(client.examples, client.training, client.generator("batches")),
+            task_objective(client.task),
+            client.training,
+            client.progress,
+            client.training.num_steps(len(client.examples)),
+        )
+        client.store["tensors"] = values(state)
+        logits = predict(client.loop("predict", state), client.task, client.store["public"])
+        return Message(
+            "teach",
+            {
+                "logits/public": logits,
+                "control/weight": scalar(client.weight),
+                "control/loss": scalar(trained.loss),
+            },
+        )
+
+    @client_verb
+    def learn(self, client: Client, message: Message) -> Message:
+        """Distil the teacher into the client's own model."""
+        public: list[Example] = client.store["public"]
+        num_rows = sum(client.task.num_targets(example) for example in public)
+        teacher = message.tensor("logits/teacher", torch.float32, (num_rows, None))
+        state = client.model.state(client.store["tensors"])
+        self._distil(client, client.loop("distil", state), public, teacher)
+        client.store["tensors"] = values(state)
+        return Message("learn")
+
+    # Both
+
+    def _distil(
+        self, side: Server | Client, loop: Loop, public: list[Example], teacher: Tensor
+    ) -> float:
+        """Distil a teacher into the model of a loop and return the mean loss."""
+        training = side.training.model_copy(
+            update={"local_epochs": self.distill_epochs, "local_steps": None}
+        )
+        name = side.name if isinstance(side, Client) else "server"
+        trained = loop.fit(
+            batches(public, training, generator(side.seed, "distil", name, side.round)),
+            self.objective(side.task, public, teacher),
+            training,
+            side.progress,
+            training.num_steps(len(public)),
+        )
+        return trained.loss
+
+    def objective(self, task: Task, public: Sequence[Example], teacher: Tensor) -> Objective:
+        """Return the distillation loss, summed over the predictions of a batch.
+
+        Args:
+            task: chooses the predictions that count, equally for teacher and student.
+            public: the public set, in the order of the teacher's rows.
+            teacher: softened probabilities `(rows, classes)`.
+        """
+        rows = _rows(task, public)
+
+        def loss(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+            logits = module(**batch.inputs).logits
+            student, targets = task.select(logits, batch.labels)
+            wanted = torch.cat([teacher[rows[index]] for index in batch.indices])
+            total = self.weight * distillation_loss(
+                student, wanted.to(student.device), self.temperature
+            )
+            if self.public_labels:
+                total = total + functional.cross_entropy(
+                    student, targets, reduction="sum", ignore_index=IGNORE
+                )
+            return total, len(student)
+
+        return loss
+
+    def _public_example(self, task: Task, example: Example) -> Example:
+        """Return an example without its class where labels may not be used.
+
+        In language modelling the labels stay: they say which tokens the response is.
+        """
+        if self.public_labels or example.labels.dim():
+            return example
+        return Example(example.index, example.input_ids, torch.tensor(IGNORE))
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return `T^2 * KL(teacher || softmax(student / T))`, summed over rows.
+
+    Args:
+        student: logits `(rows, classes)`.
+        teacher: softened probabilities `(rows, classes)`; no gradient flows into them.
+        temperature: T; the factor T^2 keeps the gradient's size when T changes (Hinton et al., 2015).
+    """
+    wide = student if student.dtype == torch.float64 else student.float()
+    log_student = functional.log_softmax(wide / temperature, dim=-1)
+    divergence = functional.kl_div(log_student, teacher.detach().to(wide.dtype), reduction="sum")
+    return divergence * temperature**2
+
+
+@torch.no_grad()
+def predict(loop: Loop, task: Task, public: Sequence[Example]) -> Tensor:
+    """Return the logits `(rows, classes)` of the predictions that count, float32, in order."""
+    loop.module.eval()
+    found = []
+    for chunk in epoch(public, PREDICT_BATCH, None):
+        batch = collate(chunk, loop.pad_id, loop.device)
+        resident = lambda: resident_tensors(loop.module)  # noqa: E731
+        with loop.meter.measure((loop.label, batch.shape), resident):
+            found.append(task.select(loop.module(**batch.inputs).logits, batch.labels)[0].float())
+    return torch.cat(found).cpu()
+
+
+def encode_public(public: Sequence[Example]) -> Message:
+    """Return the message that carries the public set: token ids, lengths and labels, int32."""
+    batch = collate(public, 0, torch.device("cpu"))
+    return Message(
+        "receive_public",
+        {
+            "public/input_ids": batch.input_ids.int(),
+            "public/lengths": batch.attention_mask.sum(1).int(),
+            "public/labels": batch.labels.int(),
+        },
+    )
+
+
+def decode_public(message: Message, vocabulary: int) -> list[Example]:
+    """Return the public set of a message.
+
+    Raises:
+        MessageError: token ids or lengths are out of range.
+    """
+    tokens = message.tensor("public/input_ids", torch.int32, (None, None)).long()
+    lengths = message.tensor("public/lengths", torch.int32, (len(tokens),)).tolist()
+    labels = message.tensors.get("public/labels", torch.empty(0)).long()
+    if labels.shape not in (tokens.shape[:1], tokens.shape):
+        raise MessageError(f"public labels are {tuple(labels.shape)}")
+    if not all(1 <= length <= tokens.shape[1] for length in lengths):
+        raise MessageError("public lengths are out of range")
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+        raise MessageError("public token ids are outside the vocabulary")
+    return [
+        Example(
+            row, tokens[row, :length], labels[row] if labels.dim() == 1 else labels[row, :length]
+        )
+        for row, length in enumerate(lengths)
+    ]
+
+
+def _rows(task: Task, public: Sequence[Example]) -> dict[int, slice]:
+    """Return which rows of the teacher belong to which example."""
+    rows, start = {}, 0
+    for example in public:
+        end = start + task.num_targets(example)
+        rows[example.index] = slice(start, end)
+        start = end
+    return rows

@@ -1,0 +1,85 @@
+"""The ledger: what crossed, how big it was, what it cost the client. One line per message."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from trillium.wire import Direction
+
+Purpose = Literal["train", "once", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One message that crossed.
+
+    Attributes:
+        round: the turn of the federation; 0 before the first.
+        purpose: `train` counts as communication; `once` is reported apart; `evaluate` exists only
+            because a simulation can look into its clients, and is never counted.
+        bytes: length of the encoded message.
+        bytes_raw: weight of its tensors before any codec.
+        kinds: `bytes` by kind of tensor.
+        seconds, flops, peak_bytes: what the client measured while it handled the ask; they stand on
+            its reply, and are `None` on the way down.
+    """
+
+    round: int
+    client: str
+    verb: str
+    direction: Direction
+    purpose: Purpose
+    bytes: int
+    bytes_raw: int
+    kinds: dict[str, int]
+    seconds: float | None = None
+    flops: float | None = None
+    peak_bytes: int | None = None
+
+
+class Ledger:
+    """Sums up what crossed and, given a path, appends every entry to a JSONL file.
+
+    Attributes:
+        entries: all entries where no path was given (tests, notebooks); empty otherwise, because a
+            split run writes one for every batch.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.entries: list[Entry] = []
+        self._bytes: dict[tuple[Direction, Purpose], int] = defaultdict(int)
+        self._flops = 0.0
+        self._file: IO[str] | None = path.open("a", encoding="utf-8") if path else None
+
+    def add(self, entry: Entry) -> None:
+        """Append one entry."""
+        self._bytes[entry.direction, entry.purpose] += entry.bytes
+        if entry.purpose == "train":
+            self._flops += entry.flops or 0.0
+        if self._file is None:
+            self.entries.append(entry)
+        else:
+            self._file.write(json.dumps(asdict(entry), separators=(",", ":")) + "\n")
+
+    def bytes_total(self, direction: Direction, purpose: Purpose = "train") -> int:
+        """Return the bytes of all messages in one direction, over all clients."""
+        return self._bytes[direction, purpose]
+
+    def client_flops(self) -> float:
+        """Return the FLOPs of all clients in training."""
+        return self._flops
+
+    def flush(self) -> None:
+        """Write what is buffered; called at the end of each round."""
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,240 @@
+"""Message <-> bytes: the only thing that crosses between a client and the server.
+
+Layout: `b"TRM"`, one version byte, then one safetensors file whose `__metadata__` carries the verb and
+the metadata as JSON. Nothing is pickled. Tensors keep their dtype (bfloat16 too) and are written in
+sorted order, so equal messages give equal bytes on every machine.
+
+Every tensor is named `kind/name`; the kind says what the bytes are for and is what the ledger sums.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+Kind = Literal["parameters", "gradients", "logits", "activations", "labels", "public", "control"]
+Meta = dict[str, Any]
+
+KINDS: Final = get_args(Kind)
+MAGIC: Final = b"TRM"
+VERSION: Final = 1
+DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAME = re.compile(rf"(?:{'|'.join(KINDS)})/[\w.#/-]{{1,500}}")
+_VERB = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_START = len(MAGIC) + 1  # magic and version; the safetensors file follows
+
+
+class MessageError(ValueError):
+    """Bytes or a message from the other side that are not what was agreed."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a receiver accepts before it looks at the content of a message.
+
+    Attributes:
+        max_bytes: length of the whole encoded message.
+        max_header_bytes: length of the JSON header (names, shapes, metadata).
+        max_tensors: how many tensors one message may hold.
+        max_dims: how many dimensions one tensor may have.
+    """
+
+    max_bytes: int = 4 * 1024**3
+    max_header_bytes: int = 16 * 1024**2
+    max_tensors: int = 100_000
+    max_dims: int = 8
+
+
+@dataclass(frozen=True)
+class Message:
+    """A verb, named tensors and small JSON metadata.
+
+    Attributes:
+        verb: what the receiver is asked to do, or what this answers.
+        tensors: `kind/name` to tensor.
+        meta: small JSON values; floats that vary in printed length belong into a `control/` tensor, so
+            that the size of a message does not depend on the values in it.
+    """
+
+    verb: str
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    meta: Meta = field(default_factory=dict)
+
+    def group(self, kind: Kind) -> dict[str, Tensor]:
+        """Return the tensors of one kind, by the name behind the kind."""
+        prefix = f"{kind}/"
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+
+    def expect(self, kind: Kind, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of one kind after checking names, shapes and finiteness.
+
+        Args:
+            kind: which tensors.
+            like: name to a tensor of the wanted shape and dtype.
+
+        Returns:
+            The tensors, floats cast to the dtype of `like`.
+
+        Raises:
+            MessageError: a name is missing or unknown, or a shape, dtype or value is wrong.
+        """
+        found = self.group(kind)
+        if found.keys() != like.keys():
+            missing, unknown = like.keys() - found.keys(), found.keys() - like.keys()
+            raise MessageError(
+                f"{self.verb}: {kind} lack {sorted(missing)[:3]} and have unknown {sorted(unknown)[:3]}"
+            )
+        return {name: self._checked(kind, name, found[name], like[name]) for name in like}
+
+    def _checked(self, kind: str, name: str, tensor: Tensor, like: Tensor) -> Tensor:
+        if tensor.shape != like.shape:
+            raise MessageError(
+                f"{self.verb}: {kind}/{name} is {tuple(tensor.shape)}, expected {tuple(like.shape)}"
+            )
+        if tensor.is_floating_point() != like.is_floating_point():
+            raise MessageError(
+                f"{self.verb}: {kind}/{name} is {tensor.dtype}, expected {like.dtype}"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise MessageError(f"{self.verb}: {kind}/{name} holds NaN or infinity")
+        return tensor.to(like.dtype)
+
+    def tensor(self, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
+        """Return one tensor after checking its dtype and shape (`None` is any size).
+
+        Raises:
+            MessageError: it is missing, or its dtype, shape or values are wrong.
+        """
+        if name not in self.tensors:
+            raise MessageError(f"{self.verb}: {name} is missing")
+        tensor = self.tensors[name]
+        fits = tensor.dim() == len(shape) and all(
+            want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
+        )
+        if tensor.dtype != dtype or not fits:
+            raise MessageError(
+                f"{self.verb}: {name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise MessageError(f"{self.verb}: {name} holds NaN or infinity")
+        return tensor
+
+    def scalar(self, name: str) -> float:
+        """Return a float64 scalar such as `control/weight`."""
+        return float(self.tensor(name, torch.float64, ()))
+
+    def positive(self, name: str) -> float:
+        """Return a float64 scalar that must be above zero, such as a weight."""
+        value = self.scalar(name)
+        if value <= 0:
+            raise MessageError(f"{self.verb}: {name} is {value}, not above zero")
+        return value
+
+
+def scalar(value: float) -> Tensor:
+    """Return a number as a float64 scalar tensor, which takes eight bytes whatever its value."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def named(kind: Kind, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Prefix names with their kind: `{"a": t}` becomes `{"parameters/a": t}`."""
+    return {f"{kind}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def encode(message: Message) -> bytes:
+    """Turn a message into bytes; equal messages give equal bytes."""
+    assert _VERB.fullmatch(message.verb), message.verb
+    for name, tensor in message.tensors.items():
+        assert _NAME.fullmatch(name), name
+        assert tensor.dtype in DTYPES.values(), f"{name} is {tensor.dtype}"
+    # One metadata entry only: safetensors keeps entries in a hash map, whose order is not fixed.
+    envelope = json.dumps([message.verb, message.meta], sort_keys=True, separators=(",", ":"))
+    tensors = {
+        name: message.tensors[name].detach().cpu().contiguous() for name in sorted(message.tensors)
+    }
+    body = safetensors.torch.save(tensors, metadata={"m": envelope})
+    return MAGIC + bytes([VERSION]) + body
+
+
+def decode(data: bytes, limits: Limits = Limits()) -> Message:
+    """Turn bytes from a peer into a message, checking everything before any of it is used.
+
+    Raises:
+        MessageError: the bytes are not a message of this version, or exceed the limits.
+    """
+    header = _checked_header(data, limits)
+    try:
+        verb, meta = json.loads(header.pop("__metadata__")["m"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise MessageError("the message has no readable verb and metadata") from error
+    if not isinstance(verb, str) or not _VERB.fullmatch(verb) or not isinstance(meta, dict):
+        raise MessageError("the message has a malformed verb or metadata")
+    if len(header) > limits.max_tensors:
+        raise MessageError(f"{len(header)} tensors, at most {limits.max_tensors} are accepted")
+    for name, info in header.items():
+        _check_tensor(name, info, limits)
+    try:
+        return Message(verb, safetensors.torch.load(data[_START:]), meta)
+    except Exception as error:  # the library raises its own type, and ValueError, by version
+        raise MessageError(f"unreadable tensors: {error}") from error
+
+
+def _checked_header(data: bytes, limits: Limits) -> dict[str, Any]:
+    """Return the safetensors header of an encoded message as a dict."""
+    if len(data) > limits.max_bytes:
+        raise MessageError(f"{len(data)} bytes, at most {limits.max_bytes} are accepted")
+    if len(data) < _START + 8 or data[: len(MAGIC)] != MAGIC:
+        raise MessageError("these bytes are not a Trillium message")
+    if data[len(MAGIC)] != VERSION:
+        raise MessageError(f"message version {data[len(MAGIC)]}, this side speaks {VERSION}")
+    length = int.from_bytes(data[_START : _START + 8], "little")
+    if length > min(limits.max_header_bytes, len(data) - _START - 8):
+        raise MessageError(f"the header claims {length} bytes, more than there are or are accepted")
+    try:
+        header = json.loads(data[_START + 8 : _START + 8 + length])
+    except (ValueError, RecursionError) as error:
+        raise MessageError("the header is not JSON") from error
+    if not isinstance(header, dict):
+        raise MessageError("the header is not a JSON object")
+    return header
+
+
+def _check_tensor(name: str, info: Any, limits: Limits) -> None:
+    if not _NAME.fullmatch(name):
+        raise MessageError(f"tensor name {name[:80]!r} is not kind/name with a known kind")
+    try:
+        dtype, shape, (begin, end) = info["dtype"], info["shape"], info["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MessageError(f"{name}: malformed header entry") from error
+    if dtype not in DTYPES:
+        raise MessageError(f"{name}: dtype {dtype!r} is not accepted")
+    if not isinstance(shape, list) or len(shape) > limits.max_dims:
+        raise MessageError(f"{name}: malformed shape")
+    numbers = [*shape, begin, end]
+    if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
+        raise MessageError(f"{name}: malformed shape or offsets")
+    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise MessageError(f"{name}: shape and length disagree")

@@ -1,0 +1,1 @@
+"""Models: load any Hugging Face model, choose what trains, cut it in two."""

@@ -1,0 +1,303 @@
+"""Cut any Hugging Face transformer into the parts that clients and server hold.
+
+The model has n blocks. The *head* (client) is the embeddings and blocks `[0, cut)`. In two parts,
+the *body* (server) is all the rest. In the U shape the body is blocks `[cut, tail)`, and the *tail*
+(client) is blocks `[tail, n)`, the final norm and the classifier or language-model head, so that
+labels stay with the client.
+
+There is no code per architecture. A part is the model itself, driven by its own forward, in which
+every module that belongs to another party is replaced, at its own index, by a stand-in without
+parameters that hands on the received hidden states; behind a part's last block the forward is left.
+Masks, rotary embeddings and position ids are therefore made by the model's own code. Whatever a
+cut cannot carry (residuals across it, per-layer inputs) shows as a mismatch in `check_split`, which
+refuses.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from trillium.errors import UserError
+from trillium.models.blocks import (
+    Form,
+    Trace,
+    absent_modules,
+    base_model,
+    evaluating,
+    find_blocks,
+    hidden_of,
+    placeholder_ids,
+    refuse_uncuttable,
+    text_config,
+    trace,
+)
+
+Side = Literal["head", "body", "tail"]
+
+
+@dataclass
+class _Received:
+    """The hidden states that a part is working on, seen by all its stand-ins during a forward."""
+
+    hidden: Tensor | None = None
+
+
+class _StandIn(nn.Module):
+    """Stands where another party's module was, and answers with the received hidden states."""
+
+    def __init__(self, absent: nn.Module, form: Form, received: _Received) -> None:
+        super().__init__()
+        # Model code reads such things as `layer.attention_type` from outside.
+        for name, value in vars(absent).items():
+            if not name.startswith("_") and isinstance(value, str | int | float | None):
+                setattr(self, name, value)
+        self._form, self._received = form, received
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        assert self._received.hidden is not None, "the head ran a module that it does not hold"
+        return self._form.fill(self._received.hidden)
+
+
+class _LeftError(Exception):
+    """Carries hidden states, its one argument, out of a forward past what others compute."""
+
+
+def _leave(module: nn.Module, args: object, output: object) -> None:
+    raise _LeftError(hidden_of(output))
+
+
+class Part(nn.Module):
+    """One party's contiguous run of blocks, with what stands before or behind them.
+
+    Submodules and parameters carry the names they have in the unsplit model, and the parameters are
+    the same objects: no weight is copied. The tree of modules is a copy, so adapters that are added
+    to the unsplit model later do not appear here.
+
+    Attributes:
+        side: whose part this is.
+        blocks: the indices of the blocks it computes.
+        is_last: whether it ends in logits rather than in hidden states.
+    """
+
+    _root: nn.Module
+
+    def __init__(self, model: nn.Module, traced: Trace, index: int) -> None:
+        super().__init__()
+        sides: tuple[Side, ...] = ("head", "body", "tail")
+        self.side, self.blocks = sides[index], traced.runs[index]
+        self.is_last = index == len(traced.runs) - 1
+        self._received = _Received()
+        memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+        for parameter in model.parameters():
+            memo[id(parameter)] = parameter if id(parameter) in traced.needed[index] else None
+        for module in absent_modules(model, traced, index):
+            memo[id(module)] = _StandIn(module, traced.forms[module], self._received)
+        root = copy.deepcopy(model, memo)
+        text_config(root).use_cache = False
+        if not self.is_last:
+            name, _ = find_blocks(model)
+            root.get_submodule(f"{name}.{self.blocks[-1]}").register_forward_hook(_leave)
+        # The part takes the place of the copy's root, so its names are those of the unsplit model.
+        self._modules, self._parameters = root._modules, root._parameters
+        self._buffers = root._buffers
+        self.__dict__["_root"] = root  # past nn.Module, which would count it as a submodule
+        self.training = root.training
+
+    def forward(
+        self, hidden: Tensor | None, *, input_ids: Tensor | None = None, attention_mask: Tensor
+    ) -> Tensor:
+        """Run this party's piece of the model.
+
+        Args:
+            hidden: hidden states `(batch, seq, hidden)` from the part before, in the model's dtype;
+                None for the head.
+            input_ids: token ids `(batch, seq)`; only the head needs them. Without them, padding is
+                where the mask is 0, which differs from the unsplit model only where a sequence
+                classifier meets `pad_token_id` as a real, final token.
+            attention_mask: `(batch, seq)`, 1 for text and 0 for padding.
+
+        Returns:
+            Hidden states `(batch, seq, hidden)`, or from the last part what the model answers first
+            (logits).
+        """
+        assert (hidden is None) == (self.side == "head"), f"wrong hidden states for a {self.side}"
+        if input_ids is None:
+            assert self.side != "head", "the head needs token ids"
+            input_ids = placeholder_ids(self._root, attention_mask)
+        self._received.hidden = hidden
+        try:
+            output = base_model(self._root)(input_ids=input_ids, attention_mask=attention_mask)
+        except _LeftError as left:
+            hidden_states: Tensor = left.args[0]
+            return hidden_states
+        finally:
+            self._received.hidden = None
+        assert self.is_last, "the forward did not pass this part's last block"
+        logits: Tensor = output[0]
+        return logits
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode, as on the unsplit model."""
+        self._root.training = mode
+        return super().train(mode)
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """The parts of one model; `tail` is None in two parts."""
+
+    head: Part
+    body: Part
+    tail: Part | None
+    cut: int
+    num_blocks: int
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts in the order in which a batch passes them."""
+        return (self.head, self.body) if self.tail is None else (self.head, self.body, self.tail)
+
+
+def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitModel:
+    """Cut a Hugging Face model, plain or wrapped by PEFT, without copying a weight.
+
+    Args:
+        model: the model; put it on its device and add adapters first.
+        cut: how many blocks the head has, `1 <= cut < n`.
+        tail: in the U shape, the index of the tail's first block, `cut < tail <= n`; with n the
+            tail has only the final norm and the classifier.
+
+    Raises:
+        UserError: the cut is out of range, or the model cannot be cut.
+    """
+    _, blocks = find_blocks(model)
+    num_blocks = len(blocks)
+    refuse_uncuttable(model)
+    for what, bound, low in (("cut", cut, 1), ("tail", tail, cut + 1)):
+        high = num_blocks - 1 if what == "cut" else num_blocks
+        if bound is not None and not low <= bound <= high:
+            raise UserError(
+                f"{what} {bound}",
+                f"the model has {num_blocks} blocks, and head and body need at least one each",
+                f"Write a {what} from {low} to {high}",
+            )
+    traced = trace(model, [cut] if tail is None else [cut, tail])
+    parts = [Part(model, traced, index) for index in range(len(traced.runs))]
+    return SplitModel(parts[0], parts[1], None if tail is None else parts[2], cut, num_blocks)
+
+
+def shared_parameters(split: SplitModel) -> set[str]:
+    """Return the names of parameters that several parties hold (tied embeddings, mostly).
+
+    Frozen, they are merely stored twice. To train them, the parties would have to add up their
+    gradients at every step.
+    """
+    held = Counter(name for part in split.parts for name, _ in part.named_parameters())
+    return {name for name, count in held.items() if count > 1}
+
+
+def check_split(
+    model: nn.Module, split: SplitModel, batch: Mapping[str, Tensor], tolerance: float | None = None
+) -> float:
+    """Hold a split model against the unsplit one, logits and gradients, and refuse if they differ.
+
+    Both run in evaluation mode. Compared are the logits, the gradients of all trainable parameters
+    and the gradients that cross each cut, for a loss that weighs every logit differently.
+
+    Args:
+        model: the unsplit model.
+        split: what `split_model` made of it.
+        batch: `input_ids` and `attention_mask`, both `(batch, seq)`; best with some padding.
+        tolerance: largest difference allowed, relative to the largest entry of the compared tensor;
+            by default 64 units of the logits' precision, but no more than 0.05.
+
+    Returns:
+        The largest relative difference; 0.0 is usual on a CPU.
+
+    Raises:
+        UserError: the parts do not compute what the model computes.
+    """
+    given = f"{type(base_model(model)).__name__} cut at {split.cut}"
+    instead = "Use the framework fedllm or kd for this model"
+    with evaluating(model, *split.parts), torch.enable_grad():
+        expected = _gradients(*_run_whole(model, split, batch), batch)
+        try:
+            found = _gradients(*_run_parts(split, batch), batch)
+        except Exception as error:  # whatever the model's own code raises
+            raise UserError(given, f"a part does not run alone ({error})", instead) from error
+    if tolerance is None:
+        tolerance = min(64 * torch.finfo(expected["logits"].dtype).eps, 0.05)
+    if expected.keys() != found.keys():
+        names = ", ".join(sorted(expected.keys() ^ found.keys()))
+        raise UserError(given, f"the parts do not hold what the model holds: {names}", instead)
+    largest = max((_size(g) for name, g in expected.items() if name != "logits"), default=0.0)
+    worst = 0.0
+    for name, tensor in expected.items():
+        # A gradient that is zero but for rounding (a key's bias) is held to the others' size.
+        size = max(_size(tensor), 1e-3 * largest if name != "logits" else 0.0, 1e-30)
+        difference = _size(found[name] - tensor) / size
+        if not difference <= tolerance:  # so written, NaN is refused
+            why = f"{name} differs by {difference:.1e} of its size, allowed is {tolerance:.1e}"
+            raise UserError(given, f"the parts do not compute what the model does ({why})", instead)
+        worst = max(worst, difference)
+    return worst
+
+
+def _run_whole(
+    model: nn.Module, split: SplitModel, batch: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the unsplit model's logits, and by name the tensors whose gradients are compared."""
+    _, blocks = find_blocks(model)
+    crossing: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, args: object, output: object) -> None:
+        # Asked for, because nothing in front of the cut may be trained.
+        crossing[f"hidden states at cut {len(crossing)}"] = hidden_of(output).requires_grad_()
+
+    with ExitStack() as stack:
+        for part in split.parts[:-1]:
+            stack.enter_context(blocks[part.blocks[-1]].register_forward_hook(keep))
+        logits = base_model(model)(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        )[0]
+    return logits, _trainable(model) | crossing
+
+
+def _run_parts(split: SplitModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the same as `_run_whole`, from the parts: only the head is shown token ids."""
+    mask = batch["attention_mask"]
+    hidden = split.head(None, input_ids=batch["input_ids"], attention_mask=mask)
+    sources = _trainable(split.head)
+    for index, part in enumerate(split.parts[1:]):
+        sources |= _trainable(part) | {f"hidden states at cut {index}": hidden.requires_grad_()}
+        hidden = part(hidden, attention_mask=mask)
+    return hidden, sources
+
+
+def _gradients(
+    logits: Tensor, sources: dict[str, Tensor], batch: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the logits and the gradient of each source, for a loss that tells logits apart."""
+    mask = batch["attention_mask"]
+    if logits.shape[:2] == mask.shape and logits.dim() == 3:
+        logits = logits.masked_fill(mask[..., None] == 0, 0.0)  # what padding answers is undefined
+    weights = torch.arange(logits.numel(), device=logits.device).cos().view_as(logits)
+    loss = (logits * weights.to(logits.dtype)).mean()
+    grads = torch.autograd.grad(loss, [*sources.values()], materialize_grads=True)
+    return {"logits": logits.detach(), **dict(zip(sources, grads, strict=True))}
+
+
+def _trainable(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _size(tensor: Tensor) -> float:
+    return tensor.detach().abs().max().item()

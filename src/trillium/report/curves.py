@@ -1,0 +1,192 @@
+"""Quality against rounds, against bytes and against client compute: a mean line, a band of ± sd."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from trillium.report.measures import BY_NAME, Measure, bytes_per_client, flops_per_client
+from trillium.report.read import Run, number
+from trillium.report.style import arm_styles, scale_axis, short
+from trillium.report.summary import Row, Stat
+
+_FRACTIONS = ("accuracy", "exact_match", "token_accuracy")
+_MARKED_POINTS = 25
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measure of an arm at every evaluation that all its counted runs share.
+
+    `x` is the mean over the seeds of what had been spent by then.
+    """
+
+    rounds: list[int]
+    x: list[float]
+    y: list[Stat]
+
+
+def plotted_measures(rows: Sequence[Row]) -> list[Measure]:
+    """Return what the curves are of: accuracy, or else exact match and perplexity, or else loss."""
+    for names in (("accuracy",), ("exact_match", "perplexity"), ("token_accuracy",), ("loss",)):
+        found = [BY_NAME[name] for name in names if any(name in row.values for row in rows)]
+        if found:
+            return found
+    return []
+
+
+def curve(row: Row, of: Callable[[dict[str, Any]], float | None], spent: _Spent) -> Curve:
+    """Return an arm's values of an evaluation line against what had been spent at that round."""
+    series = []
+    for run in row.counted:
+        lines = {line["round"]: of(line) for line in run.evaluations}
+        points = {
+            index: (x, y)
+            for index, y in lines.items()
+            if y is not None and (x := spent(run, index)) is not None
+        }
+        if points:
+            series.append(points)
+    rounds = sorted(set.intersection(*map(set, series))) if series else []
+    x, y = [], []
+    for index in rounds:
+        x.append(sum(points[index][0] for points in series) / len(series))
+        stat = Stat.of(points[index][1] for points in series)
+        assert stat is not None
+        y.append(stat)
+    return Curve(rounds, x, y)
+
+
+_Spent = Callable[[Run, int], float | None]
+
+
+def plot_rounds(rows: Sequence[Row]) -> Figure | None:
+    """Quality against rounds; dashed, the mean over the clients' own models where it is not shipped."""
+    return _plot(rows, lambda run, index: float(index), "Round", None)
+
+
+def plot_bytes(rows: Sequence[Row]) -> Figure | None:
+    """Quality against bytes up and down per client, on a logarithmic axis."""
+    return _plot(rows, bytes_per_client, "Bytes up and down per client, so far", "B")
+
+
+def plot_flops(rows: Sequence[Row]) -> Figure | None:
+    """Quality against the FLOPs per client, on a logarithmic axis."""
+    return _plot(rows, flops_per_client, "Client compute, so far (mean over clients)", "FLOPs")
+
+
+def _plot(rows: Sequence[Row], spent: _Spent, xlabel: str, unit: str | None) -> Figure | None:
+    """Draw a panel per measure; arms that spend nothing on the axis become level lines."""
+    measures = plotted_measures(rows)
+    curves = {
+        (row.arm, measure.name): curve(row, _metric(measure.name), spent)
+        for row in rows
+        for measure in measures
+    }
+    most = max((max(found.x, default=0) for found in curves.values()), default=0)
+    if most <= 0:  # nobody spent anything: there is no axis to draw
+        return None
+    styles = arm_styles([row.arm for row in rows])
+    figure = Figure(figsize=(5.6 * len(measures) + 2.6, 4.3), layout="constrained")
+    handles: dict[str, Line2D] = {}
+    for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures):
+        spans: list[float] = []
+        for row in rows:
+            found, style = curves[row.arm, measure.name], styles[row.arm]
+            # A logarithmic axis has no zero, so what was before the first byte is left out there.
+            points = [
+                (x, stat) for x, stat in zip(found.x, found.y) if x > 0 or unit is None
+            ]
+            moves = len(points) > 1 or (unit is not None and bool(points))
+            if moves:
+                spans += [x for x, _ in points]
+                handles[row.arm] = _line(axes, points, style, short(row.arm))
+            elif measure.name in row.values:
+                line = _level(axes, row.values[measure.name], style, short(row.arm))
+                handles.setdefault(row.arm, line)
+            if unit is None:
+                _clients_line(axes, row, measure, style)
+        _finish(axes, measure, xlabel, unit, spans)
+    _legend(figure, [handles[row.arm] for row in rows if row.arm in handles], figure.axes)
+    return figure
+
+
+def _metric(name: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda line: number(line.get(name))
+
+
+def _clients_mean(name: str) -> Callable[[dict[str, Any]], float | None]:
+    def mean(line: dict[str, Any]) -> float | None:
+        if line.get("shipped") == "mean of the clients' models":
+            return None  # that is the arm's own line
+        clients = (line.get("clients") or {}).values()
+        known = [value for item in clients if (value := number(item.get(name))) is not None]
+        return sum(known) / len(known) if known else None
+
+    return mean
+
+
+def _clients_line(axes: Any, row: Row, measure: Measure, style: dict[str, Any]) -> None:
+    found = curve(row, _clients_mean(measure.name), lambda run, index: float(index))
+    if len(found.x) > 1:
+        means = [stat.mean for stat in found.y]
+        axes.plot(found.x, means, color=style["color"], linestyle=(0, (4, 2)), linewidth=1.1,
+                  alpha=0.8, gid="clients")  # fmt: skip
+
+
+def _line(
+    axes: Any, points: list[tuple[float, Stat]], style: dict[str, Any], label: str
+) -> Line2D:
+    x = [at for at, _ in points]
+    means = [stat.mean if math.isfinite(stat.mean) else math.nan for _, stat in points]
+    every = 1 if len(x) <= _MARKED_POINTS else math.ceil(len(x) / 10)
+    (line,) = axes.plot(x, means, label=label, markevery=every, **style)
+    if any(stat.sd for _, stat in points):
+        low = [mean - (stat.sd or 0) for mean, (_, stat) in zip(means, points)]
+        high = [mean + (stat.sd or 0) for mean, (_, stat) in zip(means, points)]
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.16, linewidth=0)
+    assert isinstance(line, Line2D)
+    return line
+
+
+def _level(axes: Any, stat: Stat, style: dict[str, Any], label: str) -> Line2D:
+    """Draw an arm that does not move along the axis: a level line at its last value."""
+    if stat.sd:
+        axes.axhspan(stat.mean - stat.sd, stat.mean + stat.sd, color=style["color"], alpha=0.08,
+                     linewidth=0)  # fmt: skip
+    line = axes.axhline(stat.mean, color=style["color"], linestyle=(0, (1, 1.2)), label=label)
+    assert isinstance(line, Line2D)
+    return line
+
+
+def _finish(axes: Any, measure: Measure, xlabel: str, unit: str | None, xs: list[float]) -> None:
+    axes.set_xlabel(xlabel)
+    axes.set_title(measure.title)
+    if measure.name in _FRACTIONS:
+        # Ticks may be finer than a per cent where the arms are close.
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    if unit is None:
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    else:
+        scale_axis(axes.xaxis, xs, unit, log=True)
+    values = [value for line in axes.lines for value in line.get_ydata() if value > 0]
+    finite = [value for value in values if math.isfinite(value)]
+    if measure.name == "perplexity" and finite and max(finite) > 20 * min(finite):
+        scale_axis(axes.yaxis, finite, "", log=True)
+
+
+def _legend(figure: Figure, handles: list[Line2D], all_axes: Sequence[Any]) -> None:
+    lines = [line for axes in all_axes for line in axes.lines]
+    notes: list[Line2D] = []
+    if any(line.get_gid() == "clients" for line in lines):
+        notes.append(
+            Line2D([], [], color="#777777", linestyle=(0, (4, 2)), linewidth=1.1,
+                   label="mean over the\nclients' own models")  # fmt: skip
+        )
+    figure.legend(handles=handles + notes, loc="outside right upper", handlelength=2.4)

@@ -1,0 +1,73 @@
+"""Numbers as people read them: 1.23 MB, 3.4 TFLOPs, 3 min 05 s, 88.1 ± 0.4 %.
+
+Prefixes are decimal: 1 MB is 1,000,000 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+
+NONE = "–"
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return a number with so many significant digits, never in scientific notation: 0.0123, 1,235."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    # Rounding first: 9.996 has one digit before the point, its rounded form has two.
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def prefixed(value: float, unit: str, sd: float | None = None) -> str:
+    """Return a number with its decimal prefix and unit; a standard deviation shares the prefix."""
+    if not math.isfinite(value):
+        return f"{value} {unit}"
+    power = 0
+    # 999.5 would be shown as 1000: it belongs to the next prefix.
+    while abs(value) / 1000**power >= 999.5 and power < len(_PREFIXES) - 1:
+        power += 1
+    scaled = value / 1000**power
+    exact = power == 0 and float(value).is_integer()
+    shown = f"{scaled:.0f}" if exact else significant(scaled)
+    spread = "" if not sd else f" ± {_like(shown, sd / 1000**power)}"
+    return f"{shown}{spread} {_PREFIXES[power]}{unit}"
+
+
+def duration(seconds: float, sd: float | None = None) -> str:
+    """Return a time span: 0.42 s, 12.3 s, 3 min 05 s, 2 h 04 min; with a deviation, in one unit."""
+    if not math.isfinite(seconds):
+        return f"{seconds} s"
+    if sd:
+        unit, size = next(
+            (pair for pair in (("h", 3600), ("min", 60)) if seconds >= 2 * pair[1]), ("s", 1)
+        )
+        shown = significant(seconds / size)
+        return f"{shown} ± {_like(shown, sd / size)} {unit}"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{significant(seconds)} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(fraction: float, sd: float | None = None) -> str:
+    """Return a fraction in per cent with one decimal."""
+    spread = "" if sd is None else f" ± {100 * sd:.1f}"
+    return f"{100 * fraction:.1f}{spread} %"
+
+
+def plain(value: float, sd: float | None = None) -> str:
+    """Return a number without a unit, its deviation with as many decimals."""
+    shown = significant(value)
+    return shown if sd is None else f"{shown} ± {_like(shown, sd)}"
+
+
+def _like(shown: str, value: float) -> str:
+    """Return a number with as many decimals as another one has."""
+    return f"{value:,.{len(shown.partition('.')[2])}f}"

@@ -1,0 +1,279 @@
+"""Every measure that a report shows: its name, its unit, what it means, and how a run gives it.
+
+This table is the only place where a measure is defined; tables, CSV, plots and the page follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trillium.report import human
+from trillium.report.read import Run, number
+from trillium.report.traffic import Traffic
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure: `of` takes it from a run, `show` writes a mean and its deviation for people.
+
+    `name` is the column of the CSV file, `short` the column of the terminal, `title` the axis.
+    """
+
+    name: str
+    short: str
+    title: str
+    definition: str
+    of: Callable[[Run], float | None]
+    show: Callable[[float, float | None], str]
+
+
+def show_bytes(value: float, sd: float | None = None) -> str:
+    """Return bytes for people."""
+    return human.prefixed(value, "B", sd)
+
+
+def show_flops(value: float, sd: float | None = None) -> str:
+    """Return a number of floating-point operations for people."""
+    return human.prefixed(value, "FLOPs", sd)
+
+
+def _times(value: float, sd: float | None = None) -> str:
+    return human.plain(value, sd) + "×"
+
+
+def _last(metric: str) -> Callable[[Run], float | None]:
+    """The last evaluation of a metric."""
+    return lambda run: run.last(metric)
+
+
+def client_values(run: Run, metric: str) -> list[float]:
+    """Return a metric of the clients' own models at the last evaluation that has it."""
+    for line in reversed(run.evaluations):
+        clients = line.get("clients") or {}
+        found = [number(values.get(metric)) for values in clients.values()]
+        if known := [value for value in found if value is not None]:
+            return known
+    return []
+
+
+def _over_clients(metric: str, worst: bool = False) -> Callable[[Run], float | None]:
+    """The mean (or the least) of a metric over the clients' own models."""
+
+    def measure(run: Run) -> float | None:
+        values = client_values(run, metric)
+        if not values:
+            return None
+        return min(values) if worst else sum(values) / len(values)
+
+    return measure
+
+
+def _from_ledger(of: Callable[[Traffic], float | None]) -> Callable[[Run], float | None]:
+    """A measure of the ledger, None where it is lost."""
+    return lambda run: of(run.traffic) if run.traffic else None
+
+
+def _per_turn(of: Callable[[Traffic], float]) -> Callable[[Run], float | None]:
+    """A sum over the ledger, per client and round in which that client took part."""
+    return _from_ledger(lambda traffic: of(traffic) / max(traffic.num_turns, 1))
+
+
+def per_client(total: float | None, run: Run) -> float | None:
+    """Return a sum over the clients as a mean over all clients of the federation."""
+    return None if total is None else total / max(run.num_clients, 1)
+
+
+def bytes_per_client(run: Run, round_index: int | None = None) -> float | None:
+    """Return training bytes up and down until a round (all of them), as a mean over all clients."""
+    if run.traffic is None:
+        return None
+    total = run.traffic.until(round_index)
+    return per_client(total.bytes_up + total.bytes_down, run)
+
+
+def flops_per_client(run: Run, round_index: int | None = None) -> float | None:
+    """Return the FLOPs of the clients until a round (all of them), as a mean over all clients."""
+    return per_client(run.traffic.until(round_index).flops, run) if run.traffic else None
+
+
+QUALITY = (
+    Measure(
+        "accuracy",
+        "Accuracy",
+        "Accuracy",
+        "Share of held-out examples that the model which would be shipped gets right, "
+        "at the last evaluation.",
+        _last("accuracy"),
+        human.percent,
+    ),
+    Measure(
+        "f1",
+        "F1",
+        "F1 (macro)",
+        "Harmonic mean of precision and recall on the held-out examples, averaged over the labels.",
+        _last("f1"),
+        human.percent,
+    ),
+    Measure(
+        "exact_match",
+        "Exact match",
+        "Exact match",
+        "Share of held-out examples whose generated answer equals the reference.",
+        _last("exact_match"),
+        human.percent,
+    ),
+    Measure(
+        "perplexity",
+        "Perplexity",
+        "Perplexity",
+        "Exponential of the mean loss per token on held-out text; lower is better.",
+        _last("perplexity"),
+        human.plain,
+    ),
+    Measure(
+        "token_accuracy",
+        "Token acc.",
+        "Token accuracy",
+        "Share of held-out tokens that the model predicts right from the true text before them.",
+        _last("token_accuracy"),
+        human.percent,
+    ),
+    Measure(
+        "loss",
+        "Loss",
+        "Loss",
+        "Mean cross-entropy on the held-out examples, in nats; lower is better.",
+        _last("loss"),
+        human.plain,
+    ),
+    Measure(
+        "clients_accuracy",
+        "Clients' acc.",
+        "Accuracy of the clients' own models",
+        "Mean over the clients of the accuracy of each client's own model, where clients have one.",
+        _over_clients("accuracy"),
+        human.percent,
+    ),
+    Measure(
+        "clients_accuracy_min",
+        "Worst client",
+        "Accuracy of the worst client's model",
+        "Accuracy of the client whose own model is worst.",
+        _over_clients("accuracy", worst=True),
+        human.percent,
+    ),
+    Measure(
+        "clients_exact_match",
+        "Clients' EM",
+        "Exact match of the clients' own models",
+        "Mean over the clients of the exact match of each client's own model.",
+        _over_clients("exact_match"),
+        human.percent,
+    ),
+    Measure(
+        "clients_perplexity",
+        "Clients' ppl.",
+        "Perplexity of the clients' own models",
+        "Mean over the clients of the perplexity of each client's own model.",
+        _over_clients("perplexity"),
+        human.plain,
+    ),
+)
+
+COST = (
+    Measure(
+        "bytes_up_per_client_round",
+        "Up /round",
+        "Sent up per client and round",
+        "Encoded bytes that a client sends in a round in which it takes part.",
+        _per_turn(lambda traffic: traffic.until().bytes_up),
+        show_bytes,
+    ),
+    Measure(
+        "bytes_down_per_client_round",
+        "Down /round",
+        "Sent down per client and round",
+        "Encoded bytes that a client receives in a round in which it takes part.",
+        _per_turn(lambda traffic: traffic.until().bytes_down),
+        show_bytes,
+    ),
+    Measure(
+        "bytes_per_client",
+        "Total /client",
+        "Communication per client",
+        "Encoded bytes up and down over all rounds of training, as a mean over all clients.",
+        bytes_per_client,
+        show_bytes,
+    ),
+    Measure(
+        "flops_per_client",
+        "Compute /client",
+        "Client compute",
+        "Floating-point operations a client executed in training, as a mean over all clients; "
+        "the server's are not in it.",
+        flops_per_client,
+        show_flops,
+    ),
+    Measure(
+        "peak_bytes_client",
+        "Peak mem.",
+        "Peak memory of a client",
+        "The most memory any client needed while it handled a training message.",
+        _from_ledger(lambda traffic: traffic.peak_bytes),
+        show_bytes,
+    ),
+    Measure(
+        "seconds_per_client",
+        "Client time",
+        "Client time",
+        "Seconds a client spent on training messages, as a mean over all clients.",
+        lambda run: per_client(run.traffic.until().seconds, run) if run.traffic else None,
+        human.duration,
+    ),
+    Measure(
+        "wall_seconds",
+        "Wall time",
+        "Wall time of training",
+        "Seconds from the first round to the last evaluation, evaluation itself left out.",
+        _last("seconds"),
+        human.duration,
+    ),
+    Measure(
+        "bytes_once_per_client",
+        "Once only",
+        "Transferred once per client",
+        "Bytes a client must have before the first round (base model, public set, part of a split); "
+        "never part of the figures above.",
+        lambda run: sum(run.once.values()) if run.once else None,
+        show_bytes,
+    ),
+    Measure(
+        "bytes_once_on_wire_per_client",
+        "Once, on wire",
+        "Messages sent once per client",
+        "Bytes of messages that crossed the wire once only, as a mean over all clients; "
+        "never part of the figures above.",
+        lambda run: per_client(run.traffic.bytes_once, run) if run.traffic else None,
+        show_bytes,
+    ),
+    Measure(
+        "num_answers_per_client_round",
+        "Answers /round",
+        "Answers per client and round",
+        "Messages a client sends in a round in which it takes part; each costs one round trip.",
+        _per_turn(lambda traffic: traffic.num_answers),
+        human.plain,
+    ),
+    Measure(
+        "compression",
+        "Compression",
+        "Compression",
+        "Bytes before the codecs over bytes sent.",
+        _from_ledger(lambda traffic: traffic.compression),
+        _times,
+    ),
+)
+
+MEASURES = QUALITY + COST
+BY_NAME = {measure.name: measure for measure in MEASURES}

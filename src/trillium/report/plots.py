@@ -1,0 +1,83 @@
+"""All plots of a report, drawn to PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from trillium.report.bars import plot_costs, plot_kinds
+from trillium.report.curves import plot_bytes, plot_flops, plot_rounds
+from trillium.report.partition import plot_partition
+from trillium.report.style import png, quiet_style
+from trillium.report.summary import Row
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One drawn plot: its file name without the ending, what it shows, and the PNG."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+_Draw = Callable[[Sequence[Row]], Figure | None]
+
+_PLOTS: tuple[tuple[str, str, str, _Draw], ...] = (
+    (
+        "rounds",
+        "Quality against rounds",
+        "Mean over the seeds, the band is ± one standard deviation. Round 0 is before training. "
+        "Dotted level lines are arms that were evaluated once only.",
+        plot_rounds,
+    ),
+    (
+        "bytes",
+        "Quality against communication",
+        "Encoded bytes up and down per client until each evaluation, on a logarithmic axis. "
+        "Dotted level lines are the last value of arms that send nothing.",
+        plot_bytes,
+    ),
+    (
+        "flops",
+        "Quality against client compute",
+        "Floating-point operations per client until each evaluation, on a logarithmic axis. "
+        "Dotted level lines are the last value of arms whose clients compute nothing.",
+        plot_flops,
+    ),
+    (
+        "kinds",
+        "What crosses the wire",
+        "Left, encoded bytes in a round in which a client takes part, on a logarithmic axis; right, "
+        "what these bytes consist of. Arms that send nothing are left out.",
+        plot_kinds,
+    ),
+    (
+        "costs",
+        "Time and memory",
+        "Bars are means over the seeds, whiskers ± one standard deviation.",
+        plot_costs,
+    ),
+    (
+        "partition",
+        "How the data lies with the clients",
+        "",
+        lambda rows: plot_partition([run for row in rows for run in row.runs]),
+    ),
+)
+
+PLOT_NAMES = tuple(name for name, *_ in _PLOTS)
+
+
+def draw_plots(rows: Sequence[Row]) -> list[Plot]:
+    """Draw every plot for which the runs have values."""
+    drawn = []
+    with quiet_style():
+        for name, title, caption, draw in _PLOTS:
+            figure = draw(rows)
+            if figure is not None:
+                drawn.append(Plot(name, title, caption, png(figure)))
+    return drawn

@@ -1,0 +1,95 @@
+"""Runs grouped into arms, and each measure as mean ± standard deviation over the seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from trillium.report import human
+from trillium.report.measures import BY_NAME, MEASURES
+from trillium.report.read import Run
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation (n - 1) of `num` values; no deviation of one value."""
+
+    mean: float
+    sd: float | None
+    num: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Stat | None:
+        """Return the statistics of the values that are known, None where none is."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        if not all(map(math.isfinite, known)):  # a diverged seed makes a diverged mean
+            return cls(sum(known) / len(known), math.nan if len(known) > 1 else None, len(known))
+        sd = statistics.stdev(known) if len(known) > 1 else None
+        return cls(statistics.fmean(known), sd, len(known))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm: its runs, those that count, and the statistics of every measure that it has.
+
+    Finished runs count. Where none is finished all count, as far as they came, and `state` says so.
+    """
+
+    arm: str
+    runs: tuple[Run, ...]
+    counted: tuple[Run, ...]
+    values: Mapping[str, Stat]
+
+    @property
+    def state(self) -> str:
+        """`finished`, `failed`, `running`, or how many of each: `2 finished, 1 failed`."""
+        states = Counter(run.state for run in self.runs)
+        if len(states) == 1:
+            return next(iter(states))
+        order = sorted(states, key=lambda state: (state != "finished", state))
+        return ", ".join(f"{states[state]} {state}" for state in order)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the figures are of finished runs."""
+        return any(run.state == "finished" for run in self.runs)
+
+    @property
+    def framework(self) -> str:
+        """Name of the framework."""
+        return self.runs[0].framework
+
+    @property
+    def shipped(self) -> str:
+        """What the accuracy is of: the server's model, or the mean of the clients' models."""
+        found = [run.evaluations[-1].get("shipped") for run in self.runs if run.evaluations]
+        return str(next((text for text in found if text), ""))
+
+
+def summarise(runs: Iterable[Run]) -> list[Row]:
+    """Return one row per arm, in the order in which the arms first appear."""
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    return [_row(arm, group) for arm, group in arms.items()]
+
+
+def _row(arm: str, runs: list[Run]) -> Row:
+    counted = [run for run in runs if run.state == "finished"] or runs
+    values = {
+        measure.name: stat
+        for measure in MEASURES
+        if (stat := Stat.of(measure.of(run) for run in counted)) is not None
+    }
+    return Row(arm, tuple(runs), tuple(counted), values)
+
+
+def shown(row: Row, measure: str) -> str:
+    """Return a measure of an arm for people, "–" where the arm does not have it."""
+    stat = row.values.get(measure)
+    return human.NONE if stat is None else BY_NAME[measure].show(stat.mean, stat.sd)

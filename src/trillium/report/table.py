@@ -1,0 +1,137 @@
+"""The rows of a report for the terminal, for a spreadsheet and for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from trillium.report.measures import BY_NAME, MEASURES, QUALITY, Measure
+from trillium.report.summary import Row, shown
+
+# In the order of the columns; where the terminal is narrow those with the highest number go first.
+_COLUMNS = {
+    "accuracy": 0,
+    "f1": 9,
+    "exact_match": 0,
+    "perplexity": 0,
+    "token_accuracy": 10,
+    "loss": 8,
+    "clients_accuracy": 5,
+    "clients_exact_match": 6,
+    "clients_perplexity": 6,
+    "bytes_up_per_client_round": 2,
+    "bytes_down_per_client_round": 2,
+    "bytes_per_client": 1,
+    "flops_per_client": 1,
+    "peak_bytes_client": 3,
+    "wall_seconds": 4,
+    "bytes_once_per_client": 7,
+}
+_ARM_WIDTH, _ARM_WIDTH_NARROW, _NARROW = 28, 18, 100
+_STATE_WIDTH = 20
+
+
+def terminal_table(rows: Sequence[Row], width: int = 120) -> Table:
+    """Return the table for a terminal so many columns wide.
+
+    Measures that no arm has are left out, and the less important ones where there is no room; the
+    caption names those. Deviations stand beside quality only, costs hardly have any.
+    """
+    names = [name for name in _COLUMNS if any(name in row.values for row in rows)]
+    cells = {name: [_cell(row, BY_NAME[name]) for row in rows] for name in names}
+    arm_width = min(
+        _ARM_WIDTH if width >= _NARROW else _ARM_WIDTH_NARROW,
+        max([3, *(cell_len(row.arm) for row in rows)]),
+    )
+    states = [row.state for row in rows]
+    show_state = any(state != "finished" for state in states)
+    state_width = min(_STATE_WIDTH, max(map(cell_len, states), default=5)) if show_state else -3
+    widths = {
+        name: max(cell_len(text) for text in [*BY_NAME[name].short.split(), *cells[name]])
+        for name in names
+    }
+    kept = list(names)
+
+    def total() -> int:  # each column has a space on both sides and a rule before it
+        return 1 + arm_width + 3 + sum(widths[name] + 3 for name in kept) + state_width + 3
+
+    while total() > width and any(_COLUMNS[name] for name in kept):
+        kept.remove(max(reversed(kept), key=_COLUMNS.__getitem__))
+    hidden = [BY_NAME[name].short.replace(" /", "/") for name in names if name not in kept]
+    most = max((len(row.counted) for row in rows), default=1)
+    caption = f"mean ± standard deviation over {most} seeds" if most > 1 else ""
+    if hidden:
+        caption += ("; " if caption else "") + f"in table.csv also: {', '.join(hidden)}"
+    table = Table(caption=Text(caption) if caption else None, caption_justify="left")
+    table.add_column("Arm", max_width=arm_width, overflow="fold")
+    for name in kept:
+        table.add_column(
+            BY_NAME[name].short.replace(" ", "\n"), justify="right", min_width=widths[name]
+        )
+    if show_state:
+        table.add_column("State", max_width=state_width)
+    for index, row in enumerate(rows):
+        line = [Text(row.arm)]  # Text, because a label with [brackets] is not markup
+        line += [Text(cells[name][index]) for name in kept]
+        table.add_row(*line, *([Text(states[index])] if show_state else []))
+    return table
+
+
+def _cell(row: Row, measure: Measure) -> str:
+    stat = row.values.get(measure.name)
+    return shown(row, measure.name) if measure in QUALITY or not stat else measure.show(stat.mean, None)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return the rows as CSV: plain numbers, every measure always there, empty where unknown.
+
+    Units stand in the names of the columns; accuracy, F1 and the like are fractions from 0 to 1.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = ["arm", "framework", "shipped", "state", "num_runs", "num_counted", "seeds"]
+    for measure in MEASURES:
+        header += [measure.name, f"{measure.name}_sd"]
+    writer.writerow(header)
+    for row in rows:
+        seeds = " ".join(str(run.seed) for run in row.counted if run.seed is not None)
+        line: list[object] = [row.arm, row.framework, row.shipped, row.state]
+        line += [len(row.runs), len(row.counted), seeds]
+        for measure in MEASURES:
+            stat = row.values.get(measure.name)
+            line += ["", ""] if stat is None else [stat.mean, "" if stat.sd is None else stat.sd]
+        writer.writerow(line)
+    return text.getvalue()
+
+
+def to_dict(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the rows as plain values for JSON; a number that is not finite becomes null."""
+    return {
+        "arms": [
+            {
+                "arm": row.arm,
+                "framework": row.framework,
+                "shipped": row.shipped,
+                "state": row.state,
+                "num_runs": len(row.runs),
+                "num_counted": len(row.counted),
+                "seeds": [run.seed for run in row.counted],
+                "measures": {
+                    name: {"mean": _finite(stat.mean), "sd": _finite(stat.sd), "num": stat.num}
+                    for name, stat in row.values.items()
+                },
+            }
+            for row in rows
+        ]
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

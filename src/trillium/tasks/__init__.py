@@ -1,0 +1,102 @@
+"""Tasks: what an example is, which predictions count, and how good they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trillium.component import Component
+
+IGNORE = -100  # PyTorch's label for a position without supervision
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised example.
+
+    Attributes:
+        index: its row in the data it comes from.
+        input_ids: token ids `(seq,)`, int64.
+        labels: the class `()`, or the token ids `(seq,)` with `IGNORE` where nothing is supervised.
+        prompt_tokens: how many tokens a generation starts from; 0 for classification.
+    """
+
+    index: int
+    input_ids: Tensor
+    labels: Tensor
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch.
+
+    Attributes:
+        input_ids: `(batch, seq)` int64.
+        attention_mask: `(batch, seq)` int64, 0 where padded.
+        labels: `(batch,)` or `(batch, seq)` int64, `IGNORE` where nothing is supervised.
+        indices: row of each example in the data it comes from.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    indices: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(batch, seq)`."""
+        return self.input_ids.shape[0], self.input_ids.shape[1]
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model's forward takes."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+
+class Task(Component, kind="task", package="trillium.tasks"):
+    """A way to fine-tune a language model."""
+
+    auto_class: ClassVar[str]
+    peft_task: ClassVar[str]
+    data_form: ClassVar[str]  # the columns that sources deliver, "classification" or "causal_lm"
+
+    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
+        """Turn rows of the canonical columns into examples of at most `max_length` tokens."""
+        raise NotImplementedError
+
+    def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the predictions that count and their targets.
+
+        Args:
+            logits: what the model gives, `(batch, classes)` or `(batch, seq, vocab)`.
+            labels: as in `Batch`.
+
+        Returns:
+            logits `(n, classes)` and targets `(n,)`; the same rows for everyone who holds the batch.
+        """
+        raise NotImplementedError
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        """Return the summed cross-entropy (nats) of the supervised predictions, and how many."""
+        rows, targets = self.select(logits, labels)
+        wide = rows if rows.dtype == torch.float64 else rows.float()
+        loss = functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
+        return loss, int((targets != IGNORE).sum())
+
+    def num_targets(self, example: Example) -> int:
+        """Return how many predictions of an example are supervised: its weight in every mean."""
+        if example.labels.dim() == 0:
+            return 1
+        return int((example.labels[1:] != IGNORE).sum())
+
+    def evaluate(
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+    ) -> dict[str, float]:
+        """Return the metrics of a model on held-out examples; the module is in eval mode."""
+        raise NotImplementedError

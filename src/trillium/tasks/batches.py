@@ -1,0 +1,49 @@
+"""Padding and batching: the one place where examples become tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from trillium.tasks import IGNORE, Batch, Example
+
+MULTIPLE = 8  # lengths are rounded up, so that few distinct shapes occur and costs can be cached
+
+
+def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
+    """Pad examples on the right to a common length, a multiple of eight."""
+    longest = max(len(example.input_ids) for example in examples)
+    length = -(-longest // MULTIPLE) * MULTIPLE
+    input_ids = torch.full((len(examples), length), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = [example.labels for example in examples]
+    per_text = labels[0].dim() == 0
+    stacked = torch.stack(labels) if per_text else torch.full_like(input_ids, IGNORE)
+    for row, example in enumerate(examples):
+        tokens = len(example.input_ids)
+        input_ids[row, :tokens] = example.input_ids
+        attention_mask[row, :tokens] = 1
+        if not per_text:
+            stacked[row, :tokens] = example.labels
+    indices = tuple(example.index for example in examples)
+    return Batch(input_ids.to(device), attention_mask.to(device), stacked.to(device), indices)
+
+
+def epoch(
+    examples: Sequence[Example], batch_size: int, generator: torch.Generator | None
+) -> Iterator[list[Example]]:
+    """Yield the examples once in batches, shuffled by `generator`, or in order without one."""
+    count = len(examples)
+    order: Tensor = (
+        torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+    )
+    for start in range(0, count, batch_size):
+        yield [examples[index] for index in order[start : start + batch_size].tolist()]
+
+
+def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Yield the examples once in batches of similar length, for inference."""
+    ordered = sorted(examples, key=lambda example: (len(example.input_ids), example.index))
+    yield from epoch(ordered, batch_size, None)

@@ -1,0 +1,155 @@
+"""Causal language modelling: prompt and completion, or chat; loss on the response only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from pydantic import Field
+from torch import Tensor, nn
+
+from trillium.errors import UserError
+from trillium.tasks import IGNORE, Example, Task
+from trillium.tasks.batches import by_length, collate
+
+
+class CausalLM(Task, name="causal_lm"):
+    """Predict the tokens of a response from what stands before them.
+
+    Rows hold `prompt` and `completion`, or `messages` in the chat form, where every turn of the
+    assistant is supervised and the tokenizer's chat template sets the text.
+
+    Metrics: `loss` (mean over response tokens, nats), `perplexity` (its exponential),
+    `token_accuracy` (teacher-forced), and `exact_match` of greedy generations where `generate` > 0.
+
+    Attributes:
+        generate: how many held-out prompts to answer for exact match; 0 for none.
+        max_new_tokens: longest generated answer.
+    """
+
+    generate: int = Field(default=0, ge=0)
+    max_new_tokens: int = Field(default=32, ge=1)
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    peft_task: ClassVar[str] = "CAUSAL_LM"
+    data_form: ClassVar[str] = "causal_lm"
+
+    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
+        """Tokenise the columns `prompt` and `completion`, or `messages`."""
+        spans = _chat_spans if "messages" in rows.column_names else _prompt_spans
+        examples = []
+        for index, row in enumerate(rows):
+            pieces = spans(row, tokenizer)
+            tokens = [token for piece, _ in pieces for token in piece]
+            labels = [t if seen else IGNORE for piece, seen in pieces for t in piece]
+            prompt = next((at for at, label in enumerate(labels) if label != IGNORE), len(tokens))
+            # Truncation takes from the left of the prompt: an example without response teaches nothing.
+            excess = max(0, len(tokens) - max_length)
+            drop = min(excess, max(prompt - 1, 0))
+            tokens, labels = tokens[drop:][:max_length], labels[drop:][:max_length]
+            examples.append(
+                Example(index, torch.tensor(tokens), torch.tensor(labels), prompt - drop)
+            )
+        return examples
+
+    def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits at position t with the label at t + 1, where that label is supervised."""
+        targets = labels[:, 1:]
+        counted = targets != IGNORE
+        return logits[:, :-1][counted], targets[counted]
+
+    @torch.inference_mode()
+    def evaluate(
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+    ) -> dict[str, float]:
+        """Return loss, perplexity, token accuracy and, if asked for, exact match."""
+        device = next(module.parameters()).device
+        loss, hits, count = 0.0, 0, 0
+        for chunk in by_length(examples, batch_size):
+            batch = collate(chunk, tokenizer.pad_token_id, device)
+            rows, targets = self.select(module(**batch.inputs).logits, batch.labels)
+            # Every selected position is supervised, so the labels can stand for the whole batch.
+            loss += float(nn.functional.cross_entropy(rows.float(), targets, reduction="sum"))
+            hits += int((rows.argmax(-1) == targets).sum())
+            count += len(targets)
+        mean = loss / max(count, 1)
+        metrics = {
+            "loss": mean,
+            "perplexity": math.exp(min(mean, 700.0)),
+            "token_accuracy": hits / max(count, 1),
+            "num_examples": len(examples),
+        }
+        if self.generate:
+            metrics["exact_match"] = self._exact_match(module, examples[: self.generate], tokenizer)
+        return metrics
+
+    def _exact_match(self, module: nn.Module, examples: list[Example], tokenizer: Any) -> float:
+        device = next(module.parameters()).device
+        matches = 0
+        for example in examples:
+            prompt = example.input_ids[: example.prompt_tokens][None].to(device)
+            answer = module.generate(  # type: ignore[operator]
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )[0, prompt.shape[1] :]
+            # Only the first response counts; later turns of a chat are supervised but not generated.
+            wanted = example.labels[example.prompt_tokens :]
+            end = int((wanted == IGNORE).nonzero()[0]) if (wanted == IGNORE).any() else len(wanted)
+            matches += _text(tokenizer, answer) == _text(tokenizer, wanted[:end])
+        return matches / max(len(examples), 1)
+
+
+def _text(tokenizer: Any, tokens: Tensor) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+Spans = list[tuple[list[int], bool]]  # runs of tokens, and whether they are supervised
+
+
+def _prompt_spans(row: dict[str, Any], tokenizer: Any) -> Spans:
+    """Tokenise prompt and completion apart, so that the border between them is a token border."""
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
+    completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+    return [(start + prompt, False), (completion + end, True)]
+
+
+def _chat_spans(row: dict[str, Any], tokenizer: Any) -> Spans:
+    """Tokenise a chat by its template, turn by turn; the assistant's turns are supervised."""
+    if not tokenizer.chat_template:
+        raise UserError(
+            "rows in the chat form (column messages)",
+            "the tokenizer of this model has no chat template",
+            "Choose an instruction-tuned model, or name the columns prompt and completion",
+        )
+    spans: Spans = []
+    done: list[int] = []
+    turns = row["messages"]
+    for position, turn in enumerate(turns):
+        if turn["role"] == "assistant":
+            before = _render(tokenizer, turns[:position], prompt=True)
+            spans.append((before[len(done) :], False))
+            done = before
+        until = _render(tokenizer, turns[: position + 1], prompt=False)
+        if until[: len(done)] != done:
+            raise UserError(
+                f"a chat whose turn {position + 1} is by {turn['role']!r}",
+                "the chat template rewrites earlier turns, so the response cannot be told apart",
+                "Name the columns prompt and completion instead",
+            )
+        spans.append((until[len(done) :], turn["role"] == "assistant"))
+        done = until
+    return spans
+
+
+def _render(tokenizer: Any, turns: list[dict[str, str]], *, prompt: bool) -> list[int]:
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

@@ -1,0 +1,68 @@
+"""Sequence classification: one class per text."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from trillium.tasks import Example, Task
+from trillium.tasks.batches import by_length, collate
+
+
+class Classification(Task, name="classification"):
+    """Predict the class of a text; the head is the model's own classification head.
+
+    Metrics: `accuracy`, `f1` (macro average over the classes that occur in the held-out data or the
+    predictions) and `loss` (mean cross-entropy, nats).
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    peft_task: ClassVar[str] = "SEQ_CLS"
+    data_form: ClassVar[str] = "classification"
+
+    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
+        """Tokenise the columns `text` and `label`."""
+        texts, labels = list(rows["text"]), list(rows["label"])
+        if not texts:
+            return []
+        encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        return [
+            Example(index, torch.tensor(tokens), torch.tensor(label))
+            for index, (tokens, label) in enumerate(zip(encoded, labels, strict=True))
+        ]
+
+    def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Every row counts."""
+        return logits, labels
+
+    @torch.inference_mode()
+    def evaluate(
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+    ) -> dict[str, float]:
+        """Return accuracy, macro F1 and loss."""
+        device = next(module.parameters()).device
+        loss, predicted, expected = 0.0, [], []
+        for chunk in by_length(examples, batch_size):
+            batch = collate(chunk, tokenizer.pad_token_id, device)
+            logits = module(**batch.inputs).logits
+            loss += float(self.loss_sum(logits, batch.labels)[0])
+            predicted.append(logits.argmax(-1).cpu())
+            expected.append(batch.labels.cpu())
+        found, wanted = torch.cat(predicted), torch.cat(expected)
+        return {
+            "accuracy": float((found == wanted).double().mean()),
+            "f1": macro_f1(found, wanted),
+            "loss": loss / len(examples),
+            "num_examples": len(examples),
+        }
+
+
+def macro_f1(predicted: Tensor, expected: Tensor) -> float:
+    """Return the mean F1 over the classes in `predicted` or `expected`, both `(n,)`."""
+    classes = torch.unique(torch.cat([predicted, expected]))
+    hits = (predicted[:, None] == classes) & (expected[:, None] == classes)
+    both = (predicted[:, None] == classes).sum(0) + (expected[:, None] == classes).sum(0)
+    return float((2 * hits.sum(0) / both).double().mean())

@@ -1,0 +1,1 @@
+"""Training: the one local loop, its optimisers, and the meters."""

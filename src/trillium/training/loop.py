@@ -1,0 +1,196 @@
+"""The one local loop: every framework's local training and distillation runs through here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from trillium.models.slots import State
+from trillium.tasks import Batch, Example, Task
+from trillium.tasks.batches import collate, epoch
+from trillium.training.meters import Meter, resident_tensors
+from trillium.training.optimizers import Optimizer, set_learning_rate
+
+Objective = Callable[[nn.Module, Batch], tuple[Tensor, int]]
+"""Gives the summed loss of a batch and how many predictions it sums over."""
+
+
+class Training(BaseModel):
+    """How a side trains.
+
+    Attributes:
+        batch_size: examples in one optimiser step of one client.
+        local_epochs: passes over a client's data in one round.
+        local_steps: optimiser steps in one round instead; the data is passed as often as it takes.
+        optimizer: of the clients and, in a split, of each part.
+        schedule: course of the learning rate over the whole run.
+        max_grad_norm: gradients are scaled down to this global l2 norm; not clipped where left out.
+        max_length: tokens of an example; longer ones are truncated.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(default=16, ge=1)
+    local_epochs: int = Field(default=1, ge=1)
+    local_steps: int | None = Field(default=None, ge=1)
+    optimizer: Optimizer = Optimizer(name="adamw", lr=1e-3)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    max_length: int = Field(default=64, ge=4)
+
+    def num_steps(self, num_examples: int) -> int:
+        """Return the optimiser steps of one round on so many examples."""
+        if self.local_steps is not None:
+            return self.local_steps
+        return self.local_epochs * math.ceil(num_examples / self.batch_size)
+
+    def learning_rate(self, progress: float) -> float:
+        """Return the learning rate at a point of the run, `progress` from 0 to 1."""
+        factor = {
+            "constant": 1.0,
+            "linear": 1.0 - progress,
+            "cosine": 0.5 + 0.5 * math.cos(math.pi * progress),
+        }[self.schedule]
+        return self.optimizer.lr * factor
+
+
+def batches(
+    examples: Sequence[Example], training: Training, generator: torch.Generator
+) -> Iterator[list[Example]]:
+    """Yield the batches of one round, each epoch in a new order."""
+    left = training.num_steps(len(examples))
+    while left > 0:
+        for chunk in epoch(examples, training.batch_size, generator):
+            if left == 0:
+                return
+            left -= 1
+            yield chunk
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stretch of training saw: the mean loss before each step, and the predictions counted."""
+
+    loss: float
+    weight: float
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A model, its data form and its meter: what stays the same from step to step.
+
+    Attributes:
+        module: the model with the trained parameters mounted.
+        state: the trained parameters.
+        pad_id: token id of padding.
+        meter: counts what the steps cost; `label` tells their kind apart from others'.
+    """
+
+    module: nn.Module
+    state: State
+    pad_id: int
+    device: torch.device
+    meter: Meter
+    label: str
+
+    def run(
+        self,
+        chunks: Iterable[list[Example]],
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float | None,
+        learning_rate: Callable[[int], float] | None = None,
+    ) -> Trained:
+        """Take one optimiser step on the mean loss of each batch.
+
+        Args:
+            chunks: the batches.
+            objective: the summed loss.
+            optimizer: steps the state.
+            max_grad_norm: global l2 norm to clip to.
+            learning_rate: learning rate by step, counted from 0; the optimiser's own without it.
+        """
+        self.module.train()
+        total, weight, steps = 0.0, 0.0, 0
+        for step, chunk in enumerate(chunks):
+            if learning_rate is not None:
+                set_learning_rate(optimizer, learning_rate(step))
+            batch = collate(chunk, self.pad_id, self.device)
+            with self._measured(batch, optimizer):
+                loss, count = objective(self.module, batch)
+                (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
+                if max_grad_norm is not None:
+                    nn.utils.clip_grad_norm_(self.state.values(), max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            total += float(loss.detach())
+            weight, steps = weight + count, steps + 1
+        self.module.eval()
+        return Trained(total / max(weight, 1.0), weight, steps)
+
+    def fit(
+        self,
+        chunks: Iterable[list[Example]],
+        objective: Objective,
+        training: Training,
+        progress: Callable[[float], float],
+        num_steps: int,
+    ) -> Trained:
+        """Train with a new optimiser for the steps of one round.
+
+        Args:
+            chunks: the batches, `num_steps` of them.
+            objective: the summed loss.
+            training: optimiser, clipping and schedule.
+            progress: how far the run is at a fraction of this round.
+            num_steps: length of the round, for the schedule.
+        """
+        return self.run(
+            chunks,
+            objective,
+            training.optimizer.build(self.state.values()),
+            max_grad_norm=training.max_grad_norm,
+            learning_rate=lambda step: training.learning_rate(progress(step / num_steps)),
+        )
+
+    def gradient(self, chunks: Iterable[list[Example]], objective: Objective) -> Trained:
+        """Leave the gradient of the mean loss over all batches in the parameters' `grad`."""
+        self.module.train()
+        total, weight, steps = 0.0, 0.0, 0
+        for chunk in chunks:
+            batch = collate(chunk, self.pad_id, self.device)
+            with self._measured(batch):
+                loss, count = objective(self.module, batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            weight, steps = weight + count, steps + 1
+        for parameter in self.state.values():
+            if parameter.grad is not None:
+                parameter.grad /= max(weight, 1.0)
+        self.module.eval()
+        return Trained(total / max(weight, 1.0), weight, steps)
+
+    def _measured(
+        self, batch: Batch, *optimizers: torch.optim.Optimizer
+    ) -> AbstractContextManager[None]:
+        key = (self.label, batch.shape, tuple(self.state))
+        return self.meter.measure(key, partial(resident_tensors, self.module, *optimizers))
+
+
+def task_objective(task: Task) -> Objective:
+    """Return the task's own loss."""
+
+    def objective(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        return task.loss_sum(module(**batch.inputs).logits, batch.labels)
+
+    return objective

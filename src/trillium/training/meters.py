@@ -1,0 +1,278 @@
+"""What one side computes: floating-point operations, seconds and peak memory, all measured.
+
+FLOPs and peak memory depend on shapes alone, so a piece of work is counted the first time its key
+is seen and looked up afterwards; seconds are taken every time. Counting watches the tensor
+operations as they run and alters none: counted and plain calls agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import DispatchKey
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import (
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    shape_wrapper,
+)
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some work cost: operations executed, wall-clock seconds, most bytes alive at once.
+
+    A multiply-add is two FLOPs; only matrix products, attention and convolutions are counted, as is
+    usual. Costs add up: FLOPs and seconds are summed, the peak is the larger of the two.
+    """
+
+    flops: float = 0.0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flops + other.flops,
+            self.seconds + other.seconds,
+            max(self.peak_bytes, other.peak_bytes),
+        )
+
+
+CostCache = dict[Hashable, Cost]
+"""FLOPs and peak bytes by key, seconds left at zero; share one among clients of one model shape."""
+
+
+def resident_tensors(model: nn.Module, *optimizers: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """Yield what lasts from one step to the next: parameters, buffers and optimiser state.
+
+    Gradients are left out on purpose: they come and go within a step, and are seen when they do.
+    """
+    yield from model.parameters()
+    yield from model.buffers()
+    states = [list(optimizer.state.values()) for optimizer in optimizers]
+    yield from (leaf for leaf in tree_leaves(states) if isinstance(leaf, Tensor))
+
+
+def _nothing() -> Iterable[Tensor]:
+    return ()
+
+
+class Meter:
+    """Sums what one side, a client or the server, computed since the last `reset`.
+
+    Args:
+        cache: costs already counted, by key; give the same one to all clients of one model shape.
+        device: where the work runs; peak bytes are of this device.
+    """
+
+    def __init__(self, cache: CostCache, device: torch.device | str = "cpu") -> None:
+        self._cache = cache
+        self._device = torch.device(device)
+        self._total = Cost()
+        self._measuring = False
+
+    @contextmanager
+    def measure(
+        self, key: Hashable, resident: Callable[[], Iterable[Tensor]] = _nothing
+    ) -> Iterator[None]:
+        """Add the cost of the enclosed work to the total.
+
+        The work is what this side executes itself: never enclose a call that waits for another.
+        If it raises, nothing is added. The seconds of the one counted call include the counting.
+
+        Args:
+            key: all that FLOPs and memory depend on: the kind of work, the shapes of the batch, and
+                what is trained (work that differs in one of these needs another key).
+            resident: the tensors that stay in memory between calls, usually `resident_tensors`;
+                called only when the work is counted, before and after it. Those that first appear
+                during the work (the state of a new optimiser) count from its start, so that the
+                peak is that of every later step, not that of the first.
+        """
+        assert not self._measuring, "a measurement inside another would be counted twice"
+        self._measuring = True
+        try:
+            self._synchronize()
+            start = time.perf_counter()
+            known = self._cache.get(key)
+            if known is None:
+                with _counting(self._device, resident) as count:
+                    yield
+                known = self._cache[key] = Cost(count.flops, 0.0, count.peak_bytes)
+            else:
+                yield
+            self._synchronize()
+            self._total += known + Cost(seconds=time.perf_counter() - start)
+        finally:
+            self._measuring = False
+
+    def read(self) -> Cost:
+        """Return the total since the last `reset`."""
+        return self._total
+
+    def reset(self) -> None:
+        """Start again from zero; what is cached stays."""
+        self._total = Cost()
+
+    def _synchronize(self) -> None:
+        """Wait for the device, whose kernels run behind the interpreter's back."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+@contextmanager
+def _counting(device: torch.device, resident: Callable[[], Iterable[Tensor]]) -> Iterator[_Count]:
+    """Count the FLOPs and the peak bytes of the enclosed work."""
+    count = _Count(device)
+    count.keep(resident())
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        elsewhere = torch.cuda.memory_allocated(device) - count.peak_bytes
+    with count:
+        yield count
+        if device.type == "cuda":
+            # The allocator also sees what kernels take for themselves. Other simulated clients
+            # live on the same device: what was there before and is not this one's does not count.
+            count.floor = torch.cuda.max_memory_allocated(device) - elsewhere
+    # The work may have made tensors that stay.
+    count.keep(resident())
+
+
+@dataclass
+class _Storage:
+    """A live block of memory; `birth` is the place of its bytes in the list of changes."""
+
+    nbytes: int
+    birth: int
+    watch: weakref.ref[torch.UntypedStorage]
+
+
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sums the FLOPs of the enclosed operations and follows the bytes they make or touch.
+
+    FLOPs: the formulas of `torch.utils.flop_counter`, but not its mode. That one replaces some
+    operations by their parts although the device has a kernel for the whole (`silu_backward`, so
+    every Llama): other gradients in the last bit, and more memory.
+
+    Memory: storages are counted, not tensors, so a view or an in-place result adds nothing. One
+    that was not made by an enclosed operation was there before, and counts from the start. The
+    scratch memory inside a single kernel is not seen. (`torch.distributed._tools.mem_tracker` does
+    more, but is private and refuses one model called twice, as a student and its teacher may be.)
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+        self.floor = 0  # bytes; the peak is at least this
+        self._device = device
+        self._live: dict[int, _Storage] = {}
+        self._changes = [0]  # bytes; the first entry is what was there at the start
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes alive at once."""
+        return max(self.floor, *accumulate(self._changes))
+
+    def keep(self, tensors: Iterable[Tensor]) -> None:
+        """Count these tensors from the start, whenever they were made."""
+        for tensor in tensors:
+            self._meet(tensor, existed=True)
+            storage = self._live.get(id(tensor.untyped_storage()))
+            if storage is not None and storage.birth > 0:
+                self._changes[storage.birth] -= storage.nbytes
+                self._changes[0] += storage.nbytes
+                storage.birth = 0
+
+    def _meet(self, tensor: Tensor, existed: bool) -> None:
+        """Follow the tensor's storage from now on, unless it is followed already."""
+        if tensor.device.type != self._device.type:
+            return
+        untyped = tensor.untyped_storage()
+        key, nbytes = id(untyped), untyped.nbytes()
+        known = self._live.get(key)
+        if known is None:
+
+            def gone(_: object) -> None:
+                self._changes.append(-self._live.pop(key).nbytes)
+
+            birth = 0 if existed else len(self._changes)
+            if not existed:
+                self._changes.append(0)
+            self._changes[birth] += nbytes
+            # PyTorch keeps the Python object of a storage for as long as the storage lives, so its
+            # identity is a key and its end is the end of the memory.
+            self._live[key] = _Storage(nbytes, birth, weakref.ref(untyped, gone))
+        elif nbytes != known.nbytes:  # resized in place
+            self._changes.append(nbytes - known.nbytes)
+            known.nbytes = nbytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._is_made_of_others(func):
+            with self:
+                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._meet(leaf, existed=True)
+        result = func(*args, **kwargs)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._meet(leaf, existed=False)
+        formula = _FORMULAS.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=result)
+        return result
+
+    def _is_made_of_others(self, func: Any) -> bool:
+        """Whether the device would run this operation as a sequence of others.
+
+        Most such operations are taken apart before they come here, except in inference mode.
+        """
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        name = func.name()
+        return has_kernel(name, "CompositeImplicitAutograd") and not has_kernel(
+            name, self._device.type.upper()
+        )
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward_flops(
+    grad: Any, query: Any, key: Any, value: Any, *rest: Any, **options: Any
+) -> int:
+    flops = sdpa_backward_flop_count(grad, query, key, value)  # type: ignore[no-untyped-call]
+    return int(flops)
+
+
+def _grouped_mm_flops(left: Any, right: Any, *rest: Any, **options: Any) -> int:
+    """Rows (or columns) are dealt out to experts, so each is multiplied once, whatever the deal."""
+    batch = left[0] if len(left) == len(right) == 3 else 1
+    return int(2 * batch * left[-2] * left[-1] * right[-1])
+
+
+# What PyTorch 2.13 has no formula for: fused attention on CPU, mixtures of experts.
+_MISSING = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    aten._grouped_mm: _grouped_mm_flops,
+}
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    **{
+        operation: shape_wrapper(formula)  # type: ignore[no-untyped-call]
+        for operation, formula in _MISSING.items()
+    },
+}
