@@ -142,6 +142,17 @@ class Message:
             raise MessageError(f"{self.verb}: {name} holds NaN or infinity")
         return tensor
 
+    def floats(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
+        """Return one tensor of any floating dtype after checking its shape and values.
+
+        Raises:
+            MessageError: it is missing, not floating, or its shape or values are wrong.
+        """
+        dtype = self.tensors[name].dtype if name in self.tensors else torch.float32
+        if not dtype.is_floating_point:
+            raise MessageError(f"{self.verb}: {name} is {dtype}, expected floats")
+        return self.tensor(name, dtype, shape)
+
     def scalar(self, name: str) -> float:
         """Return a float64 scalar such as `control/weight`."""
         return float(self.tensor(name, torch.float64, ()))

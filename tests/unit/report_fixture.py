@@ -93,7 +93,7 @@ def tiny_messages() -> list[dict[str, Any]]:
     """Two clients and two rounds, of which client-1 misses the second.
 
     Up: 100 + 120 in round 1 and 110 in round 2, 330 in all, over 3 turns: 110 each.
-    Down: 50 + 50 + 50 = 150, 50 each. Per client (of 2): 480 / 2 = 240; after round 1: 320 / 2 = 160.
+    Down: 50 + 50 + 50 = 150, 50 each. Per client (of 2): 480 / 2 = 240; after round 1: 160.
     FLOPs 1000 + 2000 + 3000 = 6000: 3000 per client. Seconds 1 + 2 + 3 = 6: 3. Peak 700.
     Raw 200 + 240 + 220 + 150 = 810 over 480 sent. Once: 400 on the wire, 200 per client.
     """

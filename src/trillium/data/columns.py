@@ -53,7 +53,7 @@ class Columns(BaseModel):
         columns = {split: self._columns(rows, split, task) for split, rows in splits.items()}
         labels: tuple[str, ...] = ()
         if task == "classification":
-            names = {split: _class_names(rows, self.label) for split, rows in splits.items()}
+            names = {split: _class_names(rows, self.label, split) for split, rows in splits.items()}
             space = _label_space(train, self.label, names["train"])
             for split in splits:
                 columns[split]["label"] = _to_ids(names[split], space, split, self.label)
@@ -76,7 +76,8 @@ class Columns(BaseModel):
                 "prompt": self._texts(rows, "prompt", split),
                 "completion": self._texts(rows, "completion", split),
             }
-        if self.client is not None:
+        # Test rows are nobody's, and often come without an owner.
+        if self.client is not None and split == "train":
             _require(rows, self.client, "client", split)
             columns["client"] = [str(owner) for owner in _full(rows, self.client, "client", split)]
         return columns
@@ -85,7 +86,12 @@ class Columns(BaseModel):
         pattern: str = getattr(self, field)
         if pattern in rows.column_names:
             return [str(value) for value in _full(rows, pattern, field, split)]
-        used = [name for _, name, _, _ in Formatter().parse(pattern) if name is not None]
+        try:
+            used = [name for _, name, _, _ in Formatter().parse(pattern) if name is not None]
+        except ValueError as error:
+            raise UserError(
+                f"{field}: {pattern}", f"it is no template, {error}", 'Write "{column} {column}"'
+            ) from error
         if not used and pattern:
             used = [pattern]
         for name in used:
@@ -100,15 +106,16 @@ class Columns(BaseModel):
         chats = _full(rows, name, "messages", split)
         for chat in chats:
             turns = chat if isinstance(chat, list) and chat else [None]
-            if not all(
-                isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in turns
-            ):
+            if not all(isinstance(turn, dict) and set(_TURN) <= set(turn) for turn in turns):
                 raise UserError(
                     f"messages: {name} in the {split} split",
                     f"a row holds {str(chat)[:60]!r}",
                     "Each row must be a list of turns {role: …, content: …}",
                 )
-        return [[{key: str(turn[key]) for key in ("role", "content")} for turn in c] for c in chats]
+        return [[{key: str(turn[key]) for key in _TURN} for turn in chat] for chat in chats]
+
+
+_TURN = ("role", "content")
 
 
 def _dataset(columns: dict[str, list[Any]]) -> Dataset:
@@ -139,17 +146,17 @@ def _full(rows: Dataset, name: str, field: str, split: str) -> list[Any]:
     return values
 
 
-def _class_names(rows: Dataset, name: str) -> list[str | int]:
+def _class_names(rows: Dataset, name: str, split: str) -> list[str | int]:
     """Return each row's class by name, or by number where the classes have no names."""
     from datasets import ClassLabel
 
-    feature, values = rows.features[name], _full(rows, name, "label", "given")
+    feature, values = rows.features[name], _full(rows, name, "label", split)
     if isinstance(feature, ClassLabel):
         if min(values) < 0:
             raise UserError(
-                f"label: {name}",
+                f"label: {name} in the {split} split",
                 "some rows are marked -1, that is, unlabelled",
-                "Choose a split with labels, or write test_split: null to hold rows back from train",
+                "Choose a split with labels, or none, and test rows are held back from train",
             )
         return [feature.names[value] for value in values]
     if all(isinstance(value, float) and value.is_integer() for value in values):

@@ -152,7 +152,7 @@ def _with_test(raw: RawData, config: DataConfig, seed: int) -> tuple[RawData, in
         num_test = min(max(round(config.test_fraction * len(train)), 1), len(train) - 1)
         test = train.select(np.sort(permutation[:num_test]))
         train = train.select(np.sort(permutation[num_test:]))
-    # Compared before the sample is drawn: what is left out of the sample is test data none the less.
+    # Compared before the sample is drawn: rows left out of the sample are test data none the less.
     taken = set(row_keys(test))
     kept = [i for i, key in enumerate(row_keys(train)) if key not in taken]
     if not kept:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-
 from trillium.client import Client
 from trillium.fleet import Fleet
 from trillium.frameworks import Framework, Metrics, OwnModels, Server, client_verb, mean_metrics

@@ -77,12 +77,11 @@ class FedLLM(Framework, name="fedllm"):
         """Let the server optimiser step along the aggregate, read as a negative gradient."""
         optimizer: torch.optim.Optimizer = server.store["optimizer"]
         for name, parameter in server.state.items():
-            change = aggregated[name].to(parameter.device)
-            parameter.grad = {
-                "update": lambda: -change,
-                "parameters": lambda: current[name] - change,
-                "gradient": lambda: change,
-            }[self.upload]()
+            found = aggregated[name].to(parameter.device)
+            if self.upload == "gradient":
+                parameter.grad = found
+            else:
+                parameter.grad = current[name] - found if self.upload == "parameters" else -found
         if self.upload == "gradient":
             if server.training.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(server.state.values(), server.training.max_grad_norm)

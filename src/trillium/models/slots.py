@@ -9,7 +9,7 @@ stays valid while another one's parameters are mounted.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -42,11 +42,13 @@ class Slots:
                 owner._parameters[attribute] = parameter
 
 
-def new_state(tensors: Mapping[str, Tensor]) -> State:
-    """Return fresh parameters with the values of `tensors`; nothing is shared with them."""
-    return {name: nn.Parameter(tensor.detach().clone()) for name, tensor in tensors.items()}
-
-
 def values(state: Mapping[str, nn.Parameter]) -> Tensors:
     """Return copies of the values of a state, detached."""
     return {name: parameter.detach().clone() for name, parameter in state.items()}
+
+
+def train_only(state: State, names: Collection[str]) -> State:
+    """Freeze all parameters of a state but the named ones, and return it."""
+    for name, parameter in state.items():
+        parameter.requires_grad_(name in names)
+    return state

@@ -79,7 +79,7 @@ class Part(nn.Module):
 
     Submodules and parameters carry the names they have in the unsplit model, and the parameters are
     the same objects: no weight is copied. The tree of modules is a copy, so adapters that are added
-    to the unsplit model later do not appear here.
+    to the unsplit model later do not appear here. A part runs one forward at a time.
 
     Attributes:
         side: whose part this is.
@@ -106,10 +106,9 @@ class Part(nn.Module):
             name, _ = find_blocks(model)
             root.get_submodule(f"{name}.{self.blocks[-1]}").register_forward_hook(_leave)
         # The part takes the place of the copy's root, so its names are those of the unsplit model.
-        self._modules, self._parameters = root._modules, root._parameters
-        self._buffers = root._buffers
+        for table in ("_modules", "_parameters", "_buffers", "training"):
+            self.__dict__[table] = root.__dict__[table]
         self.__dict__["_root"] = root  # past nn.Module, which would count it as a submodule
-        self.training = root.training
 
     def forward(
         self, hidden: Tensor | None, *, input_ids: Tensor | None = None, attention_mask: Tensor
@@ -125,8 +124,7 @@ class Part(nn.Module):
             attention_mask: `(batch, seq)`, 1 for text and 0 for padding.
 
         Returns:
-            Hidden states `(batch, seq, hidden)`, or from the last part what the model answers first
-            (logits).
+            Hidden states `(batch, seq, hidden)`; from the last part the model's logits.
         """
         assert (hidden is None) == (self.side == "head"), f"wrong hidden states for a {self.side}"
         if input_ids is None:
@@ -136,13 +134,13 @@ class Part(nn.Module):
         try:
             output = base_model(self._root)(input_ids=input_ids, attention_mask=attention_mask)
         except _LeftError as left:
-            hidden_states: Tensor = left.args[0]
-            return hidden_states
+            output = left.args
+        else:
+            assert self.is_last, "the forward did not pass this part's last block"
         finally:
             self._received.hidden = None
-        assert self.is_last, "the forward did not pass this part's last block"
-        logits: Tensor = output[0]
-        return logits
+        answer: Tensor = output[0]
+        return answer
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, as on the unsplit model."""
@@ -195,10 +193,9 @@ def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitMod
 
 
 def shared_parameters(split: SplitModel) -> set[str]:
-    """Return the names of parameters that several parties hold (tied embeddings, mostly).
+    """Return the names of parameters that several parts hold (tied embeddings, mostly).
 
-    Frozen, they are merely stored twice. To train them, the parties would have to add up their
-    gradients at every step.
+    Frozen, they are merely stored twice; trained, their gradients must be added up at every step.
     """
     held = Counter(name for part in split.parts for name, _ in part.named_parameters())
     return {name for name, count in held.items() if count > 1}
@@ -217,7 +214,7 @@ def check_split(
         split: what `split_model` made of it.
         batch: `input_ids` and `attention_mask`, both `(batch, seq)`; best with some padding.
         tolerance: largest difference allowed, relative to the largest entry of the compared tensor;
-            by default 64 units of the logits' precision, but no more than 0.05.
+            by default 64 units of the logits' precision, but no more than 0.02.
 
     Returns:
         The largest relative difference; 0.0 is usual on a CPU.
@@ -232,9 +229,9 @@ def check_split(
         try:
             found = _gradients(*_run_parts(split, batch), batch)
         except Exception as error:  # whatever the model's own code raises
-            raise UserError(given, f"a part does not run alone ({error})", instead) from error
+            raise UserError(given, f"a part fails alone ({error!r})", instead) from error
     if tolerance is None:
-        tolerance = min(64 * torch.finfo(expected["logits"].dtype).eps, 0.05)
+        tolerance = min(64 * torch.finfo(expected["logits"].dtype).eps, 0.02)
     if expected.keys() != found.keys():
         names = ", ".join(sorted(expected.keys() ^ found.keys()))
         raise UserError(given, f"the parts do not hold what the model holds: {names}", instead)

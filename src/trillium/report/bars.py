@@ -43,7 +43,7 @@ def plot_kinds(rows: Sequence[Row]) -> Figure | None:
     ticks: list[float] = []
     names: list[str] = []
     for index, (arm, kinds) in enumerate(sizes.items()):
-        for offset, direction in zip((-0.2, 0.2), _DIRECTIONS):
+        for offset, direction in zip((-0.2, 0.2), _DIRECTIONS, strict=True):
             parts = {kind: kinds.get((direction, kind), 0.0) for kind in colours}
             total = sum(parts.values())
             ticks.append(index + offset)
@@ -86,7 +86,7 @@ def plot_costs(rows: Sequence[Row]) -> Figure | None:
     width = 1.8 + 2.9 * len(names)
     figure = Figure(figsize=(width, 1.25 + 0.4 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for axes, name in zip(panels, names):
+    for axes, name in zip(panels, names, strict=True):
         _bars(axes, rows, name, styles)
     panels[0].set_yticks(range(len(rows)), [short(row.arm, 30, 1) for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.6)

@@ -45,29 +45,28 @@ def curve(row: Row, of: Callable[[dict[str, Any]], float | None], spent: _Spent)
     """Return an arm's values of an evaluation line against what had been spent at that round."""
     series = []
     for run in row.counted:
-        lines = {line["round"]: of(line) for line in run.evaluations}
-        points = {
-            index: (x, y)
-            for index, y in lines.items()
-            if y is not None and (x := spent(run, index)) is not None
-        }
+        points: dict[int, tuple[float, float]] = {}
+        for line in run.evaluations:
+            value, at = of(line), spent(run, line["round"])
+            if value is not None and at is not None:
+                points[line["round"]] = (at, value)
         if points:
             series.append(points)
-    rounds = sorted(set.intersection(*map(set, series))) if series else []
-    x, y = [], []
-    for index in rounds:
-        x.append(sum(points[index][0] for points in series) / len(series))
+    shared = sorted(set.intersection(*map(set, series))) if series else []
+    found = Curve(shared, [], [])
+    for index in shared:
+        found.x.append(sum(points[index][0] for points in series) / len(series))
         stat = Stat.of(points[index][1] for points in series)
         assert stat is not None
-        y.append(stat)
-    return Curve(rounds, x, y)
+        found.y.append(stat)
+    return found
 
 
 _Spent = Callable[[Run, int], float | None]
 
 
 def plot_rounds(rows: Sequence[Row]) -> Figure | None:
-    """Quality against rounds; dashed, the mean over the clients' own models where it is not shipped."""
+    """Quality against rounds; dashed, the mean over the clients' own models where they have any."""
     return _plot(rows, lambda run, index: float(index), "Round", None)
 
 
@@ -95,19 +94,19 @@ def _plot(rows: Sequence[Row], spent: _Spent, xlabel: str, unit: str | None) -> 
     styles = arm_styles([row.arm for row in rows])
     figure = Figure(figsize=(5.6 * len(measures) + 2.6, 4.3), layout="constrained")
     handles: dict[str, Line2D] = {}
-    for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures):
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axes, measure in zip(panels, measures, strict=True):
         spans: list[float] = []
         for row in rows:
             found, style = curves[row.arm, measure.name], styles[row.arm]
             # A logarithmic axis has no zero, so what was before the first byte is left out there.
-            points = [
-                (x, stat) for x, stat in zip(found.x, found.y) if x > 0 or unit is None
-            ]
+            pairs = zip(found.x, found.y, strict=True)
+            points = [(x, stat) for x, stat in pairs if x > 0 or unit is None]
             moves = len(points) > 1 or (unit is not None and bool(points))
             if moves:
                 spans += [x for x, _ in points]
                 handles[row.arm] = _line(axes, points, style, short(row.arm))
-            elif measure.name in row.values:
+            elif measure.name in row.values and _spends_nothing(row, unit):
                 line = _level(axes, row.values[measure.name], style, short(row.arm))
                 handles.setdefault(row.arm, line)
             if unit is None:
@@ -115,6 +114,16 @@ def _plot(rows: Sequence[Row], spent: _Spent, xlabel: str, unit: str | None) -> 
         _finish(axes, measure, xlabel, unit, spans)
     _legend(figure, [handles[row.arm] for row in rows if row.arm in handles], figure.axes)
     return figure
+
+
+def _spends_nothing(row: Row, unit: str | None) -> bool:
+    """Whether it is known that an arm has no place along the axis; a lost ledger is not nothing."""
+    traffic = [run.traffic for run in row.counted]
+    if unit == "B":
+        return all(known is not None and known.compression is None for known in traffic)
+    if unit == "FLOPs":
+        return all(known is not None and not known.num_turns for known in traffic)
+    return True
 
 
 def _metric(name: str) -> Callable[[dict[str, Any]], float | None]:
@@ -140,16 +149,14 @@ def _clients_line(axes: Any, row: Row, measure: Measure, style: dict[str, Any]) 
                   alpha=0.8, gid="clients")  # fmt: skip
 
 
-def _line(
-    axes: Any, points: list[tuple[float, Stat]], style: dict[str, Any], label: str
-) -> Line2D:
+def _line(axes: Any, points: list[tuple[float, Stat]], style: dict[str, Any], label: str) -> Line2D:
     x = [at for at, _ in points]
     means = [stat.mean if math.isfinite(stat.mean) else math.nan for _, stat in points]
     every = 1 if len(x) <= _MARKED_POINTS else math.ceil(len(x) / 10)
     (line,) = axes.plot(x, means, label=label, markevery=every, **style)
     if any(stat.sd for _, stat in points):
-        low = [mean - (stat.sd or 0) for mean, (_, stat) in zip(means, points)]
-        high = [mean + (stat.sd or 0) for mean, (_, stat) in zip(means, points)]
+        low = [mean - (stat.sd or 0) for mean, (_, stat) in zip(means, points, strict=True)]
+        high = [mean + (stat.sd or 0) for mean, (_, stat) in zip(means, points, strict=True)]
         axes.fill_between(x, low, high, color=style["color"], alpha=0.16, linewidth=0)
     assert isinstance(line, Line2D)
     return line
@@ -172,7 +179,7 @@ def _finish(axes: Any, measure: Measure, xlabel: str, unit: str | None, xs: list
         # Ticks may be finer than a per cent where the arms are close.
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     if unit is None:
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     else:
         scale_axis(axes.xaxis, xs, unit, log=True)
     values = [value for line in axes.lines for value in line.get_ydata() if value > 0]
@@ -183,10 +190,10 @@ def _finish(axes: Any, measure: Measure, xlabel: str, unit: str | None, xs: list
 
 def _legend(figure: Figure, handles: list[Line2D], all_axes: Sequence[Any]) -> None:
     lines = [line for axes in all_axes for line in axes.lines]
-    notes: list[Line2D] = []
     if any(line.get_gid() == "clients" for line in lines):
-        notes.append(
-            Line2D([], [], color="#777777", linestyle=(0, (4, 2)), linewidth=1.1,
-                   label="mean over the\nclients' own models")  # fmt: skip
+        label = "mean over the\nclients' own models"
+        dashes = (0, (4, 2))
+        handles.append(
+            Line2D([], [], color="#777777", linestyle=dashes, linewidth=1.1, label=label)
         )
-    figure.legend(handles=handles + notes, loc="outside right upper", handlelength=2.4)
+    figure.legend(handles=handles, loc="outside right upper", handlelength=2.4)

@@ -12,7 +12,7 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Return a number with so many significant digits, never in scientific notation: 0.0123, 1,235."""
+    """Return a number with so many significant digits and no exponent: 0.0123, 1,235."""
     if not math.isfinite(value):
         return str(value)
     if value == 0:
@@ -51,9 +51,9 @@ def duration(seconds: float, sd: float | None = None) -> str:
     if whole < 120:
         return f"{significant(seconds)} s"
     if whole < 7200:
-        return f"{whole // 60} min {whole % 60:02d} s"
+        return f"{whole // 60} min" + (f" {whole % 60:02d} s" if whole % 60 else "")
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 60} h" + (f" {minutes % 60:02d} min" if minutes % 60 else "")
 
 
 def percent(fraction: float, sd: float | None = None) -> str:
@@ -63,9 +63,14 @@ def percent(fraction: float, sd: float | None = None) -> str:
 
 
 def plain(value: float, sd: float | None = None) -> str:
-    """Return a number without a unit, its deviation with as many decimals."""
+    """Return a number without a unit, with as many decimals as its deviation needs to be seen."""
     shown = significant(value)
-    return shown if sd is None else f"{shown} ± {_like(shown, sd)}"
+    if not sd:
+        return shown
+    if not math.isfinite(value + sd):
+        return f"{shown} ± {sd}"
+    decimals = max(len(text.partition(".")[2]) for text in (shown, significant(sd, 1)))
+    return f"{value:,.{decimals}f} ± {sd:,.{decimals}f}"
 
 
 def _like(shown: str, value: float) -> str:

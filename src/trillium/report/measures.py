@@ -243,8 +243,8 @@ COST = (
         "bytes_once_per_client",
         "Once only",
         "Transferred once per client",
-        "Bytes a client must have before the first round (base model, public set, part of a split); "
-        "never part of the figures above.",
+        "Bytes that a client must have before the first round, such as the base model or the "
+        "public set; never part of the figures above.",
         lambda run: sum(run.once.values()) if run.once else None,
         show_bytes,
     ),

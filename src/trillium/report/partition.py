@@ -16,7 +16,7 @@ from trillium.report.style import short
 _STACKED_LABELS = 8
 _STACKED_CLIENTS = 30
 _TICKS = 40
-# From the page's white to Okabe & Ito's blue and on to black: order survives every colour blindness.
+# From white over Okabe & Ito's blue to black: the order survives every colour blindness.
 _COUNTS = LinearSegmentedColormap.from_list("counts", ["#FFFFFF", "#9CC9E6", "#0072B2", "#00213A"])
 _STACK = ("#332288", "#88CCEE", "#44AA99", "#DDCC77", "#CC6677", "#AA4499", "#117733", "#BBBBBB")
 
@@ -43,6 +43,8 @@ def plot_partition(runs: Sequence[Run]) -> Figure | None:
     if run is None:
         return None
     clients, labels, counts = label_counts(run)
+    if not any(map(any, counts)):
+        return None
     if len(labels) > _STACKED_LABELS or (labels and len(clients) > _STACKED_CLIENTS):
         return _heat_map(clients, labels, counts)
     return _stacked(clients, labels, counts)
@@ -58,7 +60,7 @@ def _stacked(clients: list[str], labels: list[str], counts: list[list[int]]) -> 
         axes.barh(range(len(clients)), part, left=start, height=0.78,
                   color=_STACK[index] if labels else "#5B7FA6",
                   edgecolor="white", linewidth=0.4)  # fmt: skip
-        start = [a + b for a, b in zip(start, part)]
+        start = [a + b for a, b in zip(start, part, strict=True)]
     axes.set_xlabel("Training examples")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_ylim(len(clients) - 0.4, -0.6)
@@ -71,10 +73,10 @@ def _stacked(clients: list[str], labels: list[str], counts: list[list[int]]) -> 
 
 
 def _heat_map(clients: list[str], labels: list[str], counts: list[list[int]]) -> Figure:
-    width = min(4.2 + 0.17 * len(labels), 14.0)
+    across = min(max(0.115 * len(labels), 2.4), 10.0)
     height = min(max(2.2 + 0.2 * len(clients), 3.6), 10.0)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes, totals = figure.subplots(1, 2, sharey=True, width_ratios=[max(len(labels) * 0.17, 2), 1.1])
+    figure = Figure(figsize=(across + 2.9, height), layout="constrained")
+    axes, totals = figure.subplots(1, 2, sharey=True, width_ratios=[across, 0.9])
     # Counts are skewed; the square root keeps the small ones visible beside the large ones.
     image = axes.pcolormesh(
         counts,
@@ -109,6 +111,6 @@ def _ticks(
     if rotation == 0:
         step = next(s for s in (1, 2, 5, 10, 20, 50, len(names)) if len(names) / s <= _TICKS)
     at = range(0, len(names), max(step, 1))
-    size = 8.5 if len(names) <= 20 else 7
-    axis.set_ticks([index + offset for index in at], [short(names[index], width, 1) for index in at],
-                   fontsize=size, rotation=rotation)  # fmt: skip
+    size = 8.5 if len(names) <= 20 else 6.5
+    shown = [short(names[index], width, 1) for index in at]
+    axis.set_ticks([index + offset for index in at], shown, fontsize=size, rotation=rotation)

@@ -51,8 +51,8 @@ _PLOTS: tuple[tuple[str, str, str, _Draw], ...] = (
     (
         "kinds",
         "What crosses the wire",
-        "Left, encoded bytes in a round in which a client takes part, on a logarithmic axis; right, "
-        "what these bytes consist of. Arms that send nothing are left out.",
+        "Left, encoded bytes in a round in which a client takes part, on a logarithmic axis; "
+        "right, what these bytes consist of. Arms that send nothing are left out.",
         plot_kinds,
     ),
     (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,9 @@ class Run:
 
     @property
     def num_clients(self) -> int:
-        """Number of clients in the federation, asked or not (from the ledger if data.json is lost)."""
-        return len(self.data.get("clients") or {}) or len(self.traffic.clients if self.traffic else ())
+        """Number of clients in the federation, asked or not; those asked if data.json is lost."""
+        asked = self.traffic.clients if self.traffic else ()
+        return len(self.data.get("clients") or asked)
 
     @property
     def framework(self) -> str:
@@ -143,7 +144,7 @@ def read_run(folder: Path) -> Run:
         notes=tuple(notes),
     )
     arm = status.get("arm") or run.framework or (label if named else folder.name)
-    return Run(**{**vars(run), "arm": str(arm)})
+    return replace(run, arm=str(arm))
 
 
 def _read_mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:

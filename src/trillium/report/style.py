@@ -1,4 +1,4 @@
-"""How plots look: colours that colour-blind readers can tell apart, ticks with units, no overlaps."""
+"""How plots look: colours that colour-blind readers can tell apart, and ticks with units."""
 
 from __future__ import annotations
 
@@ -125,9 +125,11 @@ def scale_axis(axis: Any, values: Iterable[float], unit: str, log: bool) -> None
         margin = max((high / low) ** 0.06, 1.25)
         getattr(axis.axes, f"set_{which}lim")(low / margin, high * margin)
         decades = math.log10(high / low * margin**2)
-        subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-        axis.set_major_locator(LogLocator(10, subs=subs, numticks=12))
-        if decades < 2.5:
+        if decades >= 2.5:
+            axis.set_major_locator(LogLocator(10, numticks=12))
+        else:  # so short an axis holds few powers of ten, or none
+            subs = LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12)
+            axis.set_major_locator(subs if decades >= 0.8 else MaxNLocator(4))
             axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
     elif unit == "s":
@@ -144,8 +146,7 @@ def _tick(unit: str) -> Callable[[float, int], str]:
         return _time_tick
 
     def text(value: float, _: int) -> str:
-        shown = human.prefixed(value, unit)
-        amount, _, rest = shown.partition(" ")
+        amount, rest = human.prefixed(value, unit).split(" ", 1)
         if "." in amount:
             amount = amount.rstrip("0").rstrip(".")
         return f"{amount} {rest}" if value else "0"

@@ -34,8 +34,8 @@ _COLUMNS = {
     "wall_seconds": 4,
     "bytes_once_per_client": 7,
 }
-_ARM_WIDTH, _ARM_WIDTH_NARROW, _NARROW = 28, 18, 100
-_STATE_WIDTH = 20
+# Widest arm and widest state, below and from so many columns of terminal.
+_NARROW, _FOLDED, _WIDE = 100, (18, 11), (28, 22)
 
 
 def terminal_table(rows: Sequence[Row], width: int = 120) -> Table:
@@ -46,13 +46,11 @@ def terminal_table(rows: Sequence[Row], width: int = 120) -> Table:
     """
     names = [name for name in _COLUMNS if any(name in row.values for row in rows)]
     cells = {name: [_cell(row, BY_NAME[name]) for row in rows] for name in names}
-    arm_width = min(
-        _ARM_WIDTH if width >= _NARROW else _ARM_WIDTH_NARROW,
-        max([3, *(cell_len(row.arm) for row in rows)]),
-    )
+    arm_most, state_most = _WIDE if width >= _NARROW else _FOLDED
+    arm_width = min(arm_most, max([3, *(cell_len(row.arm) for row in rows)]))
     states = [row.state for row in rows]
     show_state = any(state != "finished" for state in states)
-    state_width = min(_STATE_WIDTH, max(map(cell_len, states), default=5)) if show_state else -3
+    state_width = min(state_most, max(map(cell_len, states), default=5)) if show_state else -3
     widths = {
         name: max(cell_len(text) for text in [*BY_NAME[name].short.split(), *cells[name]])
         for name in names
@@ -86,7 +84,11 @@ def terminal_table(rows: Sequence[Row], width: int = 120) -> Table:
 
 def _cell(row: Row, measure: Measure) -> str:
     stat = row.values.get(measure.name)
-    return shown(row, measure.name) if measure in QUALITY or not stat else measure.show(stat.mean, None)
+    return (
+        shown(row, measure.name)
+        if measure in QUALITY or not stat
+        else measure.show(stat.mean, None)
+    )
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -6,9 +6,11 @@ messages that carry an evaluation are a property of the measurement, not of the 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 
@@ -38,11 +40,12 @@ class RoundTraffic:
 class Traffic:
     """The training messages of one run, summed.
 
-    `kinds` maps (direction, kind of tensor) to bytes; `num_turns` counts the pairs of a client and a
-    round in which they exchanged anything; `bytes_once` is what messages of purpose "once" took.
+    `so_far` maps a round to the sum of all rounds up to and including it, in their order;
+    `kinds` maps (direction, kind of tensor) to bytes; `num_turns` counts the pairs of a client and
+    a round in which it took part; `bytes_once` is what messages of purpose "once" took.
     """
 
-    rounds: Mapping[int, RoundTraffic] = field(default_factory=dict)
+    so_far: Mapping[int, RoundTraffic] = field(default_factory=dict)
     kinds: Mapping[tuple[str, str], int] = field(default_factory=dict)
     clients: frozenset[str] = frozenset()
     num_turns: int = 0
@@ -53,11 +56,9 @@ class Traffic:
 
     def until(self, round_index: int | None = None) -> RoundTraffic:
         """Return the sum over all rounds up to and including one, over all where none is given."""
-        total = RoundTraffic()
-        for index, traffic in self.rounds.items():
-            if round_index is None or index <= round_index:
-                total = total.plus(traffic)
-        return total
+        rounds = list(self.so_far)
+        count = len(rounds) if round_index is None else bisect_right(rounds, round_index)
+        return self.so_far[rounds[count - 1]] if count else RoundTraffic()
 
     @property
     def compression(self) -> float | None:
@@ -83,7 +84,7 @@ class TrafficSum:
         """Add one line of `wire.jsonl`."""
         try:
             self._add(line)
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             self.num_malformed += 1
 
     def _add(self, line: Mapping[str, Any]) -> None:
@@ -118,8 +119,10 @@ class TrafficSum:
 
     def result(self) -> Traffic:
         """Return the sums."""
+        rounds = sorted(self._rounds)
+        sums = accumulate((self._rounds[index] for index in rounds), RoundTraffic.plus)
         return Traffic(
-            rounds=dict(sorted(self._rounds.items())),
+            so_far=dict(zip(rounds, sums, strict=True)),
             kinds=dict(sorted(self._kinds.items())),
             clients=frozenset(self._clients),
             num_turns=len(self._turns),

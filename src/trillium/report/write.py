@@ -32,7 +32,7 @@ def write_report(folder: Path) -> Path:
             _replace(path, drawn[name])
         else:
             path.unlink(missing_ok=True)
-    _replace(folder / "table.csv", to_csv(rows).encode())
+    _replace(folder / "table.csv", to_csv(rows).encode("utf-8", "replace"))
     page = folder / "report.html"
     _replace(page, render_page(folder.resolve().name, rows, plots).encode("utf-8", "replace"))
     return page

@@ -89,11 +89,13 @@ class Task(Component, kind="task", package="trillium.tasks"):
         loss = functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
         return loss, int((targets != IGNORE).sum())
 
+    def num_supervised(self, labels: Tensor) -> int:
+        """Return how many predictions the labels of a batch supervise."""
+        raise NotImplementedError
+
     def num_targets(self, example: Example) -> int:
-        """Return how many predictions of an example are supervised: its weight in every mean."""
-        if example.labels.dim() == 0:
-            return 1
-        return int((example.labels[1:] != IGNORE).sum())
+        """Return how many predictions of one example count: its weight in every mean."""
+        raise NotImplementedError
 
     def evaluate(
         self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int

@@ -12,10 +12,14 @@ from trillium.tasks import IGNORE, Batch, Example
 MULTIPLE = 8  # lengths are rounded up, so that few distinct shapes occur and costs can be cached
 
 
+def padded(length: int) -> int:
+    """Return the length that a batch with a longest example of `length` tokens is padded to."""
+    return -(-length // MULTIPLE) * MULTIPLE
+
+
 def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
     """Pad examples on the right to a common length, a multiple of eight."""
-    longest = max(len(example.input_ids) for example in examples)
-    length = -(-longest // MULTIPLE) * MULTIPLE
+    length = padded(max(len(example.input_ids) for example in examples))
     input_ids = torch.full((len(examples), length), pad_id)
     attention_mask = torch.zeros_like(input_ids)
     labels = [example.labels for example in examples]

@@ -45,7 +45,7 @@ class CausalLM(Task, name="causal_lm"):
             tokens = [token for piece, _ in pieces for token in piece]
             labels = [t if seen else IGNORE for piece, seen in pieces for t in piece]
             prompt = next((at for at, label in enumerate(labels) if label != IGNORE), len(tokens))
-            # Truncation takes from the left of the prompt: an example without response teaches nothing.
+            # The prompt is truncated first, on its left: without response nothing is learnt.
             excess = max(0, len(tokens) - max_length)
             drop = min(excess, max(prompt - 1, 0))
             tokens, labels = tokens[drop:][:max_length], labels[drop:][:max_length]
@@ -55,10 +55,18 @@ class CausalLM(Task, name="causal_lm"):
         return examples
 
     def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits at position t with the label at t + 1, where that label is supervised."""
+        """Return the logits at t with the label at t + 1, where that label is supervised."""
         targets = labels[:, 1:]
         counted = targets != IGNORE
         return logits[:, :-1][counted], targets[counted]
+
+    def num_supervised(self, labels: Tensor) -> int:
+        """The response tokens but for one at the very start, which nothing predicts."""
+        return int((labels[:, 1:] != IGNORE).sum())
+
+    def num_targets(self, example: Example) -> int:
+        """The supervised tokens."""
+        return self.num_supervised(example.labels[None])
 
     @torch.inference_mode()
     def evaluate(

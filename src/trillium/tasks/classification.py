@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from trillium.tasks import Example, Task
+from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_length, collate
 
 
@@ -37,6 +37,14 @@ class Classification(Task, name="classification"):
     def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Every row counts."""
         return logits, labels
+
+    def num_supervised(self, labels: Tensor) -> int:
+        """Every labelled row."""
+        return int((labels != IGNORE).sum())
+
+    def num_targets(self, example: Example) -> int:
+        """One."""
+        return 1
 
     @torch.inference_mode()
     def evaluate(

@@ -58,6 +58,7 @@ def resident_tensors(model: nn.Module, *optimizers: torch.optim.Optimizer) -> It
     """Yield what lasts from one step to the next: parameters, buffers and optimiser state.
 
     Gradients are left out on purpose: they come and go within a step, and are seen when they do.
+    Where they are summed over several measured steps, they last too: add them to these.
     """
     yield from model.parameters()
     yield from model.buffers()

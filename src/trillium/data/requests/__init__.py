@@ -32,10 +32,21 @@ class Intent:
 
 @dataclass(frozen=True)
 class Words:
-    """Slot values, and small talk by split and place (`openers`, `closers`, `before`, `after`)."""
+    """Slot values, and what may stand around a request.
+
+    Attributes:
+        slots: values by slot; `{n}` in a value is a number.
+        openers: greetings.
+        closers: thanks and the like.
+        before: frames for an `{aside}` before the request.
+        after: frames for an `{aside}` after it.
+    """
 
     slots: dict[str, tuple[str, ...]]
-    talk: dict[str, dict[str, tuple[str, ...]]]
+    openers: tuple[str, ...]
+    closers: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
 
 
 @cache
@@ -52,13 +63,15 @@ def load_grammar() -> tuple[tuple[Intent, ...], Words]:
             )
             for name, entry in _read(area).items()
         ]
-    words = _read("words")
-    talk = {
-        split: {place: tuple(texts) for place, texts in words[split].items()}
-        for split in ("train", "test")
-    }
-    slots = {slot: tuple(values) for slot, values in words["slots"].items()}
-    return tuple(sorted(intents, key=lambda intent: intent.name)), Words(slots, talk)
+    entries = _read("words")
+    words = Words(
+        slots={slot: tuple(values) for slot, values in entries["slots"].items()},
+        openers=tuple(entries["openers"]),
+        closers=tuple(entries["closers"]),
+        before=tuple(entries["before"]),
+        after=tuple(entries["after"]),
+    )
+    return tuple(sorted(intents, key=lambda intent: intent.name)), words
 
 
 def _read(name: str) -> dict[str, Any]:

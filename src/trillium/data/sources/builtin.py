@@ -35,8 +35,8 @@ class Builtin(Source, name="builtin"):
 
     num_train: int = Field(default=2000, ge=1, le=50_000)
     num_test: int = Field(default=800, ge=1, le=50_000)
-    asides: float = Field(default=0.4, ge=0, le=1)
-    typos: float = Field(default=0.03, ge=0, le=1)
+    asides: float = Field(default=0.3, ge=0, le=1)
+    typos: float = Field(default=0.02, ge=0, le=1)
 
     def load(self, task: str, seed: int) -> RawData:
         """Return generated rows; no text occurs twice, within a split or across both."""
@@ -75,23 +75,25 @@ class Builtin(Source, name="builtin"):
         rng: random.Random,
     ) -> tuple[str, str]:
         """Return one request and its structured answer."""
-        intent, talk = intents[label], words.talk[split]
+        intent = intents[label]
         core = text = _choose(rng.choice(intent.phrasings[split]), rng)
         if rng.random() < self.asides:
             # An aside of the same area could contradict the request.
             other = rng.choice([each for each in intents if each.area != intent.area])
-            place = rng.choice(("before", "after"))
-            frame = rng.choice(talk[place]).replace("{aside}", rng.choice(other.asides))
-            text = f"{frame} {core}" if place == "before" else f"{core}, {frame}"
+            aside = rng.choice(other.asides)
+            if rng.random() < 0.5:
+                text = f"{rng.choice(words.before).replace('{aside}', aside)} {core}"
+            else:
+                text = f"{core}, {rng.choice(words.after).replace('{aside}', aside)}"
         elif rng.random() < 0.5:
-            text = f"{rng.choice(talk['openers'])} {core}"
+            text = f"{rng.choice(words.openers)} {core}"
         text = text.lower() if rng.random() < 0.2 else text[0].upper() + text[1:]
         text = " ".join(
             _misspell(word, rng) if rng.random() < self.typos else word for word in text.split()
         )
         text += rng.choice((".", "?", ""))
         if rng.random() < 0.25:
-            text = f"{text} {rng.choice(talk['closers'])}"
+            text = f"{text} {rng.choice(words.closers)}"
         values = {slot: _fill(slot, words, rng) for slot in _SLOT.findall(core)}
         answer = {"intent": intent.name, **values}
         return (

@@ -61,8 +61,8 @@ def read_table(path: Path) -> Dataset:
 
 
 def _read_csv(path: Path) -> Dataset:
-    import pyarrow.csv as csv
     from datasets import Dataset
+    from pyarrow import csv  # type: ignore[import-untyped]
 
     # pandas would turn the words "None", "NA" and "null" into gaps; they may be labels.
     table = csv.read_csv(
@@ -74,8 +74,6 @@ def _read_csv(path: Path) -> Dataset:
 
 
 def _read_json_lines(path: Path) -> Dataset:
-    from datasets import Dataset
-
     rows = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -100,8 +98,8 @@ def _from_rows(rows: object) -> Dataset:
 
 
 def _read_parquet(path: Path) -> Dataset:
-    import pyarrow.parquet as parquet
     from datasets import Dataset
+    from pyarrow import parquet
 
     return Dataset(parquet.read_table(path))
 

@@ -1,0 +1,50 @@
+# `make` lists the targets. All of them run in .venv, which is made when it is first needed and
+# brought up to date when pyproject.toml or constraints.txt change.
+# Another Python: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: .venv
+.venv: $(INSTALLED) ## make the virtual environment with the pinned libraries
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "$(PYTHON): there is no such command. Install Python 3.11 or later, or write" \
+	    "make PYTHON=<path to it>" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): Trillium needs Python 3.11 or later." \
+	    "Install it and write make PYTHON=<path to it>" >&2; exit 1; }
+	@echo "[1/2] .venv with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv .venv
+	@echo "[2/2] Trillium and its libraries (PyTorch is large: some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e ".[demo,dev]"
+	@touch $@
+
+demo: $(INSTALLED) ## compare the frameworks on a small task, without a GPU or a download
+	@$(BIN)/trillium compare
+
+# Two processes of one thread each: tensors this small gain nothing from threads, and results do
+# not depend on how many cores there are.
+test: $(INSTALLED) ## run the tests, but for those that are slow or need the benchmark data
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+	  -m "not slow and not shared_data"
+
+lint: $(INSTALLED) ## check style and format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: $(INSTALLED) ## check types
+	@$(BIN)/mypy
+
+clean: ## remove what tools leave behind; .venv and runs stay
+	@rm -rf build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
