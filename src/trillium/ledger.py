@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -47,19 +48,25 @@ class Ledger:
     Attributes:
         entries: all entries where no path was given (tests, notebooks); empty otherwise, because a
             split run writes one for every batch.
+
+    Args:
+        path: file to append to.
+        watch: called with every entry.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, watch: Callable[[Entry], None] | None = None
+    ) -> None:
         self.entries: list[Entry] = []
         self._bytes: dict[tuple[Direction, Purpose], int] = defaultdict(int)
-        self._flops = 0.0
+        self._watch = watch
         self._file: IO[str] | None = path.open("a", encoding="utf-8") if path else None
 
     def add(self, entry: Entry) -> None:
         """Append one entry."""
         self._bytes[entry.direction, entry.purpose] += entry.bytes
-        if entry.purpose == "train":
-            self._flops += entry.flops or 0.0
+        if self._watch is not None:
+            self._watch(entry)
         if self._file is None:
             self.entries.append(entry)
         else:
@@ -68,10 +75,6 @@ class Ledger:
     def bytes_total(self, direction: Direction, purpose: Purpose = "train") -> int:
         """Return the bytes of all messages in one direction, over all clients."""
         return self._bytes[direction, purpose]
-
-    def client_flops(self) -> float:
-        """Return the FLOPs of all clients in training."""
-        return self._flops
 
     def flush(self) -> None:
         """Write what is buffered; called at the end of each round."""

@@ -56,6 +56,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bert": PLAIN,
     "roberta": PLAIN | dict(pad_token_id=1, bos_token_id=0),
     "electra": PLAIN | dict(embedding_size=16),
+    "modernbert": PLAIN | dict(global_attn_every_n_layers=2, local_attention=4),
     "distilbert": dict(
         vocab_size=VOCABULARY,
         dim=24,
@@ -82,11 +83,20 @@ TASKS: dict[str, Any] = {
     "causal": AutoModelForCausalLM,
     "classify": AutoModelForSequenceClassification,
 }
-ENCODERS = {"bert", "roberta", "electra", "distilbert"}
+ENCODERS = {"bert", "roberta", "electra", "modernbert", "distilbert"}
 CASES = [("causal", name) for name in CONFIGS if name not in ENCODERS]
 CASES += [("classify", name) for name in (*sorted(ENCODERS), "gpt2", "llama")]
 CASES += [("causal", "bert"), ("causal", "electra")]  # tied, electra with narrow embeddings
 CUTS = [(1, None), (2, None), (1, 2), (1, 3), (2, 3)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices this small are slower on several threads, by far on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def build(task: str, name: str, lora: bool = False, **changes: Any) -> nn.Module:

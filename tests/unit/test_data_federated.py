@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from trillium.data.federated import DataConfig, FederatedData, load_data, row_keys
 from trillium.data.partitions.dirichlet import Dirichlet
+from trillium.data.sources.files import Files
 from trillium.errors import UserError
 
 SMALL = {"name": "builtin", "num_train": 300, "num_test": 80}
@@ -70,8 +71,15 @@ def test_the_disjointness_check_can_fail() -> None:
         check_disjoint(FederatedData({"client-0": rows}, rows, public, ("x",)))
 
 
-def test_public_rows_have_no_labels() -> None:
-    assert load_data(config(), "classification", 0).public.column_names == ["text"]
+def test_public_rows_belong_to_nobody(overlapping: DataConfig) -> None:
+    options = {**overlapping.source.model_dump(), "client": "label"}
+    data = load_data(
+        overlapping.model_copy(update={"source": Files.model_validate(options)}),
+        "classification",
+        0,
+    )
+    assert "client" not in data.public.column_names
+    assert "client" in data.clients["client-0"].column_names
 
 
 def test_same_seed_same_data_and_other_seed_other_data() -> None:
@@ -123,17 +131,18 @@ def test_summary_is_json_and_counts_labels() -> None:
     summary = json.loads(json.dumps(data.summary()))
     client = summary["clients"]["client-1"]
     assert client["num_examples"] == 130
-    assert sum(client["label_counts"].values()) == 130
-    name, count = next(iter(client["label_counts"].items()))
+    assert sum(client["labels"].values()) == 130
+    name, count = next(iter(client["labels"].items()))
     labels = list(data.clients["client-1"]["label"])
     assert labels.count(data.labels.index(name)) == count
-    assert (summary["num_public"], summary["num_test"]) == (40, 80)
+    assert summary["public"]["num_examples"] == 40
+    assert summary["test"]["num_examples"] == 80
 
 
 def test_summary_without_labels() -> None:
     summary = load_data(config(), "causal_lm", 0).summary()
     assert summary["labels"] == []
-    assert summary["clients"]["client-0"]["label_counts"] == {}
+    assert summary["clients"]["client-0"]["labels"] == {}
 
 
 @pytest.mark.parametrize("size", [300, 1000])

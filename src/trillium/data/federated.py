@@ -52,7 +52,7 @@ class FederatedData:
     Attributes:
         clients: rows by client id, `client-0`, `client-1`, …, padded so that ids sort by number.
         test: held-out rows; no client and no public row has a text of theirs.
-        public: rows that all sides hold, without `label` and `client`; no client has their texts.
+        public: rows that all sides hold, without `client`; no client has their texts.
         labels: class names, indexed by `label`; `()` for `causal_lm`.
         removed: number of training rows left out, by reason.
     """
@@ -66,16 +66,15 @@ class FederatedData:
     def summary(self) -> dict[str, Any]:
         """Return sizes and label histograms in a form that JSON can hold.
 
-        A client's `label_counts` name the classes it has; for `causal_lm` they are empty.
+        A client's `labels` count the classes it has; for `causal_lm` they are empty.
         """
         return {
-            "num_clients": len(self.clients),
             "clients": {
-                client: {"num_examples": len(rows), "label_counts": self._label_counts(rows)}
+                client: {"num_examples": len(rows), "labels": self._label_counts(rows)}
                 for client, rows in self.clients.items()
             },
-            "num_test": len(self.test),
-            "num_public": len(self.public),
+            "test": {"num_examples": len(self.test)},
+            "public": {"num_examples": len(self.public)},
             "labels": list(self.labels),
             "removed": dict(self.removed),
         }
@@ -122,7 +121,7 @@ def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
     return FederatedData(
         clients={f"client-{i:0{width}d}": rest.select(part) for i, part in enumerate(parts)},
         test=raw.test,
-        public=public.remove_columns([c for c in ("label", "client") if c in public.column_names]),
+        public=public.remove_columns([c for c in ("client",) if c in public.column_names]),
         labels=raw.labels,
         removed={"same_text_as_test": num_leaks, "same_text_as_public": num_duplicates},
     )

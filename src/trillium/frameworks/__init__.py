@@ -20,6 +20,8 @@ from trillium.training.loop import Loop, Training
 from trillium.training.meters import Meter
 
 Metrics = dict[str, Any]
+SERVER_MODEL = "server model"
+CLIENT_MODELS = "mean of the clients' models"
 F = TypeVar("F", bound=Callable[..., Message])
 
 
@@ -39,7 +41,6 @@ class Server:
         meter: what the server computed.
         seed: of the run.
         num_rounds: of the run.
-        num_labels: classes of the task, 0 for language modelling.
         store: what the framework keeps from one round to the next.
         round: the current round; 0 before the first.
     """
@@ -79,7 +80,11 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
 
     needs_public: ClassVar[bool] = False
     trains: ClassVar[bool] = True
-    ships: ClassVar[str] = "server model"  # whose accuracy is reported
+
+    @property
+    def ships(self) -> str:
+        """Whose accuracy is reported."""
+        return SERVER_MODEL
 
     def verbs(self) -> dict[str, Verb]:
         """Return the client's half: what it can be asked, by verb."""

@@ -6,7 +6,15 @@ from typing import ClassVar
 
 from trillium.client import Client
 from trillium.fleet import Fleet
-from trillium.frameworks import Framework, Metrics, OwnModels, Server, client_verb, mean_metrics
+from trillium.frameworks import (
+    CLIENT_MODELS,
+    Framework,
+    Metrics,
+    OwnModels,
+    Server,
+    client_verb,
+    mean_metrics,
+)
 from trillium.message import Message, scalar
 from trillium.models.slots import values
 from trillium.rng import generator
@@ -26,7 +34,10 @@ class ZeroShot(Framework, name="zero_shot"):
 class LocalOnly(OwnModels, name="local_only"):
     """Every client trains alone and shares nothing: what a client has without the federation."""
 
-    ships: ClassVar[str] = "mean of the clients' models"
+    @property
+    def ships(self) -> str:
+        """The clients' own models."""
+        return CLIENT_MODELS
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Let the cohort train; only a loss comes back."""

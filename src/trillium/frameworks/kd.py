@@ -21,6 +21,8 @@ from torch.nn import functional
 from trillium.client import Client
 from trillium.fleet import Fleet
 from trillium.frameworks import (
+    CLIENT_MODELS,
+    SERVER_MODEL,
     Metrics,
     OwnModels,
     Server,
@@ -60,6 +62,11 @@ class KD(OwnModels, name="kd"):
     distill_epochs: int = Field(default=1, ge=1)
 
     needs_public: ClassVar[bool] = True
+
+    @property
+    def ships(self) -> str:
+        """The server's model, if it distils, else the clients' own."""
+        return CLIENT_MODELS if self.direction == "client" else SERVER_MODEL
 
     # The server
 

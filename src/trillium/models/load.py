@@ -137,7 +137,7 @@ def load_model(
     *,
     auto_class: str,
     peft_task: str,
-    num_labels: int,
+    labels: Sequence[str],
     seed: int,
 ) -> LanguageModel:
     """Load a model with its task head and adapter; new weights are drawn from `seed`.
@@ -147,7 +147,7 @@ def load_model(
         adapter: what trains.
         auto_class: e.g. `AutoModelForSequenceClassification`.
         peft_task: PEFT's name of the task.
-        num_labels: classes of the head, 0 for language modelling.
+        labels: names of the classes; none for language modelling.
         seed: seed of head and adapter.
 
     Raises:
@@ -161,8 +161,9 @@ def load_model(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     hf_config = _hub(config, lambda: AutoConfig.from_pretrained(location, revision=config.revision))
     hf_config = copy.deepcopy(hf_config)
-    if num_labels:
-        hf_config.num_labels = num_labels
+    if labels:
+        hf_config.id2label = dict(enumerate(labels))
+        hf_config.label2id = {label: index for index, label in enumerate(labels)}
     hf_config.pad_token_id = tokenizer.pad_token_id
     hf_config.use_cache = False
     if config.dropout is not None:

@@ -1,0 +1,272 @@
+"""The experiment tree: defaults, YAML and key=value, checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trillium.adapters import Adapter
+from trillium.adapters.lora import Lora
+from trillium.component import Choice
+from trillium.data.federated import DataConfig
+from trillium.errors import UserError, suggest
+from trillium.fleet import FleetConfig
+from trillium.frameworks import Framework
+from trillium.frameworks.fedllm import FedLLM
+from trillium.models.load import ModelConfig
+from trillium.tasks import Task
+from trillium.tasks.classification import Classification
+from trillium.training.loop import Training
+from trillium.wire import Wire
+
+Tree = dict[str, Any]
+
+
+class Evaluation(BaseModel):
+    """When and how the shipped model is measured on held-out data.
+
+    Attributes:
+        every: rounds from one evaluation to the next; the last round is always evaluated.
+        batch_size: examples at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+
+
+class ExperimentConfig(BaseModel):
+    """One run.
+
+    Attributes:
+        seed: all randomness of the run follows from it.
+        rounds: turns of the federation.
+        framework: how the federation learns.
+        model, task, data, adapter, training, fleet, wire, evaluation: see their classes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(default=0, ge=0)
+    rounds: int = Field(default=4, ge=1)
+    framework: Choice[Framework] = FedLLM()
+    model: ModelConfig = ModelConfig()
+    task: Choice[Task] = Classification()
+    data: DataConfig = DataConfig()
+    adapter: Choice[Adapter] = Lora()
+    training: Training = Training()
+    fleet: FleetConfig = FleetConfig()
+    wire: Wire = Wire()
+    evaluation: Evaluation = Evaluation()
+
+    def tree(self) -> Tree:
+        """Return the resolved configuration as plain values; it reads back to an equal one."""
+        return self.model_dump(mode="json")
+
+
+def experiment(tree: Mapping[str, Any]) -> ExperimentConfig:
+    """Return the checked configuration of a tree laid over the defaults.
+
+    Raises:
+        UserError: a key is unknown, a value cannot be used, or two settings contradict each other.
+    """
+    merged = merge(ExperimentConfig().tree(), tree)
+    try:
+        config = ExperimentConfig.model_validate(merged)
+    except ValidationError as error:
+        raise _explained(error) from error
+    if config.framework.needs_public and config.data.public_size == 0:
+        raise UserError(
+            f"framework={config.framework.name} with data.public_size=0",
+            "clients share what they learn through predictions on a public set",
+            "Write data.public_size=200 or more",
+        )
+    return config
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """Return `base` with the values of `over`; a component of another name replaces the whole one."""
+    result = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping) and "name" not in value:
+            old = {"name": old}
+        if isinstance(old, Mapping) and isinstance(value, str) and old.get("name") == value:
+            continue
+        is_other = (
+            isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and ("name" in value and value["name"] != old.get("name"))
+        )
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not is_other:
+            result[key] = merge(old, value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def read_yaml(path: Path) -> Tree:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        UserError: there is no such file, or it holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            str(path), f"it cannot be read ({error.strerror})", "Run `trillium new` to get a recipe"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = " ".join(str(error).split())
+        raise UserError(str(path), f"it is not YAML ({first})", "Correct it there") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            str(path), "a recipe is a mapping of keys to values", "Run `trillium new` to see one"
+        )
+    return content
+
+
+def parse_overrides(words: Iterable[str]) -> Tree:
+    """Turn `a.b=value` words, values in YAML, into a tree.
+
+    Raises:
+        UserError: a word has no key or an unreadable value.
+    """
+    tree: Tree = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise UserError(
+                word,
+                "a setting is key=value, with dots between keys",
+                "Write e.g. training.batch_size=8",
+            )
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(
+                word, "the value is not YAML", "Quote it, or write lists as [a, b]"
+            ) from error
+        # YAML 1.1 reads 1e-3 as text, for want of a dot.
+        value = _number(value) if isinstance(value, str) else value
+        for key in reversed(keys):
+            value = {key: value}
+        tree = merge(tree, value)
+    return tree
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explained(error: ValidationError) -> UserError:
+    """Turn what pydantic found into one error for the user."""
+    problems = error.errors()
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"])
+    raised = first.get("ctx", {}).get("error")
+    if isinstance(raised, UserError):
+        given = raised.given if raised.given.startswith(where) else f"{where}: {raised.given}"
+        return UserError(given, raised.why, raised.instead)
+    if first["type"] == "extra_forbidden":
+        return UserError(
+            f"{where}={first['input']!r}",
+            f"there is no setting {first['loc'][-1]!r} there",
+            suggest(str(first["loc"][-1]), _siblings(first["loc"])),
+        )
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return UserError(
+        f"{where}={first['input']!r}",
+        first["msg"][0].lower() + first["msg"][1:] + more,
+        f"See `{where}` in the recipe that `trillium new` writes",
+    )
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that exist beside an unknown one."""
+    node: Any = ExperimentConfig()
+    for part in location[:-1]:
+        node = getattr(node, str(part), None)
+    return list(type(node).model_fields) if isinstance(node, BaseModel) else []
+
+
+Arms = dict[str, Tree]
+
+
+class CompareConfig(BaseModel):
+    """One experiment under several frameworks.
+
+    Attributes:
+        base: tree of what the arms have in common.
+        arms: what each arm changes, by label.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: Tree
+    arms: Arms
+
+    def experiments(
+        self, seeds: Iterable[int] | None = None
+    ) -> dict[tuple[str, int], ExperimentConfig]:
+        """Return the configuration of each arm and seed; all are checked before the first runs."""
+        own = self.base.get("seed", 0)
+        return {
+            (label, seed): experiment(merge(merge(self.base, arm), {"seed": seed}))
+            for seed in (seeds or [own])
+            for label, arm in self.arms.items()
+        }
+
+
+def comparison(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()) -> CompareConfig:
+    """Return a comparison from a recipe with `arms` and overrides for all arms or single ones.
+
+    Args:
+        tree: the recipe; keys beside `arms` are common to all.
+        overrides: a key that is the label of an arm holds settings of that arm alone.
+        only: labels of the arms to keep; all without any.
+
+    Raises:
+        UserError: the recipe has no arms, or a label is unknown.
+    """
+    base = {key: value for key, value in tree.items() if key != "arms"}
+    arms = tree.get("arms")
+    if not isinstance(arms, Mapping) or not arms:
+        raise UserError(
+            "a recipe without arms",
+            "there is nothing to compare",
+            "Add arms, or use `trillium run`",
+        )
+    for label in only:
+        if label not in arms:
+            raise UserError(f"--only {label}", "the recipe has no such arm", suggest(label, arms))
+    shared = {key: value for key, value in overrides.items() if key not in arms}
+    chosen = {label: arm or {} for label, arm in arms.items() if not set(only) or label in only}
+    return CompareConfig(
+        base=merge(base, shared),
+        arms={label: merge(arm, overrides.get(label, {})) for label, arm in chosen.items()},
+    )
+
+
+def recipe_path(name: str) -> Path:
+    """Return the path of a recipe that comes with Trillium.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    folder = Path(__file__).parent / "configs"
+    known = {path.stem: path for path in folder.glob("*.yaml")}
+    if name not in known:
+        raise UserError(f"recipe {name!r}", "Trillium has none of that name", suggest(name, known))
+    return known[name]

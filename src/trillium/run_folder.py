@@ -1,0 +1,120 @@
+"""The run folder: append-only JSONL is the source of truth; nothing else is half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PACKAGES = ("trillium", "torch", "transformers", "peft", "datasets", "flwr-datasets", "numpy")
+
+
+class RunFolder:
+    """Writes the files of one run.
+
+    Attributes:
+        path: the folder, which is made.
+        arm: label of the run within a comparison.
+    """
+
+    def __init__(self, path: Path, arm: str) -> None:
+        path.mkdir(parents=True, exist_ok=False)
+        self.path, self.arm = path, arm
+        self._started = time.time()
+        self.status("running")
+
+    def status(self, state: str, error: str | None = None) -> None:
+        """Say how far the run is: `running`, `finished` or `failed`."""
+        content = {
+            "state": state,
+            "arm": self.arm,
+            "error": error,
+            "seconds": time.time() - self._started,
+            "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
+        }
+        self.json("status.json", content)
+
+    def config(self, tree: Mapping[str, Any]) -> None:
+        """Write the resolved configuration."""
+        write_atomic(self.path / "config.yaml", to_yaml(tree))
+
+    def json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file at once."""
+        write_atomic(self.path / name, json.dumps(content, indent=1))
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one evaluation."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """Return a tree as YAML, keys in their order."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a crash leaves the old one or the new one, never half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def environment(device: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Return what a run was made with: versions, machine, command, and the commit if there is one."""
+    return {
+        "git_sha": _git_sha(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": device,
+        "argv": [Path(argv[0]).name, *argv[1:]] if argv else [],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_sha() -> str | None:
+    """Return the commit of the source tree that runs; nothing of the user's own repository."""
+    here = Path(__file__).resolve().parent
+    if here.parent.name != "src":
+        return None
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Return a path in `parent` that does not exist yet, named by the time and `name`."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = parent / f"{stamp}_{name}"
+    number = 1
+    while path.exists():
+        number += 1
+        path = parent / f"{stamp}_{name}_{number}"
+    return path
