@@ -30,7 +30,7 @@ class DataConfig(BaseModel):
         source: where the rows come from.
         partition: how the training rows are divided among the clients.
         num_clients: number of clients.
-        public_size: number of unlabelled rows that all sides hold, taken from the training rows.
+        public_size: number of rows that all sides hold, taken from the training rows.
         test_size: most test rows to keep, a random sample; null keeps all.
         test_fraction: share of the training rows held back where the source has no test split.
     """

@@ -34,7 +34,7 @@ from trillium.message import Message, MessageError, scalar
 from trillium.models.slots import values
 from trillium.rng import generator
 from trillium.tasks import IGNORE, Batch, Example, Task
-from trillium.tasks.batches import collate, epoch
+from trillium.tasks.batches import collate, in_order
 from trillium.training.loop import Loop, Objective, batches, task_objective
 from trillium.training.meters import resident_tensors
 
@@ -245,7 +245,7 @@ def predict(loop: Loop, task: Task, public: Sequence[Example]) -> Tensor:
     """Return the logits `(rows, classes)` of the predictions that count, float32, in order."""
     loop.module.eval()
     found = []
-    for chunk in epoch(public, PREDICT_BATCH, None):
+    for chunk in in_order(public, PREDICT_BATCH):
         batch = collate(chunk, loop.pad_id, loop.device)
         resident = lambda: resident_tensors(loop.module)  # noqa: E731
         with loop.meter.measure((loop.label, batch.shape), resident):

@@ -323,7 +323,7 @@ class Split(Framework, name="split"):
         state: State = client.store["state"]
         parts.tail.mount(state)
         with self._measured(client, "tail", batch, tail.train()):
-            logits = tail(output, attention_mask=batch.attention_mask)
+            logits = tail(output, **batch.inputs)
             loss, count = client.task.loss_sum(logits, batch.labels)
             (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
         assert output.grad is not None

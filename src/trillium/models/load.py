@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_model as load_model_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -125,10 +128,44 @@ class LanguageModel:
         return self._parts[cut, tail]
 
     def save(self, state: State, folder: Path) -> None:
-        """Write the adapter (PEFT format) or the whole model, and the tokenizer, into `folder`."""
+        """Write the adapter (PEFT format) or the whole model, and the tokenizer, into `folder`.
+
+        A crash leaves no half of it: everything is written beside and then moved into place.
+        """
+        staging = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(staging, ignore_errors=True)
+        self.mount(state).save_pretrained(staging)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(staging)
+        staging.rename(folder)
+
+    def save_merged(self, state: State, folder: Path) -> None:
+        """Write the whole model with the adapter folded into its weights; this object is spent."""
         module = self.mount(state)
+        if isinstance(module, PeftModel):
+            module = module.merge_and_unload()
         module.save_pretrained(folder)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)
+
+    def load_state(self, folder: Path) -> State:
+        """Return the trained parameters that `save` wrote.
+
+        Raises:
+            UserError: the folder holds none, or of another model.
+        """
+        state = self.state()
+        module = self.mount(state)
+        try:
+            if isinstance(module, PeftModel):
+                set_peft_model_state_dict(module, load_peft_weights(str(folder)))
+            else:
+                load_model_file(module, folder / "model.safetensors")
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise UserError(
+                str(folder),
+                f"the trained parameters there do not fit this model ({error})",
+                "Give the folder of a finished run",
+            ) from error
+        return state
 
 
 def load_model(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from trillium.tasks import IGNORE, Batch, Example
 
 MULTIPLE = 8  # lengths are rounded up, so that few distinct shapes occur and costs can be cached
+WINDOW = 50  # batches; wide enough to group lengths, narrow enough to mix the data
 
 
 def padded(length: int) -> int:
@@ -36,18 +36,30 @@ def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> B
 
 
 def epoch(
-    examples: Sequence[Example], batch_size: int, generator: torch.Generator | None
+    examples: Sequence[Example], batch_size: int, generator: torch.Generator
 ) -> Iterator[list[Example]]:
-    """Yield the examples once in batches, shuffled by `generator`, or in order without one."""
-    count = len(examples)
-    order: Tensor = (
-        torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-    )
-    for start in range(0, count, batch_size):
-        yield [examples[index] for index in order[start : start + batch_size].tolist()]
+    """Yield the examples once in random batches.
+
+    Examples of similar length share a batch, so that little is spent on padding: the shuffled
+    examples are sorted by length within windows of fifty batches, and the batches shuffled again.
+    """
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    window = WINDOW * batch_size
+    chunks: list[list[Example]] = []
+    for start in range(0, len(order), window):
+        inside = [examples[index] for index in order[start : start + window]]
+        chunks += in_order(sorted(inside, key=lambda example: len(example.input_ids)), batch_size)
+    for index in torch.randperm(len(chunks), generator=generator).tolist():
+        yield chunks[index]
+
+
+def in_order(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Yield the examples once in batches, in their order."""
+    for start in range(0, len(examples), batch_size):
+        yield list(examples[start : start + batch_size])
 
 
 def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
     """Yield the examples once in batches of similar length, for inference."""
     ordered = sorted(examples, key=lambda example: (len(example.input_ids), example.index))
-    yield from epoch(ordered, batch_size, None)
+    yield from in_order(ordered, batch_size)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -183,8 +182,14 @@ class Loop:
     def _measured(
         self, batch: Batch, *optimizers: torch.optim.Optimizer
     ) -> AbstractContextManager[None]:
-        key = (self.label, batch.shape, tuple(self.state))
-        return self.meter.measure(key, partial(resident_tensors, self.module, *optimizers))
+        key = (self.label, batch.shape, tuple(self.state), bool(optimizers))
+
+        def resident() -> Iterator[Tensor]:
+            yield from resident_tensors(self.module, *optimizers)
+            if not optimizers:  # gradients are summed over batches, so they last
+                yield from (p.grad for p in self.state.values() if p.grad is not None)
+
+        return self.meter.measure(key, resident)
 
 
 def task_objective(task: Task) -> Objective:

@@ -1,0 +1,76 @@
+"""What a finished run has trained: measure it again, or write it elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from trillium.config import ExperimentConfig, Tree, experiment, merge, read_yaml
+from trillium.errors import UserError
+from trillium.experiment import Experiment, build
+from trillium.frameworks import Metrics, evaluate_state
+from trillium.models.slots import State
+
+ADAPTER = "adapter"
+
+
+def evaluate_run(folder: Path, changes: Tree) -> Metrics:
+    """Return the metrics of a run's model on held-out data.
+
+    Args:
+        folder: a run folder.
+        changes: laid over the run's configuration, to measure on other data.
+
+    Raises:
+        UserError: the folder holds no trained model, or the data does not fit it.
+    """
+    config = _config(folder)
+    original = build(config)
+    changed = build(experiment(merge(config.tree(), changes))) if changes else original
+    if changed.data.labels != original.data.labels:
+        raise UserError(
+            "the data of this evaluation",
+            f"its classes {list(changed.data.labels)[:3]} … are not those that the model has learnt",
+            "Give data with the same classes, or train on these",
+        )
+    return evaluate_state(changed.server, _state(changed, folder), config.evaluation.batch_size)
+
+
+def export_run(folder: Path, to: Path, *, merge: bool) -> None:
+    """Write a run's model into a new folder.
+
+    Args:
+        folder: a run folder.
+        to: must not exist.
+        merge: fold the adapter into the weights of the model.
+
+    Raises:
+        UserError: the folder holds no trained model, or the target exists.
+    """
+    if to.exists():
+        raise UserError(f"--to {to}", "it exists already", "Choose a folder that does not exist")
+    _adapter(folder)
+    if not merge:
+        shutil.copytree(folder / ADAPTER, to)
+        return
+    built = build(_config(folder))
+    built.model.save_merged(_state(built, folder), to)
+
+
+def _config(folder: Path) -> ExperimentConfig:
+    _adapter(folder)
+    return experiment(read_yaml(folder / "config.yaml"))
+
+
+def _state(built: Experiment, folder: Path) -> State:
+    return built.model.load_state(folder / ADAPTER)
+
+
+def _adapter(folder: Path) -> Path:
+    """Return the folder of the trained parameters."""
+    path = folder / ADAPTER
+    if path.is_dir():
+        return path
+    arms = sorted(str(found.parent) for found in folder.glob(f"*/{ADAPTER}"))
+    instead = f"Give one of: {', '.join(arms[:6])}" if arms else "Give the folder of a finished run"
+    raise UserError(str(folder), "it holds no trained model that is shared by all", instead)
