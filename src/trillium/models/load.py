@@ -214,7 +214,12 @@ def load_model(
             model = _hub(
                 config,
                 lambda: auto.from_pretrained(
-                    location, revision=config.revision, config=hf_config, **options
+                    location,
+                    revision=config.revision,
+                    config=hf_config,
+                    # A head for other classes is of no use here, and is drawn anew.
+                    ignore_mismatched_sizes=bool(labels),
+                    **options,
                 ),
             )
         module = adapter.apply(model, peft_task)
@@ -239,7 +244,7 @@ def _hub(config: ModelConfig, load: Any) -> Any:
     """Load something from hub or folder, with the errors that users meet explained."""
     try:
         return load()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         is_folder = Path(config.id).is_dir()
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(

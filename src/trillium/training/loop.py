@@ -31,7 +31,7 @@ class Training(BaseModel):
         local_steps: optimiser steps in one round instead; the data is passed as often as it takes.
         optimizer: of the clients and, in a split, of each part.
         schedule: course of the learning rate over the whole run.
-        max_grad_norm: gradients are scaled down to this global l2 norm; not clipped where left out.
+        max_grad_norm: gradients are scaled down to this global l2 norm; null does not clip.
         max_length: tokens of an example; longer ones are truncated.
     """
 

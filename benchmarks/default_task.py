@@ -1,0 +1,117 @@
+"""What the built-in task takes: word counts, and a frozen encoder with a linear classifier.
+
+Both references see all training rows in one place. Word counts ought to do badly and the frozen
+encoder better: the test rows say what the training rows say in other words.
+
+    python benchmarks/default_task.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from bag_of_words import bag_of_words, scores
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+
+from trillium.adapters.full import Full
+from trillium.config import comparison, read_yaml, recipe_path
+from trillium.data.federated import load_data
+from trillium.models.load import LanguageModel, ModelConfig, load_model
+from trillium.report.measures import BY_NAME
+from trillium.report.summary import Stat
+from trillium.run_folder import environment, write_atomic
+from trillium.tasks.batches import collate, in_order
+from trillium.tasks.classification import Classification
+
+RESULTS = Path(__file__).parent / "results"
+ARM = "fedllm"  # of the recipe; all arms have the same data
+Rows = tuple[list[str], list[int]]
+Found = dict[str, dict[str, float]]
+
+
+def encoder() -> LanguageModel:
+    """Return MiniLM as it is; the task head that comes with it is not used."""
+    task = Classification()
+    return load_model(
+        ModelConfig(),
+        Full(),
+        auto_class=task.auto_class,
+        peft_task=task.peft_task,
+        labels=("a", "b"),
+        seed=0,
+    )
+
+
+@torch.inference_mode()
+def features(model: LanguageModel, texts: list[str], max_length: int) -> np.ndarray[Any, Any]:
+    """Return the mean of the last hidden states of each text, of length one, `(texts, hidden)`."""
+    body: Any = model.module.base_model
+    rows = {"text": texts, "label": [0] * len(texts)}
+    examples = Classification().tokenize(rows, model.tokenizer, max_length)  # type: ignore[arg-type]
+    pooled = []
+    for chunk in in_order(examples, 64):
+        batch = collate(chunk, model.tokenizer.pad_token_id, model.device)
+        mask = batch.attention_mask[..., None].float()
+        hidden = body(**batch.inputs).last_hidden_state
+        pooled.append((hidden * mask).sum(1) / mask.sum(1))
+    found: np.ndarray[Any, Any] = torch.nn.functional.normalize(torch.cat(pooled)).cpu().numpy()
+    return found
+
+
+def references(tree: Mapping[str, Any], seed: int, model: LanguageModel) -> Found:
+    """Return the scores of both references on the data that a run with this seed has."""
+    config = comparison(tree, {}).experiments([seed])[ARM, seed]
+    data = load_data(config.data, config.task.data_form, seed)
+    train: Rows = ([], [])
+    for rows in data.clients.values():
+        train[0].extend(rows["text"])
+        train[1].extend(rows["label"])
+    test: Rows = (list(data.test["text"]), list(data.test["label"]))
+    length = config.training.max_length
+    classifier = LogisticRegression(C=10.0, max_iter=2000)
+    classifier.fit(features(model, train[0], length), train[1])
+    return {
+        "TF-IDF (1-2 grams), linear SVM": bag_of_words(train, test),
+        "frozen MiniLM, logistic regression": scores(
+            test[1], classifier.predict(features(model, test[0], length))
+        ),
+    }
+
+
+def main() -> None:
+    """Compute, print and write `results/default_task.json`."""
+    parser = argparse.ArgumentParser(description="References on the built-in task")
+    parser.add_argument("--recipe", type=Path, default=recipe_path("compare"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=RESULTS / "default_task.json")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model, tree = encoder(), read_yaml(options.recipe)
+    found = {seed: references(tree, seed, model) for seed in options.seeds}
+    table = Table("Reference", "Accuracy", "F1 (macro)", title="Built-in task, data in one place")
+    for name in found[options.seeds[0]]:
+        stats = {m: Stat.of(found[seed][name][m] for seed in found) for m in ("accuracy", "f1")}
+        table.add_row(name, *(BY_NAME[m].show(s.mean, s.sd) for m, s in stats.items() if s))
+    Console().print(table)
+    content = {
+        "data": tree["data"],
+        "seeds": {str(seed): values for seed, values in found.items()},
+        "environment": environment(str(model.device), sys.argv),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(options.out, json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Write `docs/configuration.md`: every key of the experiment tree, read off the models themselves.
+
+    python docs/generate_configuration.py
+
+Types, bounds and defaults come from pydantic, meanings from the `Attributes:` sections of the
+docstrings. A test fails when the page is not what this script would write.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import annotated_types
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from trillium.component import Component, known
+from trillium.config import ExperimentConfig
+from trillium.training.optimizers import Optimizer
+
+PAGE = Path(__file__).with_name("configuration.md")
+OPENING = """\
+# Configuration
+
+<!-- Written by docs/generate_configuration.py. Edit the docstrings in src/, then run it. -->
+
+An experiment is one tree of keys. What you do not write keeps its default. There are three ways to
+write a key, and they can be mixed; later ones win:
+
+1. a recipe, a YAML file: `trillium new --to my.yaml`, then `trillium compare my.yaml`; a recipe
+   without `arms` is for `trillium run`;
+2. settings on the command line, dots between keys, values in YAML:
+   `trillium compare my.yaml training.batch_size=8 data.partition=dirichlet`;
+3. the short options `--model ID_OR_FOLDER` and `--data PATH_OR_HUB_ID`.
+
+A recipe for `trillium compare` has one more key, `arms`: a label for each arm, and under it the keys
+that this arm changes. What stands beside `arms` holds for all of them:
+
+```yaml
+rounds: 5
+data:
+  partition: {name: dirichlet, alpha: 0.3}
+arms:
+  fedllm: {framework: fedllm}
+  split: {framework: {name: split, cut: 2}}
+```
+
+On the command line, the label of an arm in front of a key changes that arm alone:
+`trillium compare my.yaml training.batch_size=8 fedllm.adapter.r=4 --seeds 3`.
+
+A **component** (framework, adapter, codec, …) is written as its name, or as a mapping with its name
+and its options: `partition: iid`, or `partition: {name: dirichlet, alpha: 0.3}`. Options of the
+component that is already chosen can be set alone: `trillium run framework=split framework.cut=2`.
+Naming another component replaces the whole one, options included. Lists are written in brackets:
+`wire.up=[int8]`, or `'wire.up=[{name: cast, dtype: float16}]'` with its options. `null` switches off
+what can be switched off: `training.max_grad_norm=null`.
+
+Unknown keys, unknown names and values out of range are refused before anything is loaded. The tree
+of a run, with every default filled in, is written to `config.yaml` in its run folder, and runs again
+as a recipe.
+"""
+
+
+def page() -> str:
+    """Return the whole page."""
+    return "\n".join([OPENING, *_section("Top level", "", ExperimentConfig)])
+
+
+def _section(title: str, path: str, model: type[BaseModel]) -> Iterator[str]:
+    """Yield the lines of a model's own keys, and then of the models and components under it."""
+    yield f"## {title}\n"
+    yield _summary(model) + "\n"
+    yield from _table(path, model)
+    for key, field in model.model_fields.items():
+        below = f"{path}.{key}" if path else key
+        kind = _component(field.annotation)
+        if kind is not None:
+            yield from _choices(below, kind, field)
+        elif (nested := _model(field.annotation)) is not None:
+            yield from _section(f"`{below}`", below, nested)
+
+
+def _choices(
+    path: str, kind: type[Component], field: FieldInfo, level: str = "##"
+) -> Iterator[str]:
+    """Yield the lines of all components of a kind; `level` is the heading's."""
+    members = known(kind)
+    yield f"{level} `{path}`\n"
+    names = ", ".join(f"`{name}`" for name in members)
+    if _is_list(field.annotation):
+        yield f"A list of {kind.kind}s, applied in order; empty by default. There are: {names}.\n"
+    else:
+        yield f"One {kind.kind}: {names}. Default: {_default(field)}.\n"
+    if path == "wire.down":
+        yield "The codecs and their options are those of [`wire.up`](#wireup).\n"
+        return
+    for name, member in members.items():
+        yield f"{level}# `{path}: {name}`\n"
+        yield _summary(member) + "\n"
+        yield from _table(path, member)
+        for key, option in member.model_fields.items():
+            nested = _component(option.annotation)
+            if nested is not None:
+                yield from _choices(f"{path}.{key}", nested, option, f"{level}##")
+
+
+def _table(path: str, model: type[BaseModel]) -> Iterator[str]:
+    """Yield a table of a model's fields, or one line where it has none."""
+    if not model.model_fields:
+        yield "No options.\n"
+        return
+    yield "| key | type | default | meaning |"
+    yield "|---|---|---|---|"
+    meanings = attributes(model)
+    for key, field in model.model_fields.items():
+        full = f"{path}.{key}" if path else key
+        is_section = (_component(field.annotation) or _model(field.annotation)) is not None
+        anchor = re.sub(r"[^\w-]", "", full)
+        meaning = meanings[key]
+        if is_section:
+            remark = "" if meaning.startswith("See their") else f"{meaning} "
+            meaning = f"{remark}See [below](#{anchor})."
+        cells = [f"`{full}`", _type(field), _default(field), meaning]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    yield ""
+
+
+def attributes(model: type[BaseModel]) -> dict[str, str]:
+    """Return the meaning of each field, from the `Attributes:` sections of a class and its bases.
+
+    A name, or several with commas, stands before the first colon; longer lines are indented more.
+    """
+    found: dict[str, str] = {}
+    for cls in model.__mro__:
+        _, _, section = inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition(
+            "Attributes:\n"
+        )
+        for entry in re.split(r"\n(?=    \S)", section.split("\n\n")[0]):
+            names, colon, meaning = " ".join(entry.split()).partition(": ")
+            if colon:
+                for name in names.split(", "):
+                    found.setdefault(name, meaning[0].upper() + meaning[1:])
+    return found
+
+
+def _summary(model: type[BaseModel]) -> str:
+    """Return the docstring of a class up to its sections, as one paragraph per paragraph."""
+    text = inspect.cleandoc(model.__doc__ or "")
+    return re.split(r"\n\n(?:Attributes|Args|Metrics|Raises):", text)[0]
+
+
+def _type(field: FieldInfo) -> str:
+    bounds: list[str] = []
+    for item in field.metadata:
+        for kind, sign in (
+            (annotated_types.Ge, "≥"),
+            (annotated_types.Gt, ">"),
+            (annotated_types.Le, "≤"),
+            (annotated_types.Lt, "<"),
+        ):
+            if isinstance(item, kind):
+                bounds.append(f"{sign} {getattr(item, kind.__name__.lower())}")
+    name, null, _ = _type_name(field.annotation).partition(" or `null`")
+    return f"{name} {', '.join(bounds)}".strip() + null
+
+
+def _type_name(annotation: Any) -> str:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_name(args[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(arg) for arg in args)
+    if origin is typing.Literal:
+        return " or ".join(f"`{arg}`" for arg in args)
+    if origin is tuple:
+        return f"list of {_type_name(args[0])}"
+    if annotation is type(None):
+        return "`null`"
+    if inspect.isclass(annotation) and issubclass(annotation, Component):
+        return annotation.kind
+    if (model := _model(annotation)) is not None:
+        return "optimiser" if model is Optimizer else "mapping"
+    return {str: "text", int: "integer", float: "number", bool: "`true` or `false`"}.get(
+        annotation, getattr(annotation, "__name__", str(annotation)).lower()
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    return _value(field.get_default(call_default_factory=True))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Component):
+        return f"`{value.name}`"
+    if isinstance(value, Optimizer):
+        return f"`{{name: {value.name}, lr: {value.lr}}}`"
+    if isinstance(value, BaseModel):
+        return ""
+    if isinstance(value, tuple):
+        return "`[" + ", ".join(str(item) for item in value) + "]`"
+    if value is None or isinstance(value, bool):
+        return {None: "`null`", True: "`true`", False: "`false`"}[value]
+    return f"`{value}`"
+
+
+def _component(annotation: Any) -> type[Component] | None:
+    """Return the kind of component that a field takes, alone or in a list."""
+    if typing.get_origin(annotation) in (typing.Annotated, tuple):
+        return _component(typing.get_args(annotation)[0])
+    is_component = inspect.isclass(annotation) and issubclass(annotation, Component)
+    return annotation if is_component else None
+
+
+def _is_list(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is tuple
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """Return the pydantic model that a field takes, if it takes one and nothing else."""
+    is_model = inspect.isclass(annotation) and issubclass(annotation, BaseModel)
+    return annotation if is_model else None
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,254 @@
+"""Every verb and every shipped recipe, as a user types them, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from trillium import cli
+from trillium.config import comparison, experiment, read_yaml, recipe_path
+
+RECIPES = sorted(recipe_path("compare").parent.glob("*.yaml"))
+
+
+def trillium(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run the command line in this process and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["trillium", *words])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def model(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub folder with weights, because what is exported needs a base to load into."""
+    folder = tmp_path_factory.mktemp("model") / "bert"
+    torch.manual_seed(0)
+    from transformers import AutoConfig, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_config(
+        AutoConfig.from_pretrained(hub / "bert", num_labels=3)
+    ).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(hub / "bert").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def small(model: Path, hub: Path) -> list[str]:
+    """Settings that make a run take a second."""
+    return [
+        f"--model={model}",
+        f"--data={hub / 'classification.jsonl'}",
+        "data.public_size=12",
+        "rounds=2",
+        "adapter.target_modules=[query,value]",
+    ]
+
+
+@pytest.fixture
+def finished(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    small: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> Path:
+    """The folder of a finished FedLLM run."""
+    monkeypatch.chdir(tmp_path)
+    assert trillium(monkeypatch, "run", "framework=fedllm", *small) == 0
+    capsys.readouterr()
+    [folder] = (tmp_path / "runs").iterdir()
+    return folder
+
+
+def test_help_loads_no_torch() -> None:
+    program = (
+        "import sys\nfrom trillium import cli\nsys.argv = ['trillium', '--help']\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pydantic'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for verb in ("compare", "run", "report", "ls", "new", "eval", "export"):
+        assert f"\n  {verb} " in done.stdout
+
+
+def test_run_leaves_a_complete_folder(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "config.yaml", "env.json", "status.json", "data.json", "once.json", "metrics.jsonl",
+        "wire.jsonl", "adapter", "report.html", "plots", "table.csv",
+    }  # fmt: skip
+    assert json.loads((finished / "status.json").read_text())["state"] == "finished"
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    wire = [json.loads(line) for line in (finished / "wire.jsonl").open()]
+    assert all(sum(line["kinds"].values()) == line["bytes"] for line in wire)
+
+
+def test_config_runs_again_to_the_same_result(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert trillium(monkeypatch, "run", str(finished / "config.yaml"), "--out", "again") == 0
+    [again] = (tmp_path / "again").iterdir()
+    name = "adapter/adapter_model.safetensors"
+    first, second = load_file(finished / name), load_file(again / name)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    other = trillium(monkeypatch, "run", str(finished / "config.yaml"), "seed=1", "--out", "other")
+    assert other == 0
+    [moved] = (tmp_path / "other").iterdir()
+    third = load_file(moved / name)
+    assert any(not torch.equal(first[key], third[key]) for key in first)
+
+
+def test_adapter_loads_with_peft_and_predicts_what_was_measured(
+    finished: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=3)
+    wrapped = PeftModel.from_pretrained(base, str(finished / "adapter")).eval()
+    config = experiment(read_yaml(finished / "config.yaml"))
+    from trillium.experiment import build
+
+    built = build(config)
+    hits = 0
+    for example in built.server.test:
+        logits = wrapped(input_ids=example.input_ids[None]).logits
+        hits += int(logits.argmax()) == int(example.labels)
+    measured = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    assert measured["accuracy"] == pytest.approx(hits / len(built.server.test))
+    assert trillium(monkeypatch, "eval", str(finished), "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["loss"] == pytest.approx(measured["loss"], abs=1e-5)
+    assert again["accuracy"] == measured["accuracy"]
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_export(
+    finished: Path,
+    merge: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target = finished / "exported"
+    words = ["export", str(finished), "--to", str(target), *(["--merge"] if merge else [])]
+    assert trillium(monkeypatch, *words) == 0
+    expected = "model.safetensors" if merge else "adapter_config.json"
+    assert (target / expected).exists()
+    assert trillium(monkeypatch, *words) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_compare_arms_seeds_and_json(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    small: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*small, "split.framework.cut=1", "data.num_clients=2", "fedllm.adapter.r=2"]
+    assert trillium(monkeypatch, "compare", *words, "--seeds", "2", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    folder = Path(result["folder"])
+    arms = {"zero_shot", "local_only", "centralised", "fedllm", "kd", "split"}
+    assert {path.name for path in folder.glob("*_s*")} == {
+        f"{a}_s{s}" for a in arms for s in (0, 1)
+    }
+    config = yaml.safe_load((folder / "fedllm_s1" / "config.yaml").read_text())
+    assert (config["adapter"]["r"], config["seed"]) == (2, 1)
+    assert yaml.safe_load((folder / "kd_s0" / "config.yaml").read_text())["adapter"]["r"] == 8
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert trillium(monkeypatch, "report", str(folder)) == 0
+    table = capsys.readouterr().out
+    assert all(arm in table for arm in arms)
+    assert trillium(monkeypatch, "ls", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)) == 12
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid_and_can_be_written(
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert trillium(monkeypatch, "new", recipe.stem) == 0
+    written = tmp_path / f"{recipe.stem}.yaml"
+    tree = read_yaml(written)
+    if "arms" in tree:
+        assert len(comparison(tree, {}).experiments()) == len(tree["arms"])
+    else:
+        experiment(tree)
+    assert trillium(monkeypatch, "new", recipe.stem) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "framework=fedlm"], "Did you mean 'fedllm'?"),
+        (["run", "trainin.batch_size=8"], "Did you mean 'training'?"),
+        (["run", "training.batchsize=8"], "Did you mean 'batch_size'?"),
+        (["run", "rounds=none"], "rounds='none'"),
+        (["run", "rounds"], "rounds: it cannot be read"),
+        (["run", "missing.yaml"], "Run `trillium new`"),
+        (["run", "--model", "no/such/folder"], "it cannot be loaded"),
+        (["run", "--data", "missing.csv"], "there is no such file"),
+        (["run", "fleet.clients_per_round=9"], "there are only 4 clients"),
+        (["run", "framework=kd", "data.public_size=0"], "Write data.public_size=200 or more"),
+        (["run", "training.optimizer.momentun=0.9"], "adamw has no such option"),
+        (["compare", "--only", "fedlm"], "Did you mean 'fedllm'?"),
+        (["compare", "--seeds", "x"], "seeds are whole numbers"),
+        (["report", "nowhere"], "nowhere"),
+        (["ls", "nowhere"], "there are no runs below it"),
+        (["new", "comparison"], "Did you mean 'compare'?"),
+        (["eval", "nowhere"], "it holds no trained model"),
+    ],
+)
+def test_errors_have_three_parts(
+    words: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert trillium(monkeypatch, *words) == 2
+    error = capsys.readouterr().err
+    assert [line.split(":")[0] for line in error.splitlines()[:3]] == [
+        "Given",
+        "Problem",
+        "Instead",
+    ]
+    text = " ".join(line.split(":", 1)[1].strip() for line in error.splitlines())
+    assert expected in text.replace("  ", " ") or expected in error.replace("\nProblem: ", ": "), (
+        error
+    )
+    assert "Traceback" not in error
+
+
+def test_failed_round_is_written_and_reported(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    small: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failing = ["fleet.failure_rate=0.9", "fleet.min_replies=4"]
+    assert trillium(monkeypatch, "run", *small, *failing) == 1
+    assert "min_replies is 4" in capsys.readouterr().err
+    [folder] = (tmp_path / "runs").iterdir()
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "RoundFailed" in status["error"]

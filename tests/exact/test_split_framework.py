@@ -1,0 +1,223 @@
+"""Split-FedLLM through the seam = training the unsplit model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import (
+    EXACT,
+    Recorder,
+    distance,
+    federation,
+    perturb,
+    plain_loss,
+    plain_model,
+    plain_steps,
+    round_batches,
+    run_rounds,
+    trained,
+)
+from torch import nn
+
+from trillium.experiment import Experiment
+from trillium.message import decode
+
+CASES = [("gpt2", "classification"), ("bert", "classification"), ("gpt2", "causal_lm"),
+         ("llama", "causal_lm")]  # fmt: skip
+SHAPES = {
+    "two_part": ("framework.shape=two_part",),
+    "u": ("framework.shape=u",),
+    "u with a block": ("framework.shape=u", "framework.tail=2"),
+}
+CLIP = 0.2
+ROUNDS, STEPS = 2, 5
+
+
+def split(hub: Path, *words: str, **options: Any) -> Experiment:
+    one = ("data.num_clients=1", f"rounds={ROUNDS}", f"training.local_steps={STEPS}")
+    clip = f"training.max_grad_norm={CLIP}"
+    return perturb(federation(hub, *one, clip, "framework=split", *words, **options))
+
+
+def at_client(name: str, shape: str) -> bool:
+    """Whether a parameter lies at the client, read off its name: cut 1, tail 2 or the head alone."""
+    block = re.search(r"\.(?:h|layers?)\.(\d+)\.", name)
+    if block is None:  # the task head: nothing else outside the blocks trains
+        return shape != "two_part"
+    return int(block[1]) < 1 or (shape == "u with a block" and int(block[1]) >= 2)
+
+
+def at_tail(name: str, shape: str) -> bool:
+    return at_client(name, shape) and ".0." not in name.split("lora")[0]
+
+
+def chosen(shape: str, train: str) -> Callable[[str], bool]:
+    """Which parameters train; the last part of the U shape always does."""
+    return {
+        "both": lambda name: True,
+        "server": lambda name: not at_client(name, shape) or at_tail(name, shape),
+        "client": lambda name: at_client(name, shape),
+    }[train]
+
+
+def unsplit(fed: Experiment, keep: Callable[[str], bool] = lambda name: True) -> nn.Module:
+    """The federation's model before training, with some of its parameters frozen."""
+    plain = plain_model(fed)
+    for name, parameter in trained(plain).items():
+        parameter.requires_grad_(keep(name))
+    return plain
+
+
+def chunks_of(fed: Experiment, number: int) -> Any:
+    """The first batches of a round; epochs follow each other until there are enough."""
+    own = fed.config.training.model_copy(update={"local_epochs": 99})
+    endless = round_batches(
+        Experiment(
+            fed.config.model_copy(update={"training": own}), *[None] * 2, fed.clients, *[None] * 2
+        ),  # type: ignore[arg-type]
+        number,
+    )
+    return [next(endless) for _ in range(STEPS)]
+
+
+@pytest.mark.parametrize("train", ["both", "server", "client"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("model", "task"), CASES)
+def test_one_client_is_unsplit_adamw_with_clipping(
+    hub: Path, model: str, task: str, shape: str, train: str
+) -> None:
+    words = (*SHAPES[shape], f"framework.train={train}")
+    fed = split(hub, *words, model=model, task=task)
+    plain = unsplit(fed, chosen(shape, train))
+    figures = run_rounds(fed, ROUNDS)
+    optimizer = torch.optim.AdamW(trained(plain).values(), lr=0.01, weight_decay=0.0)
+    if not trained(plain):
+        pytest.fail("the reference trains nothing")
+    for number in range(ROUNDS):
+        chunks = chunks_of(fed, number + 1)
+        losses = plain_steps(plain, iter(chunks), optimizer, CLIP)
+        sizes = [sum(fed.config.task.num_targets(e) for e in chunk) for chunk in chunks]
+        mean = sum(a * b for a, b in zip(losses, sizes, strict=True)) / sum(sizes)
+        assert figures[number]["train_loss"] == pytest.approx(mean, abs=EXACT[model])
+    after = {name: p for name, p in plain.named_parameters() if name in fed.server.state}
+    assert distance(fed.server.state, after) < EXACT[model]
+    for name, parameter in fed.server.state.items():
+        moved = not torch.equal(parameter, fed.model.initial[name])
+        assert moved == chosen(shape, train)(name), name
+
+
+def test_in_float32_the_gap_is_that_of_rounding(hub: Path) -> None:
+    fed = split(hub, "model.dtype=float32")
+    plain = unsplit(fed)
+    run_rounds(fed, ROUNDS)
+    optimizer = torch.optim.AdamW(trained(plain).values(), lr=0.01, weight_decay=0.0)
+    for number in range(ROUNDS):
+        plain_steps(plain, iter(chunks_of(fed, number + 1)), optimizer, CLIP)
+    assert distance(fed.server.state, trained(plain)) < 1e-5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_clipping_each_side_by_itself_is_told_apart(hub: Path, shape: str) -> None:
+    fed = split(hub, *SHAPES[shape])
+    plain = unsplit(fed)
+    run_rounds(fed, ROUNDS)
+    optimizer = torch.optim.AdamW(trained(plain).values(), lr=0.01, weight_decay=0.0)
+    parties = [[], []]  # type: list[list[nn.Parameter]]
+    for name, parameter in trained(plain).items():
+        parties[at_client(name, shape)].append(parameter)
+    for number in range(ROUNDS):
+        for chunk in chunks_of(fed, number + 1):
+            optimizer.zero_grad()
+            plain_loss(plain, chunk).backward()  # type: ignore[no-untyped-call]
+            for party in parties:
+                nn.utils.clip_grad_norm_(party, CLIP)
+            optimizer.step()
+    assert distance(fed.server.state, trained(plain)) > 1e-4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_with_one_client_all_modes_are_one(hub: Path, shape: str) -> None:
+    states, losses = [], []
+    for mode in ("relay", "splitfed_v1", "splitfed_v2", "coalesced"):
+        fed = split(hub, *SHAPES[shape], f"framework.mode={mode}")
+        losses.append([figure["train_loss"] for figure in run_rounds(fed, ROUNDS)])
+        states.append(fed.server.state)
+    for state, loss in zip(states[1:], losses[1:], strict=True):
+        assert loss == losses[0]
+        assert distance(state, states[0]) == 0.0
+
+
+@pytest.mark.parametrize("mode", ["relay", "splitfed_v1", "splitfed_v2", "coalesced"])
+@pytest.mark.parametrize("task", ["classification", "causal_lm"])
+def test_the_u_shape_has_the_losses_of_two_parts(hub: Path, task: str, mode: str) -> None:
+    figures, states = [], []
+    for shape in ("two_part", "u"):
+        several = ("data.num_clients=3", "training.max_grad_norm=null")
+        # The head of the U shape trains at the clients and is averaged: with SGD and one step,
+        # that is the server's step on the pooled batch.
+        sgd = ("training.optimizer={name: sgd, lr: 0.1}", "training.local_steps=1")
+        size = ("training.batch_size=64",)
+        words = (*several, *sgd, *size, f"framework.mode={mode}", *SHAPES[shape])
+        fed = split(hub, *words, task=task)
+        figures.append([figure["train_loss"] for figure in run_rounds(fed, ROUNDS)])
+        states.append(fed.server.state)
+    first = figures[0][0] == pytest.approx(figures[1][0], abs=1e-10)
+    # Where the clients take turns on one server part, the head is not shared within a round.
+    assert first or mode in ("relay", "splitfed_v2")
+    if mode in ("splitfed_v1", "coalesced") or task == "causal_lm":
+        assert figures[0] == pytest.approx(figures[1], abs=1e-10)
+        assert distance(states[0], states[1]) < 1e-10
+
+
+@pytest.mark.parametrize("mode", ["coalesced", "splitfed_v1"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("model", "task"), CASES)
+def test_one_step_of_unequal_clients_is_one_step_on_the_union(
+    hub: Path, model: str, task: str, shape: str, mode: str
+) -> None:
+    fed = split(
+        hub,
+        "data.num_clients=3",
+        "data.partition={name: size_skewed, power: 1.0}",
+        "training.batch_size=64",
+        "training.local_steps=1",
+        "training.max_grad_norm=null",
+        "training.optimizer={name: sgd, lr: 0.1}",
+        f"framework.mode={mode}",
+        *SHAPES[shape],
+        model=model,
+        task=task,
+    )
+    assert len({len(client.examples) for client in fed.clients}) == 3
+    plain = unsplit(fed)
+    union = [example for client in fed.clients for example in client.examples]
+    run_rounds(fed, 1)
+    optimizer = torch.optim.SGD(trained(plain).values(), lr=0.1)
+    plain_steps(plain, iter([union]), optimizer)
+    assert distance(fed.server.state, trained(plain)) < EXACT[model]
+    assert distance(fed.server.state, fed.model.initial) > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["relay", "coalesced"])
+def test_relay_hands_the_client_part_on(hub: Path, mode: str) -> None:
+    fed = split(hub, "data.num_clients=3", f"framework.mode={mode}", "training.local_epochs=1")
+    log = Recorder(fed)
+    run_rounds(fed, 1)
+    begun, finished = [], []
+    for _, request, reply in log.log:
+        if decode(request).verb == "begin":
+            begun.append(decode(request).group("parameters"))
+        if decode(reply).verb == "finish":
+            finished.append(decode(reply).group("parameters"))
+    assert len(begun) == len(finished) == 3
+    handed_on = [
+        distance(start, end) == 0.0 for start, end in zip(begun[1:], finished[:-1], strict=True)
+    ]
+    assert handed_on == [mode == "relay"] * 2
+    if mode == "relay":
+        assert distance({n: fed.server.state[n] for n in finished[-1]}, finished[-1]) == 0.0
