@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from bag_of_words import bag_of_words, scores
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
+from bag_of_words import bag_of_words, scores
 from trillium.adapters.full import Full
 from trillium.config import comparison, read_yaml, recipe_path
 from trillium.data.federated import load_data
@@ -57,7 +57,7 @@ def features(model: LanguageModel, texts: list[str], max_length: int) -> np.ndar
     """Return the mean of the last hidden states of each text, of length one, `(texts, hidden)`."""
     body: Any = model.module.base_model
     rows = {"text": texts, "label": [0] * len(texts)}
-    examples = Classification().tokenize(rows, model.tokenizer, max_length)  # type: ignore[arg-type]
+    examples = Classification().tokenize(rows, model.tokenizer, max_length)
     pooled = []
     for chunk in in_order(examples, 64):
         batch = collate(chunk, model.tokenizer.pad_token_id, model.device)

@@ -50,7 +50,7 @@ class GeometricMedian(Aggregator, name="geometric_median"):
             distances = (points - centre).norm(dim=1).clamp_min(self.smoothing)
             pull = weights / distances
             centre = (pull / pull.sum()) @ points
-        pieces = centre.split([tensor.numel() for tensor in first.values()])
+        pieces = torch.split_with_sizes(centre, [tensor.numel() for tensor in first.values()])
         return {
             name: piece.view(tensor.shape).to(tensor.dtype)
             for (name, tensor), piece in zip(first.items(), pieces, strict=True)

@@ -26,6 +26,7 @@ from trillium.tasks import IGNORE, Example
 from trillium.tasks.batches import epoch
 
 NUM_WORDS = 40
+NUM_ROWS = 60
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 VOCABULARY = len(SPECIAL) + NUM_WORDS
 _COMMON = dict(vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=2, eos_token_id=3)
@@ -83,11 +84,11 @@ def write_hub(folder: Path) -> Path:
         return " ".join(f"w{i}" for i in torch.randint(NUM_WORDS, (length,), generator=draw))
 
     rows = []
-    for index in range(120):
+    for index in range(NUM_ROWS):
         label = index % 3
         rows.append({"text": f"w{label} {text(3, 12)}", "label": f"class {label}"})
     _write_jsonl(folder / "classification.jsonl", rows)
-    pairs = [{"prompt": text(2, 8), "completion": text(1, 6)} for _ in range(120)]
+    pairs = [{"prompt": text(2, 8), "completion": text(1, 6)} for _ in range(NUM_ROWS)]
     _write_jsonl(folder / "causal_lm.jsonl", pairs)
     return folder
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trillium.config import ExperimentConfig
+from trillium.errors import UserError
 from trillium.experiment import Observer, build
 from trillium.fleet import RoundFailed
 from trillium.ledger import Entry
@@ -22,7 +23,8 @@ def compare(
 ) -> dict[tuple[str, int], str]:
     """Run each arm with each seed and return the failures.
 
-    An arm whose round fails is written down as failed, and the others go on.
+    An arm that fails, in a round or because the model does not allow it, is written down as failed,
+    and the others go on.
 
     Args:
         experiments: checked configurations by arm and seed.
@@ -40,7 +42,7 @@ def compare(
         run_folder = RunFolder(folder / f"{arm}_s{seed}", arm)
         try:
             run_one(config, run_folder, observe, watch, argv)
-        except RoundFailed as error:
+        except (RoundFailed, UserError) as error:
             failures[arm, seed] = str(error)
     return failures
 

@@ -15,6 +15,7 @@ from trillium.fleet import Fleet
 from trillium.frameworks import SERVER_MODEL, Metrics, Server
 from trillium.ledger import Entry, Ledger
 from trillium.models.load import LanguageModel, load_model
+from trillium.rng import scoped_rng
 from trillium.run_folder import RunFolder, environment
 from trillium.tasks import Example
 from trillium.training.meters import CostCache, Meter
@@ -63,7 +64,8 @@ class Experiment:
                 start = time.perf_counter()
                 self.server.round = number
                 self.fleet.begin_round(number)
-                figures = framework.round(self.server, self.fleet)
+                with scoped_rng(self.config.seed, "server", number):
+                    figures = framework.round(self.server, self.fleet)
                 self._seconds += time.perf_counter() - start
                 if number % self.config.evaluation.every == 0 or number == rounds:
                     self._evaluate(figures, observe)

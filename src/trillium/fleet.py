@@ -117,6 +117,8 @@ class Fleet:
                 sent[client] = packed.data
         waiting = set(sent)
         for client, data in self.engine.carry(sent):
+            if client not in waiting:
+                continue  # it was not asked, or answers twice
             waiting.discard(client)
             try:
                 answer = read(self._receive(client, requests[client].verb, data, purpose))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from trillium.experiment import Experiment
 from trillium.frameworks.kd import KD, distillation_loss
-from trillium.message import decode
+from trillium.message import Message, decode
 from trillium.rng import generator
 from trillium.tasks import IGNORE, Example
 from trillium.tasks.batches import collate, epoch
@@ -223,21 +223,18 @@ def distil(
     plain_steps(module.train(), chunks, optimizer, 0.5, loss)
 
 
-@pytest.mark.parametrize(
-    ("model", "task"), [("bert", "classification"), ("gpt2", "classification"), ("gpt2", "causal_lm")]
-)  # fmt: skip
+TEXTBOOK = [("bert", "classification"), ("gpt2", "classification"), ("gpt2", "causal_lm")]
+
+
+def one_client(hub: Path, model: str, task: str) -> Experiment:
+    words = ("framework=kd", "framework.direction=server", f"framework.temperature={T}")
+    more = ("data.num_clients=1", "training.max_grad_norm=0.5")
+    return perturb(federation(hub, *words, *more, model=model, task=task))
+
+
+@pytest.mark.parametrize(("model", "task"), TEXTBOOK)
 def test_one_client_is_distillation_as_in_the_textbook(hub: Path, model: str, task: str) -> None:
-    fed = perturb(
-        federation(
-            hub,
-            "framework=kd",
-            f"framework.temperature={T}",
-            "data.num_clients=1",
-            "training.max_grad_norm=0.5",
-            model=model,
-            task=task,
-        )
-    )
+    fed = one_client(hub, model, task)
     seed, client, server = fed.config.seed, plain_model(fed), plain_model(fed)
     run_rounds(fed, 2)
     public = fed.server.store["public"]
@@ -245,11 +242,30 @@ def test_one_client_is_distillation_as_in_the_textbook(hub: Path, model: str, ta
         optimizer = torch.optim.AdamW(trained(client).values(), lr=0.01, weight_decay=0.0)
         plain_steps(client.train(), round_batches(fed, number), optimizer, 0.5)
         teacher = (wanted_rows(client, public).double() / T).softmax(-1).float()
-        for name, student in (("client-0", client), ("server", server)):
-            distil(student, public, teacher, generator(seed, "distil", name, number), 8)
+        distil(server, public, teacher, generator(seed, "distil", "server", number), 8)
+    assert distance(fed.clients[0].store["tensors"], trained(client)) < 1e-10
     assert distance(fed.server.state, trained(server)) < 1e-6  # logits cross as float32
-    assert distance(fed.clients[0].store["tensors"], trained(client)) < 1e-6
     assert distance(trained(server), fed.model.initial) > 1e-2
+
+
+@pytest.mark.parametrize(("model", "task"), TEXTBOOK)
+def test_a_client_learns_from_any_teacher_as_in_the_textbook(
+    hub: Path, model: str, task: str
+) -> None:
+    """A teacher of its own: one that the client has made would leave it nothing to learn."""
+    fed = one_client(hub, model, task)
+    run_rounds(fed, 1)
+    (client,), public = fed.clients, fed.server.store["public"]
+    before, plain = client.store["tensors"], plain_model(fed)
+    plain.load_state_dict(before, strict=False)
+    rows = wanted_rows(plain, public)
+    draw = torch.Generator().manual_seed(1)
+    teacher = torch.randn(rows.shape, generator=draw).softmax(-1)
+    ask = {client.name: Message("learn", {"logits/teacher": teacher})}
+    assert [name for name, _ in fed.fleet.ask(ask, lambda reply: None)] == [client.name]
+    distil(plain, public, teacher, generator(fed.config.seed, "distil", client.name, 1), 8)
+    assert distance(client.store["tensors"], trained(plain)) < 1e-10
+    assert distance(client.store["tensors"], before) > 1e-3
 
 
 @pytest.mark.parametrize("direction", ["server", "client", "both"])

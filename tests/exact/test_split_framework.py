@@ -85,9 +85,11 @@ def chunks_of(fed: Experiment, number: int) -> Any:
     return [next(endless) for _ in range(STEPS)]
 
 
-@pytest.mark.parametrize("train", ["both", "server", "client"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("model", "task"), CASES)
+@pytest.mark.parametrize(
+    ("model", "task", "shape", "train"),
+    [(*case, shape, "both") for case in CASES for shape in SHAPES]
+    + [(*CASES[0], shape, train) for shape in SHAPES for train in ("server", "client")],
+)
 def test_one_client_is_unsplit_adamw_with_clipping(
     hub: Path, model: str, task: str, shape: str, train: str
 ) -> None:
@@ -152,31 +154,33 @@ def test_with_one_client_all_modes_are_one(hub: Path, shape: str) -> None:
         assert distance(state, states[0]) == 0.0
 
 
-@pytest.mark.parametrize("mode", ["relay", "splitfed_v1", "splitfed_v2", "coalesced"])
 @pytest.mark.parametrize("task", ["classification", "causal_lm"])
+@pytest.mark.parametrize("mode", ["splitfed_v1", "coalesced"])
 def test_the_u_shape_has_the_losses_of_two_parts(hub: Path, task: str, mode: str) -> None:
+    """One SGD step a round: the mean of the clients' heads is then the step of a shared head."""
     figures, states = [], []
     for shape in ("two_part", "u"):
-        several = ("data.num_clients=3", "training.max_grad_norm=null")
-        # The head of the U shape trains at the clients and is averaged: with SGD and one step,
-        # that is the server's step on the pooled batch.
-        sgd = ("training.optimizer={name: sgd, lr: 0.1}", "training.local_steps=1")
-        size = ("training.batch_size=64",)
-        words = (*several, *sgd, *size, f"framework.mode={mode}", *SHAPES[shape])
-        fed = split(hub, *words, task=task)
+        fed = split(
+            hub,
+            "data.num_clients=3",
+            "data.partition={name: size_skewed, power: 1.0}",
+            *("training.max_grad_norm=null", "training.optimizer={name: sgd, lr: 0.1}"),
+            *("training.local_steps=1", "training.batch_size=64"),
+            *(f"framework.mode={mode}", *SHAPES[shape]),
+            task=task,
+        )
         figures.append([figure["train_loss"] for figure in run_rounds(fed, ROUNDS)])
         states.append(fed.server.state)
-    first = figures[0][0] == pytest.approx(figures[1][0], abs=1e-10)
-    # Where the clients take turns on one server part, the head is not shared within a round.
-    assert first or mode in ("relay", "splitfed_v2")
-    if mode in ("splitfed_v1", "coalesced") or task == "causal_lm":
-        assert figures[0] == pytest.approx(figures[1], abs=1e-10)
-        assert distance(states[0], states[1]) < 1e-10
+    assert figures[0] == pytest.approx(figures[1], abs=1e-10)
+    assert figures[0][0] != pytest.approx(figures[0][1], abs=1e-4)
+    assert distance(states[0], states[1]) < 1e-10
 
 
-@pytest.mark.parametrize("mode", ["coalesced", "splitfed_v1"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("model", "task"), CASES)
+@pytest.mark.parametrize(
+    ("model", "task", "shape", "mode"),
+    [(*CASES[0], shape, mode) for shape in SHAPES for mode in ("coalesced", "splitfed_v1")]
+    + [(*case, shape, "coalesced") for case in CASES[1:] for shape in ("two_part", "u")],
+)
 def test_one_step_of_unequal_clients_is_one_step_on_the_union(
     hub: Path, model: str, task: str, shape: str, mode: str
 ) -> None:

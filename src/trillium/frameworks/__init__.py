@@ -152,7 +152,8 @@ class OwnModels(Framework):
             names = sorted(reply.group("control").keys() - {"cost"})
             return {name: reply.scalar(f"control/{name}") for name in names}
 
-        return dict(sorted(fleet.ask(dict.fromkeys(fleet.cohort, message), read, "evaluate")))
+        everyone = dict.fromkeys(fleet.engine.clients, message)
+        return dict(sorted(fleet.ask(everyone, read, "evaluate")))
 
 
 def mean_metrics(clients: dict[str, Metrics]) -> Metrics:

@@ -13,6 +13,7 @@ from trillium.frameworks import (
     OwnModels,
     Server,
     client_verb,
+    evaluate_state,
     mean_metrics,
 )
 from trillium.message import Message, scalar
@@ -50,7 +51,9 @@ class LocalOnly(OwnModels, name="local_only"):
         return {"train_loss": sum(losses.values()) / len(losses)}
 
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
-        """Return the mean over the clients' own models."""
+        """Return the mean over the clients' own models, which begin as the server's."""
+        if server.round == 0:
+            return evaluate_state(server, server.state, batch_size)
         clients = self.clients_metrics(fleet, batch_size)
         return {**mean_metrics(clients), "clients": clients}
 
@@ -98,3 +101,7 @@ class Centralised(Framework, name="centralised"):
             learning_rate=lambda step: training.learning_rate(server.progress(step / num_steps)),
         )
         return {"train_loss": trained.loss}
+
+    def once_bytes(self, client: Client) -> dict[str, int]:
+        """Return nothing: clients give their data away and hold no model."""
+        return {}

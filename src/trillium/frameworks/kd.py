@@ -81,13 +81,10 @@ class KD(OwnModels, name="kd"):
         """Let clients train and predict, average their predictions, distil from the average."""
         public: list[Example] = server.store["public"]
         num_rows = sum(server.task.num_targets(example) for example in public)
+        num_classes = server.model.num_classes
 
         def read(reply: Message) -> tuple[float, float, Tensor]:
-            found = reply.group("logits")
-            if found.keys() != {"public"} or found["public"].dim() != 2:
-                raise MessageError(f"{reply.verb}: expected the logits of the public set")
-            like = {"public": torch.empty(num_rows, found["public"].shape[1])}
-            logits = reply.expect("logits", like)["public"]
+            logits = reply.floats("logits/public", (num_rows, num_classes)).float()
             return reply.positive("control/weight"), reply.scalar("control/loss"), logits
 
         replies = dict(fleet.ask(dict.fromkeys(fleet.cohort, Message("teach")), read))
@@ -122,7 +119,7 @@ class KD(OwnModels, name="kd"):
 
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
         """Return the metrics of the server's model, and in the end of the clients' own models."""
-        if self.direction == "client":
+        if self.direction == "client" and server.round > 0:
             clients = self.clients_metrics(fleet, batch_size)
             return {**mean_metrics(clients), "clients": clients}
         metrics = evaluate_state(server, server.state, batch_size)
@@ -166,7 +163,7 @@ class KD(OwnModels, name="kd"):
         """Distil the teacher into the client's own model."""
         public: list[Example] = client.store["public"]
         num_rows = sum(client.task.num_targets(example) for example in public)
-        teacher = message.tensor("logits/teacher", torch.float32, (num_rows, None))
+        teacher = message.floats("logits/teacher", (num_rows, client.model.num_classes)).float()
         state = client.model.state(client.store["tensors"])
         self._distil(client, client.loop("distil", state), public, teacher)
         client.store["tensors"] = values(state)

@@ -211,7 +211,8 @@ class Split(Framework, name="split"):
             body = values(bodies[client].state) if self.mode == "splitfed_v1" else {}
             on_cpu = {name: tensor.cpu() for name, tensor in body.items()}
             contributions.append(Contribution(client, weight, {**tensors, **on_cpu}))
-        load_values(server.state, Mean().aggregate(contributions))
+        if contributions:  # the only client of a relay's session may have dropped out
+            load_values(server.state, Mean().aggregate(contributions))
 
     def _body_for(self, client: str, server: Server, parts: Parts) -> Body:
         """Return the server part that serves a client: the shared one, or its own copy."""

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from trillium.adapters import Adapter
 from trillium.errors import UserError
-from trillium.models.blocks import find_blocks
+from trillium.models.blocks import base_model, find_blocks, text_config
 from trillium.models.parts import Parts
 from trillium.models.slots import Slots, State, Tensors
 from trillium.models.split import check_split, split_model
@@ -67,12 +67,14 @@ class LanguageModel:
         module: the Hugging Face model, wrapped by PEFT where the adapter does so.
         tokenizer: its tokenizer, with a padding token.
         device: where it computes.
+        peft_task: PEFT's name of the task that its head is for.
         initial: values of the trainable parameters at the start, on the CPU.
     """
 
     module: nn.Module
     tokenizer: Any
     device: torch.device
+    peft_task: str
     initial: Tensors = field(init=False)
     _slots: Slots = field(init=False)
     _parts: dict[tuple[int, int | None], Parts] = field(init=False, default_factory=dict)
@@ -102,6 +104,13 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """Of the hidden states."""
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+
+    @property
+    def num_classes(self) -> int:
+        """Size of the last dimension of the logits: classes, or the vocabulary."""
+        if self.peft_task == "SEQ_CLS":
+            return int(base_model(self.module).config.num_labels)  # type: ignore[union-attr, arg-type]
+        return int(text_config(self.module).vocab_size)
 
     @property
     def num_blocks(self) -> int:
@@ -224,7 +233,7 @@ def load_model(
             )
         module = adapter.apply(model, peft_task)
     device = _device(config.device)
-    return LanguageModel(module.to(device).eval(), tokenizer, device)
+    return LanguageModel(module.to(device).eval(), tokenizer, device, peft_task)
 
 
 def _locate(model_id: str) -> str:
@@ -257,8 +266,8 @@ def _hub(config: ModelConfig, load: Any) -> Any:
 
 def _set_dropout(hf_config: Any, rate: float) -> None:
     for key, value in hf_config.to_dict().items():
-        is_rate = "drop" in key or key.endswith("pdrop")
-        if is_rate and isinstance(value, float):
+        is_rate = "drop" in key and "layerdrop" not in key and not isinstance(value, bool)
+        if is_rate and isinstance(value, int | float):
             setattr(hf_config, key, rate)
 
 

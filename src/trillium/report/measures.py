@@ -227,7 +227,7 @@ COST = (
         "seconds_per_client",
         "Client time",
         "Client time",
-        "Seconds a client spent on training messages, as a mean over all clients.",
+        "Seconds a client spent in the model for training messages, as a mean over all clients.",
         lambda run: per_client(run.traffic.until().seconds, run) if run.traffic else None,
         human.duration,
     ),
@@ -235,7 +235,7 @@ COST = (
         "wall_seconds",
         "Wall time",
         "Wall time of training",
-        "Seconds from the first round to the last evaluation, evaluation itself left out.",
+        "Seconds of all rounds, start to end of each; evaluation is left out.",
         _last("seconds"),
         human.duration,
     ),
@@ -243,8 +243,8 @@ COST = (
         "bytes_once_per_client",
         "Once only",
         "Transferred once per client",
-        "Bytes that a client must have before the first round, such as the base model or the "
-        "public set; never part of the figures above.",
+        "Weight of the frozen tensors of the model that a client must hold; never part of the "
+        "figures above.",
         lambda run: sum(run.once.values()) if run.once else None,
         show_bytes,
     ),
