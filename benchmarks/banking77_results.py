@@ -42,20 +42,26 @@ class Results:
 
     def __init__(self, path: Path, arms: Sequence[str]) -> None:
         self._path, self._arms = path, list(arms)
-        file = path.with_suffix(".json")
+        self._references: dict[str, dict[str, float]] = {}
+        self._entries: dict[tuple[str, str, int], Entry] = {}
+        self._read()
+
+    def _read(self) -> None:
+        """Take over what the file holds: another process may have added runs meanwhile."""
+        file = self._path.with_suffix(".json")
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        self._references: dict[str, dict[str, float]] = content.get("references", {})
-        self._entries: dict[tuple[str, str, int], Entry] = {
-            _key(entry): entry for entry in content.get("results", [])
-        }
+        self._references = dict(content.get("references", {}))
+        self._entries = {_key(entry): entry for entry in content.get("results", [])}
 
     def reference(self, name: str, scores: dict[str, float]) -> None:
         """Add the scores of a model that has all data in one place and is no arm."""
+        self._read()
         self._references[name] = scores
         self._write()
 
     def add(self, partition: str, folder: Path) -> None:
         """Add the finished runs of a compare folder."""
+        self._read()
         for path in sorted(path for path in folder.iterdir() if is_run_folder(path)):
             run = read_run(path)
             if run.state == "finished":

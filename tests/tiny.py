@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ def _write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def federation(hub: Path, *words: str, model: str = "gpt2", task: str = "classification") -> Experiment:
+def federation(
+    hub: Path, *words: str, model: str = "gpt2", task: str = "classification"
+) -> Experiment:
     """Build a float64 experiment from `key=value` words laid over small defaults."""
     defaults = parse_overrides(
         [
@@ -160,7 +162,7 @@ def plain_loss(module: nn.Module, examples: list[Example]) -> Tensor:
 
 def plain_steps(
     module: nn.Module,
-    chunks: Iterator[list[Example]],
+    chunks: Iterable[list[Example]],
     optimizer: torch.optim.Optimizer,
     clip: float | None = None,
     loss: Callable[[nn.Module, list[Example]], Tensor] = plain_loss,
@@ -179,14 +181,15 @@ def plain_steps(
     return losses
 
 
-def round_batches(
-    federation: Experiment, number: int, client: int = 0, purpose: str = "batches"
-) -> Iterator[list[Example]]:
-    """Yield the batches that a client of the federation sees in a round."""
+def round_batches(federation: Experiment, number: int, client: int = 0) -> list[list[Example]]:
+    """Return the batches that a client of the federation sees in a round."""
     own, training = federation.clients[client], federation.config.training
-    draw = generator(federation.config.seed, purpose, own.name, number)
-    for _ in range(training.local_epochs):
-        yield from epoch(own.examples, training.batch_size, draw)
+    draw = generator(federation.config.seed, "batches", own.name, number)
+    num_steps = training.num_steps(len(own.examples))
+    chunks: list[list[Example]] = []
+    while len(chunks) < num_steps:
+        chunks += epoch(own.examples, training.batch_size, draw)
+    return chunks[:num_steps]
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:

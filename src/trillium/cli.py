@@ -320,6 +320,8 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # PEFT notices by itself that GPT-2's linear layers are stored transposed, and says so each time.
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
 
 
 def main() -> None:

@@ -112,9 +112,19 @@ class Screen:
             f"{elapsed // 60}:{elapsed % 60:02d}",
             style="cyan",
         )
-        return Group(
-            table, ProgressBar(total=max(total, 1), completed=self._done, width=60), status
-        )
+        progress = Table.grid(padding=(0, 2))
+        progress.add_row(ProgressBar(total=max(total, 1), completed=self._done, width=40), status)
+        return Group(table, progress)
 
 
-_COLUMNS = ("arm", "seed", "round", "accuracy", "loss", "train loss", "up", "down", "time")
+_COLUMNS = (
+    "arm",
+    "seed",
+    "round",
+    "accuracy",
+    "loss",
+    "train loss",
+    "up (all)",
+    "down (all)",
+    "time",
+)

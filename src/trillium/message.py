@@ -240,7 +240,7 @@ def _check_tensor(name: str, info: Any, limits: Limits) -> None:
         dtype, shape, (begin, end) = info["dtype"], info["shape"], info["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise MessageError(f"{name}: malformed header entry") from error
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise MessageError(f"{name}: dtype {dtype!r} is not accepted")
     if not isinstance(shape, list) or len(shape) > limits.max_dims:
         raise MessageError(f"{name}: malformed shape")

@@ -19,7 +19,17 @@ CODECS = cast(dict[str, type[Codec]], known(Codec))
 # Largest error of an entry, relative to the largest entry of its row. A codec that is not listed
 # must at least be nearer to the tensor than zero is.
 RELATIVE_ERROR = {"cast": 2.0**-8, "int8": 1 / 254}
-SHAPES: list[tuple[int, ...]] = [(), (1,), (0,), (7,), (5, 3), (0, 4), (4, 0), (2, 3, 4), (2, 1, 3, 5)]
+SHAPES: list[tuple[int, ...]] = [
+    (),
+    (1,),
+    (0,),
+    (7,),
+    (5, 3),
+    (0, 4),
+    (4, 0),
+    (2, 3, 4),
+    (2, 1, 3, 5),
+]
 NAME = "parameters/x"
 
 
@@ -114,9 +124,7 @@ def test_codecs_stack_and_unstack() -> None:
     stack = Wire.model_validate({"up": ["cast", "int8"]})
     assert torch.allclose(send(tensor, stack), tensor, atol=0.03)
     with pytest.raises(MessageError, match="needs floats"):
-        Wire.model_validate({"up": ["int8", "cast"]}).pack(
-            Message("train", {NAME: tensor}), "up"
-        )
+        Wire.model_validate({"up": ["int8", "cast"]}).pack(Message("train", {NAME: tensor}), "up")
 
 
 def nonsense(tensor: Tensor) -> list[Tensor]:

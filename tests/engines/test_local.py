@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import distance, federation
 
+from tiny import distance, federation
 from trillium.client import Client
 from trillium.engines.local import LocalEngine
 from trillium.experiment import Experiment

@@ -1,4 +1,4 @@
-"""The ledger = what crossed, counted on the bytes themselves; FLOPs = PyTorch's counter and a formula."""
+"""The ledger = the bytes that crossed; FLOPs = PyTorch's own counter, and a formula."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
 from tiny import (
     CONFIGS,
     VOCABULARY,
@@ -16,8 +18,6 @@ from tiny import (
     run_rounds,
     trained,
 )
-from torch.utils.flop_counter import FlopCounterMode
-
 from trillium.experiment import Experiment
 from trillium.frameworks.kd import predict
 from trillium.message import decode
@@ -58,7 +58,7 @@ def test_booked_bytes_are_the_bytes_that_the_engine_carried(hub: Path, framework
             total = sum(
                 e.bytes for e in entries if (e.direction, e.purpose) == (direction, purpose)
             )
-            assert fed.fleet.ledger.bytes_total(direction, purpose) == total  # type: ignore[arg-type]
+            assert fed.fleet.ledger.bytes_total(direction, purpose) == total
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -130,9 +130,7 @@ def test_flops_of_inference_are_those_of_the_formula(hub: Path) -> None:
     batch = collate(public, 0, fed.model.device)
     tokens, length = batch.input_ids.numel(), batch.input_ids.shape[1]
     width, blocks = CONFIGS["gpt2"]["n_embd"], CONFIGS["gpt2"]["n_layer"]
-    weights = sum(
-        p.numel() for n, p in plain.named_parameters() if p.dim() == 2 and "wpe" not in n
-    )
+    weights = sum(p.numel() for n, p in plain.named_parameters() if p.dim() == 2 and "wpe" not in n)
     assert weights > VOCABULARY * width
     by_hand = 2 * tokens * weights + blocks * 4 * tokens * length * width
     client.meter.reset()

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from tiny import (
     Recorder,
     digest,
@@ -23,8 +25,6 @@ from tiny import (
     run_rounds,
     trained,
 )
-from torch import Tensor, nn
-
 from trillium.experiment import Experiment
 from trillium.frameworks.kd import KD, distillation_loss
 from trillium.message import Message, decode

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from tiny import (
     EXACT,
     Recorder,
@@ -22,8 +24,6 @@ from tiny import (
     run_rounds,
     trained,
 )
-from torch import nn
-
 from trillium.experiment import Experiment
 from trillium.message import decode
 
@@ -73,18 +73,6 @@ def unsplit(fed: Experiment, keep: Callable[[str], bool] = lambda name: True) ->
     return plain
 
 
-def chunks_of(fed: Experiment, number: int) -> Any:
-    """The first batches of a round; epochs follow each other until there are enough."""
-    own = fed.config.training.model_copy(update={"local_epochs": 99})
-    endless = round_batches(
-        Experiment(
-            fed.config.model_copy(update={"training": own}), *[None] * 2, fed.clients, *[None] * 2
-        ),  # type: ignore[arg-type]
-        number,
-    )
-    return [next(endless) for _ in range(STEPS)]
-
-
 @pytest.mark.parametrize(
     ("model", "task", "shape", "train"),
     [(*case, shape, "both") for case in CASES for shape in SHAPES]
@@ -98,11 +86,9 @@ def test_one_client_is_unsplit_adamw_with_clipping(
     plain = unsplit(fed, chosen(shape, train))
     figures = run_rounds(fed, ROUNDS)
     optimizer = torch.optim.AdamW(trained(plain).values(), lr=0.01, weight_decay=0.0)
-    if not trained(plain):
-        pytest.fail("the reference trains nothing")
     for number in range(ROUNDS):
-        chunks = chunks_of(fed, number + 1)
-        losses = plain_steps(plain, iter(chunks), optimizer, CLIP)
+        chunks = round_batches(fed, number + 1)
+        losses = plain_steps(plain, chunks, optimizer, CLIP)
         sizes = [sum(fed.config.task.num_targets(e) for e in chunk) for chunk in chunks]
         mean = sum(a * b for a, b in zip(losses, sizes, strict=True)) / sum(sizes)
         assert figures[number]["train_loss"] == pytest.approx(mean, abs=EXACT[model])
@@ -119,7 +105,7 @@ def test_in_float32_the_gap_is_that_of_rounding(hub: Path) -> None:
     run_rounds(fed, ROUNDS)
     optimizer = torch.optim.AdamW(trained(plain).values(), lr=0.01, weight_decay=0.0)
     for number in range(ROUNDS):
-        plain_steps(plain, iter(chunks_of(fed, number + 1)), optimizer, CLIP)
+        plain_steps(plain, round_batches(fed, number + 1), optimizer, CLIP)
     assert distance(fed.server.state, trained(plain)) < 1e-5
 
 
@@ -129,11 +115,11 @@ def test_clipping_each_side_by_itself_is_told_apart(hub: Path, shape: str) -> No
     plain = unsplit(fed)
     run_rounds(fed, ROUNDS)
     optimizer = torch.optim.AdamW(trained(plain).values(), lr=0.01, weight_decay=0.0)
-    parties = [[], []]  # type: list[list[nn.Parameter]]
+    parties: list[list[nn.Parameter]] = [[], []]
     for name, parameter in trained(plain).items():
         parties[at_client(name, shape)].append(parameter)
     for number in range(ROUNDS):
-        for chunk in chunks_of(fed, number + 1):
+        for chunk in round_batches(fed, number + 1):
             optimizer.zero_grad()
             plain_loss(plain, chunk).backward()  # type: ignore[no-untyped-call]
             for party in parties:
@@ -142,7 +128,7 @@ def test_clipping_each_side_by_itself_is_told_apart(hub: Path, shape: str) -> No
     assert distance(fed.server.state, trained(plain)) > 1e-4
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ["two_part", "u"])
 def test_with_one_client_all_modes_are_one(hub: Path, shape: str) -> None:
     states, losses = [], []
     for mode in ("relay", "splitfed_v1", "splitfed_v2", "coalesced"):
@@ -202,7 +188,7 @@ def test_one_step_of_unequal_clients_is_one_step_on_the_union(
     union = [example for client in fed.clients for example in client.examples]
     run_rounds(fed, 1)
     optimizer = torch.optim.SGD(trained(plain).values(), lr=0.1)
-    plain_steps(plain, iter([union]), optimizer)
+    plain_steps(plain, [union], optimizer)
     assert distance(fed.server.state, trained(plain)) < EXACT[model]
     assert distance(fed.server.state, fed.model.initial) > 1e-3
 

@@ -55,8 +55,13 @@ def test_the_scope_seeds_all_three_and_restores_them() -> None:
 
 def test_the_scope_restores_after_an_error() -> None:
     state = random.getstate(), torch.get_rng_state()
-    with pytest.raises(RuntimeError), scoped_rng(0, "a"):
-        draws()
-        raise RuntimeError
+
+    def fail() -> None:
+        with scoped_rng(0, "a"):
+            draws()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert random.getstate() == state[0]
     assert torch.equal(torch.get_rng_state(), state[1])

@@ -73,4 +73,4 @@ def macro_f1(predicted: Tensor, expected: Tensor) -> float:
     classes = torch.unique(torch.cat([predicted, expected]))
     hits = (predicted[:, None] == classes) & (expected[:, None] == classes)
     both = (predicted[:, None] == classes).sum(0) + (expected[:, None] == classes).sum(0)
-    return float((2 * hits.sum(0) / both).double().mean())
+    return float((2 * hits.sum(0).double() / both).mean())

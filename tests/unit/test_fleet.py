@@ -1,0 +1,204 @@
+"""The fleet: who is asked, who is missing and why, when a round has failed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from trillium.errors import UserError
+from trillium.fleet import Fleet, FleetConfig, RoundFailed
+from trillium.ledger import Ledger
+from trillium.message import Message, MessageError, decode, encode
+from trillium.wire import Wire
+
+NAMES = [f"client-{index}" for index in range(8)]
+COST = {"control/cost": torch.tensor([10.0, 0.5, 99.0], dtype=torch.float64)}
+Answer = Callable[[str, Message], bytes | None]
+
+
+def good(client: str, message: Message) -> bytes:
+    return encode(Message(message.verb, COST, {"from": client}))
+
+
+class Engine:
+    """Clients that answer as a function says; `None` is silence."""
+
+    def __init__(self, answer: Answer = good, names: list[str] = NAMES) -> None:
+        self.answer, self.clients = answer, names
+        self.asked: list[str] = []
+
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        for client, data in requests.items():
+            self.asked.append(client)
+            reply = self.answer(client, decode(data))
+            if reply is not None:
+                yield client, reply
+
+
+def fleet(answer: Answer = good, seed: int = 0, **options: Any) -> Fleet:
+    return Fleet(Engine(answer), Wire(), Ledger(), FleetConfig(**options), seed)
+
+
+def ask(found: Fleet, message: Message | None = None) -> dict[str, Any]:
+    asks = dict.fromkeys(found.cohort, message or Message("train"))
+    return dict(found.ask(asks, lambda reply: reply.meta.get("from")))
+
+
+def test_cohorts_depend_on_seed_and_round_alone() -> None:
+    one, two = fleet(clients_per_round=3), fleet(clients_per_round=3)
+    two.begin_round(9)
+    ask(two)
+    cohorts = [one.begin_round(number) for number in range(1, 6)]
+    assert [two.begin_round(number) for number in range(1, 6)] == cohorts
+    assert cohorts != [
+        fleet(seed=1, clients_per_round=3).begin_round(number) for number in range(1, 6)
+    ]
+    assert len({tuple(cohort) for cohort in cohorts}) > 1
+    assert all(cohort == sorted(set(cohort)) and len(cohort) == 3 for cohort in cohorts)
+
+
+def test_sampling_is_even() -> None:
+    found = fleet(clients_per_round=2)
+    times = Counter(name for number in range(2000) for name in found.begin_round(number))
+    # Binomial with mean 500 and deviation 19.
+    assert all(abs(times[name] - 500) < 100 for name in NAMES)
+
+
+def test_all_are_asked_by_default_and_told_the_round() -> None:
+    rounds: list[Any] = []
+
+    def note(client: str, message: Message) -> bytes:
+        rounds.append((message.meta["round"], message.meta["own"]))
+        return good(client, message)
+
+    found = fleet(note)
+    found.begin_round(4)
+    assert found.cohort == NAMES
+    assert ask(found, Message("train", meta={"own": 1})) == {name: name for name in NAMES}
+    assert rounds == [(4, 1)] * 8
+
+
+def one_bad(reply: bytes | None) -> Answer:
+    return lambda client, message: reply if client == "client-3" else good(client, message)
+
+
+BAD: dict[str, tuple[bytes | None, str]] = {
+    "silence": (None, "no reply"),
+    "noise": (b"hello", "these bytes are not a Trillium message"),
+    "nothing": (b"", "these bytes are not a Trillium message"),
+    "cut off": (encode(Message("train", COST))[:-3], "unreadable tensors|header"),
+    "another verb": (encode(Message("teach", COST)), "asked to train, the client answered teach"),
+    "error": (encode(Message("error", COST, {"reason": "out of memory"})), "out of memory"),
+    "error without reason": (encode(Message("error", COST)), "gave no reason"),
+    "no cost": (encode(Message("train")), "control/cost is missing"),
+    "refused": (encode(Message("train", COST, {"from": "bad"})), "I do not like it"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_reply_drops_the_client_with_a_reason(name: str) -> None:
+    reply, why = BAD[name]
+
+    def read(message: Message) -> Any:
+        if message.meta.get("from") == "bad":
+            raise MessageError("I do not like it")
+        return message.meta["from"]
+
+    found = fleet(one_bad(reply), min_replies=7)
+    found.begin_round(1)
+    asks = dict.fromkeys(found.cohort, Message("train"))
+    answers = dict(found.ask(asks, read))
+    assert sorted(answers) == [name for name in NAMES if name != "client-3"]
+    assert list(found.missing) == ["client-3"]
+    assert re.search(why, found.missing["client-3"])
+    assert "client-3" not in found.cohort
+    found.begin_round(2)
+    assert found.cohort == NAMES
+    assert found.missing == {}
+
+    strict = fleet(one_bad(reply))
+    strict.begin_round(1)
+    with pytest.raises(RoundFailed, match=r"round 1: 7 of 8 .*min_replies is 8 \(client-3: "):
+        dict(strict.ask(asks, read))
+
+
+def test_a_long_reason_is_cut() -> None:
+    reply = encode(Message("error", COST, {"reason": "x" * 10_000}))
+    found = fleet(one_bad(reply), min_replies=1)
+    found.begin_round(1)
+    ask(found)
+    assert len(found.missing["client-3"]) == 1000
+
+
+def test_losses_add_up_over_the_asks_of_a_round() -> None:
+    silent = {"train": "client-0", "learn": "client-1"}
+
+    def answer(client: str, message: Message) -> bytes | None:
+        return None if silent.get(message.verb) == client else good(client, message)
+
+    found = fleet(answer, min_replies=7)
+    found.begin_round(1)
+    ask(found)
+    with pytest.raises(RoundFailed, match="6 of 8") as caught:
+        ask(found, Message("learn"))
+    assert "client-0: no reply; client-1: no reply" in str(caught.value)
+
+
+def test_simulated_failures_depend_on_seed_round_and_client() -> None:
+    def failed(seed: int) -> list[list[str]]:
+        found = fleet(seed=seed, failure_rate=0.5, min_replies=1)
+        rounds = []
+        for number in range(1, 30):
+            found.begin_round(number)
+            ask(found)
+            engine = found.engine
+            assert isinstance(engine, Engine)
+            assert not set(engine.asked) & set(found.missing)
+            engine.asked.clear()
+            rounds.append(sorted(found.missing))
+        return rounds
+
+    once = failed(0)
+    assert once == failed(0) != failed(1)
+    assert 0.35 < sum(map(len, once)) / (29 * len(NAMES)) < 0.65
+
+
+def test_evaluation_and_what_comes_before_the_rounds_never_fail() -> None:
+    found = fleet(failure_rate=0.99, min_replies=8)
+    assert len(ask(found)) == 8
+    found.begin_round(1)
+    asks = dict.fromkeys(found.cohort, Message("look"))
+    assert len(dict(found.ask(asks, lambda reply: None, "evaluate"))) == 8
+
+
+def test_the_ledger_has_both_directions_and_the_cost() -> None:
+    found = fleet()
+    found.begin_round(3)
+    ask(found)
+    entries = found.ledger.entries
+    assert [e.direction for e in entries] == ["down"] * 8 + ["up"] * 8
+    assert {(e.round, e.verb, e.purpose) for e in entries} == {(3, "train", "train")}
+    assert {(e.flops, e.seconds, e.peak_bytes) for e in entries[:8]} == {(None, None, None)}
+    assert {(e.flops, e.seconds, e.peak_bytes) for e in entries[8:]} == {(10.0, 0.5, 99)}
+    assert {e.bytes_raw for e in entries[8:]} == {24}
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ({"clients_per_round": 9}, "at most 8"),
+        ({"min_replies": 9}, "at most 8"),
+        ({"clients_per_round": 3, "min_replies": 4}, "at most 3"),
+        ({"failure_rate": 0.1}, r"fleet\.min_replies=1"),
+    ],
+)
+def test_contradictions_are_refused_before_the_run(options: dict[str, Any], instead: str) -> None:
+    with pytest.raises(UserError) as caught:
+        fleet(**options)
+    assert caught.match(instead)
+    assert caught.value.given.startswith("fleet.")

@@ -1,0 +1,101 @@
+"""Optimisers by name: PyTorch's own, with its options, and errors that say what to write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from trillium.errors import UserError
+from trillium.training.loop import Training
+from trillium.training.optimizers import Optimizer, set_learning_rate
+
+GIVEN: list[tuple[Any, type[torch.optim.Optimizer], dict[str, Any]]] = [
+    ("adamw", torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.0}),
+    ({"name": "adamw", "weight_decay": 0.1}, torch.optim.AdamW, {"weight_decay": 0.1}),
+    ({"name": "adam", "betas": [0.5, 0.9]}, torch.optim.Adam, {"betas": (0.5, 0.9)}),
+    (
+        {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True},
+        torch.optim.SGD,
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+    ),
+    ({"name": "adagrad", "lr": 0.5, "eps": 1e-3}, torch.optim.Adagrad, {"lr": 0.5, "eps": 1e-3}),
+]
+
+
+@pytest.mark.parametrize(("given", "cls", "options"), GIVEN, ids=lambda v: str(v)[:40])
+def test_it_is_the_optimiser_of_pytorch(
+    given: Any, cls: type[torch.optim.Optimizer], options: dict[str, Any]
+) -> None:
+    built = Optimizer.model_validate(given).build([nn.Parameter(torch.zeros(2))])
+    assert type(built) is cls
+    assert {key: built.param_groups[0][key] for key in options} == options
+
+
+def test_steps_are_those_of_pytorch() -> None:
+    ours, theirs = (nn.Parameter(torch.arange(3.0)) for _ in range(2))
+    mine = Optimizer.model_validate({"name": "adamw", "lr": 0.1, "weight_decay": 0.01}).build(
+        [ours]
+    )
+    plain = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.01)
+    for _ in range(3):
+        for parameter, optimizer in ((ours, mine), (theirs, plain)):
+            parameter.grad = parameter.detach().sin()
+            optimizer.step()
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ("adamwx", "adamw"),
+        ({"name": "sgd", "momentun": 0.9}, "momentum"),
+        ({"name": "adam", "betas": [0.5, 2.0]}, r"torch\.optim\.adam"),
+        ({"name": "sgd", "momentum": -1.0}, r"torch\.optim\.sgd"),
+        ({"name": "sgd", "nesterov": True}, r"torch\.optim\.sgd"),
+        ("optimizer", "Choose one of|Did you mean"),
+    ],
+)
+def test_what_pytorch_would_refuse_is_refused_early(given: Any, instead: str) -> None:
+    with pytest.raises(ValidationError, match=instead) as caught:
+        Optimizer.model_validate(given)
+    assert isinstance(caught.value.errors()[0]["ctx"]["error"], UserError)
+
+
+def test_it_reads_back() -> None:
+    given = Optimizer.model_validate({"name": "sgd", "lr": 0.1, "momentum": 0.9})
+    assert Optimizer.model_validate(given.model_dump(mode="json")) == given
+
+
+def test_the_learning_rate_is_set_in_all_groups() -> None:
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.2)]
+    optimizer = torch.optim.SGD(groups)
+    set_learning_rate(optimizer, 0.05)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.05]
+
+
+def test_schedules_run_from_the_full_rate_to_nothing() -> None:
+    def rates(schedule: str) -> list[float]:
+        training = Training.model_validate({"schedule": schedule, "optimizer": {"lr": 0.2}})
+        return [training.learning_rate(progress) for progress in (0.0, 0.5, 1.0)]
+
+    assert rates("constant") == [0.2, 0.2, 0.2]
+    assert rates("linear") == pytest.approx([0.2, 0.1, 0.0])
+    assert rates("cosine") == pytest.approx([0.2, 0.1, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "examples", "steps"),
+    [
+        ({"batch_size": 4}, 8, 2),
+        ({"batch_size": 4}, 9, 3),
+        ({"batch_size": 4, "local_epochs": 3}, 9, 9),
+        ({"batch_size": 4, "local_epochs": 3, "local_steps": 5}, 9, 5),
+        ({"batch_size": 64}, 1, 1),
+    ],
+)
+def test_steps_of_a_round(options: dict[str, Any], examples: int, steps: int) -> None:
+    assert Training(**options).num_steps(examples) == steps

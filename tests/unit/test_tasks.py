@@ -1,0 +1,240 @@
+"""Tasks: which tokens are supervised, what is truncated, and metrics against scikit-learn's."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from trillium.errors import UserError
+from trillium.tasks import IGNORE, Example
+from trillium.tasks.batches import by_length, collate, epoch, in_order
+from trillium.tasks.causal_lm import CausalLM
+from trillium.tasks.classification import Classification, macro_f1
+
+BOS, EOS = 2, 3
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] | upper }} {{ m['content'] }} [EOS] {% endfor %}"
+    "{% if add_generation_prompt %}A {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(hub: Path) -> Any:
+    return AutoTokenizer.from_pretrained(hub / "gpt2")
+
+
+def ids(tokenizer: Any, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return found
+
+
+def tokenize(tokenizer: Any, row: dict[str, Any], max_length: int = 64) -> Example:
+    (example,) = CausalLM().tokenize(Dataset.from_list([row]), tokenizer, max_length)
+    return example
+
+
+def test_only_the_completion_is_supervised(tokenizer: Any) -> None:
+    example = tokenize(tokenizer, {"prompt": "w1 w2", "completion": "w3"})
+    w1, w2, w3 = ids(tokenizer, "w1 w2 w3")
+    assert example.input_ids.tolist() == [BOS, w1, w2, w3, EOS]
+    assert example.labels.tolist() == [IGNORE, IGNORE, IGNORE, w3, EOS]
+    assert example.prompt_tokens == 3
+    assert CausalLM().num_targets(example) == 2
+
+
+def test_the_prompt_is_truncated_first_and_on_its_left(tokenizer: Any) -> None:
+    row = {"prompt": "w1 w2 w3 w4", "completion": "w5 w6"}
+    w3, w4, w5, w6 = ids(tokenizer, "w3 w4 w5 w6")
+    example = tokenize(tokenizer, row, max_length=5)
+    assert example.input_ids.tolist() == [w3, w4, w5, w6, EOS]
+    assert example.labels.tolist() == [IGNORE, IGNORE, w5, w6, EOS]
+    assert example.prompt_tokens == 2
+    # One token of the prompt stays, so that the first of the response is predicted at all.
+    short = tokenize(tokenizer, row, max_length=4)
+    assert short.input_ids.tolist() == [w4, w5, w6, EOS]
+    shorter = tokenize(tokenizer, row, max_length=3)
+    assert shorter.input_ids.tolist() == [w4, w5, w6]
+    assert CausalLM().num_targets(shorter) == 2
+
+
+@pytest.fixture(scope="module")
+def chatty(hub: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(hub / "gpt2")
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def turns(*pairs: tuple[str, str]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+def test_in_a_chat_every_answer_is_supervised_and_nothing_else(chatty: Any) -> None:
+    chat = turns(("user", "w1"), ("assistant", "w2 w3"), ("user", "w4"), ("assistant", "w5"))
+    example = tokenize(chatty, chat)
+    whole = chatty.apply_chat_template(chat["messages"], tokenize=False)
+    assert example.input_ids.tolist() == ids(chatty, whole)
+    seen = [token if keep else IGNORE for token, keep in zip(
+        ids(chatty, "U w1 [EOS] A w2 w3 [EOS] U w4 [EOS] A w5 [EOS]"),
+        [False] * 4 + [True] * 3 + [False] * 4 + [True] * 2,
+        strict=True,
+    )]  # fmt: skip
+    assert example.labels.tolist() == seen
+    assert example.prompt_tokens == 4
+
+
+def test_a_chat_without_answers_supervises_nothing(chatty: Any) -> None:
+    example = tokenize(chatty, turns(("user", "w1"), ("user", "w2")))
+    assert CausalLM().num_targets(example) == 0
+
+
+def test_chats_that_cannot_be_told_apart_are_refused(tokenizer: Any, hub: Path) -> None:
+    chat = turns(("user", "w1"), ("assistant", "w2"))
+    with pytest.raises(UserError, match="has no chat template"):
+        tokenize(tokenizer, chat)
+    rewriting = AutoTokenizer.from_pretrained(hub / "gpt2")
+    rewriting.chat_template = "{{ messages | length }}w " + TEMPLATE
+    rewriting.chat_template = "w{{ messages | length }} " + TEMPLATE
+    with pytest.raises(UserError, match="rewrites earlier turns"):
+        tokenize(rewriting, chat)
+
+
+def test_classification_truncates_and_keeps_labels(tokenizer: Any) -> None:
+    rows = Dataset.from_dict({"text": ["w1 w2 w3", "w4"], "label": [2, 0]})
+    first, second = Classification().tokenize(rows, tokenizer, 2)
+    assert first.input_ids.tolist() == ids(tokenizer, "w1 w2")
+    assert (int(first.labels), int(second.labels)) == (2, 0)
+    assert (first.index, second.index) == (0, 1)
+    assert Classification().tokenize(rows.select([]), tokenizer, 2) == []
+
+
+# Losses and metrics
+
+
+def test_summed_losses_over_batches_are_the_mean_over_all() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, 7, generator=draw, dtype=torch.float64)
+    labels = torch.randint(7, (6, 5), generator=draw)
+    labels[torch.rand(6, 5, generator=draw) < 0.5] = IGNORE
+    whole, count = CausalLM().loss_sum(logits, labels)
+    parts = [CausalLM().loss_sum(logits[rows], labels[rows]) for rows in (slice(2), slice(2, 6))]
+    assert float(whole) == pytest.approx(sum(float(loss) for loss, _ in parts), rel=1e-12)
+    assert count == sum(n for _, n in parts) == int((labels[:, 1:] != IGNORE).sum())
+    mean = nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE
+    )
+    assert float(whole) / count == pytest.approx(float(mean), rel=1e-12)
+    nothing, none = CausalLM().loss_sum(logits, torch.full_like(labels, IGNORE))
+    assert (float(nothing), none) == (0.0, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
+def test_macro_f1_is_that_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    predicted, expected = (list(column) for column in zip(*pairs, strict=True))
+    ours = macro_f1(torch.tensor(predicted), torch.tensor(expected))
+    theirs = f1_score(expected, predicted, average="macro", zero_division=0)
+    assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+class ByToken(nn.Module):
+    """Says something about each token, or each text by its first token; never looks elsewhere."""
+
+    def __init__(self, classes: int, per_text: bool) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(1)
+        self.table = nn.Parameter(torch.randn(64, classes, generator=draw))
+        self.per_text = per_text
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        logits = self.table[input_ids]
+        return SimpleNamespace(logits=logits[:, 0] if self.per_text else logits)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_metrics_do_not_depend_on_batches(tokenizer: Any, batch_size: int) -> None:
+    texts = [" ".join(f"w{(i * j) % 9}" for j in range(1, 2 + i % 5)) for i in range(1, 11)]
+    labels = [i % 3 for i in range(10)]
+    rows = Dataset.from_dict({"text": texts, "label": labels})
+    model = ByToken(3, per_text=True)
+    task = Classification()
+    found = task.evaluate(model, task.tokenize(rows, tokenizer, 64), tokenizer, batch_size)
+    logits = torch.stack([model.table[ids(tokenizer, text)[0]] for text in texts]).detach()
+    best = logits.argmax(-1)
+    loss = nn.functional.cross_entropy(logits, torch.tensor(labels))
+    assert found["accuracy"] == pytest.approx(float((best == torch.tensor(labels)).double().mean()))
+    assert found["f1"] == pytest.approx(f1_score(labels, best, average="macro", zero_division=0))
+    assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert found["num_examples"] == 10
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_perplexity_is_over_all_response_tokens(tokenizer: Any, batch_size: int) -> None:
+    pairs = [
+        {"prompt": "w1 w2 w3 w4 w5 w6 w7 w8", "completion": "w3"},
+        {"prompt": "w4", "completion": "w5 w6 w7 w8"},
+        {"prompt": "w9", "completion": "w1 w2"},
+    ]
+    model, task = ByToken(44, per_text=False), CausalLM()
+    examples = task.tokenize(Dataset.from_list(pairs), tokenizer, 64)
+    found = task.evaluate(model, examples, tokenizer, batch_size)
+    losses, hits = [], []
+    for example in examples:
+        tokens = example.input_ids
+        for place in range(example.prompt_tokens, len(tokens)):
+            log_p = model.table[tokens[place - 1]].detach().log_softmax(-1)
+            losses.append(-float(log_p[tokens[place]]))
+            hits.append(int(log_p.argmax()) == int(tokens[place]))
+    mean = sum(losses) / len(losses)
+    assert found["loss"] == pytest.approx(mean, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+    assert found["token_accuracy"] == pytest.approx(sum(hits) / len(hits))
+
+
+# Batches
+
+
+def examples(lengths: list[int]) -> list[Example]:
+    return [Example(i, torch.arange(1, n + 1), torch.tensor(0)) for i, n in enumerate(lengths)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    size=st.integers(1, 9),
+    seed=st.integers(0, 2**31),
+)
+def test_each_way_to_batch_yields_each_example_once(
+    lengths: list[int], size: int, seed: int
+) -> None:
+    own = examples(lengths)
+    draw = torch.Generator().manual_seed(seed)
+    for chunks in (epoch(own, size, draw), in_order(own, size), by_length(own, size)):
+        found = list(chunks)
+        assert Counter(e.index for chunk in found for e in chunk) == Counter(range(len(own)))
+        assert all(1 <= len(chunk) <= size for chunk in found)
+        assert len(found) == math.ceil(len(own) / size)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_padding_is_on_the_right_and_masked(lengths: list[int]) -> None:
+    batch = collate(examples(lengths), 9, torch.device("cpu"))
+    width = batch.input_ids.shape[1]
+    assert width % 8 == 0
+    assert 0 <= width - max(lengths) < 8
+    for row, length in enumerate(lengths):
+        assert batch.attention_mask[row].tolist() == [1] * length + [0] * (width - length)
+        assert batch.input_ids[row].tolist() == [*range(1, length + 1), *[9] * (width - length)]
+    assert batch.indices == tuple(range(len(lengths)))
