@@ -69,8 +69,9 @@ class Client:
             log.debug("client %s failed", self.name, exc_info=True)
             reply = Message(ERROR_VERB, meta={"reason": f"{type(error).__name__}: {error}"})
         cost = self.meter.read()
-        figures = torch.tensor([cost.flops, cost.seconds, cost.peak_bytes], dtype=torch.float64)
-        tensors = {**reply.tensors, "control/cost": figures}
+        raw = sum(tensor.nbytes for tensor in reply.tensors.values())
+        figures = [cost.flops, cost.seconds, cost.peak_bytes, raw]
+        tensors = {**reply.tensors, "control/cost": torch.tensor(figures, dtype=torch.float64)}
         return self.wire.pack(Message(reply.verb, tensors, reply.meta), "up").data
 
     def _answer(self, message: Message) -> Message:

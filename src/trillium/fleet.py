@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -131,16 +131,26 @@ class Fleet:
         self._check_enough()
 
     def _receive(self, client: str, verb: str, data: bytes, purpose: Purpose) -> Message:
-        packed = self.wire.unpack(data, "up")
-        reply = packed.message
-        if reply.verb == ERROR_VERB:
-            raise MessageError(str(reply.meta.get("reason", "the client gave no reason"))[:1000])
-        if reply.verb != verb:
-            raise MessageError(f"asked to {verb}, the client answered {reply.verb}")
-        flops, seconds, peak = reply.tensor("control/cost", torch.float64, (3,)).tolist()
-        entry = self._entry(client, packed, "up", purpose)
-        self.ledger.add(replace(entry, seconds=seconds, flops=flops, peak_bytes=int(peak)))
-        return reply
+        """Check a reply and book it; what cannot be used has crossed all the same, and is booked."""
+        packed = Packed(data, Message(ERROR_VERB), {"control": len(data)})
+        measured: dict[str, Any] = {}
+        try:
+            packed = self.wire.unpack(data, "up")
+            reply = packed.message
+            if reply.verb == ERROR_VERB:
+                raise MessageError(
+                    str(reply.meta.get("reason", "the client gave no reason"))[:1000]
+                )
+            if reply.verb != verb:
+                raise MessageError(f"asked to {verb}, the client answered {reply.verb}")
+            cost = reply.tensor("control/cost", torch.float64, (4,))
+            flops, seconds, peak, raw = cost.tolist()
+            # What the tensors weighed before the codecs only their sender knows.
+            measured = {"flops": flops, "seconds": seconds, "peak_bytes": int(peak)}
+            measured["bytes_raw"] = int(raw) + cost.nbytes
+            return reply
+        finally:
+            self.ledger.add(replace(self._entry(client, packed, "up", purpose), **measured))
 
     def _entry(self, client: str, packed: Packed, direction: Direction, purpose: Purpose) -> Entry:
         return Entry(

@@ -17,7 +17,7 @@ from trillium.message import Message, MessageError, decode, encode
 from trillium.wire import Wire
 
 NAMES = [f"client-{index}" for index in range(8)]
-COST = {"control/cost": torch.tensor([10.0, 0.5, 99.0], dtype=torch.float64)}
+COST = {"control/cost": torch.tensor([10.0, 0.5, 99.0, 7.0], dtype=torch.float64)}
 Answer = Callable[[str, Message], bytes | None]
 
 
@@ -185,7 +185,7 @@ def test_the_ledger_has_both_directions_and_the_cost() -> None:
     assert {(e.round, e.verb, e.purpose) for e in entries} == {(3, "train", "train")}
     assert {(e.flops, e.seconds, e.peak_bytes) for e in entries[:8]} == {(None, None, None)}
     assert {(e.flops, e.seconds, e.peak_bytes) for e in entries[8:]} == {(10.0, 0.5, 99)}
-    assert {e.bytes_raw for e in entries[8:]} == {24}
+    assert {e.bytes_raw for e in entries[8:]} == {7 + 4 * 8}  # what the client says, and its costs
 
 
 @pytest.mark.parametrize(

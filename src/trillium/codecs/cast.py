@@ -29,6 +29,8 @@ class Cast(Codec, name="cast"):
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the tensor as float32."""
+        if parts.keys() != {""}:
+            raise ValueError(f"unexpected parts {sorted(parts)[:3]}")
         if not parts[""].is_floating_point():  # a codec before this one decodes to float32
             raise ValueError(f"expected floats, found {parts[''].dtype}")
         return parts[""].float()

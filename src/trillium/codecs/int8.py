@@ -29,6 +29,8 @@ class Int8(Codec, name="int8"):
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Return the tensor as float32."""
+        if parts.keys() != {"", "scale"}:
+            raise ValueError(f"unexpected or missing parts in {sorted(parts)[:3]}")
         quantised, scale = parts[""], parts["scale"]
         rows = quantised if quantised.dim() else quantised[None]
         wanted = (
@@ -38,4 +40,6 @@ class Int8(Codec, name="int8"):
         )
         if quantised.dtype != torch.int8 or scale.dtype != torch.float32 or scale.shape != wanted:
             raise ValueError(f"int8 values {tuple(rows.shape)} with scales {tuple(scale.shape)}")
-        return (rows.float() * scale).reshape(quantised.shape)
+        # The largest floats would be rounded up to infinity.
+        largest = torch.finfo(torch.float32).max
+        return (rows.float() * scale).clamp(-largest, largest).reshape(quantised.shape)

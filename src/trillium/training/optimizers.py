@@ -60,8 +60,11 @@ class Optimizer(BaseModel):
                     suggest(option, set(accepted) - {"params"}),
                 )
         try:
-            self.build([nn.Parameter(torch.zeros(1))])
-        except (TypeError, ValueError) as error:
+            # One step on a dense gradient: LBFGS, SparseAdam and the like ask for something else.
+            probe = nn.Parameter(torch.zeros(2, 2))
+            probe.grad = torch.zeros(2, 2)
+            self.build([probe]).step()
+        except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"optimizer {self.model_dump()}",
                 f"torch.optim refuses it ({error})",
