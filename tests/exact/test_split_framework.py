@@ -26,6 +26,8 @@ from tiny import (
 )
 from trillium.experiment import Experiment
 from trillium.message import decode
+from trillium.rng import generator
+from trillium.training.loop import batches
 
 CASES = [("gpt2", "classification"), ("bert", "classification"), ("gpt2", "causal_lm"),
          ("llama", "causal_lm")]  # fmt: skip
@@ -211,3 +213,68 @@ def test_relay_hands_the_client_part_on(hub: Path, mode: str) -> None:
     assert handed_on == [mode == "relay"] * 2
     if mode == "relay":
         assert distance({n: fed.server.state[n] for n in finished[-1]}, finished[-1]) == 0.0
+
+
+def test_in_turns_every_client_is_clipped_with_its_own_batch(hub: Path) -> None:
+    """SplitFed v2 written out: one body, a first part and an optimiser of each client.
+
+    The step that a client takes late, with its next batch, must be scaled for the batch that it was
+    for; another client's clipping in between must not reach it.
+    """
+    words = (
+        "data.num_clients=3",
+        "framework.mode=splitfed_v2",
+        "rounds=1",
+        "training.local_steps=4",
+    )
+    fed = split(hub, *words)
+    plain = plain_model(fed)
+    start = {name: p.detach().clone() for name, p in trained(plain).items()}
+    recorder = Recorder(fed)
+    run_rounds(fed, 1)
+    turns = [c for c, request, _ in recorder.log if decode(request).verb == "forward"]
+    assert turns != sorted(turns), "the clients' turns must be mixed for this test to tell"
+
+    body = {n: nn.Parameter(t.clone()) for n, t in start.items() if not at_client(n, "two_part")}
+    lr = fed.config.training.optimizer.lr
+    body_optimizer = torch.optim.AdamW(body.values(), lr=lr, weight_decay=0.0)
+    heads, optimizers, chunks = {}, {}, {}
+    for index, client in enumerate(fed.clients):
+        own = {n: nn.Parameter(t.clone()) for n, t in start.items() if at_client(n, "two_part")}
+        heads[client.name] = own
+        optimizers[client.name] = torch.optim.AdamW(own.values(), lr=lr, weight_decay=0.0)
+        chunks[client.name] = client_batches(fed, index)
+    for name in turns:
+        both = {**heads[name], **body}
+        loss = plain_loss(Called(plain, both), next(chunks[name]))
+        body_optimizer.zero_grad()
+        optimizers[name].zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(both.values(), CLIP)
+        assert norm > CLIP, "every step must be clipped"
+        body_optimizer.step()
+        optimizers[name].step()
+    total = sum(client.weight for client in fed.clients)
+    expected: dict[str, torch.Tensor] = dict(body)
+    for name in next(iter(heads.values())):
+        shares = [(client.weight / total) * heads[client.name][name] for client in fed.clients]
+        expected[name] = torch.stack(shares).sum(0)
+    assert distance(dict(fed.server.state), expected) < EXACT["gpt2"]
+
+
+class Called(nn.Module):
+    """A module called with other parameters than its own."""
+
+    def __init__(self, module: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.__dict__["_other"] = (module, parameters)
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        module, parameters = self.__dict__["_other"]
+        return torch.func.functional_call(module, parameters, kwargs=inputs)
+
+
+def client_batches(fed: Experiment, index: int) -> Any:
+    client = fed.clients[index]
+    draw = generator(fed.config.seed, "batches", client.name, 1)
+    return batches(client.examples, fed.config.training, draw)

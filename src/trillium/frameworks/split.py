@@ -30,6 +30,7 @@ from trillium.models.parts import (
     Forwarded,
     Parts,
     Pooled,
+    Step,
     load_values,
     scaled_step,
     squared_norm,
@@ -121,19 +122,26 @@ class Split(Framework, name="split"):
             for active in [[client for client in bodies if turn < num_steps[client]]]
             for group in ([[c] for c in _shuffled(active, order)] if in_turns else [active])
         ]
+        due = dict.fromkeys(bodies, Step())  # what each client is told to do with its last gradient
         seen: list[tuple[float, int]] = []
         for done, group in enumerate(turns):
             present = {client: bodies[client] for client in group if client in fleet.cohort}
             progress = server.progress(start + share * done / len(turns))
             rate = server.training.learning_rate(progress)
-            seen += self._step(server, fleet, parts, present, rate)
+            seen += self._step(server, fleet, parts, present, due, rate)
 
         present = {client: body for client, body in bodies.items() if client in fleet.cohort}
-        self._finish(server, fleet, part, present)
+        self._finish(server, fleet, part, present, due)
         return seen
 
     def _step(
-        self, server: Server, fleet: Fleet, parts: Parts, bodies: dict[str, Body], rate: float
+        self,
+        server: Server,
+        fleet: Fleet,
+        parts: Parts,
+        bodies: dict[str, Body],
+        due: dict[str, Step],
+        rate: float,
     ) -> list[tuple[float, int]]:
         """Take one batch of each client through the model and back, and step every body."""
         head_trains = self._head_trains(parts)
@@ -141,7 +149,7 @@ class Split(Framework, name="split"):
         def read(reply: Message) -> Forwarded:
             return self._read_forwarded(reply, server, parts)
 
-        forward = {client: Message("forward", _step_of(body)) for client, body in bodies.items()}
+        forward = {client: Message("forward", due[client].tensors()) for client in bodies}
         forwarded = dict(fleet.ask(forward, read))
         work: list[tuple[Body, Pooled]] = []
         for body in dict.fromkeys(bodies.values()):  # each body once, in order
@@ -157,7 +165,8 @@ class Split(Framework, name="split"):
         if head_trains:
             self._send_gradients(fleet, [pooled for _, pooled in work])
         for body, pooled in work:
-            body.step(pooled, rate, server.training.max_grad_norm)
+            step = body.step(pooled, rate, server.training.max_grad_norm)
+            due.update(dict.fromkeys(pooled.members, step))
         return [(pooled.loss, pooled.count) for _, pooled in work]
 
     def _ask_tails(self, fleet: Fleet, work: Sequence[Pooled]) -> None:
@@ -198,9 +207,16 @@ class Split(Framework, name="split"):
             pooled = pooled_of[client]
             pooled.client_squared_norm += pooled.share(client) * norm
 
-    def _finish(self, server: Server, fleet: Fleet, part: Tensors, bodies: dict[str, Body]) -> None:
+    def _finish(
+        self,
+        server: Server,
+        fleet: Fleet,
+        part: Tensors,
+        bodies: dict[str, Body],
+        due: dict[str, Step],
+    ) -> None:
         """Average the client parts, and in SplitFed v1 the server's copies, by examples."""
-        asks = {client: Message("finish", _step_of(body)) for client, body in bodies.items()}
+        asks = {client: Message("finish", due[client].tensors()) for client in bodies}
 
         def read(reply: Message) -> tuple[float, Tensors]:
             return reply.positive("control/weight"), reply.expect("parameters", part)
@@ -279,6 +295,10 @@ class Split(Framework, name="split"):
                 client.training.optimizer.build(trained) if trained else None
             )
         load_values(client.store["state"], received)
+        # A round that this client dropped out of may have left a batch half done.
+        client.store.pop("pending", None)
+        for parameter in client.store["state"].values():
+            parameter.grad = None
         client.store["batches"] = batches(
             client.examples, client.training, client.generator("batches")
         )
@@ -402,10 +422,6 @@ class Split(Framework, name="split"):
         """Return the names of the parameters that train at the clients, sorted."""
         head = parts.head.names if self._head_trains(parts) else ()
         return sorted({*head, *parts.tail.names})
-
-
-def _step_of(body: Body) -> dict[str, torch.Tensor]:
-    return {"control/step": torch.tensor([body.scale, body.rate], dtype=torch.float64)}
 
 
 def _read_num_steps(reply: Message) -> int:

@@ -129,20 +129,34 @@ class Pooled:
         return tensor[start : start + len(member.mask), : member.mask.shape[1]]
 
 
+@dataclass(frozen=True)
+class Step:
+    """How both sides of the cut take one step.
+
+    Attributes:
+        scale: what the gradients are multiplied by, to clip them.
+        rate: learning rate.
+    """
+
+    scale: float = 1.0
+    rate: float = 0.0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what tells a client."""
+        return {"control/step": torch.tensor([self.scale, self.rate], dtype=torch.float64)}
+
+
 class Body:
-    """A server part: its trainable parameters, its optimiser, and the step it last took.
+    """A server part: its trainable parameters and their optimiser.
 
     Attributes:
         state: by name.
-        scale, rate: what the gradients were scaled by to clip them, and the learning rate; clients
-            take their half of the step with the same numbers.
     """
 
     def __init__(self, parts: Parts, state: State, optimizer: Optimizer, meter: Meter) -> None:
         self.parts, self.state, self.meter = parts, state, meter
         trained = [p for p in state.values() if p.requires_grad]
         self._optimizer = optimizer.build(trained) if trained else None
-        self.scale, self.rate = 1.0, optimizer.lr
 
     def forward(self, pooled: Pooled, *, gradient: bool) -> None:
         """Fill `pooled.output`; `gradient` says whether the clients want one back."""
@@ -170,14 +184,19 @@ class Body:
                 pooled.loss = float(loss.detach())
                 (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, pooled: Pooled, rate: float, max_grad_norm: float | None) -> None:
-        """Clip across the cut, then step; as `clip_grad_norm_` does on the unsplit model."""
-        self.scale, self.rate = 1.0, rate
+    def step(self, pooled: Pooled, rate: float, max_grad_norm: float | None) -> Step:
+        """Clip across the cut, as `clip_grad_norm_` does on the unsplit model, and step.
+
+        Returns:
+            What the clients of the batch have to do with their gradients.
+        """
+        scale = 1.0
         if max_grad_norm is not None:
             norm = (squared_norm(self.state.values()) + pooled.client_squared_norm) ** 0.5
-            self.scale = min(1.0, max_grad_norm / (norm + 1e-6))
+            scale = min(1.0, max_grad_norm / (norm + 1e-6))
         if self._optimizer is not None:
-            scaled_step(self._optimizer, self.scale, rate)
+            scaled_step(self._optimizer, scale, rate)
+        return Step(scale, rate)
 
     def _mount(self) -> None:
         self.parts.body.mount(self.state)
