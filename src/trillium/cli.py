@@ -62,7 +62,7 @@ def compare(
 ) -> None:
     """Run one experiment under several frameworks; a table, plots and one HTML page.
 
-    Without arguments: the built-in task and model, all frameworks and baselines, about four minutes
+    Without arguments: the built-in task and model, all frameworks and baselines, about five minutes
     on two cores. A key that begins with the label of an arm changes that arm alone:
     fedllm.adapter.r=4.
     """
