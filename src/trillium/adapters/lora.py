@@ -6,11 +6,13 @@ random and `B (out, r)` zero at the start.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from trillium.adapters import Adapter
 from trillium.errors import UserError
@@ -57,4 +59,22 @@ class Lora(Adapter, name="lora"):
                 f"PEFT finds nothing to adapt in {type(model).__name__} ({error})",
                 f"Name some of its layers: {', '.join(linear)}, or write target_modules=all-linear",
             ) from error
+        _widen_heads(wrapped)
         return wrapped
+
+
+def _widen_heads(model: nn.Module) -> None:
+    """Train heads in float32 beside a bfloat16 or float16 base, as PEFT does with LoRA's factors.
+
+    In half precision most steps of a small learning rate would be rounded away, and so would most
+    clients' updates in a mean.
+    """
+    for wrapper in model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            for head in wrapper.modules_to_save.values():
+                if any(p.dtype in (torch.bfloat16, torch.float16) for p in head.parameters()):
+                    head.float().register_forward_pre_hook(_to_float32)
+
+
+def _to_float32(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) else x for x in inputs)
