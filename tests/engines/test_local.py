@@ -99,3 +99,21 @@ def test_a_broken_client_does_not_touch_the_others(hub: Path) -> None:
     without.fleet.engine = LocalEngine(without.clients)
     without.run()
     assert distance(broken.server.state, without.server.state) == 0.0
+
+
+def test_a_client_that_missed_the_public_set_gets_it_later(hub: Path) -> None:
+    fed = federation(hub, "framework=kd", "fleet.min_replies=1", "rounds=2")
+    (late,) = [client for client in fed.clients if client.name == "client-1"]
+    receive = late.verbs["receive_public"]
+
+    def fail_once(client: Client, message: Message) -> Message:
+        client.verbs = {**client.verbs, "receive_public": receive}
+        raise ValueError("not now")
+
+    late.verbs = {**late.verbs, "receive_public": fail_once}
+    history = fed.run()
+    assert "not now" in history[0]["missing"]["client-1"]
+    assert [line["missing"] for line in history[1:]] == [{}, {}]
+    once = [e.client for e in fed.fleet.ledger.entries if e.purpose == "once"]
+    assert once.count("client-1") == 4, "two asks and two answers, the first of them an error"
+    assert once.count("client-0") == 2

@@ -73,12 +73,20 @@ class KD(OwnModels, name="kd"):
     def start(self, server: Server, fleet: Fleet) -> None:
         """Send the public set to every client, once."""
         server.store["public"] = [self._public_example(server.task, e) for e in server.public]
+        server.store["informed"] = set()
+        self._inform(server, fleet)
+
+    def _inform(self, server: Server, fleet: Fleet) -> None:
+        """Send the public set to those of the cohort who do not have it yet."""
+        informed: set[str] = server.store["informed"]
         message = encode_public(server.store["public"])
-        for _ in fleet.ask(dict.fromkeys(fleet.cohort, message), lambda reply: None, "once"):
-            pass
+        asks = {client: message for client in fleet.cohort if client not in informed}
+        for client, _ in fleet.ask(asks, lambda reply: None, "once"):
+            informed.add(client)
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Let clients train and predict, average their predictions, distil from the average."""
+        self._inform(server, fleet)
         public: list[Example] = server.store["public"]
         num_rows = sum(server.task.num_targets(example) for example in public)
         num_classes = server.model.num_classes
