@@ -157,6 +157,13 @@ class Message:
         """Return a float64 scalar such as `control/weight`."""
         return float(self.tensor(name, torch.float64, ()))
 
+    def not_negative(self, name: str) -> float:
+        """Return a float64 scalar that must not be below zero, such as a squared norm."""
+        value = self.scalar(name)
+        if value < 0:
+            raise MessageError(f"{self.verb}: {name} is {value}, below zero")
+        return value
+
     def positive(self, name: str) -> float:
         """Return a float64 scalar that must be above zero, such as a weight."""
         value = self.scalar(name)

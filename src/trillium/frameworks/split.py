@@ -42,6 +42,8 @@ from trillium.tasks.batches import collate, padded
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
 
+MAX_STEPS = 1_000_000  # of one client in one round; more can only be an error
+
 
 class Split(Framework, name="split"):
     """Training across a cut.
@@ -182,13 +184,20 @@ class Split(Framework, name="split"):
             )
             for client, pooled in pooled_of.items()
         }
-        replies = fleet.ask(asks, lambda reply: reply)
-        for client, reply in replies:
+
+        def read(reply: Message) -> tuple[torch.Tensor, float, float]:
+            gradient = reply.floats("gradients/output", (None, None, None))
+            loss = reply.scalar("control/loss")
+            return gradient, loss, reply.not_negative("control/squared_norm")
+
+        for client, (gradient, loss, norm) in fleet.ask(asks, read):
             pooled = pooled_of[client]
             rows = pooled.rows(client, pooled.output_gradient)
-            rows.copy_(reply.floats("gradients/output", tuple(rows.shape)))
-            pooled.loss += reply.scalar("control/loss")
-            norm = reply.scalar("control/squared_norm")
+            if gradient.shape != rows.shape:
+                fleet.missing[client] = f"finish_batch: a gradient of {tuple(gradient.shape)}"
+                continue
+            rows.copy_(gradient)
+            pooled.loss += loss
             pooled.client_squared_norm += pooled.share(client) * norm
 
     def _send_gradients(self, fleet: Fleet, work: Sequence[Pooled]) -> None:
@@ -202,7 +211,7 @@ class Split(Framework, name="split"):
                     own = pooled.rows(client, gradient) / pooled.share(client)
                     asks[client] = Message("backward", {"gradients/hidden": own})
                     pooled_of[client] = pooled
-        norms = fleet.ask(asks, lambda reply: reply.scalar("control/squared_norm"))
+        norms = fleet.ask(asks, lambda reply: reply.not_negative("control/squared_norm"))
         for client, norm in norms:
             pooled = pooled_of[client]
             pooled.client_squared_norm += pooled.share(client) * norm
@@ -425,7 +434,10 @@ class Split(Framework, name="split"):
 
 
 def _read_num_steps(reply: Message) -> int:
-    return int(reply.positive("control/num_steps"))
+    steps = reply.positive("control/num_steps")
+    if steps > MAX_STEPS or not steps.is_integer():
+        raise MessageError(f"begin: {steps} is no number of steps")
+    return int(steps)
 
 
 def _shuffled(names: Sequence[str], order: torch.Generator) -> list[str]:
