@@ -14,7 +14,7 @@ import transformers
 
 from trillium.config import experiment, merge, parse_overrides
 from trillium.experiment import Experiment, build
-from trillium.frameworks import Metrics
+from trillium.side import Metrics
 
 # The same tree as in a recipe; docs/configuration.md lists every key.
 SETTINGS = {

@@ -12,11 +12,13 @@ from trillium.config import ExperimentConfig
 from trillium.data.federated import FederatedData, load_data
 from trillium.engines.local import LocalEngine
 from trillium.fleet import Fleet
-from trillium.frameworks import SERVER_MODEL, Metrics, Server
+from trillium.frameworks import SERVER_MODEL
 from trillium.ledger import Entry, Ledger
 from trillium.models.load import LanguageModel, load_model
 from trillium.rng import scoped_rng
 from trillium.run_folder import RunFolder, environment
+from trillium.server import Server
+from trillium.side import Metrics
 from trillium.tasks import Example
 from trillium.training.meters import CostCache, Meter
 

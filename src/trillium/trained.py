@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from trillium.config import ExperimentConfig, Tree, experiment, merge, read_yaml
 from trillium.errors import UserError
 from trillium.experiment import Experiment, build
-from trillium.frameworks import Metrics, evaluate_state
 from trillium.models.slots import State
+from trillium.side import Metrics
 
 ADAPTER = "adapter"
 
@@ -24,16 +25,16 @@ def evaluate_run(folder: Path, changes: Tree) -> Metrics:
     Raises:
         UserError: the folder holds no trained model, or the data does not fit it.
     """
-    config = _config(folder)
-    original = build(config)
-    changed = build(experiment(merge(config.tree(), changes))) if changes else original
-    if changed.data.labels != original.data.labels:
+    built = build(experiment(merge(_config(folder).tree(), changes)))
+    learnt = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labels"]
+    if list(built.data.labels) != learnt:
         raise UserError(
             "the data of this evaluation",
-            f"its classes {list(changed.data.labels)[:3]} … are not those that the model has learnt",
+            f"its classes {list(built.data.labels)[:3]} … are not those that the model has learnt",
             "Give data with the same classes, or train on these",
         )
-    return evaluate_state(changed.server, _state(changed, folder), config.evaluation.batch_size)
+    state = _state(built, folder)
+    return built.server.evaluate(state, built.config.evaluation.batch_size)
 
 
 def export_run(folder: Path, to: Path, *, merge: bool) -> None:

@@ -9,16 +9,14 @@ from trillium.fleet import Fleet
 from trillium.frameworks import (
     CLIENT_MODELS,
     Framework,
-    Metrics,
     OwnModels,
-    Server,
     client_verb,
-    evaluate_state,
     mean_metrics,
 )
 from trillium.message import Message, scalar
 from trillium.models.slots import values
-from trillium.rng import generator
+from trillium.server import Server
+from trillium.side import Metrics
 from trillium.training.loop import batches, task_objective
 
 
@@ -53,7 +51,7 @@ class LocalOnly(OwnModels, name="local_only"):
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
         """Return the mean over the clients' own models, which begin as the server's."""
         if server.round == 0:
-            return evaluate_state(server, server.state, batch_size)
+            return server.evaluate(server.state, batch_size)
         clients = self.clients_metrics(fleet, batch_size)
         return {**mean_metrics(clients), "clients": clients}
 
@@ -94,7 +92,7 @@ class Centralised(Framework, name="centralised"):
             num_steps = training.local_steps * len(fleet.cohort)
         budget = training.model_copy(update={"local_steps": num_steps})
         trained = server.loop("train", server.state).run(
-            batches(server.pooled, budget, generator(server.seed, "centralised", server.round)),
+            batches(server.pooled, budget, server.generator("batches")),
             task_objective(server.task),
             server.store["optimizer"],
             max_grad_norm=training.max_grad_norm,

@@ -19,9 +19,11 @@ from trillium.aggregators.mean import Mean
 from trillium.client import Client
 from trillium.component import Choice
 from trillium.fleet import Fleet
-from trillium.frameworks import Framework, Metrics, Server, client_verb
+from trillium.frameworks import Framework, client_verb
 from trillium.message import Message, named, scalar
 from trillium.models.slots import Tensors, values
+from trillium.server import Server
+from trillium.side import Metrics
 from trillium.training.loop import batches, task_objective
 from trillium.training.optimizers import Optimizer, set_learning_rate
 

@@ -11,7 +11,7 @@ down, where the clients distil: the teacher, a distribution for every prediction
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,18 +23,17 @@ from trillium.fleet import Fleet
 from trillium.frameworks import (
     CLIENT_MODELS,
     SERVER_MODEL,
-    Metrics,
     OwnModels,
-    Server,
     client_verb,
-    evaluate_state,
     mean_metrics,
 )
 from trillium.message import Message, MessageError, scalar
-from trillium.models.slots import values
-from trillium.rng import generator
+from trillium.models.slots import State, values
+from trillium.server import Server
+from trillium.side import Metrics, Side
 from trillium.tasks import IGNORE, Batch, Example, Task
 from trillium.tasks.batches import collate, in_order
+from trillium.tasks.public import decode_public, encode_public
 from trillium.training.loop import Loop, Objective, batches, task_objective
 from trillium.training.meters import resident_tensors
 
@@ -104,8 +103,7 @@ class KD(OwnModels, name="kd"):
                 pass
         metrics = {"train_loss": sum(loss for _, loss, _ in ordered) / len(ordered)}
         if self.direction != "client":
-            trained = self._distil(server, server.loop("distil", server.state), public, teacher)
-            metrics["distil_loss"] = trained
+            metrics["distil_loss"] = self._distil(server, server.state, public, teacher)
         return metrics
 
     def average(self, predictions: Sequence[tuple[float, Tensor]]) -> Tensor:
@@ -130,7 +128,7 @@ class KD(OwnModels, name="kd"):
         if self.direction == "client" and server.round > 0:
             clients = self.clients_metrics(fleet, batch_size)
             return {**mean_metrics(clients), "clients": clients}
-        metrics = evaluate_state(server, server.state, batch_size)
+        metrics = server.evaluate(server.state, batch_size)
         if last:
             metrics["clients"] = self.clients_metrics(fleet, batch_size)
         return metrics
@@ -147,6 +145,7 @@ class KD(OwnModels, name="kd"):
     @client_verb
     def teach(self, client: Client, message: Message) -> Message:
         """Train on the client's own data and answer with logits on the public set."""
+        public = _kept(client, "public", "receive_public")
         state = client.model.state(client.store.get("tensors"))
         trained = client.loop("train", state).fit(
             batches(client.examples, client.training, client.generator("batches")),
@@ -156,7 +155,7 @@ class KD(OwnModels, name="kd"):
             client.training.num_steps(len(client.examples)),
         )
         client.store["tensors"] = values(state)
-        logits = predict(client.loop("predict", state), client.task, client.store["public"])
+        logits = predict(client.loop("predict", state), client.task, public)
         return Message(
             "teach",
             {
@@ -169,26 +168,24 @@ class KD(OwnModels, name="kd"):
     @client_verb
     def learn(self, client: Client, message: Message) -> Message:
         """Distil the teacher into the client's own model."""
-        public: list[Example] = client.store["public"]
+        public: list[Example] = _kept(client, "public", "receive_public")
+        own = _kept(client, "tensors", "teach")
         num_rows = sum(client.task.num_targets(example) for example in public)
         teacher = message.floats("logits/teacher", (num_rows, client.model.num_classes)).float()
-        state = client.model.state(client.store["tensors"])
-        self._distil(client, client.loop("distil", state), public, teacher)
+        state = client.model.state(own)
+        self._distil(client, state, public, teacher)
         client.store["tensors"] = values(state)
         return Message("learn")
 
     # Both
 
-    def _distil(
-        self, side: Server | Client, loop: Loop, public: list[Example], teacher: Tensor
-    ) -> float:
-        """Distil a teacher into the model of a loop and return the mean loss."""
+    def _distil(self, side: Side, state: State, public: list[Example], teacher: Tensor) -> float:
+        """Distil a teacher into a state and return the mean loss."""
         training = side.training.model_copy(
             update={"local_epochs": self.distill_epochs, "local_steps": None}
         )
-        name = side.name if isinstance(side, Client) else "server"
-        trained = loop.fit(
-            batches(public, training, generator(side.seed, "distil", name, side.round)),
+        trained = side.loop("distil", state).fit(
+            batches(public, training, side.generator("distil")),
             self.objective(side.task, public, teacher),
             training,
             side.progress,
@@ -258,40 +255,11 @@ def predict(loop: Loop, task: Task, public: Sequence[Example]) -> Tensor:
     return torch.cat(found).cpu()
 
 
-def encode_public(public: Sequence[Example]) -> Message:
-    """Return the message that carries the public set: token ids, lengths and labels, int32."""
-    batch = collate(public, 0, torch.device("cpu"))
-    return Message(
-        "receive_public",
-        {
-            "public/input_ids": batch.input_ids.int(),
-            "public/lengths": batch.attention_mask.sum(1).int(),
-            "public/labels": batch.labels.int(),
-        },
-    )
-
-
-def decode_public(message: Message, vocabulary: int) -> list[Example]:
-    """Return the public set of a message.
-
-    Raises:
-        MessageError: token ids or lengths are out of range.
-    """
-    tokens = message.tensor("public/input_ids", torch.int32, (None, None)).long()
-    lengths = message.tensor("public/lengths", torch.int32, (len(tokens),)).tolist()
-    labels = message.tensors.get("public/labels", torch.empty(0)).long()
-    if labels.shape not in (tokens.shape[:1], tokens.shape):
-        raise MessageError(f"public labels are {tuple(labels.shape)}")
-    if not all(1 <= length <= tokens.shape[1] for length in lengths):
-        raise MessageError("public lengths are out of range")
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
-        raise MessageError("public token ids are outside the vocabulary")
-    return [
-        Example(
-            row, tokens[row, :length], labels[row] if labels.dim() == 1 else labels[row, :length]
-        )
-        for row, length in enumerate(lengths)
-    ]
+def _kept(client: Client, what: str, verb: str) -> Any:
+    """Return what an earlier verb has left with a client."""
+    if what not in client.store:
+        raise MessageError(f"this client was not asked to {verb} before")
+    return client.store[what]
 
 
 def _rows(task: Task, public: Sequence[Example]) -> dict[int, slice]:

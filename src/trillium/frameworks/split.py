@@ -11,18 +11,20 @@ round the client parts go up and, averaged, down.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
 from trillium.aggregators import Contribution
 from trillium.aggregators.mean import Mean
 from trillium.client import Client
 from trillium.errors import UserError
 from trillium.fleet import Fleet
-from trillium.frameworks import Framework, Metrics, Server, client_verb, weigh
+from trillium.frameworks import Framework, client_verb, weigh
 from trillium.message import Message, MessageError, named, scalar
 from trillium.models.load import LanguageModel
 from trillium.models.parts import (
@@ -36,7 +38,8 @@ from trillium.models.parts import (
     squared_norm,
 )
 from trillium.models.slots import State, Tensors, train_only, values
-from trillium.rng import generator
+from trillium.server import Server
+from trillium.side import Metrics
 from trillium.tasks import IGNORE, Batch, Example
 from trillium.tasks.batches import collate, padded
 from trillium.training.loop import batches
@@ -88,7 +91,7 @@ class Split(Framework, name="split"):
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Train with the cohort and bring the parts of the clients together."""
-        order = generator(server.seed, "order", server.round)
+        order = server.generator("order")
         cohort = _shuffled(fleet.cohort, order)
         sessions = [[client] for client in cohort] if self.mode == "relay" else [cohort]
         loss, count = 0.0, 0
@@ -117,24 +120,35 @@ class Split(Framework, name="split"):
         num_steps = dict(fleet.ask(dict.fromkeys(clients, begin), _read_num_steps))
         bodies = {client: self._body_for(client, server, parts) for client in sorted(num_steps)}
 
-        in_turns = self.mode in ("relay", "splitfed_v2")
-        turns = [
-            group
-            for turn in range(max(num_steps.values(), default=0))
-            for active in [[client for client in bodies if turn < num_steps[client]]]
-            for group in ([[c] for c in _shuffled(active, order)] if in_turns else [active])
-        ]
         due = dict.fromkeys(bodies, Step())  # what each client is told to do with its last gradient
         seen: list[tuple[float, int]] = []
-        for done, group in enumerate(turns):
+        total = self._num_turns(num_steps)
+        for done, group in enumerate(self._turns(num_steps, order)):
             present = {client: bodies[client] for client in group if client in fleet.cohort}
-            progress = server.progress(start + share * done / len(turns))
+            progress = server.progress(start + share * done / total)
             rate = server.training.learning_rate(progress)
             seen += self._step(server, fleet, parts, present, due, rate)
 
         present = {client: body for client, body in bodies.items() if client in fleet.cohort}
         self._finish(server, fleet, part, present, due)
         return seen
+
+    def _turns(self, num_steps: dict[str, int], order: torch.Generator) -> Iterator[list[str]]:
+        """Yield whose batches the server takes next, as one: in turns, or all that have one left."""
+        for turn in range(max(num_steps.values(), default=0)):
+            active = [client for client in sorted(num_steps) if turn < num_steps[client]]
+            if self._in_turns:
+                yield from ([client] for client in _shuffled(active, order))
+            else:
+                yield active
+
+    def _num_turns(self, num_steps: dict[str, int]) -> int:
+        steps = num_steps.values()
+        return sum(steps) if self._in_turns else max(steps, default=0)
+
+    @property
+    def _in_turns(self) -> bool:
+        return self.mode in ("relay", "splitfed_v2")
 
     def _step(
         self,
@@ -403,7 +417,9 @@ class Split(Framework, name="split"):
             with client.meter.measure("client step"):
                 scaled_step(optimizer, scale, rate)
 
-    def _measured(self, client: Client, what: str, batch: Batch, part: Any) -> Any:
+    def _measured(
+        self, client: Client, what: str, batch: Batch, part: nn.Module
+    ) -> AbstractContextManager[None]:
         optimizer = client.store["optimizer"]
         optimizers = [optimizer] if optimizer is not None else []
         key = (what, batch.shape, self.cut, self.tail, self.train)

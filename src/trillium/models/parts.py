@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -202,7 +203,7 @@ class Body:
         self.parts.body.mount(self.state)
         self.parts.split.body.train()
 
-    def _measured(self, what: str, pooled: Pooled):  # type: ignore[no-untyped-def]
+    def _measured(self, what: str, pooled: Pooled) -> AbstractContextManager[None]:
         key = (what, tuple(pooled.hidden.shape), pooled.hidden.requires_grad, tuple(self.state))
         optimizers = [self._optimizer] if self._optimizer is not None else []
         return self.meter.measure(key, lambda: resident_tensors(self.parts.split.body, *optimizers))

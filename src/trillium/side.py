@@ -1,0 +1,65 @@
+"""What client and server have in common: a model, a task, data to look at, a place in the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trillium.models.load import LanguageModel
+from trillium.models.slots import State
+from trillium.rng import generator
+from trillium.tasks import Example, Task
+from trillium.training.loop import Loop, Training
+from trillium.training.meters import Meter
+
+Metrics = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Side:
+    """One side of a federation.
+
+    Attributes:
+        name: who it is.
+        model: the resident model; shared by all sides of a simulation, never written.
+        task: what is learnt.
+        test: held-out data.
+        training: how it trains, where it does.
+        meter: what it computed.
+        seed: of the run.
+        num_rounds: of the run.
+        store: what the framework keeps here from one message to the next.
+        round: the current round; 0 before the first.
+    """
+
+    name: str
+    model: LanguageModel
+    task: Task
+    test: list[Example]
+    training: Training
+    meter: Meter
+    seed: int
+    num_rounds: int
+    store: dict[str, Any] = field(default_factory=dict)
+    round: int = 0
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a generator for one purpose of this side in this round."""
+        return generator(self.seed, purpose, self.name, self.round)
+
+    def progress(self, fraction: float) -> float:
+        """Return how far the run is, from 0 to 1, at a fraction of this round."""
+        return (max(self.round, 1) - 1 + fraction) / self.num_rounds
+
+    def loop(self, label: str, state: State) -> Loop:
+        """Return the local loop over a state, mounted into the model."""
+        module = self.model.mount(state)
+        pad_id = self.model.tokenizer.pad_token_id
+        return Loop(module, state, pad_id, self.model.device, self.meter, label)
+
+    def evaluate(self, state: State, batch_size: int) -> Metrics:
+        """Return the metrics of a state on the held-out data."""
+        module = self.model.mount(state).eval()
+        return dict(self.task.evaluate(module, self.test, self.model.tokenizer, batch_size))
