@@ -29,7 +29,8 @@ from trillium.data.federated import load_data
 from trillium.models.load import LanguageModel, ModelConfig, load_model
 from trillium.report.measures import BY_NAME
 from trillium.report.summary import Stat
-from trillium.run_folder import environment, write_atomic
+from trillium.files import write_atomic
+from trillium.run_folder import environment
 from trillium.tasks.batches import collate, in_order
 from trillium.tasks.classification import Classification
 

@@ -33,7 +33,8 @@ from trillium.config import ExperimentConfig, experiment
 from trillium.experiment import Experiment, build
 from trillium.models.slots import values
 from trillium.rng import derive_seed, generator
-from trillium.run_folder import environment, write_atomic
+from trillium.files import write_atomic
+from trillium.run_folder import environment
 from trillium.tasks import Example
 from trillium.training.loop import batches
 

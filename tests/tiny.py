@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from trillium.config import experiment, merge, parse_overrides
+from trillium.config import ExperimentConfig, experiment, merge, parse_overrides
 from trillium.experiment import Experiment, build
 from trillium.message import Message, decode, encode
 from trillium.models.slots import Tensors
@@ -101,6 +101,13 @@ def federation(
     hub: Path, *words: str, model: str = "gpt2", task: str = "classification"
 ) -> Experiment:
     """Build a float64 experiment from `key=value` words laid over small defaults."""
+    return build(experiment_config(hub, *words, model=model, task=task))
+
+
+def experiment_config(
+    hub: Path, *words: str, model: str = "gpt2", task: str = "classification"
+) -> ExperimentConfig:
+    """Return its configuration."""
     defaults = parse_overrides(
         [
             f"model.id={hub / model}",
@@ -119,7 +126,7 @@ def federation(
             f"adapter={{name: lora, r: 3, alpha: 5, target_modules: {TARGETS[model]}}}",
         ]
     )
-    return build(experiment(merge(defaults, parse_overrides(words))))
+    return experiment(merge(defaults, parse_overrides(words)))
 
 
 def perturb(federation: Experiment) -> Experiment:

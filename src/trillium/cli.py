@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from trillium.errors import UserError
 
 if TYPE_CHECKING:
     from trillium.config import ExperimentConfig, Tree
+    from trillium.run_folder import RunFolder
 
 app = typer.Typer(
     help="Fine-tune language models on data that may not be moved: three frameworks, one ruler.",
@@ -62,7 +64,7 @@ def compare(
 ) -> None:
     """Run one experiment under several frameworks; a table, plots and one HTML page.
 
-    Without arguments: the built-in task and model, all frameworks and baselines, about five minutes
+    Without arguments: the built-in task and model, all frameworks and baselines, about four minutes
     on two cores. A key that begins with the label of an arm changes that arm alone:
     fedllm.adapter.r=4.
     """
@@ -87,7 +89,7 @@ def run(
 ) -> None:
     """Run one experiment: trillium run framework=split framework.cut=2 rounds=3."""
     from trillium.config import experiment, merge, read_yaml
-    from trillium.run_folder import new_folder
+    from trillium.run_folder import RunFolder, new_folder
 
     recipe, tree = _parse(words, model, data)
     base = read_yaml(recipe) if recipe is not None else {}
@@ -104,7 +106,25 @@ def run(
         runs = {(first.framework.name, seed): config for seed, config in configs.items()}
         _run_all(runs, name, out, as_json)
         return
-    _run_single(first, new_folder(out, f"{name}_s{first.seed}"), as_json)
+    folder = RunFolder(new_folder(out, f"{name}_s{first.seed}"), first.framework.name)
+    _run_single(first, folder, as_json)
+
+
+@app.command()
+def resume(folder: Folder, as_json: AsJson = False) -> None:
+    """Go on with a run or comparison that was stopped, from its last complete round.
+
+    It ends as it would have without the stop.
+    """
+    from trillium.compare import run_arms, stopped
+    from trillium.run_folder import RunFolder
+
+    experiments = stopped(folder)
+    if (folder / "compare.yaml").is_file():
+        _show_runs(experiments, folder, as_json, run_arms)
+    else:
+        [config] = experiments.values()
+        _run_single(config, RunFolder.reopen(folder), as_json)
 
 
 @app.command()
@@ -256,17 +276,25 @@ def _run_all(
     experiments: dict[tuple[str, int], ExperimentConfig], name: str, out: Path, as_json: bool
 ) -> None:
     from trillium.compare import compare as compare_all
-    from trillium.live import Screen
     from trillium.run_folder import new_folder
+
+    _show_runs(experiments, new_folder(out, name), as_json, compare_all)
+
+
+def _show_runs(
+    experiments: dict[tuple[str, int], ExperimentConfig],
+    folder: Path,
+    as_json: bool,
+    start: Callable[..., dict[tuple[str, int], str]],
+) -> None:
+    """Run arms into a folder, showing how far they are, and then their report."""
+    from trillium.live import Screen
 
     _quiet()
     console = Console(stderr=as_json, quiet=as_json)
     rounds = {key: config.rounds * config.framework.trains for key, config in experiments.items()}
-    folder = new_folder(out, name)
     with Screen(console, rounds) as screen:
-        failures = compare_all(
-            experiments, folder, begin=screen.begin, watch=screen.watch, argv=sys.argv
-        )
+        failures = start(experiments, folder, begin=screen.begin, watch=screen.watch, argv=sys.argv)
     _show(folder, as_json)
     if failures:
         for (arm, seed), why in failures.items():
@@ -274,24 +302,21 @@ def _run_all(
         raise typer.Exit(1)
 
 
-def _run_single(config: ExperimentConfig, folder: Path, as_json: bool) -> None:
+def _run_single(config: ExperimentConfig, folder: RunFolder, as_json: bool) -> None:
     from trillium.compare import run_one
     from trillium.fleet import RoundFailed
     from trillium.live import Screen
-    from trillium.run_folder import RunFolder
 
     _quiet()
     console = Console(stderr=as_json, quiet=as_json)
-    name = config.framework.name
-    key = (name, config.seed)
+    key = (folder.arm, config.seed)
     try:
         with Screen(console, {key: config.rounds * config.framework.trains}) as screen:
-            run_folder = RunFolder(folder, name)
-            run_one(config, run_folder, screen.begin(*key), screen.watch, sys.argv)
+            run_one(config, folder, screen.begin(*key), screen.watch, sys.argv)
     except RoundFailed as error:
-        print(f"{folder} failed: {error}", file=sys.stderr)
+        print(f"{folder.path} failed: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    _show(folder, as_json)
+    _show(folder.path, as_json)
 
 
 def _show(folder: Path, as_json: bool) -> None:
@@ -336,7 +361,11 @@ def main() -> None:
         _print_error(error)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nInterrupted; what was measured so far is in the run folder.", file=sys.stderr)
+        print(
+            "\nInterrupted; what was measured so far is in the run folder. "
+            "Go on with: trillium resume FOLDER",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

@@ -1,56 +1,66 @@
-"""One run: build, rounds, evaluate, write down, export."""
+"""One run: build, rounds, evaluate, write down, go on after a stop, export."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trillium.client import Client
 from trillium.config import ExperimentConfig
 from trillium.data.federated import FederatedData, load_data
 from trillium.engines.local import LocalEngine
-from trillium.fleet import Fleet
+from trillium.fleet import Engine, Fleet
 from trillium.frameworks import SERVER_MODEL
 from trillium.ledger import Entry, Ledger
 from trillium.models.load import LanguageModel, load_model
+from trillium.models.slots import values
 from trillium.rng import scoped_rng
 from trillium.run_folder import RunFolder, environment
 from trillium.server import Server
 from trillium.side import Metrics
 from trillium.tasks import Example
-from trillium.training.meters import CostCache, Meter
+from trillium.training.meters import Cost, CostCache, Meter
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Observer = Callable[[Metrics], None]
+SERVER = "server"  # under this name the server's checkpoints lie beside the clients'
 
 
 @dataclass
 class Experiment:
-    """A federation that is ready to run, in this process.
+    """A federation that is ready to run.
 
     Attributes:
         config: what to run.
-        data: rows of clients, public set and test.
-        model: the resident model.
-        clients: the data owners.
         server: the coordinating side.
         fleet: the clients as the server sees them.
+        data: test and public set, and in a simulation the rows of the clients.
+        folder: where the run is written, if anywhere.
+        clients: the data owners, as far as they live in this process.
         history: one line per evaluation, as in `metrics.jsonl`.
     """
 
     config: ExperimentConfig
     data: FederatedData
-    model: LanguageModel
-    clients: list[Client]
     server: Server
     fleet: Fleet
     folder: RunFolder | None = None
+    clients: list[Client] = field(default_factory=list)
     history: list[Metrics] = field(default_factory=list)
     _seconds: float = 0.0
+    _started: bool = False
+
+    @property
+    def model(self) -> LanguageModel:
+        """The resident model."""
+        return self.server.model
 
     def run(self, observe: Observer | None = None) -> list[Metrics]:
-        """Run all rounds and return the evaluations.
+        """Run the rounds that are left and return all evaluations.
 
         Args:
             observe: called with each evaluation as soon as there is one.
@@ -60,9 +70,12 @@ class Experiment:
         """
         framework, rounds = self.config.framework, self.config.rounds
         try:
-            framework.start(self.server, self.fleet)
-            self._evaluate({}, observe)
-            for number in range(1, (rounds if framework.trains else 0) + 1):
+            if not self._started:
+                self.fleet.begin_round(0)
+                framework.start(self.server, self.fleet)
+                self._evaluate({}, observe)
+                self._checkpoint()
+            for number in range(self.server.round + 1, (rounds if framework.trains else 0) + 1):
                 start = time.perf_counter()
                 self.server.round = number
                 self.fleet.begin_round(number)
@@ -71,7 +84,7 @@ class Experiment:
                 self._seconds += time.perf_counter() - start
                 if number % self.config.evaluation.every == 0 or number == rounds:
                     self._evaluate(figures, observe)
-                self.fleet.ledger.flush()
+                self._checkpoint()
             self._finish()
         except BaseException as error:
             if self.folder is not None:
@@ -105,12 +118,51 @@ class Experiment:
         if observe is not None:
             observe(line)
 
+    def _checkpoint(self) -> None:
+        """Write down what every side holds after this round; the server last, which completes it."""
+        self.fleet.ledger.flush()
+        if self.folder is None:
+            return
+        number = self.server.round
+        self.fleet.engine.save(number)
+        cost = self.server.meter.read()
+        content = {
+            "state": values(self.server.state),
+            "store": self.server.store,
+            "seconds": self._seconds,
+            "cost": [cost.flops, cost.seconds, cost.peak_bytes],
+            "positions": self.folder.positions(),
+        }
+        self.folder.checkpoints.keep(SERVER, number, content)
+
+    def restore(self) -> None:
+        """Go back to the last complete round of the folder, or to the beginning if there is none.
+
+        Raises:
+            UserError: the checkpoint cannot be read or is not of this configuration.
+        """
+        assert self.folder is not None
+        found = self.folder.checkpoints.newest(SERVER)
+        if found is None:
+            return
+        number, content = found
+        self.server.round = number
+        self.server.state = self.model.state(content["state"])
+        self.server.store = content["store"]
+        flops, seconds, peak = content["cost"]
+        self.server.meter.reset(Cost(flops, seconds, peak))
+        self._seconds = content["seconds"]
+        self.history = self.folder.evaluations()
+        self.fleet.engine.restore(number)
+        self._started = True
+
     def _finish(self) -> None:
         if self.folder is None:
             return
         if self.config.framework.ships == SERVER_MODEL:
             self.model.save(self.server.state, self.folder.path / "adapter")
         self.folder.status("finished")
+        self.folder.checkpoints.clear()
 
 
 def build(
@@ -119,7 +171,9 @@ def build(
     watch: Callable[[Entry], None] | None = None,
     argv: Sequence[str] = (),
 ) -> Experiment:
-    """Load data and model and set up both sides.
+    """Load data and model and set up both sides in this process.
+
+    A folder that was reopened, and holds a checkpoint, is gone on with.
 
     Args:
         config: what to run.
@@ -130,55 +184,115 @@ def build(
     Raises:
         UserError: data, model and framework do not fit together.
     """
-    task, training = config.task, config.training
-    data = load_data(config.data, task.data_form, config.seed)
-    model = load_model(
-        config.model,
-        config.adapter,
-        auto_class=task.auto_class,
-        peft_task=task.peft_task,
-        labels=data.labels,
-        seed=config.seed,
-    )
-
-    def tokenize(rows: Any) -> list[Example]:
-        return task.tokenize(rows, model.tokenizer, training.max_length)
-
-    test, public = tokenize(data.test), tokenize(data.public)
+    data = load_data(config.data, config.task.data_form, config.seed)
+    model = resident_model(config, data.labels)
     cache: CostCache = {}
+    test = _tokenize(config, model, data.test)
     clients = [
-        Client(
-            name=name,
-            model=model,
-            task=task,
-            examples=tokenize(rows),
-            test=test,
-            verbs=config.framework.verbs(),
-            training=training,
-            wire=config.wire,
-            meter=Meter(cache, model.device),
-            seed=config.seed,
-            num_rounds=config.rounds,
-        )
+        build_client(config, model, name, rows, cache=cache, test=test)
         for name, rows in data.clients.items()
     ]
+    engine = LocalEngine(clients, None if folder is None else folder.checkpoints)
+    return build_server(config, model, data, engine, folder, watch, argv, clients)
+
+
+def build_server(
+    config: ExperimentConfig,
+    model: LanguageModel,
+    data: FederatedData,
+    engine: Engine,
+    folder: RunFolder | None = None,
+    watch: Callable[[Entry], None] | None = None,
+    argv: Sequence[str] = (),
+    clients: Sequence[Client] = (),
+) -> Experiment:
+    """Set up the server of a federation over an engine.
+
+    Args:
+        config, folder, watch, argv: as in `build`.
+        model: the resident model.
+        data: of it the test and the public set; the clients' rows only in a simulation.
+        engine: reaches the clients.
+        clients: those that live in this process.
+    """
     server = Server(
         model=model,
-        task=task,
+        task=config.task,
         state=model.state(),
-        public=public,
-        test=test,
+        public=_tokenize(config, model, data.public),
+        test=_tokenize(config, model, data.test),
         pooled=[example for client in clients for example in client.examples],
-        training=training,
+        training=config.training,
         meter=Meter({}, model.device),
         seed=config.seed,
         num_rounds=config.rounds,
     )
-    ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
-    fleet = Fleet(LocalEngine(clients), config.wire, ledger, config.fleet, config.seed)
     if folder is not None:
+        newest = folder.checkpoints.newest(SERVER)
+        folder.cut({} if newest is None else newest[1]["positions"])
         folder.config(config.tree())
-        folder.json("env.json", environment(str(model.device), argv))
+        if newest is None:
+            folder.json("env.json", environment(str(model.device), argv))
         folder.json("data.json", data.summary())
-        folder.json("once.json", config.framework.once_bytes(clients[0]))
-    return Experiment(config, data, model, clients, server, fleet, folder)
+        folder.json("once.json", config.framework.once_bytes(server))
+    ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
+    fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed)
+    built = Experiment(config, data, server, fleet, folder, list(clients))
+    if folder is not None:
+        built.restore()
+    return built
+
+
+def build_client(
+    config: ExperimentConfig,
+    model: LanguageModel,
+    name: str,
+    rows: Dataset,
+    *,
+    cache: CostCache | None = None,
+    test: Sequence[Example] = (),
+) -> Client:
+    """Set up one client.
+
+    Args:
+        config: what to run.
+        model: the resident model.
+        name: of the client.
+        rows: its own data, in the columns of the task.
+        cache: costs already counted, shared by clients of one process.
+        test: held-out data, if the client has any, to look at its own model.
+    """
+    return Client(
+        name=name,
+        model=model,
+        task=config.task,
+        examples=_tokenize(config, model, rows),
+        test=list(test),
+        verbs=config.framework.verbs(),
+        training=config.training,
+        wire=config.wire,
+        meter=Meter({} if cache is None else cache, model.device),
+        seed=config.seed,
+        num_rounds=config.rounds,
+    )
+
+
+def resident_model(config: ExperimentConfig, labels: Sequence[str]) -> LanguageModel:
+    """Load the model that all sides of a process share.
+
+    Args:
+        config: what to run.
+        labels: class names; none for language modelling.
+    """
+    return load_model(
+        config.model,
+        config.adapter,
+        auto_class=config.task.auto_class,
+        peft_task=config.task.peft_task,
+        labels=labels,
+        seed=config.seed,
+    )
+
+
+def _tokenize(config: ExperimentConfig, model: LanguageModel, rows: Dataset) -> list[Example]:
+    return config.task.tokenize(rows, model.tokenizer, config.training.max_length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,15 +19,38 @@ ERROR_VERB = "error"
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Lost:
+    """In place of a reply: it will not come, and why."""
+
+    reason: str
+
+
 class Engine(Protocol):
     """Carries bytes to clients and brings bytes back, and knows nothing else."""
 
     @property
     def clients(self) -> Sequence[str]:
-        """Names of the clients that can be asked, sorted."""
+        """Names of the clients of the run, sorted, whether or not they can be reached just now."""
 
-    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
-        """Yield `(client, reply)` as replies arrive; a client that fails never comes."""
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
+        """Yield `(client, reply)` as replies arrive, or why one will not."""
+
+    def gather(self, need: int) -> set[str]:
+        """Wait for clients before a round, and return those that hold nothing of earlier rounds.
+
+        Args:
+            need: how many clients the round needs; after its patience the engine goes on with less.
+
+        Returns:
+            The clients that have come, or come back without what they kept, since the last call.
+        """
+
+    def save(self, number: int) -> None:
+        """Let every client write down what it holds after a round."""
+
+    def restore(self, number: int) -> None:
+        """Take every client back to what it wrote down after that round, or the newest before."""
 
 
 class FleetConfig(BaseModel):
@@ -59,6 +82,7 @@ class Fleet:
         round: the current round; 0 before the first.
         asked: the cohort that was sampled for this round.
         missing: clients that dropped out of this round, with the reason.
+        newcomers: clients that hold nothing of earlier rounds.
     """
 
     def __init__(
@@ -69,11 +93,13 @@ class Fleet:
         self.round = 0
         self.asked: list[str] = list(engine.clients)
         self.missing: dict[str, str] = {}
+        self.newcomers: set[str] = set()
         self._check()
 
     def begin_round(self, number: int) -> list[str]:
         """Sample the cohort of a round and return it, sorted by name."""
         self.round, self.missing = number, {}
+        self.newcomers = self.engine.gather(self._need(len(self.engine.clients)))
         names = list(self.engine.clients)
         size = self.config.clients_per_round or len(names)
         order = torch.randperm(len(names), generator=generator(self.seed, "cohort", number))
@@ -120,6 +146,9 @@ class Fleet:
             if client not in waiting:
                 continue  # it was not asked, or answers twice
             waiting.discard(client)
+            if isinstance(data, Lost):
+                self.missing[client] = data.reason
+                continue
             try:
                 answer = read(self._receive(client, requests[client].verb, data, purpose))
             except MessageError as error:
@@ -171,13 +200,18 @@ class Fleet:
         return float(draw) < self.config.failure_rate
 
     def _check_enough(self) -> None:
-        need = self.config.min_replies or len(self.asked)
+        need = self._need(len(self.asked))
         if len(self.cohort) < need:
             reasons = "; ".join(f"{name}: {why}" for name, why in sorted(self.missing.items()))
             raise RoundFailed(
                 f"round {self.round}: {len(self.cohort)} of {len(self.asked)} clients are left, "
                 f"min_replies is {need} ({reasons})"
             )
+
+    def _need(self, num_clients: int) -> int:
+        return self.config.min_replies or min(
+            self.config.clients_per_round or num_clients, num_clients
+        )
 
     def _check(self) -> None:
         total = len(self.engine.clients)

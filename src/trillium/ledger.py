@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -50,7 +51,7 @@ class Ledger:
             split run writes one for every batch.
 
     Args:
-        path: file to append to.
+        path: file to append to; what it holds already counts, and is watched.
         watch: called with every entry.
     """
 
@@ -60,13 +61,20 @@ class Ledger:
         self.entries: list[Entry] = []
         self._bytes: dict[tuple[Direction, Purpose], int] = defaultdict(int)
         self._watch = watch
+        if path is not None and path.exists():  # of a run that goes on
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    self._count(Entry(**json.loads(line)))
         self._file: IO[str] | None = path.open("a", encoding="utf-8") if path else None
 
-    def add(self, entry: Entry) -> None:
-        """Append one entry."""
+    def _count(self, entry: Entry) -> None:
         self._bytes[entry.direction, entry.purpose] += entry.bytes
         if self._watch is not None:
             self._watch(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Append one entry."""
+        self._count(entry)
         if self._file is None:
             self.entries.append(entry)
         else:
@@ -77,9 +85,10 @@ class Ledger:
         return self._bytes[direction, purpose]
 
     def flush(self) -> None:
-        """Write what is buffered; called at the end of each round."""
+        """Write what is buffered, through to the disk; called at the end of each round."""
         if self._file is not None:
             self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -6,16 +6,20 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
+from trillium.checkpoint import Checkpoints
+from trillium.errors import UserError
+from trillium.files import write_atomic
+
+APPENDED = ("wire.jsonl", "metrics.jsonl")
 PACKAGES = ("trillium", "torch", "transformers", "peft", "datasets", "flwr-datasets", "numpy")
 
 
@@ -30,8 +34,19 @@ class RunFolder:
     def __init__(self, path: Path, arm: str) -> None:
         path.mkdir(parents=True, exist_ok=False)
         self.path, self.arm = path, arm
-        self._started = time.time()
+        self._started, self._resumed = time.time(), 0
         self.status("running")
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Return the folder of a run that was stopped, to go on with it."""
+        status = json.loads((path / "status.json").read_text(encoding="utf-8"))
+        found = cls.__new__(cls)
+        found.path, found.arm = path, str(status["arm"])
+        found._started = datetime.fromisoformat(status["started"]).timestamp()
+        found._resumed = int(status["resumed"]) + 1
+        found.status("running")
+        return found
 
     def status(self, state: str, error: str | None = None) -> None:
         """Say how far the run is: `running`, `finished` or `failed`."""
@@ -40,6 +55,7 @@ class RunFolder:
             "arm": self.arm,
             "error": error,
             "seconds": time.time() - self._started,
+            "resumed": self._resumed,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
         }
         self.json("status.json", content)
@@ -57,23 +73,50 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def positions(self) -> dict[str, int]:
+        """Return how long the files are that are appended to, in bytes."""
+        paths = [self.path / name for name in APPENDED]
+        return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """What the sides hold, until the run has finished."""
+        return Checkpoints(self.path / "checkpoints")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Return the evaluations that are written down."""
+        path = self.path / "metrics.jsonl"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def cut(self, positions: Mapping[str, int]) -> None:
+        """Cut the appended files back to where they were.
+
+        Raises:
+            UserError: a file is shorter than it was.
+        """
+        for name in APPENDED:
+            path, wanted = self.path / name, positions.get(name, 0)
+            size = path.stat().st_size if path.exists() else 0
+            if size < wanted:
+                raise UserError(
+                    str(path),
+                    f"it has {size} bytes, and had {wanted} when the checkpoint was written",
+                    "Put the file back, or start the run anew",
+                )
+            if size > wanted:
+                os.truncate(path, wanted)
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run of a folder has come to its end."""
+    status = json.loads((path / "status.json").read_text(encoding="utf-8"))
+    return bool(status["state"] == "finished")
+
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
     """Return a tree as YAML, keys in their order."""
     return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old one or the new one, never half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def environment(device: str, argv: Sequence[str]) -> dict[str, Any]:

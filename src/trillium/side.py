@@ -30,7 +30,9 @@ class Side:
         meter: what it computed.
         seed: of the run.
         num_rounds: of the run.
-        store: what the framework keeps here from one message to the next.
+        store: what the framework keeps here from one round to the next. Tensors and plain values
+            only (numbers, strings, lists, dicts, state dicts): it is what a checkpoint holds.
+        scratch: what it keeps within a round; any object.
         round: the current round; 0 before the first.
     """
 
@@ -43,6 +45,7 @@ class Side:
     seed: int
     num_rounds: int
     store: dict[str, Any] = field(default_factory=dict)
+    scratch: dict[str, Any] = field(default_factory=dict)
     round: int = 0
 
     def generator(self, purpose: str) -> torch.Generator:

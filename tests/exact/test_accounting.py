@@ -125,7 +125,7 @@ def test_flops_of_inference_are_those_of_the_formula(hub: Path) -> None:
     """Every weight meets every token once: 2 FLOPs; attention adds two products of its own."""
     fed = federation(hub, "framework=kd", "framework.direction=server", task="causal_lm")
     run_rounds(fed, 1)
-    client, public = fed.clients[0], fed.server.store["public"]
+    client, public = fed.clients[0], fed.config.framework.public_set(fed.server)
     plain = plain_model(fed).eval()
     batch = collate(public, 0, fed.model.device)
     tokens, length = batch.input_ids.numel(), batch.input_ids.shape[1]

@@ -237,7 +237,7 @@ def test_one_client_is_distillation_as_in_the_textbook(hub: Path, model: str, ta
     fed = one_client(hub, model, task)
     seed, client, server = fed.config.seed, plain_model(fed), plain_model(fed)
     run_rounds(fed, 2)
-    public = fed.server.store["public"]
+    public = fed.config.framework.public_set(fed.server)
     for number in (1, 2):
         optimizer = torch.optim.AdamW(trained(client).values(), lr=0.01, weight_decay=0.0)
         plain_steps(client.train(), round_batches(fed, number), optimizer, 0.5)
@@ -255,7 +255,7 @@ def test_a_client_learns_from_any_teacher_as_in_the_textbook(
     """A teacher of its own: one that the client has made would leave it nothing to learn."""
     fed = one_client(hub, model, task)
     run_rounds(fed, 1)
-    (client,), public = fed.clients, fed.server.store["public"]
+    (client,), public = fed.clients, fed.config.framework.public_set(fed.server)
     before, plain = client.store["tensors"], plain_model(fed)
     plain.load_state_dict(before, strict=False)
     rows = wanted_rows(plain, public)

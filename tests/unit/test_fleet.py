@@ -39,6 +39,13 @@ class Engine:
             if reply is not None:
                 yield client, reply
 
+    def gather(self, need: int) -> set[str]:
+        return set()
+
+    def save(self, number: int) -> None: ...
+
+    def restore(self, number: int) -> None: ...
+
 
 def fleet(answer: Answer = good, seed: int = 0, **options: Any) -> Fleet:
     return Fleet(Engine(answer), Wire(), Ledger(), FleetConfig(**options), seed)

@@ -13,7 +13,7 @@ from trillium.component import Component
 from trillium.fleet import Fleet
 from trillium.message import Message, scalar
 from trillium.server import Server
-from trillium.side import Metrics
+from trillium.side import Metrics, Side
 
 SERVER_MODEL = "server model"
 CLIENT_MODELS = "mean of the clients' models"
@@ -43,7 +43,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         return {method.__name__: method for method in marked}
 
     def start(self, server: Server, fleet: Fleet) -> None:
-        """Prepare before the first round."""
+        """Prepare before the first round; a run that goes on from a checkpoint does not come here."""
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Run one round with the cohort of the fleet; return figures of the training, if any."""
@@ -53,13 +53,13 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Return the metrics of the model that would be shipped, on held-out data."""
         return server.evaluate(server.state, batch_size)
 
-    def once_bytes(self, client: Client) -> dict[str, int]:
+    def once_bytes(self, side: Side) -> dict[str, int]:
         """Return what a client must hold before the run beside what messages bring, in bytes.
 
         The weight of the tensors of its part of the model; they count once and apart, because a
-        client may well have them already.
+        client may well have them already. `side` is any one with the model.
         """
-        return {"base_model": weigh(client.model.module)}
+        return {"base_model": weigh(side.model.module)}
 
 
 def _methods(framework: type[Framework]) -> Iterable[tuple[str, bool]]:

@@ -16,7 +16,7 @@ from trillium.frameworks import (
 from trillium.message import Message, scalar
 from trillium.models.slots import values
 from trillium.server import Server
-from trillium.side import Metrics
+from trillium.side import Metrics, Side
 from trillium.training.loop import batches, task_objective
 
 
@@ -77,10 +77,6 @@ class Centralised(Framework, name="centralised"):
     One optimiser, kept from round to round, on shuffled batches of the pooled data.
     """
 
-    def start(self, server: Server, fleet: Fleet) -> None:
-        """Build the optimiser."""
-        server.store["optimizer"] = server.training.optimizer.build(server.state.values())
-
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Take the steps of one round on pooled data."""
         training = server.training
@@ -91,15 +87,18 @@ class Centralised(Framework, name="centralised"):
         else:
             num_steps = training.local_steps * len(fleet.cohort)
         budget = training.model_copy(update={"local_steps": num_steps})
+        saved = server.store.get("optimizer")
+        optimizer = training.optimizer.build(server.state.values(), saved)
         trained = server.loop("train", server.state).run(
             batches(server.pooled, budget, server.generator("batches")),
             task_objective(server.task),
-            server.store["optimizer"],
+            optimizer,
             max_grad_norm=training.max_grad_norm,
             learning_rate=lambda step: training.learning_rate(server.progress(step / num_steps)),
         )
+        server.store["optimizer"] = optimizer.state_dict()
         return {"train_loss": trained.loss}
 
-    def once_bytes(self, client: Client) -> dict[str, int]:
+    def once_bytes(self, side: Side) -> dict[str, int]:
         """Return nothing: clients give their data away and hold no model."""
         return {}

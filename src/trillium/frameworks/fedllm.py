@@ -46,16 +46,6 @@ class FedLLM(Framework, name="fedllm"):
 
     # The server
 
-    def start(self, server: Server, fleet: Fleet) -> None:
-        """Build the server's optimiser."""
-        default = (
-            server.training.optimizer
-            if self.upload == "gradient"
-            else Optimizer(name="sgd", lr=1.0)
-        )
-        chosen = self.server_optimizer or default
-        server.store["optimizer"] = chosen.build(server.state.values())
-
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Send the state to the cohort, aggregate what comes back, take one server step."""
         current = values(server.state)
@@ -77,7 +67,7 @@ class FedLLM(Framework, name="fedllm"):
 
     def _step(self, server: Server, current: Tensors, aggregated: Tensors) -> None:
         """Let the server optimiser step along the aggregate, read as a negative gradient."""
-        optimizer: torch.optim.Optimizer = server.store["optimizer"]
+        optimizer = self._optimizer(server)
         for name, parameter in server.state.items():
             found = aggregated[name].to(parameter.device)
             if self.upload == "gradient":
@@ -91,6 +81,17 @@ class FedLLM(Framework, name="fedllm"):
                 set_learning_rate(optimizer, server.training.learning_rate(server.progress(0.0)))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        server.store["optimizer"] = optimizer.state_dict()
+
+    def _optimizer(self, server: Server) -> torch.optim.Optimizer:
+        """Return the server's optimiser as the last round left it."""
+        default = (
+            server.training.optimizer
+            if self.upload == "gradient"
+            else Optimizer(name="sgd", lr=1.0)
+        )
+        chosen = self.server_optimizer or default
+        return chosen.build(server.state.values(), server.store.get("optimizer"))
 
     @property
     def _kind(self) -> Literal["gradients", "parameters"]:

@@ -27,7 +27,7 @@ from trillium.frameworks import (
     client_verb,
     mean_metrics,
 )
-from trillium.message import Message, MessageError, scalar
+from trillium.message import Message, MessageError, named, scalar
 from trillium.models.slots import State, values
 from trillium.server import Server
 from trillium.side import Metrics, Side
@@ -71,22 +71,34 @@ class KD(OwnModels, name="kd"):
 
     def start(self, server: Server, fleet: Fleet) -> None:
         """Send the public set to every client, once."""
-        server.store["public"] = [self._public_example(server.task, e) for e in server.public]
-        server.store["informed"] = set()
+        server.store["informed"] = []
         self._inform(server, fleet)
 
     def _inform(self, server: Server, fleet: Fleet) -> None:
         """Send the public set to those of the cohort who do not have it yet."""
-        informed: set[str] = server.store["informed"]
-        message = encode_public(server.store["public"])
+        informed = {*server.store["informed"]} - fleet.newcomers
+        message = encode_public(self.public_set(server))
         asks = {client: message for client in fleet.cohort if client not in informed}
         for client, _ in fleet.ask(asks, lambda reply: None, "once"):
             informed.add(client)
+        server.store["informed"] = sorted(informed)
+
+    def public_set(self, server: Server) -> list[Example]:
+        """Return the public set as the clients get it: without classes where labels may not be used.
+
+        In language modelling the labels stay: they say which tokens the response is.
+        """
+        if self.public_labels:
+            return server.public
+        return [
+            e if e.labels.dim() else Example(e.index, e.input_ids, torch.tensor(IGNORE))
+            for e in server.public
+        ]
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Let clients train and predict, average their predictions, distil from the average."""
         self._inform(server, fleet)
-        public: list[Example] = server.store["public"]
+        public = self.public_set(server)
         num_rows = sum(server.task.num_targets(example) for example in public)
         num_classes = server.model.num_classes
 
@@ -139,13 +151,14 @@ class KD(OwnModels, name="kd"):
     def receive_public(self, client: Client, message: Message) -> Message:
         """Keep the public set."""
         vocabulary = len(client.model.tokenizer)
-        client.store["public"] = decode_public(message, vocabulary)
+        decode_public(message, vocabulary)
+        client.store["public"] = message.group("public")
         return Message("receive_public")
 
     @client_verb
     def teach(self, client: Client, message: Message) -> Message:
         """Train on the client's own data and answer with logits on the public set."""
-        public = _kept(client, "public", "receive_public")
+        public = self._received(client)
         state = client.model.state(client.store.get("tensors"))
         trained = client.loop("train", state).fit(
             batches(client.examples, client.training, client.generator("batches")),
@@ -168,7 +181,7 @@ class KD(OwnModels, name="kd"):
     @client_verb
     def learn(self, client: Client, message: Message) -> Message:
         """Distil the teacher into the client's own model."""
-        public: list[Example] = _kept(client, "public", "receive_public")
+        public = self._received(client)
         own = _kept(client, "tensors", "teach")
         num_rows = sum(client.task.num_targets(example) for example in public)
         teacher = message.floats("logits/teacher", (num_rows, client.model.num_classes)).float()
@@ -176,6 +189,11 @@ class KD(OwnModels, name="kd"):
         self._distil(client, state, public, teacher)
         client.store["tensors"] = values(state)
         return Message("learn")
+
+    def _received(self, client: Client) -> list[Example]:
+        """Return the public set as this client has received it."""
+        public = named("public", _kept(client, "public", "receive_public"))
+        return decode_public(Message("receive_public", public), len(client.model.tokenizer))
 
     # Both
 
@@ -217,15 +235,6 @@ class KD(OwnModels, name="kd"):
             return total, len(student)
 
         return loss
-
-    def _public_example(self, task: Task, example: Example) -> Example:
-        """Return an example without its class where labels may not be used.
-
-        In language modelling the labels stay: they say which tokens the response is.
-        """
-        if self.public_labels or example.labels.dim():
-            return example
-        return Example(example.index, example.input_ids, torch.tensor(IGNORE))
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -39,12 +39,13 @@ from trillium.models.parts import (
 )
 from trillium.models.slots import State, Tensors, train_only, values
 from trillium.server import Server
-from trillium.side import Metrics
+from trillium.side import Metrics, Side
 from trillium.tasks import IGNORE, Batch, Example
 from trillium.tasks.batches import collate, padded
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
 
+SHARED = "shared"  # the server part of all clients, where they have no copies
 MAX_STEPS = 1_000_000  # of one client in one round; more can only be an error
 
 
@@ -84,10 +85,8 @@ class Split(Framework, name="split"):
     # The server
 
     def start(self, server: Server, fleet: Fleet) -> None:
-        """Cut the model, hold the cut against the whole, and set up the server's part."""
-        parts = self._parts(server.model, server.test)
-        server.store["body"] = self._body(server, parts, server.state)
-        server.store["copies"] = {}
+        """Cut the model and hold the cut against the whole."""
+        self._parts(server.model, server.test)
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Train with the cohort and bring the parts of the clients together."""
@@ -118,7 +117,7 @@ class Split(Framework, name="split"):
         part = {name: server.state[name].detach() for name in names}
         begin = Message("begin", named("parameters", part))
         num_steps = dict(fleet.ask(dict.fromkeys(clients, begin), _read_num_steps))
-        bodies = {client: self._body_for(client, server, parts) for client in sorted(num_steps)}
+        bodies = self._bodies(server, parts, sorted(num_steps))
 
         due = dict.fromkeys(bodies, Step())  # what each client is told to do with its last gradient
         seen: list[tuple[float, int]] = []
@@ -131,6 +130,8 @@ class Split(Framework, name="split"):
 
         present = {client: body for client, body in bodies.items() if client in fleet.cohort}
         self._finish(server, fleet, part, present, due)
+        kept = server.store.setdefault("optimizers", {})
+        kept.update({body.owner: body.optimizer_state() for body in bodies.values()})
         return seen
 
     def _turns(self, num_steps: dict[str, int], order: torch.Generator) -> Iterator[list[str]]:
@@ -253,24 +254,20 @@ class Split(Framework, name="split"):
         if contributions:  # the only client of a relay's session may have dropped out
             load_values(server.state, Mean().aggregate(contributions))
 
-    def _body_for(self, client: str, server: Server, parts: Parts) -> Body:
-        """Return the server part that serves a client: the shared one, or its own copy."""
+    def _bodies(self, server: Server, parts: Parts, clients: Sequence[str]) -> dict[str, Body]:
+        """Return the server part that serves each client: a shared one, or copies of its own."""
         if self.mode != "splitfed_v1":
-            shared: Body = server.store["body"]
-            return shared
-        copies: dict[str, Body] = server.store["copies"]
-        if client not in copies:
-            copies[client] = self._body(server, parts, server.model.state())
-        own = copies[client]
-        load_values(own.state, {name: server.state[name].detach() for name in parts.body.names})
-        return own
+            return dict.fromkeys(clients, self._body(server, parts, server.state, SHARED))
+        current = values(server.state)
+        return {c: self._body(server, parts, server.model.state(current), c) for c in clients}
 
-    def _body(self, server: Server, parts: Parts, state: State) -> Body:
+    def _body(self, server: Server, parts: Parts, state: State, owner: str) -> Body:
         names = parts.body.names
         own = train_only(
             {name: state[name] for name in names}, () if self.train == "client" else names
         )
-        return Body(parts, own, server.training.optimizer, server.meter)
+        saved = server.store.get("optimizers", {}).get(owner)
+        return Body(owner, parts, own, server.training.optimizer, saved, server.meter)
 
     def _read_forwarded(self, reply: Message, server: Server, parts: Parts) -> Forwarded:
         mask = reply.tensor("control/mask", torch.uint8, (None, None)).long()
@@ -308,23 +305,17 @@ class Split(Framework, name="split"):
         parts = self._parts(client.model, client.examples)
         names = self._client_names(parts)
         received = message.expect("parameters", {n: client.model.initial[n] for n in names})
-        if "state" not in client.store:
-            mounted = {*parts.head.names, *parts.tail.names}
-            initial = client.model.state()
-            state = train_only({name: initial[name] for name in sorted(mounted)}, names)
-            trained = [state[name] for name in names]
-            client.store["state"] = state
-            client.store["optimizer"] = (
-                client.training.optimizer.build(trained) if trained else None
-            )
-        load_values(client.store["state"], received)
-        # A round that this client dropped out of may have left a batch half done.
-        client.store.pop("pending", None)
-        for parameter in client.store["state"].values():
-            parameter.grad = None
-        client.store["batches"] = batches(
-            client.examples, client.training, client.generator("batches")
-        )
+        mounted = {*parts.head.names, *parts.tail.names}
+        initial = client.model.state()
+        state = train_only({name: initial[name] for name in sorted(mounted)}, names)
+        load_values(state, received)
+        trained = [state[name] for name in names]
+        saved = client.store.get("optimizer")
+        client.scratch = {
+            "state": state,
+            "optimizer": client.training.optimizer.build(trained, saved) if trained else None,
+            "batches": batches(client.examples, client.training, client.generator("batches")),
+        }
         num_steps = client.training.num_steps(len(client.examples))
         return Message("begin", {"control/num_steps": scalar(num_steps)})
 
@@ -333,16 +324,16 @@ class Split(Framework, name="split"):
         """Take the step that is due, then run the first blocks on the next batch."""
         self._take_step(client, message)
         parts = self._parts(client.model, client.examples)
-        chunk = next(client.store["batches"], None)
+        chunk = next(client.scratch["batches"], None)
         if chunk is None:
             raise MessageError("forward: the round has no batches left")
         batch = collate(chunk, client.model.tokenizer.pad_token_id, client.model.device)
-        parts.head.mount(client.store["state"])
+        parts.head.mount(client.scratch["state"])
         head = parts.split.head.train()
         measured = self._measured(client, "head forward", batch, head)
         with measured, torch.set_grad_enabled(self._head_trains(parts)):
             hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        client.store["pending"] = (batch, hidden)
+        client.scratch["pending"] = (batch, hidden)
         tensors = {
             "activations/hidden": hidden.detach(),
             "control/mask": batch.attention_mask.to(torch.uint8),
@@ -358,13 +349,13 @@ class Split(Framework, name="split"):
         """Run the last blocks and the loss on the server's output; answer with its gradient."""
         parts = self._parts(client.model, client.examples)
         tail = parts.split.tail
-        if tail is None or "pending" not in client.store:
+        if tail is None or "pending" not in client.scratch:
             raise MessageError("finish_batch: there is no batch that ends at the client")
-        batch, hidden = client.store["pending"]
+        batch, hidden = client.scratch["pending"]
         share = message.positive("control/share")
         output = message.floats("activations/output", tuple(hidden.shape))
         output = output.to(hidden.device, hidden.dtype).requires_grad_()
-        state: State = client.store["state"]
+        state: State = client.scratch["state"]
         parts.tail.mount(state)
         with self._measured(client, "tail", batch, tail.train()):
             logits = tail(output, **batch.inputs)
@@ -384,17 +375,17 @@ class Split(Framework, name="split"):
     @client_verb
     def backward(self, client: Client, message: Message) -> Message:
         """Take the gradient of the activations through the first blocks."""
-        if "pending" not in client.store:
+        if "pending" not in client.scratch:
             raise MessageError("backward: there is no batch under way")
         parts = self._parts(client.model, client.examples)
-        batch, hidden = client.store["pending"]
+        batch, hidden = client.scratch["pending"]
         gradient = message.floats("gradients/hidden", tuple(hidden.shape))
         if not hidden.requires_grad:
             raise MessageError("backward: the first blocks of this client are frozen")
         with self._measured(client, "head backward", batch, parts.split.head):
             hidden.backward(gradient.to(hidden.device, hidden.dtype))
-        del client.store["pending"]
-        state: State = client.store["state"]
+        del client.scratch["pending"]
+        state: State = client.scratch["state"]
         norm = squared_norm(state[name] for name in parts.head.names)
         return Message("backward", {"control/squared_norm": scalar(norm)})
 
@@ -402,17 +393,21 @@ class Split(Framework, name="split"):
     def finish(self, client: Client, message: Message) -> Message:
         """Take the last step and hand back the client part."""
         self._take_step(client, message)
-        client.store.pop("pending", None)
         names = self._client_names(self._parts(client.model, client.examples))
-        trained = values({name: client.store["state"][name] for name in names})
+        trained = values({name: client.scratch["state"][name] for name in names})
+        if client.scratch["optimizer"] is not None:
+            client.store["optimizer"] = client.scratch["optimizer"].state_dict()
+        client.scratch = {}
         weight = {"control/weight": scalar(client.weight)}
         return Message("finish", {**named("parameters", trained), **weight})
 
     def _take_step(self, client: Client, message: Message) -> None:
         """Step with the scale and learning rate of the server, if a gradient is waiting."""
+        if "state" not in client.scratch:
+            raise MessageError(f"{message.verb}: no round was begun with this client")
         scale, rate = message.tensor("control/step", torch.float64, (2,)).tolist()
-        optimizer = client.store["optimizer"]
-        due = any(parameter.grad is not None for parameter in client.store["state"].values())
+        optimizer = client.scratch["optimizer"]
+        due = any(parameter.grad is not None for parameter in client.scratch["state"].values())
         if optimizer is not None and due:
             with client.meter.measure("client step"):
                 scaled_step(optimizer, scale, rate)
@@ -420,14 +415,15 @@ class Split(Framework, name="split"):
     def _measured(
         self, client: Client, what: str, batch: Batch, part: nn.Module
     ) -> AbstractContextManager[None]:
-        optimizer = client.store["optimizer"]
+        optimizer = client.scratch["optimizer"]
         optimizers = [optimizer] if optimizer is not None else []
-        key = (what, batch.shape, self.cut, self.tail, self.train)
+        stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
+        key = (what, batch.shape, self.cut, self.tail, self.train, stepped)
         return client.meter.measure(key, lambda: resident_tensors(part, *optimizers))
 
-    def once_bytes(self, client: Client) -> dict[str, int]:
+    def once_bytes(self, side: Side) -> dict[str, int]:
         """Return the weight of the frozen tensors of the client's parts."""
-        split = self._parts(client.model, client.examples).split
+        split = self._parts(side.model, side.test).split
         client_parts = [split.head] if split.tail is None else [split.head, split.tail]
         return {"base_model": sum(weigh(part) for part in client_parts)}
 

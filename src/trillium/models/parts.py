@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,13 +152,29 @@ class Body:
     """A server part: its trainable parameters and their optimiser.
 
     Attributes:
+        owner: whose optimiser it is.
         state: by name.
+
+    Args:
+        saved: what `optimizer_state` returned in an earlier round.
     """
 
-    def __init__(self, parts: Parts, state: State, optimizer: Optimizer, meter: Meter) -> None:
-        self.parts, self.state, self.meter = parts, state, meter
+    def __init__(
+        self,
+        owner: str,
+        parts: Parts,
+        state: State,
+        optimizer: Optimizer,
+        saved: Mapping[str, Any] | None,
+        meter: Meter,
+    ) -> None:
+        self.owner, self.parts, self.state, self.meter = owner, parts, state, meter
         trained = [p for p in state.values() if p.requires_grad]
-        self._optimizer = optimizer.build(trained) if trained else None
+        self._optimizer = optimizer.build(trained, saved) if trained else None
+
+    def optimizer_state(self) -> dict[str, Any] | None:
+        """Return what the next round goes on from."""
+        return None if self._optimizer is None else self._optimizer.state_dict()
 
     def forward(self, pooled: Pooled, *, gradient: bool) -> None:
         """Fill `pooled.output`; `gradient` says whether the clients want one back."""
@@ -204,8 +221,10 @@ class Body:
         self.parts.split.body.train()
 
     def _measured(self, what: str, pooled: Pooled) -> AbstractContextManager[None]:
-        key = (what, tuple(pooled.hidden.shape), pooled.hidden.requires_grad, tuple(self.state))
         optimizers = [self._optimizer] if self._optimizer is not None else []
+        stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
+        shape, gradient = tuple(pooled.hidden.shape), pooled.hidden.requires_grad
+        key = (what, shape, gradient, tuple(self.state), stepped)
         return self.meter.measure(key, lambda: resident_tensors(self.parts.split.body, *optimizers))
 
 

@@ -122,9 +122,9 @@ class Meter:
         """Return the total since the last `reset`."""
         return self._total
 
-    def reset(self) -> None:
-        """Start again from zero; what is cached stays."""
-        self._total = Cost()
+    def reset(self, total: Cost = Cost()) -> None:
+        """Start again, from zero or from a total of before; what is cached stays."""
+        self._total = total
 
     def _synchronize(self) -> None:
         """Wait for the device, whose kernels run behind the interpreter's back."""

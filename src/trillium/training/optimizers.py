@@ -77,15 +77,25 @@ class Optimizer(BaseModel):
         """The options beyond `lr`."""
         return dict(self.model_extra or {})
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return a new optimiser over the parameters."""
+    def build(
+        self, parameters: Iterable[nn.Parameter], saved: Mapping[str, Any] | None = None
+    ) -> torch.optim.Optimizer:
+        """Return an optimiser over the parameters.
+
+        Args:
+            parameters: what it steps.
+            saved: `state_dict` of an earlier one over the same parameters, which it goes on from.
+        """
         found = _classes()[self.name]
         options = dict(self.options)
         if "weight_decay" in inspect.signature(found).parameters:
             options.setdefault("weight_decay", 0.0)
         if isinstance(options.get("betas"), list):
             options["betas"] = tuple(options["betas"])
-        return found(parameters, lr=self.lr, **options)
+        optimizer = found(parameters, lr=self.lr, **options)
+        if saved is not None:
+            optimizer.load_state_dict(dict(saved))
+        return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
