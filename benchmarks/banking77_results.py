@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from trillium.files import write_atomic
 from trillium.report import human
 from trillium.report.measures import BY_NAME
 from trillium.report.read import Run, is_run_folder, read_run
 from trillium.report.summary import Stat, summarise
-from trillium.files import write_atomic
 
 COLUMNS = (
     "accuracy",

@@ -26,10 +26,10 @@ from bag_of_words import bag_of_words, scores
 from trillium.adapters.full import Full
 from trillium.config import comparison, read_yaml, recipe_path
 from trillium.data.federated import load_data
+from trillium.files import write_atomic
 from trillium.models.load import LanguageModel, ModelConfig, load_model
 from trillium.report.measures import BY_NAME
 from trillium.report.summary import Stat
-from trillium.files import write_atomic
 from trillium.run_folder import environment
 from trillium.tasks.batches import collate, in_order
 from trillium.tasks.classification import Classification

@@ -31,9 +31,9 @@ from transformers import AutoModelForSequenceClassification
 
 from trillium.config import ExperimentConfig, experiment
 from trillium.experiment import Experiment, build
+from trillium.files import write_atomic
 from trillium.models.slots import values
 from trillium.rng import derive_seed, generator
-from trillium.files import write_atomic
 from trillium.run_folder import environment
 from trillium.tasks import Example
 from trillium.training.loop import batches

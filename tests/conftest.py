@@ -24,3 +24,13 @@ def one_thread() -> Iterator[None]:
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tiny models in hub format and of data files."""
     return tiny.write_hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of certificates for a server on this machine and three nodes."""
+    from trillium.deploy.keys import make_keys
+
+    folder = tmp_path_factory.mktemp("certificates") / "keys"
+    make_keys(folder, ["127.0.0.1", "localhost"], ["a", "b", "c"])
+    return folder

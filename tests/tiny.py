@@ -19,6 +19,8 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from trillium.config import ExperimentConfig, experiment, merge, parse_overrides
 from trillium.experiment import Experiment, build
+from trillium.fleet import Lost
+from trillium.frameworks.kd import KD
 from trillium.message import Message, decode, encode
 from trillium.models.slots import Tensors
 from trillium.rng import generator
@@ -233,10 +235,27 @@ class Recorder:
     def clients(self) -> list[str]:
         return list(self.inner.clients)
 
-    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
         for client, reply in self.inner.carry(requests):
+            assert isinstance(reply, bytes)
             self.log.append((client, requests[client], reply))
             yield client, reply
+
+    def gather(self, need: int) -> set[str]:
+        return self.inner.gather(need)
+
+    def save(self, number: int) -> None:
+        self.inner.save(number)
+
+    def restore(self, number: int) -> None:
+        self.inner.restore(number)
+
+
+def public_set(federation: Experiment) -> list[Example]:
+    """Return the public set as the clients get it."""
+    framework = federation.config.framework
+    assert isinstance(framework, KD)
+    return framework.public_set(federation.server)
 
 
 def without_cost(reply: bytes) -> Message:

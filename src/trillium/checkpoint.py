@@ -29,7 +29,7 @@ class Checkpoints:
     def keep(self, name: str, number: int, content: Any) -> None:
         """Write what a side holds after round `number`, and drop what is not needed any more."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / f"{name}@{number}.pt", _dump(content))
+        write_atomic(self.folder / f"{name}@{number}.pt", dump(content))
         for old in self.numbers(name, number - 1)[:-1]:
             (self.folder / f"{name}@{old}.pt").unlink(missing_ok=True)
 
@@ -50,7 +50,7 @@ class Checkpoints:
             return None
         path = self.folder / f"{name}@{numbers[-1]}.pt"
         try:
-            return numbers[-1], torch.load(path, map_location="cpu", weights_only=True)
+            return numbers[-1], load(path.read_bytes())
         except Exception as error:  # pickle, zip and torch each raise errors of their own
             raise UserError(
                 str(path),
@@ -66,7 +66,13 @@ class Checkpoints:
             self.folder.rmdir()
 
 
-def _dump(content: Any) -> bytes:
+def dump(content: Any) -> bytes:
+    """Return tensors and plain values as bytes."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
+
+
+def load(data: bytes) -> Any:
+    """Return what `dump` was given; builds tensors and plain values, and nothing else."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from trillium import cli_deploy
 from trillium.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def resume(folder: Folder, as_json: AsJson = False) -> None:
 @app.command()
 def report(folder: Folder, as_json: AsJson = False) -> None:
     """Write table.csv, plots and report.html of a run or comparison again, from its JSONL."""
-    _show(folder, as_json)
+    show(folder, as_json)
 
 
 @app.command(name="ls")
@@ -203,10 +203,11 @@ def evaluate(
     folder: Folder, words: Words = None, data: Data = None, as_json: AsJson = False
 ) -> None:
     """Measure the model of a run on its held-out data, or on other data."""
+    from trillium.quiet import quiet
     from trillium.trained import evaluate_run
 
     _, tree = _parse(words, None, data)
-    _quiet()
+    quiet()
     metrics = evaluate_run(folder, tree)
     if as_json:
         print(json.dumps(metrics, indent=1))
@@ -224,9 +225,10 @@ def export(
     ] = False,
 ) -> None:
     """Write the model of a run: a PEFT adapter, or with --merge a whole Hugging Face model."""
+    from trillium.quiet import quiet
     from trillium.trained import export_run
 
-    _quiet()
+    quiet()
     export_run(folder, to, merge=merge)
     print(f"{to} written.")
 
@@ -289,13 +291,14 @@ def _show_runs(
 ) -> None:
     """Run arms into a folder, showing how far they are, and then their report."""
     from trillium.live import Screen
+    from trillium.quiet import quiet
 
-    _quiet()
+    quiet()
     console = Console(stderr=as_json, quiet=as_json)
     rounds = {key: config.rounds * config.framework.trains for key, config in experiments.items()}
     with Screen(console, rounds) as screen:
         failures = start(experiments, folder, begin=screen.begin, watch=screen.watch, argv=sys.argv)
-    _show(folder, as_json)
+    show(folder, as_json)
     if failures:
         for (arm, seed), why in failures.items():
             print(f"{arm}, seed {seed}, failed: {why}", file=sys.stderr)
@@ -306,8 +309,9 @@ def _run_single(config: ExperimentConfig, folder: RunFolder, as_json: bool) -> N
     from trillium.compare import run_one
     from trillium.fleet import RoundFailed
     from trillium.live import Screen
+    from trillium.quiet import quiet
 
-    _quiet()
+    quiet()
     console = Console(stderr=as_json, quiet=as_json)
     key = (folder.arm, config.seed)
     try:
@@ -316,10 +320,10 @@ def _run_single(config: ExperimentConfig, folder: RunFolder, as_json: bool) -> N
     except RoundFailed as error:
         print(f"{folder.path} failed: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    _show(folder.path, as_json)
+    show(folder.path, as_json)
 
 
-def _show(folder: Path, as_json: bool) -> None:
+def show(folder: Path, as_json: bool) -> None:
     """Write the report of a folder and print its table."""
     from trillium.report.read import read_runs
     from trillium.report.summary import summarise
@@ -336,17 +340,7 @@ def _show(folder: Path, as_json: bool) -> None:
     console.print(f"\nReport: {page}", highlight=False, soft_wrap=True)
 
 
-def _quiet() -> None:
-    """Keep the libraries' own chatter off the screen."""
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    # PEFT notices by itself that GPT-2's linear layers are stored transposed, and says so each time.
-    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+cli_deploy.register(app)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -29,11 +30,13 @@ class Client(Side):
         examples: the client's own data, which never leaves it.
         verbs: what the framework lets the server ask for.
         wire: the codecs.
+        last_verb: what it was asked last, for logs.
     """
 
     examples: list[Example]
     verbs: Mapping[str, Verb]
     wire: Wire
+    last_verb: str = ""
     _asks: int = 0
 
     def handle(self, data: bytes) -> bytes:
@@ -56,11 +59,21 @@ class Client(Side):
             raise MessageError(f"round {number!r} is not a count")
         if message.verb not in self.verbs:
             raise MessageError(f"verb {message.verb!r} is not one of {', '.join(self.verbs)}")
+        self.last_verb = message.verb
         # Each ask has random numbers of its own, so that dropout does not depend on the other asks.
         self._asks = self._asks + 1 if number == self.round else 0
         self.round = number
         with scoped_rng(self.seed, self.name, number, self._asks):
             return self.verbs[message.verb](self, message)
+
+    def dump(self) -> dict[str, Any]:
+        """Return all that the next ask depends on, as tensors and plain values."""
+        return {"store": self.store, "round": self.round, "asks": self._asks}
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Go on from what `dump` returned."""
+        self.store, self.round = content["store"], content["round"]
+        self._asks = content["asks"]
 
     @cached_property
     def weight(self) -> float:

@@ -71,7 +71,6 @@ class Experiment:
         framework, rounds = self.config.framework, self.config.rounds
         try:
             if not self._started:
-                self.fleet.begin_round(0)
                 framework.start(self.server, self.fleet)
                 self._evaluate({}, observe)
                 self._checkpoint()
@@ -187,7 +186,7 @@ def build(
     data = load_data(config.data, config.task.data_form, config.seed)
     model = resident_model(config, data.labels)
     cache: CostCache = {}
-    test = _tokenize(config, model, data.test)
+    test = tokenize(config, model, data.test)
     clients = [
         build_client(config, model, name, rows, cache=cache, test=test)
         for name, rows in data.clients.items()
@@ -219,8 +218,8 @@ def build_server(
         model=model,
         task=config.task,
         state=model.state(),
-        public=_tokenize(config, model, data.public),
-        test=_tokenize(config, model, data.test),
+        public=tokenize(config, model, data.public),
+        test=tokenize(config, model, data.test),
         pooled=[example for client in clients for example in client.examples],
         training=config.training,
         meter=Meter({}, model.device),
@@ -266,7 +265,7 @@ def build_client(
         name=name,
         model=model,
         task=config.task,
-        examples=_tokenize(config, model, rows),
+        examples=tokenize(config, model, rows),
         test=list(test),
         verbs=config.framework.verbs(),
         training=config.training,
@@ -294,5 +293,6 @@ def resident_model(config: ExperimentConfig, labels: Sequence[str]) -> LanguageM
     )
 
 
-def _tokenize(config: ExperimentConfig, model: LanguageModel, rows: Dataset) -> list[Example]:
+def tokenize(config: ExperimentConfig, model: LanguageModel, rows: Dataset) -> list[Example]:
+    """Return rows in the columns of the task as examples."""
     return config.task.tokenize(rows, model.tokenizer, config.training.max_length)

@@ -14,6 +14,7 @@ from tiny import (
     Recorder,
     federation,
     plain_model,
+    public_set,
     round_batches,
     run_rounds,
     trained,
@@ -125,7 +126,7 @@ def test_flops_of_inference_are_those_of_the_formula(hub: Path) -> None:
     """Every weight meets every token once: 2 FLOPs; attention adds two products of its own."""
     fed = federation(hub, "framework=kd", "framework.direction=server", task="causal_lm")
     run_rounds(fed, 1)
-    client, public = fed.clients[0], fed.config.framework.public_set(fed.server)
+    client, public = fed.clients[0], public_set(fed)
     plain = plain_model(fed).eval()
     batch = collate(public, 0, fed.model.device)
     tokens, length = batch.input_ids.numel(), batch.input_ids.shape[1]

@@ -21,6 +21,7 @@ from tiny import (
     plain_batch,
     plain_model,
     plain_steps,
+    public_set,
     round_batches,
     run_rounds,
     trained,
@@ -129,7 +130,7 @@ def test_language_models_are_distilled_where_the_next_token_is_a_response(
     examples = public_text()
     teacher = (logits(1) / T).softmax(-1)  # 3 + 2 predictions
     batch = collate([examples[i] for i in order], 0, torch.device("cpu"))
-    model = Fixed((2, batch.shape[1], CLASSES))
+    model = Fixed((2, batch.input_ids.shape[1], CLASSES))
     loss, count = KD(temperature=T).objective(CausalLM(), examples, teacher)(model, batch)
     # Written out: position t of the logits speaks about token t + 1.
     places = {0: [1, 2, 3], 1: [0, 1]}
@@ -237,7 +238,7 @@ def test_one_client_is_distillation_as_in_the_textbook(hub: Path, model: str, ta
     fed = one_client(hub, model, task)
     seed, client, server = fed.config.seed, plain_model(fed), plain_model(fed)
     run_rounds(fed, 2)
-    public = fed.config.framework.public_set(fed.server)
+    public = public_set(fed)
     for number in (1, 2):
         optimizer = torch.optim.AdamW(trained(client).values(), lr=0.01, weight_decay=0.0)
         plain_steps(client.train(), round_batches(fed, number), optimizer, 0.5)
@@ -255,7 +256,7 @@ def test_a_client_learns_from_any_teacher_as_in_the_textbook(
     """A teacher of its own: one that the client has made would leave it nothing to learn."""
     fed = one_client(hub, model, task)
     run_rounds(fed, 1)
-    (client,), public = fed.clients, fed.config.framework.public_set(fed.server)
+    (client,), public = fed.clients, public_set(fed)
     before, plain = client.store["tensors"], plain_model(fed)
     plain.load_state_dict(before, strict=False)
     rows = wanted_rows(plain, public)

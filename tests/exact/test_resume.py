@@ -116,5 +116,7 @@ def same(one: object, two: object) -> bool:
             and all(same(one[key], two[key]) for key in one)
         )
     if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))  # type: ignore[arg-type]
+        return isinstance(two, list | tuple) and all(
+            same(first, second) for first, second in zip(one, two, strict=True)
+        )
     return one == two

@@ -64,6 +64,27 @@ class Columns(BaseModel):
             labels=labels,
         )
 
+    def to_rows(self, rows: Dataset, split: str, task: str, labels: Sequence[str]) -> Dataset:
+        """Return the rows of one owner in the canonical columns, classes numbered by `labels`.
+
+        Raises:
+            UserError: a column is not there or has gaps, or a class is not one of `labels`.
+        """
+        columns = self._columns(rows, split, task)
+        if task == "classification":
+            names = [str(name) for name in _class_names(rows, self.label, split)]
+            unknown = sorted({*names} - {*labels})
+            if unknown:
+                raise UserError(
+                    f"label: {self.label} in the {split} rows",
+                    f"the federation has no class {', '.join(unknown[:5])}",
+                    f"Its {len(labels)} classes are {', '.join(labels[:5])}, …: correct the spelling, "
+                    "leave these rows out, or have the class added by the server",
+                )
+            columns["label"] = [labels.index(name) for name in names]
+        columns.pop("client", None)
+        return _dataset(columns)
+
     def _columns(self, rows: Dataset, split: str, task: str) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]]
         if task == "classification":

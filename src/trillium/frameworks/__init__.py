@@ -80,7 +80,9 @@ class OwnModels(Framework):
 
     @client_verb
     def evaluate_own(self, client: Client, message: Message) -> Message:
-        """Answer with the metrics of the client's own model."""
+        """Answer with the metrics of the client's own model, none if it has no held-out data."""
+        if not client.test:
+            return Message("evaluate_own")
         tensors = client.store.get("tensors", client.model.initial)
         state = client.model.state(tensors)
         metrics = client.evaluate(state, int(message.meta["batch_size"]))
@@ -97,7 +99,8 @@ class OwnModels(Framework):
             return {name: reply.scalar(f"control/{name}") for name in names}
 
         everyone = dict.fromkeys(fleet.engine.clients, message)
-        return dict(sorted(fleet.ask(everyone, read, "evaluate")))
+        answers = sorted(fleet.ask(everyone, read, "evaluate"))
+        return {client: metrics for client, metrics in answers if metrics}
 
 
 def mean_metrics(clients: dict[str, Metrics]) -> Metrics:

@@ -259,7 +259,7 @@ def predict(loop: Loop, task: Task, public: Sequence[Example]) -> Tensor:
     for chunk in in_order(public, PREDICT_BATCH):
         batch = collate(chunk, loop.pad_id, loop.device)
         resident = lambda: resident_tensors(loop.module)  # noqa: E731
-        with loop.meter.measure((loop.label, batch.shape), resident):
+        with loop.meter.measure((loop.label, batch.layout), resident):
             found.append(task.select(loop.module(**batch.inputs).logits, batch.labels)[0].float())
     return torch.cat(found).cpu()
 

@@ -205,7 +205,8 @@ class Split(Framework, name="split"):
             loss = reply.scalar("control/loss")
             return gradient, loss, reply.not_negative("control/squared_norm")
 
-        for client, (gradient, loss, norm) in fleet.ask(asks, read):
+        # Sorted, because sums of floats depend on their order, and replies come in any.
+        for client, (gradient, loss, norm) in sorted(fleet.ask(asks, read)):
             pooled = pooled_of[client]
             rows = pooled.rows(client, pooled.output_gradient)
             if gradient.shape != rows.shape:
@@ -227,7 +228,7 @@ class Split(Framework, name="split"):
                     asks[client] = Message("backward", {"gradients/hidden": own})
                     pooled_of[client] = pooled
         norms = fleet.ask(asks, lambda reply: reply.not_negative("control/squared_norm"))
-        for client, norm in norms:
+        for client, norm in sorted(norms):
             pooled = pooled_of[client]
             pooled.client_squared_norm += pooled.share(client) * norm
 
@@ -382,6 +383,7 @@ class Split(Framework, name="split"):
         gradient = message.floats("gradients/hidden", tuple(hidden.shape))
         if not hidden.requires_grad:
             raise MessageError("backward: the first blocks of this client are frozen")
+        parts.head.mount(client.scratch["state"])  # another client's may be there since `forward`
         with self._measured(client, "head backward", batch, parts.split.head):
             hidden.backward(gradient.to(hidden.device, hidden.dtype))
         del client.scratch["pending"]
@@ -418,7 +420,7 @@ class Split(Framework, name="split"):
         optimizer = client.scratch["optimizer"]
         optimizers = [optimizer] if optimizer is not None else []
         stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
-        key = (what, batch.shape, self.cut, self.tail, self.train, stepped)
+        key = (what, batch.layout, self.cut, self.tail, self.train, stepped)
         return client.meter.measure(key, lambda: resident_tensors(part, *optimizers))
 
     def once_bytes(self, side: Side) -> dict[str, int]:

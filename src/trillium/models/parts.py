@@ -223,8 +223,8 @@ class Body:
     def _measured(self, what: str, pooled: Pooled) -> AbstractContextManager[None]:
         optimizers = [self._optimizer] if self._optimizer is not None else []
         stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
-        shape, gradient = tuple(pooled.hidden.shape), pooled.hidden.requires_grad
-        key = (what, shape, gradient, tuple(self.state), stepped)
+        layout = (*pooled.hidden.shape, bool(pooled.mask.all()))
+        key = (what, layout, pooled.hidden.requires_grad, tuple(self.state), stepped)
         return self.meter.measure(key, lambda: resident_tensors(self.parts.split.body, *optimizers))
 
 

@@ -49,9 +49,13 @@ class Batch:
     indices: tuple[int, ...]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """`(batch, seq)`."""
-        return self.input_ids.shape[0], self.input_ids.shape[1]
+    def layout(self) -> tuple[int, int, bool]:
+        """`(batch, seq)` and whether there is padding: what FLOPs and memory of a model depend on.
+
+        Models leave the attention mask away where it would mask nothing.
+        """
+        rows, length = self.input_ids.shape
+        return rows, length, not bool(self.attention_mask.all())
 
     @property
     def inputs(self) -> dict[str, Tensor]:

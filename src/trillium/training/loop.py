@@ -182,7 +182,7 @@ class Loop:
     def _measured(
         self, batch: Batch, *optimizers: torch.optim.Optimizer
     ) -> AbstractContextManager[None]:
-        key = (self.label, batch.shape, tuple(self.state), bool(optimizers))
+        key = (self.label, batch.layout, tuple(self.state), bool(optimizers))
 
         def resident() -> Iterator[Tensor]:
             yield from resident_tensors(self.module, *optimizers)

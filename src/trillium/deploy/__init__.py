@@ -1,0 +1,1 @@
+"""Deployment: what a federation across machines needs before it can run."""

@@ -1,0 +1,147 @@
+"""The folder of a deployment: a Flower app, and what operator and data owners need around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Final
+
+import jinja2
+
+from trillium.deploy.flower import Value, toml_value
+from trillium.errors import UserError, suggest
+
+FLOWER: Final = "1.41.0"
+SUPERLINK_PORT: Final = 8000
+FLEET_PORT: Final = 8443
+SIMULATION_PORT: Final = 8001
+
+SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
+    "recipe": ("recipe.yaml", "The experiment: a file in trillium_app/."),
+    "server-data": (
+        "server/data",
+        "Folder on the server's machine for what the server itself reads: its test set, the public\n"
+        "set.",
+    ),
+    "run-folder": ("server/runs", "Where the server puts the folders of its runs."),
+    "session-address": (
+        "localhost:9443",
+        "Where nodes reach Trillium's sessions, host:port; the host stands in the server's\n"
+        "certificate.",
+    ),
+    "session-bind": ("0.0.0.0:9443", "Where the server listens for sessions, host:port."),
+    "session-authority": ("keys/ca.crt", "The authority that vouches for the nodes."),
+    "session-certificate": ("keys/server.crt", "The server's certificate."),
+    "session-key": ("keys/server.key", "The key of the server's certificate."),
+    "min-nodes": (1, "The run begins when so many nodes are online."),
+    "wait-seconds": (600.0, "How long it waits for them before it gives up."),
+    "deadline-seconds": (
+        600.0,
+        "How long a node may take for one ask before its work of the round is lost.",
+    ),
+    "transport": (
+        "session",
+        "session: the model stays in memory, one stream per node. messages: one Flower message per\n"
+        "ask, no second port, seconds slower each; not for split.",
+    ),
+    "resume": (False, "Go on from the newest checkpoint in run-folder."),
+}
+"""Run-config settings: their defaults, and what the generated pyproject.toml says of them."""
+
+
+def write_app(
+    target: Path,
+    *,
+    recipe_text: str,
+    settings: Mapping[str, Value],
+    names: Sequence[str],
+) -> list[Path]:
+    """Write a Flower app, and what operator and data owners need around it, into a new folder.
+
+    Args:
+        target: made; must be missing or empty.
+        recipe_text: the experiment as YAML; shipped to the nodes with the app.
+        settings: what differs from the defaults in `SETTINGS`. `min-nodes` is the number of names
+            without one.
+        names: of the nodes.
+
+    Returns:
+        The files, relative to the folder.
+
+    Raises:
+        UserError: the folder is not empty, there is no node, or a setting is unknown or malformed.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(str(target), "it is there already, and not empty", "Name a new folder")
+    if not names:
+        raise UserError("no node", "a federation has at least one", "Name the nodes")
+    values: dict[str, Value] = {name: default for name, (default, _) in SETTINGS.items()}
+    values["min-nodes"] = len(names)
+    for name, value in settings.items():
+        values[name] = _checked(name, value)
+    host, session_port = _split(str(values["session-address"]))
+    context = {
+        "names": list(names),
+        "host": host,
+        "session_port": session_port,
+        "fleet_port": FLEET_PORT,
+        "superlink_port": SUPERLINK_PORT,
+        "simulation_port": SIMULATION_PORT,
+        "flower": FLOWER,
+        "settings": [
+            {"name": name, "value": toml_value(values[name]), "comment": comment.split("\n")}
+            for name, (_, comment) in SETTINGS.items()
+        ],
+    }
+    made = {
+        f"app/trillium_app/{values['recipe']}": recipe_text,
+        **_render(files("trillium.deploy") / "templates", context),
+    }
+    for name, text in made.items():
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return sorted(Path(name) for name in made)
+
+
+def _checked(name: str, value: Value) -> Value:
+    if name not in SETTINGS:
+        raise UserError(f"setting {name!r}", "there is no such setting", suggest(name, SETTINGS))
+    default = SETTINGS[name][0]
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise UserError(
+            f"{name}={value!r}",
+            f"the setting is a {type(default).__name__}",
+            f"Write for example {name}={toml_value(default)}",
+        )
+    return value
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise UserError(
+            f"session-address={address}",
+            "it is not host:port",
+            "Write for example session-address=fl.example.org:9443",
+        )
+    return host.strip("[]"), int(port)
+
+
+def _render(folder: Traversable, context: Mapping[str, object]) -> dict[str, str]:
+    """Return the texts made from a folder of templates, by path; `.j2` and dotless names go."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    made: dict[str, str] = {}
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            inner = _render(entry, context)
+            made |= {f"{entry.name}/{name}": text for name, text in inner.items()}
+        elif entry.name.endswith(".j2"):
+            name = entry.name.removesuffix(".j2")
+            name = f".{name}" if name in ("gitignore", "dockerignore") else name
+            made[name] = environment.from_string(entry.read_text("utf-8")).render(context)
+    return made

@@ -1,0 +1,123 @@
+"""From a recipe to a deployment, and to a first try of it on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from trillium.config import ExperimentConfig
+from trillium.data.deployed import write_rows, write_server_data
+from trillium.data.federated import FederatedData, load_data
+from trillium.deploy.flower import RunStatus, Value
+from trillium.deploy.folder import write_app
+from trillium.deploy.keys import make_keys
+from trillium.deploy.launch import HOST, Federation
+from trillium.deploy.processes import free_port
+from trillium.errors import UserError
+from trillium.run_folder import to_yaml
+
+RUNS: Final = Path("server") / "runs"
+
+
+def deploy(
+    config: ExperimentConfig,
+    target: Path,
+    names: Sequence[str],
+    settings: Mapping[str, Value],
+) -> FederatedData:
+    """Write the Flower app of a recipe, what is around it, and the server's own data.
+
+    Args:
+        config: the recipe. Test set, public set and class names come from its data; the rows that
+            would be the clients' are not written anywhere.
+        target: a new folder.
+        names: of the nodes.
+        settings: of the app, where they differ from the defaults.
+
+    Returns:
+        The data of the recipe.
+
+    Raises:
+        UserError: the folder is not empty, or the data cannot be loaded.
+    """
+    data = load_data(config.data, config.task.data_form, config.seed)
+    recipe = to_yaml(config.tree())
+    write_app(target, recipe_text=recipe, settings=settings, names=names)
+    write_server_data(target / "server" / "data", data)
+    return data
+
+
+def prepare_here(config: ExperimentConfig, target: Path) -> dict[str, dict[str, Value]]:
+    """Write a deployment whose nodes are all on this machine, with keys and data for each.
+
+    Returns:
+        The node configuration of each node; the nodes are the recipe's clients.
+    """
+    address = f"{HOST}:{free_port(HOST)}"
+    num_clients = config.data.num_clients
+    width = len(str(num_clients - 1))
+    names = [f"client-{index:0{width}d}" for index in range(num_clients)]
+    settings: dict[str, Value] = {"session-address": address, "session-bind": address}
+    data = deploy(config, target, names, settings)
+    if sorted(data.clients) != names:
+        raise UserError(
+            f"data.num_clients={num_clients}",
+            f"the partition makes {len(data.clients)} clients of the data",
+            f"Write data.num_clients={len(data.clients)}",
+        )
+    make_keys(target / "keys", [HOST, "localhost"], names)
+    nodes: dict[str, dict[str, Value]] = {}
+    for name, rows in data.clients.items():
+        folder, keys = (target / "nodes" / name).resolve(), (target / "keys").resolve()
+        source = config.data.source
+        write_rows(folder / "train.jsonl", rows, data.labels, source)
+        write_rows(folder / "test.jsonl", data.test, data.labels, source)
+        nodes[name] = {
+            "name": name,
+            "data": str(folder / "train.jsonl"),
+            "test": str(folder / "test.jsonl"),
+            "certificate": str(keys / "nodes" / name / "client.crt"),
+            "key": str(keys / "nodes" / name / "client.key"),
+            "authority": str(keys / "ca.crt"),
+            "state": str(folder / "state"),
+        }
+    return nodes
+
+
+def federation(target: Path, nodes: Mapping[str, Mapping[str, Value]]) -> Federation:
+    """Return the processes of a deployment on this machine, not started yet.
+
+    They share the machine's cores, so that none waits for threads that another one holds.
+    """
+    cores = os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // len(nodes))))
+    return Federation(
+        target / "app",
+        target / "work",
+        keys=target / "keys",
+        nodes=nodes,
+        variables={"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"},
+    )
+
+
+def up(
+    config: ExperimentConfig, target: Path, on_line: Callable[[str], object]
+) -> tuple[RunStatus, Path | None]:
+    """Run a recipe as a deployment on this machine: real processes, TLS, node authentication.
+
+    Args:
+        config: the recipe.
+        target: a new folder; all that is written lies below it.
+        on_line: called with each line of the server's log.
+
+    Returns:
+        How the run ended, and its run folder if it came to have one.
+    """
+    nodes = prepare_here(config, target)
+    with federation(target, nodes) as running:
+        run = running.submit()
+        status = running.wait(run, float("inf"), on_line)
+    found = sorted((target / RUNS).glob("*/status.json"))
+    return status, found[-1].parent if found else None

@@ -1,0 +1,310 @@
+"""Trillium as a Flower app: the server's side and the node's side of a run across machines.
+
+Flower ships the app, starts it, and knows who the nodes are. What is learnt, and every byte of it, is
+Trillium's: the ServerApp runs an `Experiment` over one of the distributed engines, the ClientApp serves
+a `Client`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trillium.checkpoint import dump, load
+from trillium.config import ExperimentConfig, experiment
+from trillium.data.deployed import read_server_data
+from trillium.engines.distributed import MessageEngine, Patience, SessionEngine
+from trillium.engines.node import Node, NodeConfig, Opening
+from trillium.engines.roster import Mail, bytes_of, text_of, with_bytes
+from trillium.engines.secure import ClientTLS, ServerTLS
+from trillium.engines.session import SessionRefused, serve_session
+from trillium.errors import UserError
+from trillium.experiment import SERVER, build_server, resident_model
+from trillium.ledger import Entry
+from trillium.quiet import quiet
+from trillium.report.write import write_report
+from trillium.run_folder import RunFolder, is_finished, new_folder
+from trillium.side import Metrics
+
+log = logging.getLogger(__name__)
+
+PACKAGE: Final = "trillium_app"
+
+server_app = ServerApp()
+client_app = ClientApp()
+
+
+class Settings(BaseModel):
+    """The run configuration of the app; `deploy/folder.py` says what each one means."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    recipe: str
+    server_data: Path = Field(alias="server-data")
+    run_folder: Path = Field(alias="run-folder")
+    session_address: str = Field(alias="session-address")
+    session_bind: str = Field(alias="session-bind")
+    session_authority: Path = Field(alias="session-authority")
+    session_certificate: Path = Field(alias="session-certificate")
+    session_key: Path = Field(alias="session-key")
+    min_nodes: int = Field(alias="min-nodes", ge=1)
+    wait_seconds: float = Field(alias="wait-seconds", gt=0)
+    deadline_seconds: float = Field(alias="deadline-seconds", gt=0)
+    transport: Literal["session", "messages"]
+    resume: bool
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Settings:
+        """Check a run configuration.
+
+        Raises:
+            UserError: a value cannot be used.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"run configuration {first['loc'][0]}={first['input']!r}",
+                first["msg"],
+                "Correct it in the app's pyproject.toml, or in --run-config",
+            ) from error
+
+
+# The server
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment of the app's recipe."""
+    quiet()
+    _log_to_screen("server")
+    settings = Settings.read(context.run_config)
+    text = (files(PACKAGE) / settings.recipe).read_text(encoding="utf-8")
+    config = experiment(yaml.safe_load(text) or {})
+    if settings.transport == "messages" and config.framework.name == "split":
+        raise UserError(
+            'transport="messages" with framework=split',
+            "a split asks several times for every batch, and each Flower message takes seconds",
+            'Write transport="session"',
+        )
+    if config.framework.name == "centralised":
+        raise UserError(
+            "framework=centralised", "there are no data in one place", "Choose another framework"
+        )
+    data = read_server_data(settings.server_data, config.task.data_form)
+    folder = _folder(config, settings)
+    newest = folder.checkpoints.newest(SERVER)
+    number = 0 if newest is None else newest[0]
+    opening = Opening(folder.path.name, config.tree(), list(data.labels), number)
+    patience = Patience(settings.wait_seconds, settings.deadline_seconds)
+    engine = _engine(Mail(grid), opening, settings, patience)
+    finished = False
+    try:
+        log.info("run %s: round %d is complete", folder.path.name, number)
+        engine.gather(settings.min_nodes)
+        if len(engine.clients) < settings.min_nodes:
+            raise UserError(
+                f"min-nodes={settings.min_nodes}",
+                f"{len(engine.clients)} have come in {settings.wait_seconds:g} s",
+                "Start the nodes, or raise wait-seconds; `flwr supernode list` says who is online",
+            )
+        model = resident_model(config, data.labels)
+        progress = Progress(config.rounds)
+        built = build_server(config, model, data, engine, folder, progress.watch, sys.argv)
+        built.run(progress.observe)
+        finished = True
+    except BaseException as error:
+        folder.status("failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        engine.close(finished=finished)
+    log.info("report: %s", write_report(folder.path))
+
+
+def _engine(
+    mail: Mail, opening: Opening, settings: Settings, patience: Patience
+) -> SessionEngine | MessageEngine:
+    if settings.transport == "messages":
+        return MessageEngine(mail, opening, patience)
+    tls = ServerTLS.read(
+        settings.session_authority, settings.session_certificate, settings.session_key
+    )
+    return SessionEngine(
+        mail,
+        opening,
+        patience,
+        bind=settings.session_bind,
+        address=settings.session_address,
+        tls=tls,
+    )
+
+
+def _folder(config: ExperimentConfig, settings: Settings) -> RunFolder:
+    """Return a new run folder, or the newest that can be gone on with."""
+    name = f"{config.framework.name}_{config.data.source.name}_s{config.seed}"
+    parent = settings.run_folder
+    parent.mkdir(parents=True, exist_ok=True)
+    if not settings.resume:
+        return RunFolder(new_folder(parent, name), config.framework.name)
+    tree = config.tree()
+    for path in sorted(parent.glob(f"*_{name}*"), reverse=True):
+        if (path / "status.json").is_file() and not is_finished(path):
+            written = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            if written == tree:
+                return RunFolder.reopen(path)
+    raise UserError(
+        "resume=true",
+        f"{parent} holds no unfinished run of this recipe",
+        "Leave it out to begin anew; a run is gone on with the recipe that it was begun with",
+    )
+
+
+class Progress:
+    """Tells the operator how far the run is, a line an evaluation."""
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds = rounds
+        self._bytes = {"up": 0, "down": 0}
+
+    def watch(self, entry: Entry) -> None:
+        """Take note of a message."""
+        if entry.purpose == "train":
+            self._bytes[entry.direction] += entry.bytes
+
+    def observe(self, line: Metrics) -> None:
+        """Log an evaluation."""
+        quality = [
+            f"{name} {line[name]:.4f}"
+            for name in ("accuracy", "exact_match", "loss", "train_loss")
+            if name in line
+        ]
+        replied = f"{line['replied']} of {line['asked']} replied" if line["round"] else "start"
+        log.info(
+            "round %d/%d: %s, %s, %d bytes up, %d bytes down, %.1f s",
+            line["round"],
+            self._rounds,
+            replied,
+            ", ".join(quality),
+            self._bytes["up"],
+            self._bytes["down"],
+            line["seconds"],
+        )
+        for name, reason in sorted(line["missing"].items()):
+            log.warning("round %d: %s is missing: %s", line["round"], name, reason)
+
+
+# The node
+
+
+@client_app.query("session")
+def session(message: Message, context: Context) -> Message:
+    """Serve a session, for as long as the run lasts."""
+
+    def serve(settings: NodeConfig, node: Node) -> RecordDict:
+        summary = serve_session(
+            text_of(message.content, "opening", "address"),
+            ClientTLS.read(settings.authority, settings.certificate, settings.key),
+            node.name,
+            text_of(message.content, "opening", "token"),
+            {"message": node.handle, "control": node.control},
+        )
+        log.info("%s: session over: %s", node.name, summary)
+        return _closed(summary.closed)
+
+    return _answer(message, context, serve)
+
+
+@client_app.query("settle")
+def settle(message: Message, context: Context) -> Message:
+    """Go back to the last complete round, and say who this is."""
+
+    def serve(settings: NodeConfig, node: Node) -> RecordDict:
+        kept = node.settle(_opening(message).number)
+        _keep(context, node)
+        names = {"name": node.name, "kept": "yes" if kept else "no"}
+        return RecordDict({"node": ConfigRecord({**names})})
+
+    return _answer(message, context, serve)
+
+
+@client_app.query("ask")
+def ask(message: Message, context: Context) -> Message:
+    """Answer one ask; what the client holds is kept from one message to the next."""
+
+    def serve(settings: NodeConfig, node: Node) -> RecordDict:
+        kept = context.state.get("client")
+        if isinstance(kept, ArrayRecord):
+            node.client.load(load(bytes_of(RecordDict({"data": kept}))))
+        else:
+            node.settle(_opening(message).number)
+        reply = node.handle(bytes_of(message.content))
+        node.save(node.client.round)
+        _keep(context, node)
+        return with_bytes(RecordDict(), reply)
+
+    return _answer(message, context, serve)
+
+
+@client_app.query("forget")
+def forget(message: Message, context: Context) -> Message:
+    """Remove what was kept of a finished run."""
+
+    def serve(settings: NodeConfig, node: Node) -> RecordDict:
+        node.forget()
+        return _closed("forgotten")
+
+    return _answer(message, context, serve)
+
+
+def _answer(
+    message: Message, context: Context, serve: Callable[[NodeConfig, Node], RecordDict]
+) -> Message:
+    """Build the node and serve; what stands in the way is logged here, and told in short there."""
+    quiet()
+    opening = _opening(message)
+    _log_to_screen(f"run={opening.run} client={context.node_config.get('name', 'simulated')}")
+    try:
+        settings = NodeConfig.read(context.node_config)
+        content = serve(settings, Node(settings, opening))
+    except UserError as error:
+        log.error("%s", error)
+        # The first part of it may hold a path of this machine.
+        content = _closed(f"the node cannot take part: {error.why}")
+    except SessionRefused as error:
+        log.error("the server did not let this node in: %s", error)
+        content = _closed(str(error))
+    return Message(content, reply_to=message)
+
+
+def _opening(message: Message) -> Opening:
+    return Opening.decode(text_of(message.content, "opening", "opening"))
+
+
+def _closed(reason: str) -> RecordDict:
+    return RecordDict({"summary": ConfigRecord({"closed": reason})})
+
+
+def _keep(context: Context, node: Node) -> None:
+    context.state["client"] = with_bytes(RecordDict(), dump(node.client.dump()))["data"]
+
+
+def _log_to_screen(who: str) -> None:
+    """Send Trillium's log to the output of this process, which Flower collects."""
+    logger = logging.getLogger("trillium")
+    logger.handlers.clear()
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,249 @@
+"""One client's connection at the server: the handshake, its asks one after the other, its end.
+
+Two threads serve a connection: gRPC's own takes the frames that go out and is held up when the client
+does not read; a second reads what comes in. The server's one lock guards all state and is never held
+while anything is sent, received or called back.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import grpc
+
+from trillium.engines.frames import (
+    PROTOCOL,
+    Frame,
+    FrameError,
+    Kind,
+    StreamConfig,
+    Whole,
+    control,
+    encode,
+    messages,
+    one_line,
+    parse,
+    read_control,
+    text,
+)
+from trillium.fleet import Lost
+
+log = logging.getLogger(__name__)
+
+
+class Refused(Exception):  # noqa: N818 - it is what happens, and is caught by name
+    """This connection is not let in."""
+
+
+class Host(Protocol):
+    """What a connection needs of its server."""
+
+    config: StreamConfig
+
+    def offer(self, link: Link, token: str) -> str:
+        """Check the token of a hello and return one to come back with; raises `Refused`."""
+
+    def join(self, link: Link, token: str, offered: str) -> None:
+        """Let a client in that has the offered token; raises `Refused`."""
+
+    def ended(self, link: Link, reason: str) -> None:
+        """Take note, under the lock, that a connection is over."""
+
+    def tell(self) -> None:
+        """Report what has happened, outside the lock."""
+
+
+@dataclass(eq=False)
+class Ask:
+    """One request on its way to one client; `data` is let go as soon as it is on its way."""
+
+    name: str
+    sequence: int
+    channel: str
+    data: bytes
+    replies: queue.SimpleQueue[tuple[str, bytes | Lost]]
+    abandoned: bool = False
+
+    def lose(self, reason: str) -> None:
+        """Answer with why there is no reply, unless nobody waits for it any more."""
+        if not self.abandoned:
+            self.replies.put((self.name, Lost(reason)))
+
+
+@dataclass(eq=False)
+class Link:
+    """One connection.
+
+    Attributes:
+        context: gRPC's view of it.
+        host: the server.
+        changed: a condition of the server's lock.
+        name: the common name of the client's certificate, which TLS has verified.
+        joined: whether it was let in.
+        status: how it ended.
+    """
+
+    context: grpc.ServicerContext
+    host: Host
+    changed: threading.Condition
+    name: str = ""
+    joined: bool = False
+    status: tuple[grpc.StatusCode, str] | None = None
+    _welcome: bytes | None = None
+    _asks: deque[Ask] = field(default_factory=deque)
+    _current: Ask | None = None
+
+    def __post_init__(self) -> None:
+        names = self.context.auth_context().get("x509_common_name", [])
+        self.name = names[0].decode("utf-8", "replace") if len(names) == 1 else ""
+
+    # Under the lock
+
+    def submit(self, ask: Ask) -> None:
+        """Queue an ask; it goes out when the client is free."""
+        self._asks.append(ask)
+        self.changed.notify_all()
+
+    def withdraw(self, ask: Ask) -> bool:
+        """Take an ask back; return whether it had not gone out yet."""
+        if ask not in self._asks:
+            return False
+        self._asks.remove(ask)
+        return True
+
+    def end(self, code: grpc.StatusCode, reason: str) -> None:
+        """End the connection; what it had to answer is lost. The first reason counts."""
+        if self.status is not None:
+            return
+        self.status = (code, reason)
+        for ask in (self._current, *self._asks):
+            if ask is not None:
+                ask.lose(reason)
+        self._current = None
+        self._asks.clear()
+        self.changed.notify_all()
+        self.host.ended(self, reason)
+
+    # What goes out
+
+    def serve(self, requests: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield what goes out; gRPC takes a frame when the one before is sent."""
+        threading.Thread(
+            target=self._read, args=(requests,), name=f"session-in-{self.name}", daemon=True
+        ).start()
+        yield from self._greet()
+        while (frames := self._next()) is not None:
+            for frame in frames:
+                if self.status:
+                    break  # nobody waits for the reply any more
+                yield frame
+        assert self.status is not None
+        code, reason = self.status
+        if code is grpc.StatusCode.OK:
+            yield text(Kind.BYE, 0, reason)
+        self.context.set_code(code)
+        self.context.set_details(reason)
+
+    def _greet(self) -> Iterator[bytes]:
+        """Yield the welcome, and return when the client is in or not let in."""
+        seconds = self.host.config.hello_seconds
+        until = time.monotonic() + seconds
+        with self.changed:
+            self.changed.wait_for(lambda: self._welcome or self.status, seconds)
+            welcome = self._welcome
+        if welcome is not None:
+            yield welcome
+        with self.changed:
+            self.changed.wait_for(lambda: self.joined or self.status, until - time.monotonic())
+            if not self.joined:
+                self.end(grpc.StatusCode.PERMISSION_DENIED, f"no hello within {seconds:g} s")
+        self.host.tell()
+
+    def _next(self) -> Iterator[bytes] | None:
+        """Return the frames of the next ask as soon as the client is free for it; None at the end."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.status or (self._asks and self._current is None))
+            if self.status:
+                return None
+            ask = self._current = self._asks.popleft()
+            data, ask.data = ask.data, b""
+        return encode(Kind.ASK, ask.sequence, data, ask.channel, self.host.config.chunk_bytes)
+
+    # What comes in
+
+    def _read(self, requests: Iterator[bytes]) -> None:
+        """Read what comes in until it is over."""
+        code, reason = grpc.StatusCode.UNAVAILABLE, "the link was lost"
+        patience_seconds = self.host.config.close_seconds
+        try:
+            self._hello(requests)
+            for whole in messages(requests, self.host.config.max_bytes, self._check):
+                if whole.kind is Kind.BYE:
+                    reason, patience_seconds = f"the client left: {whole.text}", 0.0
+                    break
+                self._answered(whole)
+                del whole  # else it stays in memory until the next one is complete
+        except Refused as refusal:
+            code, reason = grpc.StatusCode.PERMISSION_DENIED, str(refusal)
+        except FrameError as error:
+            code, reason = grpc.StatusCode.INVALID_ARGUMENT, f"it broke the protocol: {error}"
+        except (grpc.RpcError, StopIteration):
+            pass
+        except Exception as error:
+            log.exception("%s: its stream failed", self.name, extra={"client": self.name})
+            code, reason = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
+        with self.changed:
+            self.end(code, reason)
+        self.host.tell()
+        self._hang_up(patience_seconds)
+
+    def _hello(self, requests: Iterator[bytes]) -> None:
+        """Check who this is, offer a token to come back with, and join when the client has it."""
+        fields = {"version": int, "name": str, "token": str}
+        hello = read_control(parse(next(requests)), Kind.HELLO, fields)
+        name, token = str(hello["name"]), str(hello["token"])
+        if hello["version"] != PROTOCOL:
+            raise Refused(f"protocol version {hello['version']}, this server speaks {PROTOCOL}")
+        if not self.name or name != self.name:
+            raise Refused(f"the certificate is not that of {one_line(name)[:80]!r}")
+        offered = self.host.offer(self, token)
+        with self.changed:
+            self._welcome = control(Kind.WELCOME, token=offered)
+            self.changed.notify_all()
+        read_control(parse(next(requests)), Kind.READY, {})
+        self.host.join(self, token, offered)
+
+    def _check(self, first: Frame) -> None:
+        """Accept the answer to the ask that the client has, and a goodbye."""
+        ask = self._current
+        if first.kind is Kind.BYE:
+            return
+        if first.kind not in (Kind.REPLY, Kind.ERROR):
+            raise FrameError(f"{first.kind.name} where an answer belongs")
+        if ask is None or first.sequence != ask.sequence:
+            raise FrameError("an answer to what was not asked")
+
+    def _answered(self, whole: Whole) -> None:
+        """Pass an answer on, or discard it if it comes too late."""
+        with self.changed:
+            ask, self._current = self._current, None
+            self.changed.notify_all()
+        if ask is None or ask.abandoned:
+            log.info("%s: a late reply was discarded", self.name, extra={"client": self.name})
+        elif whole.kind is Kind.ERROR:
+            ask.lose(whole.text)
+        else:
+            ask.replies.put((ask.name, whole.data))
+
+    def _hang_up(self, patience_seconds: float) -> None:
+        """Give gRPC a moment to say how it ended, to a client that may not read any more."""
+        over = threading.Event()
+        if self.context.add_callback(over.set) and not over.wait(patience_seconds):
+            self.context.cancel()

@@ -1,0 +1,246 @@
+"""A node: one data owner's process in a deployment, whatever brings it the bytes.
+
+The server says what the run is; the node's own settings say where its data, its keys and its state
+are. None of these, and no path of the node, ever leaves it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trillium.checkpoint import Checkpoints
+from trillium.client import Client
+from trillium.config import ExperimentConfig, experiment
+from trillium.data.deployed import read_rows
+from trillium.data.federated import load_data
+from trillium.errors import UserError, suggest
+from trillium.experiment import build_client, resident_model, tokenize
+from trillium.models.load import LanguageModel
+
+log = logging.getLogger(__name__)
+
+RUN: Final = re.compile(r"[\w.-]{1,200}")
+EXAMPLE: Final = 'Write for example --node-config \'name="hospital-a" data="data/train.csv"\''
+
+
+class NodeConfig(BaseModel):
+    """What a data owner tells its own node.
+
+    Attributes:
+        name: as it stands in the node's certificate and in its registration.
+        data: the node's rows: csv, jsonl, json or parquet, in the columns that the recipe names.
+        test: held-out rows of the node, to look at its own model.
+        model: folder of the model on this machine, in place of the one that the recipe names.
+        certificate, key, authority: for the session.
+        state: folder for what the node keeps between rounds and runs.
+        partition_id, num_partitions: which of the recipe's clients a simulated node is; Flower's
+            simulation sets them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    name: str | None = None
+    data: Path | None = None
+    test: Path | None = None
+    model: str | None = None
+    certificate: Path = Path("keys/client.crt")
+    key: Path = Path("keys/client.key")
+    authority: Path = Path("keys/ca.crt")
+    state: Path | None = None
+    partition_id: int | None = Field(default=None, alias="partition-id")
+    num_partitions: int | None = Field(default=None, alias="num-partitions")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> NodeConfig:
+        """Check a node configuration.
+
+        Raises:
+            UserError: a key is unknown, a value cannot be used, or the node has no data.
+        """
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for key in values:
+            if key not in known:
+                raise UserError(
+                    f"node configuration {key}={values[key]!r}",
+                    "a node has no such setting",
+                    suggest(key, known),
+                )
+        try:
+            found = cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"node configuration {first['loc'][0]}={first['input']!r}", first["msg"], EXAMPLE
+            ) from error
+        if found.partition_id is None and (found.name is None or found.data is None):
+            missing = "name" if found.name is None else "data"
+            raise UserError(
+                f"node configuration without {missing}",
+                "the node would not know who it is or what to train on; no data comes from the server",
+                EXAMPLE,
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the server tells a node at the beginning.
+
+    Attributes:
+        run: name of the run; the node keeps its state under it.
+        tree: the resolved configuration.
+        labels: class names of the federation.
+        number: the last complete round, which the node goes back to.
+    """
+
+    run: str
+    tree: Mapping[str, Any]
+    labels: Sequence[str]
+    number: int
+
+    def encode(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(vars(self), sort_keys=True)
+
+    @classmethod
+    def decode(cls, text: str) -> Opening:
+        """Check what came from the server.
+
+        Raises:
+            ValueError: it is not an opening.
+        """
+        content = json.loads(text)
+        found = cls(**content)
+        labels_fit = isinstance(found.labels, list) and all(
+            isinstance(label, str) for label in found.labels
+        )
+        if not (
+            isinstance(found.run, str)
+            and RUN.fullmatch(found.run)
+            and found.run.strip(".")
+            and isinstance(found.tree, dict)
+            and labels_fit
+            and type(found.number) is int
+        ):
+            raise ValueError("the server's opening is malformed")
+        return found
+
+
+class Node:
+    """One client of a run, kept in memory between asks.
+
+    Attributes:
+        name: of the client.
+        client: answers the asks.
+    """
+
+    def __init__(self, settings: NodeConfig, opening: Opening) -> None:
+        self.name, self.client = _client(settings, opening)
+        self._settled: bool | None = None
+        self._folder = None if settings.state is None else settings.state / opening.run
+        self._checkpoints = None if self._folder is None else Checkpoints(self._folder)
+        num_examples = len(self.client.examples)
+        log.info("run %s: %s is ready with %d examples", opening.run, self.name, num_examples)
+
+    def handle(self, data: bytes) -> bytes:
+        """Answer one message of the server."""
+        start = time.perf_counter()
+        reply = self.client.handle(data)
+        log.info(
+            "%s: round %d: %s, %d bytes down, %d bytes up, %.1f s",
+            self.name,
+            self.client.round,
+            self.client.last_verb,
+            len(data),
+            len(reply),
+            time.perf_counter() - start,
+        )
+        return reply
+
+    def settle(self, number: int) -> bool:
+        """Go back to the newest state that is kept of a round or before, once in this process.
+
+        Returns:
+            Whether the node holds something of earlier rounds.
+        """
+        if self._settled is None:
+            self._settled = self.restore(number)
+        return self._settled
+
+    def restore(self, number: int) -> bool:
+        """Go back to the newest state of a round or before; return whether there is one."""
+        found = None if self._checkpoints is None else self._checkpoints.newest(self.name, number)
+        self.client.store = {} if found is None else found[1]
+        if found is not None:
+            log.info("%s: goes on from its state after round %d", self.name, found[0])
+        return found is not None
+
+    def save(self, number: int) -> None:
+        """Keep what the client holds after a round."""
+        self._settled = True
+        if self._checkpoints is not None:
+            self._checkpoints.keep(self.name, number, self.client.store)
+
+    def forget(self) -> None:
+        """Remove what is kept: the run has finished."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def control(self, data: bytes) -> bytes:
+        """Answer what the engine, not the framework, asks: `[verb, round]` as JSON."""
+        verb, number = json.loads(data)
+        if type(number) is not int or verb not in ("settle", "restore", "save", "forget"):
+            raise ValueError(f"{str(verb)[:40]!r} is nothing that a node is asked")
+        if verb == "forget":
+            self.forget()
+            return b"true"
+        return json.dumps(getattr(self, verb)(number)).encode()
+
+
+def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:
+    tree = {**opening.tree}
+    if settings.model is not None:
+        tree["model"] = {**tree["model"], "id": settings.model}
+    config = experiment(tree)
+    model = _model(json.dumps(tree, sort_keys=True), tuple(opening.labels))
+    form = config.task.data_form
+    if settings.partition_id is not None:
+        data = load_data(config.data, form, config.seed)
+        names = sorted(data.clients)
+        if settings.partition_id >= len(names):
+            raise UserError(
+                f"partition-id={settings.partition_id}",
+                f"the recipe divides its data among {len(names)} clients",
+                f"Start {len(names)} nodes, or write data.num_clients in the recipe",
+            )
+        name = names[settings.partition_id]
+        test = tokenize(config, model, data.test)
+        return name, build_client(config, model, name, data.clients[name], test=test)
+    assert settings.name is not None
+    assert settings.data is not None
+    source, labels = config.data.source, opening.labels
+    rows = read_rows(settings.data, source, form, labels)
+    held_out = (
+        []
+        if settings.test is None
+        else tokenize(config, model, read_rows(settings.test, source, form, labels))
+    )
+    return settings.name, build_client(config, model, settings.name, rows, test=held_out)
+
+
+@lru_cache(maxsize=1)
+def _model(tree: str, labels: tuple[str, ...]) -> LanguageModel:
+    """Return the resident model of this process; simulated nodes that share the process share it."""
+    config: ExperimentConfig = experiment(json.loads(tree))
+    return resident_model(config, labels)

@@ -1,0 +1,125 @@
+"""Who the nodes of a Flower run are, and Flower messages to them; all of Flower's classes are here.
+
+Flower's own message classes hold bfloat16 and float8 badly, and its arrays unpickle by another path;
+bytes cross as they are, as an array of unsigned bytes that nobody decodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from trillium.engines.node import Opening
+from trillium.fleet import Lost
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 0.1
+_BYTES: Final = "trillium.bytes"
+# Of a message that opens a session: it lasts as long as the run.
+_TTL_SECONDS: Final = 7 * 24 * 3600.0
+
+
+class Mail:
+    """Flower messages to the nodes of one run.
+
+    Args:
+        grid: of the ServerApp.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def nodes(self) -> dict[int, str]:
+        """Return the nodes that are online: the name under which each was registered, by id."""
+        return {node.node_id: str(getattr(node, "name", "")) for node in self._grid.get_nodes()}
+
+    def send(
+        self, action: str, contents: Mapping[int, RecordDict], ttl: float | None
+    ) -> dict[str, int]:
+        """Send a message to each node and return the nodes by the id of their message.
+
+        Args:
+            action: which of the ClientApp's queries.
+            contents: by node.
+            ttl: seconds after which the message is void; a week without one.
+        """
+        seconds = _TTL_SECONDS if ttl is None else ttl
+        messages = [
+            Message(content, node, f"query.{action}", ttl=seconds)
+            for node, content in contents.items()
+        ]
+        ids = list(self._grid.push_messages(messages))
+        return {sent: node for sent, node in zip(ids, contents, strict=True) if sent}
+
+    def answers(self, waiting: Iterable[str]) -> Iterator[tuple[str, RecordDict | Lost]]:
+        """Yield those answers that have come, by the id of the message they answer."""
+        ids = list(waiting)
+        for reply in self._grid.pull_messages(ids) if ids else ():
+            sent = reply.metadata.reply_to_message_id
+            if reply.has_error():
+                yield (
+                    sent,
+                    Lost(f"Flower error {reply.error.code}: {reply.error.reason or 'no reason'}"),
+                )
+            else:
+                yield sent, reply.content
+
+    def exchange(
+        self, action: str, contents: Mapping[int, RecordDict], seconds: float
+    ) -> Iterator[tuple[int, RecordDict | Lost]]:
+        """Send a message to each node and yield the answers as they arrive, or why there is none."""
+        waiting = self.send(action, contents, seconds)
+        for node in contents.keys() - set(waiting.values()):
+            yield node, Lost("Flower did not take the message")
+        deadline = time.monotonic() + seconds
+        while waiting and time.monotonic() < deadline:
+            found = list(self.answers(waiting))
+            for sent, content in found:
+                yield waiting.pop(sent), content
+            if not found:
+                time.sleep(POLL_SECONDS)
+        for node in waiting.values():
+            yield node, Lost(f"no reply within {seconds:g} s")
+
+
+def opening_record(opening: Opening, **more: str) -> RecordDict:
+    """Return what tells a node what the run is."""
+    return RecordDict({"opening": ConfigRecord({"opening": opening.encode(), **more})})
+
+
+def with_bytes(content: RecordDict, data: bytes) -> RecordDict:
+    """Add opaque bytes to a message."""
+    content["data"] = ArrayRecord({"data": Array("uint8", (len(data),), _BYTES, data)})
+    return content
+
+
+def bytes_of(content: RecordDict) -> bytes:
+    """Return the opaque bytes of a message.
+
+    Raises:
+        ValueError: there are none.
+    """
+    record = content.get("data")
+    array = record.get("data") if isinstance(record, ArrayRecord) else None
+    if array is None or array.stype != _BYTES:
+        raise ValueError("the message holds no bytes of Trillium")
+    return bytes(array.data)
+
+
+def text_of(content: RecordDict, record: str, key: str) -> str:
+    """Return a text of a message.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = content.get(record)
+    value = found.get(key) if isinstance(found, ConfigRecord) else None
+    if not isinstance(value, str):
+        raise ValueError(f"the message holds no {key}")
+    return value

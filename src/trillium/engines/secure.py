@@ -1,0 +1,109 @@
+"""Mutual TLS and the gRPC options that the two ends of a session stream share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+import grpc
+
+from trillium.engines.frames import MAX_FRAME_BYTES, StreamConfig
+from trillium.errors import UserError
+
+SERVICE: Final = "trillium.Session"
+METHOD: Final = "Serve"
+Options = Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class _TLS:
+    """Who one side is and whom it trusts, all in PEM.
+
+    Attributes:
+        authority: certificate of the authority that the other side's certificate must come from.
+        certificate: of this side.
+        key: private key of that certificate, not encrypted.
+    """
+
+    authority: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def read(cls, authority: Path, certificate: Path, key: Path) -> Self:
+        """Read the three files.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        return cls(*(_content(path) for path in (authority, certificate, key)))
+
+
+class ServerTLS(_TLS):
+    """The server's certificate and key; a client without a certificate of the authority is refused."""
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Return what gRPC wants."""
+        return grpc.ssl_server_credentials(
+            [(self.key, self.certificate)],
+            root_certificates=self.authority,
+            require_client_auth=True,
+        )
+
+
+class ClientTLS(_TLS):
+    """A client's certificate and key; the common name of the certificate is the client's name."""
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return what gRPC wants."""
+        return grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
+
+
+def server_options(config: StreamConfig) -> Options:
+    """Return the options of the server: no second server on the port, and probes are welcome."""
+    return [
+        *_options(config),
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 50),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+def client_options(config: StreamConfig) -> Options:
+    """Return the options of a client: it retries by itself, with another token."""
+    return [
+        *_options(config),
+        ("grpc.enable_retries", 0),
+        # Else a new channel would inherit the back-off of the one before.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def _options(config: StreamConfig) -> Options:
+    return [
+        ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+        ("grpc.max_send_message_length", MAX_FRAME_BYTES),
+        ("grpc.keepalive_time_ms", round(config.keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_seconds * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(config.keepalive_timeout_seconds * 1000)),
+        # A fixed window in place of one that grows with probes of the bandwidth. Those fill the
+        # buffers of a slow link, then take their own late answer for a lost link; and while one is
+        # under way, a link that falls silent is not probed.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", config.window_bytes),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            str(path),
+            f"it cannot be read ({error.strerror})",
+            "Make certificates and keys with `trillium keys`, or name the folder that holds them",
+        ) from error

@@ -1,0 +1,283 @@
+"""The session stream, server's side: opaque bytes out to named clients, and their replies back.
+
+Each client holds one bidirectional gRPC stream with mutual TLS and is let in with a single-use token
+issued for the common name of its certificate. It answers one ask at a time. `engines/session.py` is the
+other end, `engines/frames.py` what crosses, and neither side knows what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Literal, Self
+
+import grpc
+
+from trillium.engines.frames import StreamConfig
+from trillium.engines.link import Ask, Link, Refused
+from trillium.engines.secure import METHOD, SERVICE, ServerTLS, server_options
+from trillium.engines.tokens import Tokens
+from trillium.errors import UserError
+from trillium.fleet import Lost
+
+log = logging.getLogger(__name__)
+
+Change = Literal["joined", "lost", "refused"]
+OnChange = Callable[[str, Change, str], None]
+SPARE_STREAMS: Final = 16  # for those that are still being let in, or turned away
+
+
+class SessionServer:
+    """Lets clients in, carries asks to them, and lets them go.
+
+    Threads may call everything here at the same time. A server that is not closed keeps the process
+    alive, so use it in a `with` block.
+
+    Args:
+        address: `host:port` to listen on; port 0 takes a free one.
+        tls: the server's certificate, and the authority of the clients' certificates.
+        config: limits and patience.
+        on_change: called with `(client, "joined" | "lost" | "refused", reason)`, in the order of the
+            events and never twice at once; must return soon.
+
+    Attributes:
+        port: the port it listens on.
+
+    Raises:
+        UserError: it cannot listen on that address.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        tls: ServerTLS,
+        config: StreamConfig = StreamConfig(),
+        on_change: OnChange | None = None,
+    ) -> None:
+        self.config = config
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._telling = threading.RLock()
+        self._events: deque[tuple[str, Change, str]] = deque()
+        self._links: dict[str, Link] = {}
+        self._arriving: set[Link] = set()
+        self._left: dict[str, str] = {}
+        self._tokens = Tokens()
+        self._sequence = itertools.count(1)
+        self._closed: str | None = None
+        num_streams = config.max_clients + SPARE_STREAMS
+        self._pool = ThreadPoolExecutor(num_streams, thread_name_prefix="session-out")
+        handler = grpc.stream_stream_rpc_method_handler(self._serve)
+        self._server = grpc.server(
+            self._pool,
+            handlers=[grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})],
+            options=server_options(config),
+            maximum_concurrent_rpcs=num_streams,
+        )
+        try:
+            self.port: int = self._server.add_secure_port(address, tls.credentials())
+        except RuntimeError as error:
+            raise UserError(
+                f"address {address}",
+                "the session server cannot listen on it",
+                "Write host:port with an address of this machine and a port that is free",
+            ) from error
+        self._server.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close("the server has ended")
+
+    def invite(self, name: str) -> str:
+        """Return a new single-use token for a client; every earlier one of that name becomes void.
+
+        A client that is connected stays so, but if its link is lost it cannot come back by itself.
+        """
+        with self._lock:
+            return self._tokens.invite(name)
+
+    @property
+    def clients(self) -> list[str]:
+        """The clients that are connected now, sorted."""
+        with self._lock:
+            return sorted(self._links)
+
+    def wait(self, names: Iterable[str], seconds: float) -> set[str]:
+        """Wait until these clients are connected or the time is over; return those that are."""
+        wanted = set(names)
+        with self._lock:
+            self._changed.wait_for(lambda: wanted <= self._links.keys() or self._closed, seconds)
+            return wanted & self._links.keys()
+
+    def carry(
+        self,
+        requests: Mapping[str, bytes],
+        *,
+        channel: str = "message",
+        deadline_seconds: float | None = None,
+    ) -> Iterator[tuple[str, bytes | Lost]]:
+        """Send all requests at once and yield `(client, reply)` as replies arrive.
+
+        Every client of the requests is yielded exactly once, with its reply or with why there is
+        none. Nothing is sent before the first is asked for. A client that is still busy with an
+        earlier ask gets its request when it is free.
+
+        Args:
+            requests: the bytes for each client.
+            channel: which of the client's handlers answers.
+            deadline_seconds: how long to wait for all of them, from the first ask for a reply on.
+        """
+        until = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+        replies: queue.SimpleQueue[tuple[str, bytes | Lost]] = queue.SimpleQueue()
+        waiting = {
+            name: self._submit(Ask(name, next(self._sequence), channel, data, replies))
+            for name, data in requests.items()
+        }
+        try:
+            while waiting:
+                left = None if until is None else max(until - time.monotonic(), 0.0)
+                try:
+                    name, reply = replies.get(timeout=left)
+                except queue.Empty:
+                    break
+                del waiting[name]
+                yield name, reply
+                del reply  # else it stays in memory until the next one is complete
+            for name in list(waiting):
+                sent = self._abandon(waiting.pop(name))
+                why = "no reply" if sent else "still busy with an earlier ask, not free"
+                yield name, Lost(f"{why} within {deadline_seconds:g} s")
+        finally:
+            for ask in waiting.values():  # the caller wants no more
+                self._abandon(ask)
+
+    def disconnect(self, name: str, reason: str) -> None:
+        """End a client's session; it is told why and does not come back by itself."""
+        with self._lock:
+            self._tokens.void(name)
+            if name in self._links:
+                self._links[name].end(grpc.StatusCode.OK, reason)
+        self.tell()
+
+    def close(self, reason: str) -> None:
+        """Tell every client that its session is over, and stop; asks that are open are lost.
+
+        Takes at most `close_seconds`. A stream to a client that does not read any more is left to its
+        keep-alive; until that ends it, its thread keeps the process alive.
+        """
+        with self._lock:
+            if self._closed is None:
+                self._closed = reason
+            for link in list(self._links.values()):
+                link.end(grpc.StatusCode.OK, self._closed)
+            for link in list(self._arriving):
+                link.end(grpc.StatusCode.PERMISSION_DENIED, self._closed)
+            self._changed.notify_all()
+        self.tell()
+        self._server.stop(self.config.close_seconds).wait(self.config.close_seconds)
+        self._pool.shutdown(wait=False)
+
+    def _submit(self, ask: Ask) -> Ask:
+        """Hand an ask to its client's link, or answer it at once."""
+        with self._lock:
+            link = self._links.get(ask.name)
+            if link is None:
+                why = self._closed or self._left.get(ask.name) or "it has not joined yet"
+                ask.lose(f"not connected: {why}")
+            elif len(ask.data) > self.config.max_bytes:
+                limit = f"at most {self.config.max_bytes} may be sent"
+                ask.lose(f"the ask has {len(ask.data)} bytes, {limit}")
+            else:
+                link.submit(ask)
+        return ask
+
+    def _abandon(self, ask: Ask) -> bool:
+        """Give an ask up, so that its reply is discarded; return whether it had gone out."""
+        with self._lock:
+            ask.abandoned = True
+            link = self._links.get(ask.name)
+            return link is None or not link.withdraw(ask)
+
+    # What a connection needs of its server; see `link.Host`
+
+    def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        link = Link(context, self, threading.Condition(self._lock))
+        with self._lock:
+            self._arriving.add(link)
+        return link.serve(requests)
+
+    def offer(self, link: Link, token: str) -> str:
+        """Check the token of a hello and return one to come back with.
+
+        Raises:
+            Refused: the token is not good, or there is no place.
+        """
+        with self._lock:
+            self._check(link, token)
+            return self._tokens.offer(link.name, token)
+
+    def join(self, link: Link, token: str, offered: str) -> None:
+        """Let a client in, in place of the link that it had before.
+
+        Raises:
+            Refused: meanwhile the token is not good any more, or there is no place.
+        """
+        with self._lock:
+            self._check(link, token)
+            old = self._links.get(link.name)
+            if old is not None:
+                old.end(grpc.StatusCode.UNAVAILABLE, "the client came back on a new link")
+            self._tokens.settle(link.name, offered)
+            self._arriving.discard(link)
+            self._links[link.name] = link
+            link.joined = True
+            self._events.append((link.name, "joined", f"from {link.context.peer()}"))
+            link.changed.notify_all()
+            self._changed.notify_all()
+        self.tell()
+        if old is not None:
+            old.context.cancel()  # it may be held up by a link that no longer moves
+
+    def _check(self, link: Link, token: str) -> None:
+        """Check, under the lock, that a token lets this connection in now."""
+        if self._closed is not None:
+            raise Refused(f"the session is over: {self._closed}")
+        use = self._tokens.check(link.name, token)
+        if use is None or link.status is not None:
+            raise Refused("the token is not valid: unknown, used before, or replaced by another")
+        if link.name in self._links:
+            if use == "invited":
+                raise Refused("this client is connected already")
+        elif len(self._links) >= self.config.max_clients:
+            raise Refused(f"{self.config.max_clients} clients are connected, which is the limit")
+
+    def ended(self, link: Link, reason: str) -> None:
+        """Take note, under the lock, that a connection is over."""
+        self._arriving.discard(link)
+        if self._links.get(link.name) is link:
+            del self._links[link.name]
+            self._left[link.name] = reason
+            self._changed.notify_all()
+        self._events.append((link.name, "lost" if link.joined else "refused", reason))
+
+    def tell(self) -> None:
+        """Log events and call back, outside the lock and in the order in which they happened."""
+        with self._telling:
+            while self._events:
+                name, change, reason = self._events.popleft()
+                level = logging.WARNING if change == "refused" else logging.INFO
+                log.log(level, "%s: %s: %s", name, change, reason, extra={"client": name})
+                if self._on_change is not None:
+                    try:
+                        self._on_change(name, change, reason)
+                    except Exception:
+                        log.exception("%s: on_change failed", name, extra={"client": name})

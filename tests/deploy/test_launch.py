@@ -1,0 +1,200 @@
+"""A federation of real processes on this machine: it runs, survives what it should, and ends whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+
+import echo_app
+
+from trillium.deploy.flower import Value
+from trillium.deploy.keys import make_keys
+from trillium.deploy.launch import Federation
+from trillium.deploy.processes import Process
+from trillium.errors import UserError
+
+NAMES = ("alpha", "beta")
+TEXT = 'it\'s a "text" with = and spaces'
+LIMIT = 120.0
+
+
+def build(folder: Path, *, port: int = 0, durable: bool = False) -> Federation:
+    app = folder / "app"
+    if not app.exists():
+        echo_app.write(app)
+    make_keys(folder / "keys", ["127.0.0.1"], NAMES)
+    nodes: dict[str, dict[str, Value]] = {
+        name: {"name": f'{name}\'s "node"', "number": 1} for name in NAMES
+    }
+    return Federation(
+        app, folder / "work", keys=folder / "keys", nodes=nodes, port=port, durable=durable
+    )
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with build(tmp_path_factory.mktemp("federation")) as running:
+        yield running
+
+
+def living(folder: Path) -> list[str]:
+    """The command lines of living processes that mention a folder."""
+    lines = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if int(entry.name) != os.getpid() and any(str(folder) in word for word in words):
+            lines.append(" ".join(words))
+    return lines
+
+
+def test_a_run_goes_to_its_end(federation: Federation) -> None:
+    lines: list[str] = []
+    run = federation.submit({"text": TEXT, "rounds": 2})
+    status = federation.wait(run, LIMIT, lines.append)
+    assert (status.state, status.details) == ("finished:completed", "")
+    assert f"text {TEXT!r}" in lines
+    assert "nodes alpha beta" in lines  # the names of the registration
+    replies = sorted(line for line in lines if line.startswith("reply"))
+    assert replies == [f'reply {name}\'s "node" {n}' for name in NAMES for n in (0, 1)]
+    for name in ("superlink", *NAMES, f"run_{run}"):
+        assert (federation.work / "logs" / f"{name}.log").stat().st_size > 0
+    assert len(federation.flwr.online()) == 2
+
+
+def test_a_run_that_raises_has_failed_and_says_why(federation: Federation) -> None:
+    status = federation.wait(federation.submit({"mode": "raise"}), LIMIT)
+    assert status.state == "finished:failed"
+    assert "told to raise" in status.details
+
+
+def test_a_run_can_be_stopped(federation: Federation) -> None:
+    run = federation.submit({"mode": "wait"})
+    assert not federation.wait(run, 5.0).finished
+    federation.flwr.stop(run)
+    assert federation.wait(run, LIMIT).state == "finished:stopped"
+
+
+def test_an_unknown_setting_is_refused(federation: Federation) -> None:
+    with pytest.raises(UserError, match="Invalid run configuration"):
+        federation.submit({"no-such-setting": 1})
+
+
+def test_an_unregistered_key_is_refused(federation: Federation, tmp_path: Path) -> None:
+    make_keys(federation.keys, [], ["gamma"])
+    federation.nodes["gamma"] = {"name": "gamma"}
+    try:
+        with pytest.raises(UserError, match="ended at its start"):
+            federation.start_node("gamma")
+        federation.kill("gamma")
+    finally:
+        del federation.nodes["gamma"]
+
+
+@pytest.mark.slow
+def test_a_killed_node_comes_back(federation: Federation) -> None:
+    federation.kill("alpha")
+    assert not living(federation.keys / "nodes" / "alpha")
+    federation.start_node("alpha", patience=90.0)
+    status = federation.wait(federation.submit(), LIMIT)
+    assert status.completed
+
+
+@pytest.mark.slow
+def test_a_run_outlives_a_killed_superlink(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with build(tmp_path, durable=True) as federation:
+        run = federation.submit({"rounds": 3})
+        deadline = time.monotonic() + LIMIT
+        while not any(line.startswith("reply") for line in lines):
+            assert time.monotonic() < deadline
+            federation.wait(run, 1.0, lines.append)
+        federation.kill("superlink")
+        federation.start_superlink()
+        lines.clear()
+        assert federation.wait(run, LIMIT, lines.append).completed
+    assert sum(line.startswith("reply") for line in lines) == 6
+    assert not living(tmp_path)
+
+
+def test_an_exception_leaves_no_process(tmp_path: Path) -> None:
+    federation = build(tmp_path)
+
+    def fail() -> None:
+        with federation:
+            federation.submit({"mode": "wait"})
+            assert living(tmp_path)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not living(tmp_path)
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port}"), build(tmp_path, port=port):
+            pass
+    assert not living(tmp_path)
+
+
+def test_a_certificate_for_another_host_is_named(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys", ["fl.example.org"], NAMES)
+    federation = Federation(
+        echo_app.write(tmp_path / "app"), tmp_path / "work", keys=tmp_path / "keys", nodes={}
+    )
+    with pytest.raises(UserError, match="does not hold for"), federation:
+        pass
+    assert not living(tmp_path)
+
+
+def test_a_process_ends_with_what_left_its_group(tmp_path: Path) -> None:
+    # A child in a session of its own, as the SuperLink's executor is.
+    grandchild = f"import time; time.sleep(600)  # {tmp_path}"
+    child = (
+        "import subprocess, sys, time; "
+        f"subprocess.Popen([sys.executable, '-c', {grandchild!r}], start_new_session=True); "
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    process = Process(
+        [sys.executable, "-c", child],
+        log=tmp_path / "log",
+        environment=dict(os.environ),
+        folder=tmp_path,
+    )
+    while "ready" not in process.output():
+        assert process.alive()
+        time.sleep(0.05)
+    assert living(tmp_path)
+    process.kill()
+    assert not process.alive()
+    assert not living(tmp_path)
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_no_process(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1]); "
+        "import test_launch\n"
+        "with test_launch.build(Path(sys.argv[2])):\n    print('up', flush=True); time.sleep(600)"
+    )
+    line = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as runner:
+        assert runner.stdout is not None
+        assert runner.stdout.readline() == "up\n"
+        runner.send_signal(signal.SIGTERM)
+        assert runner.wait(30) == 128 + signal.SIGTERM
+    assert not living(tmp_path)
