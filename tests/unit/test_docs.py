@@ -56,15 +56,15 @@ def registered() -> Iterator[None]:
 
 
 def blocks(page: str, heading: str, language: str) -> list[str]:
-    """Return the fenced blocks under a heading."""
+    """Return the fenced blocks of a page in `docs/` under a heading."""
     text = (DOCS / page).read_text(encoding="utf-8")
     [section] = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return [body for found, body in FENCED.findall(section) if found == language]
 
 
-def component(heading: str, tmp_path: Path) -> ModuleType:
-    """Import the component that a section of extending.md defines, as the file it says it is."""
-    [source] = blocks("extending.md", heading, "python")
+def component(heading: str, tmp_path: Path, page: str = "extending.md") -> ModuleType:
+    """Import the component that a section of a page defines, as the file it says it is."""
+    [source] = blocks(page, heading, "python")
     name = re.match(r"# src/trillium/\S+/(\w+)\.py\n", source)
     assert name is not None
     path = tmp_path / f"{name[1]}.py"
@@ -182,6 +182,14 @@ def test_the_aggregator(hub: Path, tmp_path: Path) -> None:
     assert float(found["y"]) == pytest.approx((2.0 + 3 * 1.0 + 2 * 0.0) / 6)
     loose = module.ClippedMean(factor=2.0).aggregate(sent)
     assert float(loose["x"]) == pytest.approx((3.0 + 5.0) / 6)
+
+
+def test_the_aggregator_of_contributing(tmp_path: Path) -> None:
+    module = component("A new component is one new file", tmp_path, "../CONTRIBUTING.md")
+    values = [torch.tensor([[1.0, 9.0]]), torch.tensor([[5.0, 2.0]]), torch.tensor([[3.0, 7.0]])]
+    given = [Contribution(f"c{i}", 1.0 + i, {"w": value}) for i, value in enumerate(values)]
+    found = module.CoordinateMedian().aggregate(given)
+    assert torch.equal(found["w"], torch.tensor([[3.0, 7.0]]))
 
 
 def test_the_codec(hub: Path, tmp_path: Path) -> None:

@@ -1,0 +1,113 @@
+"""`trillium resume` after a real kill: the process, not an exception."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_cli import trillium
+
+ROUNDS = 40
+
+
+@pytest.fixture
+def words(hub: Path) -> list[str]:
+    return [
+        f"--model={hub / 'gpt2'}",
+        f"--data={hub / 'classification.jsonl'}",
+        "model.random_weights=true",
+        "data.public_size=12",
+        f"rounds={ROUNDS}",
+        "adapter.target_modules=[c_attn]",
+    ]
+
+
+def kill_in_mid_run(words: list[str], pattern: str, out: Path) -> Path:
+    """Start the command line, kill it once a file has grown, and return the folder."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "from trillium.cli import main; main()", *words, f"--out={out}"],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not any(len(p.read_text().splitlines()) > 3 for p in out.glob(pattern)):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    [folder] = out.iterdir()
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, object]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = kill_in_mid_run(["run", *words], "*/metrics.jsonl", tmp_path / "killed")
+    assert json.loads((folder / "status.json").read_text())["state"] == "running"
+    assert trillium(monkeypatch, "resume", str(folder)) == 0
+    assert trillium(monkeypatch, "run", *words, f"--out={tmp_path / 'whole'}") == 0
+    [whole] = (tmp_path / "whole").iterdir()
+    adapter = "adapter/adapter_model.safetensors"
+    assert (folder / adapter).read_bytes() == (whole / adapter).read_bytes()
+    assert rows(folder) == rows(whole)
+    assert len(rows(folder)) == ROUNDS + 1
+    assert (folder / "report.html").is_file()
+    assert not list(folder.glob(".*"))
+
+
+def test_a_killed_comparison_goes_on_with_what_is_left(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("arms:\n  zero_shot: {framework: zero_shot}\n  fedllm: {framework: fedllm}\n")
+    command = ["compare", str(recipe), *words]
+    folder = kill_in_mid_run(command, "*/fedllm_s0/metrics.jsonl", tmp_path / "killed")
+    first = (folder / "zero_shot_s0" / "status.json").read_text()
+    assert trillium(monkeypatch, "resume", str(folder)) == 0
+    assert (folder / "zero_shot_s0" / "status.json").read_text() == first
+    assert len(rows(folder / "fedllm_s0")) == ROUNDS + 1
+    assert trillium(monkeypatch, "resume", str(folder)) == 2
+
+
+def test_what_cannot_be_resumed_is_said(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert trillium(monkeypatch, "resume", str(tmp_path)) == 2
+    assert "neither a run nor a comparison" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert trillium(monkeypatch, "run", *words, "rounds=1", f"--out={out}") == 0
+    [folder] = out.iterdir()
+    assert trillium(monkeypatch, "resume", str(folder)) == 2
+    assert "this run has finished" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = kill_in_mid_run(["run", *words], "*/metrics.jsonl", tmp_path)
+    newest = max((folder / "checkpoints").glob("server@*.pt"), key=lambda p: p.stat().st_mtime)
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert trillium(monkeypatch, "resume", str(folder)) == 2
+    error = capsys.readouterr().err
+    assert newest.name in error
+    assert "Remove the file" in error
+    newest.unlink()
+    assert trillium(monkeypatch, "resume", str(folder)) == 0
+    assert len(rows(folder)) == ROUNDS + 1
