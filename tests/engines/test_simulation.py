@@ -60,7 +60,7 @@ def test_simulated_nodes_equal_the_local_engine(hub: Path, tmp_path: Path) -> No
 
     try:
         deadline = time.monotonic() + LIMIT
-        answer = {}
+        answer: dict[str, object] = {}
         while not answer.get("success"):
             assert superlink.alive(), superlink.tail()
             assert time.monotonic() < deadline
