@@ -25,19 +25,31 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._known: dict[str, list[int]] | None = None  # read once: there may be many clients
 
     def keep(self, name: str, number: int, content: Any) -> None:
         """Write what a side holds after round `number`, and drop what is not needed any more."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / f"{name}@{number}.pt", dump(content))
+        numbers = self._numbers(name)
         for old in self.numbers(name, number - 1)[:-1]:
             (self.folder / f"{name}@{old}.pt").unlink(missing_ok=True)
+            numbers.remove(old)
+        numbers[:] = sorted({*numbers, number})
 
     def numbers(self, name: str, at_most: int | None = None) -> list[int]:
         """Return the rounds that are kept of a side, ascending."""
-        found = [_FILE.fullmatch(path.name) for path in self.folder.glob("*.pt")]
-        numbers = sorted(int(m["number"]) for m in found if m is not None and m["name"] == name)
-        return [number for number in numbers if at_most is None or number <= at_most]
+        return [n for n in self._numbers(name) if at_most is None or n <= at_most]
+
+    def _numbers(self, name: str) -> list[int]:
+        if self._known is None:
+            self._known = {}
+            found = [_FILE.fullmatch(path.name) for path in self.folder.glob("*.pt")]
+            for match in filter(None, found):
+                self._known.setdefault(match["name"], []).append(int(match["number"]))
+            for numbers in self._known.values():
+                numbers.sort()
+        return self._known.setdefault(name, [])
 
     def newest(self, name: str, at_most: int | None = None) -> tuple[int, Any] | None:
         """Return the newest of a side and its round, or None.
@@ -60,6 +72,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove all files; the folder stays if something else lies in it."""
+        self._known = None
         for path in self.folder.glob("*.pt"):
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):

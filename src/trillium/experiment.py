@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+
 from trillium.client import Client
 from trillium.config import ExperimentConfig
 from trillium.data.federated import FederatedData, load_data
@@ -231,7 +233,7 @@ def build_server(
         folder.cut({} if newest is None else newest[1]["positions"])
         folder.config(config.tree())
         if newest is None:
-            folder.json("env.json", environment(str(model.device), argv))
+            folder.json("env.json", environment(device_name(model.device), argv))
         folder.json("data.json", data.summary())
         folder.json("once.json", config.framework.once_bytes(server))
     ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
@@ -290,6 +292,13 @@ def resident_model(config: ExperimentConfig, labels: Sequence[str]) -> LanguageM
         peft_task=config.task.peft_task,
         labels=labels,
         seed=config.seed,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device with the name of its maker, where it has one."""
+    return (
+        f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
     )
 
 

@@ -29,19 +29,18 @@ from trillium.message import Message, MessageError, named, scalar
 from trillium.models.load import LanguageModel
 from trillium.models.parts import (
     Body,
-    Forwarded,
     Parts,
-    Pooled,
     Step,
     load_values,
     scaled_step,
     squared_norm,
 )
+from trillium.models.pooled import Forwarded, Pooled
 from trillium.models.slots import State, Tensors, train_only, values
 from trillium.server import Server
 from trillium.side import Metrics, Side
-from trillium.tasks import IGNORE, Batch, Example
-from trillium.tasks.batches import collate, padded
+from trillium.tasks import Batch, Example
+from trillium.tasks.batches import collate
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
 
@@ -164,7 +163,15 @@ class Split(Framework, name="split"):
         head_trains = self._head_trains(parts)
 
         def read(reply: Message) -> Forwarded:
-            return self._read_forwarded(reply, server, parts)
+            found = Forwarded.read(
+                reply,
+                server.task,
+                server.training,
+                width=parts.width,
+                num_classes=parts.num_classes,
+                with_labels=self.shape == "two_part",
+            )
+            return found.to(server.model.device, server.model.dtype)
 
         forward = {client: Message("forward", due[client].tensors()) for client in bodies}
         forwarded = dict(fleet.ask(forward, read))
@@ -269,34 +276,6 @@ class Split(Framework, name="split"):
         )
         saved = server.store.get("optimizers", {}).get(owner)
         return Body(owner, parts, own, server.training.optimizer, saved, server.meter)
-
-    def _read_forwarded(self, reply: Message, server: Server, parts: Parts) -> Forwarded:
-        mask = reply.tensor("control/mask", torch.uint8, (None, None)).long()
-        rows, length = mask.shape
-        if not 0 < rows <= server.training.batch_size or not 0 < length <= padded(
-            server.training.max_length
-        ):
-            raise MessageError(f"a batch of {rows} x {length} tokens is larger than agreed")
-        if int(mask.max()) > 1 or int(mask.sum(1).min()) < 1:
-            raise MessageError(
-                "the attention mask is not one of zeros and ones with text in each row"
-            )
-        hidden = reply.floats("activations/hidden", (rows, length, parts.width))
-        device, dtype = server.model.device, server.model.dtype
-        labels = None
-        if self.shape == "two_part":
-            shape = (rows,) if server.task.peft_task == "SEQ_CLS" else (rows, length)
-            labels = reply.tensor("labels/labels", torch.int32, shape).long()
-            known = (labels == IGNORE) | ((labels >= 0) & (labels < parts.num_classes))
-            if not bool(known.all()):
-                raise MessageError(f"labels outside 0 … {parts.num_classes - 1}")
-            count = server.task.num_supervised(labels)
-            labels = labels.to(device)
-        else:
-            count = int(reply.scalar("control/count"))
-            if not 0 <= count <= rows * length:
-                raise MessageError(f"{count} predictions in {rows} x {length} tokens")
-        return Forwarded(hidden.to(device, dtype), mask.to(device), labels, count)
 
     # The client
 

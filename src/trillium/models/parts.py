@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trillium.errors import UserError
 from trillium.models.blocks import evaluating
+from trillium.models.pooled import Pooled
 from trillium.models.slots import Slots, State, Tensors
 from trillium.models.split import SplitModel, shared_parameters
-from trillium.tasks import IGNORE, Task
+from trillium.tasks import Task
 from trillium.training.meters import Meter, resident_tensors
 from trillium.training.optimizers import Optimizer, set_learning_rate
 
@@ -49,86 +49,6 @@ class Parts:
             for part in split.parts[1:]:
                 hidden = part(hidden, attention_mask=mask)
             self.num_classes = hidden.shape[-1]
-
-
-@dataclass(frozen=True)
-class Forwarded:
-    """One client's batch as the server sees it.
-
-    Attributes:
-        hidden: activations at the cut `(batch, seq, hidden)`.
-        mask: `(batch, seq)` int64, 0 where padded.
-        labels: as in `Batch`; `None` where they stay with the client.
-        count: how many predictions are supervised.
-    """
-
-    hidden: Tensor
-    mask: Tensor
-    labels: Tensor | None
-    count: int
-
-
-@dataclass
-class Pooled:
-    """The batches of some clients as one, padded on the right to one length.
-
-    Attributes:
-        members: by client, in the order of the rows.
-        hidden: `(rows, seq, hidden)`, a leaf; its `grad` goes back to the clients.
-        output: what the body made of it.
-        output_gradient: gradient of the output, filled by the clients in the U shape.
-        loss: summed loss.
-        client_squared_norm: squared l2 norm of the gradients of the clients' parameters, each of the
-            mean loss of the client's own batch, weighted by its share of the predictions.
-    """
-
-    members: dict[str, Forwarded]
-    hidden: Tensor = field(init=False)
-    mask: Tensor = field(init=False)
-    output: Tensor = field(init=False)
-    output_gradient: Tensor = field(init=False)
-    loss: float = 0.0
-    client_squared_norm: float = 0.0
-
-    def __post_init__(self) -> None:
-        length = max(member.mask.shape[1] for member in self.members.values())
-        hidden, mask = [], []
-        for member in self.members.values():
-            extra = length - member.mask.shape[1]
-            hidden.append(functional.pad(member.hidden, (0, 0, 0, extra)))
-            mask.append(functional.pad(member.mask, (0, extra)))
-        self.hidden, self.mask = torch.cat(hidden), torch.cat(mask)
-
-    @property
-    def count(self) -> int:
-        """Supervised predictions in all."""
-        return max(sum(member.count for member in self.members.values()), 1)
-
-    @property
-    def labels(self) -> Tensor:
-        """The labels of all rows, padded like the hidden states."""
-        length = self.mask.shape[1]
-        found = []
-        for member in self.members.values():
-            assert member.labels is not None
-            per_token = member.labels.dim() == 2
-            extra = length - member.mask.shape[1] if per_token else 0
-            found.append(functional.pad(member.labels, (0, extra), value=IGNORE))
-        return torch.cat(found)
-
-    def share(self, client: str) -> float:
-        """The client's share of the supervised predictions; above zero also where it has none."""
-        return max(self.members[client].count, 1) / self.count
-
-    def rows(self, client: str, tensor: Tensor) -> Tensor:
-        """Return the client's rows of a tensor `(rows, seq, …)`, cut to the client's length."""
-        start = 0
-        for name, member in self.members.items():
-            if name == client:
-                break
-            start += len(member.mask)
-        member = self.members[client]
-        return tensor[start : start + len(member.mask), : member.mask.shape[1]]
 
 
 @dataclass(frozen=True)
