@@ -1,9 +1,12 @@
-"""What a round trip through the session costs beside bare gRPC.
+"""What a round trip through the session costs beside bare gRPC, and beside Flower's messages.
 
 The server sends a message, the client sends the same bytes back when it has all of them. Both ways use
 one bidirectional stream with mutual TLS between two processes on the loopback, the same chunks and the
 same gRPC options. The bare way has no handshake and no frames, and never puts a message together:
 it is what gRPC for Python itself takes. The ways take turns, and which one begins alternates.
+
+Afterwards a SuperLink and a SuperNode are started, with TLS and node authentication, and the app in
+`flower_echo/` makes the round trips by Flower messages; both other ways take turns with it once more.
 
     OMP_NUM_THREADS=1 python benchmarks/transport.py
 """
@@ -14,6 +17,8 @@ import argparse
 import json
 import os
 import queue
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +28,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trillium.deploy.keys import make_keys
+from trillium.deploy.launch import Federation
 from trillium.engines.frames import MIB, StreamConfig
 from trillium.engines.secure import (
     METHOD,
@@ -48,6 +55,8 @@ NODE = "node"
 SIZES = {"empty": 0, "64 KB": 64 * 1024, "1 MB": MIB, "4 MB": 4 * MIB, "64 MB": 64 * MIB}
 REPETITIONS = {"empty": 100, "64 KB": 60, "1 MB": 40, "4 MB": 30, "64 MB": 5}
 WARM_UP = 3  # round trips before the first that counts
+FLOWER_REPETITIONS = {"empty": 5, "64 KB": 5, "1 MB": 5, "4 MB": 5, "64 MB": 3}  # seconds each
+FLOWER_WARM_UP = 1
 PREFIX_BYTES = 8  # of the bare way: the length, before the first chunk
 Trip = Callable[[bytes], int]  # sends a message and returns how many bytes came back
 Way = Callable[[Path], AbstractContextManager[Trip]]
@@ -112,8 +121,31 @@ def message(frames: Iterator[bytes]) -> list[bytes]:
     return chunks if first else []
 
 
-# Plain Flower messages become a third column by a third entry here.
+@contextmanager
+def flower(folder: Path) -> Iterator[Trip]:
+    """Start a SuperLink, a SuperNode and a run of the echo app."""
+    place = folder.parent / "flower"
+    app = shutil.copytree(Path(__file__).parent / "flower_echo", place / "app")
+    nodes = {NODE: {"name": NODE}}
+    with Federation(app, place / "work", keys=folder, nodes=nodes) as federation:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.settimeout(60)
+            listener.bind(str(place / "socket"))
+            listener.listen()
+            federation.submit({"socket": str(place / "socket")})
+            accepted, _ = listener.accept()
+        accepted.setblocking(True)
+        with Connection(accepted.detach()) as run:
+
+            def trip(data: bytes) -> int:
+                run.send_bytes(data)
+                return int(run.recv_bytes())
+
+            yield trip
+
+
 WAYS: dict[str, Way] = {"bare gRPC": bare, "session": session}
+FLOWER = "Flower messages"
 
 
 def server_tls(folder: Path) -> ServerTLS:
@@ -155,32 +187,41 @@ def echo(way: str, folder: Path, address: str) -> None:
         replies.put(None)
 
 
-def measure(scale: float) -> dict[str, Any]:
+def measure(scale: float, *, with_flower: bool) -> dict[str, Any]:
     """Make round trips by turns and return their seconds."""
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary) / "keys"
         make_keys(folder, ["127.0.0.1"], [NODE])
         trips = {name: stack.enter_context(way(folder)) for name, way in WAYS.items()}
-        return {
-            size: {"bytes": num_bytes, "ways": compared(trips, num_bytes, size, scale)}
-            for size, num_bytes in SIZES.items()
-        }
+        found: dict[str, Any] = {}
+        for size, num_bytes in SIZES.items():
+            repetitions = max(3, round(REPETITIONS[size] * scale))
+            ways = compared(trips, num_bytes, WARM_UP, repetitions)
+            found[size] = {"bytes": num_bytes, "ways": ways}
+        if with_flower:
+            # Only now: its processes poll, and would be felt by round trips of a millisecond.
+            trips[FLOWER] = stack.enter_context(flower(folder))
+            for size, num_bytes in SIZES.items():
+                repetitions = max(3, round(FLOWER_REPETITIONS[size] * scale))
+                ways = compared(trips, num_bytes, FLOWER_WARM_UP, repetitions)
+                found[size]["ways"][FLOWER] = ways[FLOWER]
+                found[size]["beside_flower"] = {name: ways[name] for name in WAYS}
+        return found
 
 
 def compared(
-    trips: dict[str, Trip], num_bytes: int, size: str, scale: float
+    trips: dict[str, Trip], num_bytes: int, warm_up: int, repetitions: int
 ) -> dict[str, dict[str, Any]]:
     """Return what one size takes each way."""
-    data = os.urandom(num_bytes)
     seconds: dict[str, list[float]] = {name: [] for name in trips}
-    repetitions = max(3, round(REPETITIONS[size] * scale))
-    for number in range(WARM_UP + repetitions):
+    for number in range(warm_up + repetitions):
+        data = os.urandom(num_bytes)  # Flower would not send the same twice
         for name in list(trips) if number % 2 else reversed(trips):
             start = time.perf_counter()
             came_back = trips[name](data)
             taken = time.perf_counter() - start
             assert came_back == num_bytes, name
-            if number >= WARM_UP:
+            if number >= warm_up:
                 seconds[name].append(taken)
     base = seconds["bare gRPC"]
     return {
@@ -203,7 +244,8 @@ def show(found: dict[str, Any]) -> None:
         caption="median (lowest to highest); ratio: median of the pairs",
     )
     table.add_column("Message")
-    for title in (*WAYS, "Ratio of the session"):
+    names = [name for name in (*WAYS, FLOWER) if name in found["empty"]["ways"]]
+    for title in (*names, "Ratio of the session"):
         table.add_column(title, justify="right")
     for size, line in found.items():
         ways = line["ways"]
@@ -215,7 +257,7 @@ def show(found: dict[str, Any]) -> None:
                     f" {ways[name]['max_seconds'] * 1e3:.2f})",
                 )
             )
-            for name in WAYS
+            for name in names
         ]
         table.add_row(size, *cells, f"{ways['session']['ratio']:.2f}")
     Console(width=110).print(table)
@@ -225,6 +267,7 @@ def main() -> None:
     """Measure, print and write `results/transport.json`."""
     parser = argparse.ArgumentParser(description="A round trip through the session and bare gRPC")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of round trips")
+    parser.add_argument("--no-flower", action="store_true", help="leave out Flower's messages")
     parser.add_argument("--out", type=Path, default=RESULTS / "transport.json")
     parser.add_argument("--client", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -235,7 +278,7 @@ def main() -> None:
     from trillium.files import write_atomic
     from trillium.run_folder import environment
 
-    found = measure(options.scale)
+    found = measure(options.scale, with_flower=not options.no_flower)
     show(found)
     content: dict[str, Any] = {
         "chunk_bytes": CONFIG.chunk_bytes,

@@ -64,6 +64,9 @@ what can be switched off: `training.max_grad_norm=null`.
 Unknown keys, unknown names and values out of range are refused before anything is loaded. The tree
 of a run, with every default filled in, is written to `config.yaml` in its run folder, and runs again
 as a recipe.
+
+Where a deployment finds its machines and files is not in this tree, so that the same recipe runs in one
+process and on many machines: [deploy.md](deploy.md#a-run) says where that stands.
 """
 
 

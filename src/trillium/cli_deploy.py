@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,7 @@ def keys(
     ] = None,
 ) -> None:
     """Make certificates and node keys of a federation; what is there already stays as it is."""
+    _check_installed()
     from trillium.deploy.keys import make_keys
 
     made = make_keys(folder, host or [], node)
@@ -59,9 +61,14 @@ def deploy(
     The recipe's data is what the server itself holds: its test rows, and the public set. The nodes
     bring their own.
     """
+    _check_installed()
+    from trillium.deploy.folder import check_absent, check_names
     from trillium.deploy.prepare import deploy as write
 
     config = _config(recipe, settings)
+    check_absent(folder)
+    check_names(node)
+    _check(config, len(node))
     address = {
         "session-address": f"{host}:{session_port}",
         "session-bind": f"0.0.0.0:{session_port}",
@@ -81,17 +88,31 @@ def up(
     For a first try: the clients of the recipe become nodes, each with its own data file, keys and
     process. Takes about half a minute longer than `trillium run`.
     """
+    _check_installed()
     from trillium.cli import show
     from trillium.deploy.prepare import up as run_here
     from trillium.run_folder import new_folder
 
     config = _config(recipe, settings)
+    _check(config, config.data.num_clients)
     target = new_folder(out, f"up_{config.framework.name}_{config.data.source.name}")
     print(f"{target}: starting {config.data.num_clients} nodes", flush=True)
     status, folder = run_here(config, target, lambda line: print(line, flush=True))
     if not status.completed or folder is None:
         raise SystemExit(f"{status.state}: {status.details}\nLogs: {target / 'work' / 'logs'}")
     show(folder, as_json=False)
+
+
+def _check_installed() -> None:
+    from trillium.errors import UserError
+
+    missing = [name for name in ("flwr", "grpc", "cryptography") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            "a deployment",
+            f"it needs what is not installed here ({', '.join(missing)})",
+            "Write: pip install 'trillium[deploy]'",
+        )
 
 
 def _config(recipe: Path, settings: list[str] | None) -> ExperimentConfig:
@@ -106,3 +127,23 @@ def _config(recipe: Path, settings: list[str] | None) -> ExperimentConfig:
             "Take one arm's config.yaml from the folder of a comparison, or write a recipe for it",
         )
     return experiment(merge(tree, parse_overrides(settings or [])))
+
+
+def _check(config: ExperimentConfig, num_nodes: int) -> None:
+    """Check what a deployment can run, and with so many nodes."""
+    from trillium.errors import UserError
+
+    if config.framework.name == "centralised":
+        raise UserError(
+            "framework=centralised",
+            "it trains on all data in one place, and nodes keep theirs",
+            "Choose fedllm, kd or split; for the ceiling, write: trillium run framework=centralised",
+        )
+    for key in ("clients_per_round", "min_replies"):
+        wanted = getattr(config.fleet, key)
+        if (wanted or 0) > num_nodes:
+            raise UserError(
+                f"fleet.{key}={wanted}",
+                f"there are {num_nodes} nodes",
+                f"Write at most {num_nodes}, or name more nodes",
+            )

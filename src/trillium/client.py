@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 Verb = Callable[["Client", Message], Message]
 
 
+def _all_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 @dataclass(kw_only=True)
 class Client(Side):
     """A data owner's side; its `test` is what a simulation gives it, to look at its own model.
@@ -30,12 +34,14 @@ class Client(Side):
         examples: the client's own data, which never leaves it.
         verbs: what the framework lets the server ask for.
         wire: the codecs.
+        describe: what the server is told of an error; all of it in a simulation.
         last_verb: what it was asked last, for logs.
     """
 
     examples: list[Example]
     verbs: Mapping[str, Verb]
     wire: Wire
+    describe: Callable[[Exception], str] = _all_of
     last_verb: str = ""
     _asks: int = 0
 
@@ -46,7 +52,7 @@ class Client(Side):
             reply = self._answer(self.wire.unpack(data, "down").message)
         except Exception as error:
             log.debug("client %s failed", self.name, exc_info=True)
-            reply = Message(ERROR_VERB, meta={"reason": f"{type(error).__name__}: {error}"})
+            reply = Message(ERROR_VERB, meta={"reason": self.describe(error)})
         cost = self.meter.read()
         raw = sum(tensor.nbytes for tensor in reply.tensors.values())
         figures = [cost.flops, cost.seconds, cost.peak_bytes, raw]

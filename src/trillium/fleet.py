@@ -21,9 +21,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Lost:
-    """In place of a reply: it will not come, and why."""
+    """In place of a reply: it will not come.
+
+    Attributes:
+        reason: why.
+        sent: whether the request went out, as far as is known.
+    """
 
     reason: str
+    sent: bool = True
 
 
 class Engine(Protocol):
@@ -131,10 +137,11 @@ class Fleet:
             RoundFailed: fewer clients are left than `min_replies`.
         """
         sent: dict[str, bytes] = {}
+        entries: dict[str, Entry] = {}
         for client, message in requests.items():
             meta = {**message.meta, "round": self.round}
             packed = self.wire.pack(Message(message.verb, message.tensors, meta), "down")
-            self.ledger.add(self._entry(client, packed, "down", purpose))
+            entries[client] = self._entry(client, packed, "down", purpose)
             if purpose == "train" and self._fails(client):
                 self.missing[client] = (
                     f"simulated failure (failure_rate={self.config.failure_rate})"
@@ -142,10 +149,14 @@ class Fleet:
             else:
                 sent[client] = packed.data
         waiting = set(sent)
+        for client in sorted(entries.keys() - waiting):
+            self.ledger.add(entries[client])
         for client, data in self.engine.carry(sent):
             if client not in waiting:
                 continue  # it was not asked, or answers twice
             waiting.discard(client)
+            if not isinstance(data, Lost) or data.sent:
+                self.ledger.add(entries[client])
             if isinstance(data, Lost):
                 self.missing[client] = data.reason
                 continue
@@ -155,7 +166,8 @@ class Fleet:
                 self.missing[client] = str(error)
                 continue
             yield client, answer
-        for client in waiting:
+        for client in sorted(waiting):
+            self.ledger.add(entries[client])
             self.missing[client] = "no reply"
         self._check_enough()
 

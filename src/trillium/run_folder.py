@@ -20,7 +20,16 @@ from trillium.errors import UserError
 from trillium.files import write_atomic
 
 APPENDED = ("wire.jsonl", "metrics.jsonl")
-PACKAGES = ("trillium", "torch", "transformers", "peft", "datasets", "flwr", "flwr-datasets", "numpy")
+PACKAGES = (
+    "trillium",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "flwr",
+    "flwr-datasets",
+    "numpy",
+)
 
 
 class RunFolder:

@@ -155,6 +155,7 @@ class Proxy:
 
     def __init__(self, target: int, bytes_per_second: int = 0) -> None:
         self._target, self._bytes_per_second = target, bytes_per_second
+        self.delay_seconds = 0.0
         self._sockets: list[socket.socket] = []
         self._dead: set[socket.socket] = set()
         self._up, self._silent = True, False
@@ -188,17 +189,25 @@ class Proxy:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                if not self._up:
+                if not self._up or not self.admits(near):
                     near.close()
                     continue
                 far = socket.socket()
                 self._shrink(far)
-                far.connect(("127.0.0.1", self._target))
+                try:
+                    far.connect(("127.0.0.1", self._target))
+                except OSError:  # nobody listens just now
+                    near.close()
+                    continue
                 self._sockets += [near, far]
                 if self._silent:
                     self._dead |= {near, far}
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def admits(self, near: socket.socket) -> bool:
+        """Return whether a new connection is carried."""
+        return True
 
     def _shrink(self, end: socket.socket) -> None:
         """Let a slow link hold little, as a real one does."""
@@ -211,6 +220,7 @@ class Proxy:
             while data := source.recv(1 << 14):
                 if self._bytes_per_second:
                     time.sleep(len(data) / self._bytes_per_second)
+                time.sleep(self.delay_seconds)
                 if source not in self._dead:
                     sink.sendall(data)
         if source not in self._dead:

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from trillium.errors import UserError
-from trillium.fleet import Fleet, FleetConfig, RoundFailed
+from trillium.fleet import Fleet, FleetConfig, Lost, RoundFailed
 from trillium.ledger import Ledger
 from trillium.message import Message, MessageError, decode, encode
 from trillium.wire import Wire
 
 NAMES = [f"client-{index}" for index in range(8)]
 COST = {"control/cost": torch.tensor([10.0, 0.5, 99.0, 7.0], dtype=torch.float64)}
-Answer = Callable[[str, Message], bytes | None]
+Answer = Callable[[str, Message], bytes | Lost | None]
 
 
 def good(client: str, message: Message) -> bytes:
@@ -32,7 +32,7 @@ class Engine:
         self.answer, self.clients = answer, names
         self.asked: list[str] = []
 
-    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
         for client, data in requests.items():
             self.asked.append(client)
             reply = self.answer(client, decode(data))
@@ -209,3 +209,21 @@ def test_contradictions_are_refused_before_the_run(options: dict[str, Any], inst
         fleet(**options)
     assert caught.match(instead)
     assert caught.value.given.startswith("fleet.")
+
+
+def test_what_was_not_sent_is_not_booked() -> None:
+    def answer(client: str, message: Message) -> bytes | Lost:
+        if client == NAMES[1]:
+            return Lost("not connected", sent=False)
+        return Lost("the link was lost") if client == NAMES[2] else good(client, message)
+
+    found = fleet(answer, min_replies=1)
+    found.begin_round(1)
+    ask(found)
+    assert found.missing == {NAMES[1]: "not connected", NAMES[2]: "the link was lost"}
+    assert {e.client for e in found.ledger.entries if e.direction == "down"} == {*NAMES} - {
+        NAMES[1]
+    }
+    assert {e.client for e in found.ledger.entries if e.direction == "up"} == {*NAMES} - {
+        *NAMES[1:3]
+    }

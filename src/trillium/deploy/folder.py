@@ -11,12 +11,14 @@ from typing import Final
 import jinja2
 
 from trillium.deploy.flower import Value, toml_value
+from trillium.deploy.names import check_host, check_node
 from trillium.errors import UserError, suggest
 
 FLOWER: Final = "1.41.0"
 SUPERLINK_PORT: Final = 8000
 FLEET_PORT: Final = 8443
 SIMULATION_PORT: Final = 8001
+_SERVICES: Final = ("superlink", "proxy")  # what else stands in compose.yaml beside the nodes
 
 SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
     "recipe": ("recipe.yaml", "The experiment: a file in trillium_app/."),
@@ -36,7 +38,11 @@ SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
     "session-certificate": ("keys/server.crt", "The server's certificate."),
     "session-key": ("keys/server.key", "The key of the server's certificate."),
     "min-nodes": (1, "The run begins when so many nodes are online."),
-    "wait-seconds": (600.0, "How long it waits for them before it gives up."),
+    "wait-seconds": (
+        600.0,
+        "How long it waits for them before it gives up, and before each round for as many nodes as\n"
+        "the recipe's fleet.min_replies asks for.",
+    ),
     "deadline-seconds": (
         600.0,
         "How long a node may take for one ask before its work of the round is lost.",
@@ -71,17 +77,16 @@ def write_app(
         The files, relative to the folder.
 
     Raises:
-        UserError: the folder is not empty, there is no node, or a setting is unknown or malformed.
+        UserError: the folder is not empty, there is no node, or a name or setting cannot be used.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(str(target), "it is there already, and not empty", "Name a new folder")
-    if not names:
-        raise UserError("no node", "a federation has at least one", "Name the nodes")
+    check_absent(target)
+    check_names(names)
     values: dict[str, Value] = {name: default for name, (default, _) in SETTINGS.items()}
     values["min-nodes"] = len(names)
     for name, value in settings.items():
         values[name] = _checked(name, value)
     host, session_port = _split(str(values["session-address"]))
+    _check_port(session_port)
     context = {
         "names": list(names),
         "host": host,
@@ -104,6 +109,30 @@ def write_app(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return sorted(Path(name) for name in made)
+
+
+def check_absent(target: Path) -> None:
+    """Check that a folder may be written: it is missing or empty."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(str(target), "it is there already, and not empty", "Name a new folder")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that nodes can be called so: in certificates, as folders and as services."""
+    if not names:
+        raise UserError("no node", "a federation has at least one", "Name the nodes")
+    for name in names:
+        check_node(name)
+        if name in _SERVICES:
+            raise UserError(
+                f"node {name!r}", "a service of the server has this name", "Choose another"
+            )
+        if names.count(name) > 1:
+            raise UserError(
+                f"node {name!r}, {names.count(name)} times",
+                "two nodes with one name could not be told apart",
+                "Give each node a name of its own",
+            )
 
 
 def _checked(name: str, value: Value) -> Value:
@@ -129,7 +158,18 @@ def _split(address: str) -> tuple[str, int]:
             "it is not host:port",
             "Write for example session-address=fl.example.org:9443",
         )
+    check_host(host.strip("[]"))
     return host.strip("[]"), int(port)
+
+
+def _check_port(port: int) -> None:
+    others = {FLEET_PORT: "the proxy", SUPERLINK_PORT: "the SuperLink"}
+    if port in others:
+        raise UserError(
+            f"session port {port}",
+            f"{others[port]} listens on it, on the same machine",
+            "Write another one, such as 9443",
+        )
 
 
 def _render(folder: Traversable, context: Mapping[str, object]) -> dict[str, str]:

@@ -12,12 +12,9 @@ Certificates are ECDSA P-256. Node keys are ECDSA P-384 in OpenSSH format, as
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -33,15 +30,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
+from trillium.deploy.names import check_host, check_node
 from trillium.errors import UserError
 
 AUTHORITY_DAYS: Final = 3650
 CERTIFICATE_DAYS: Final = 825
 CLOCK_SKEW: Final = timedelta(days=1)  # a node's clock may be behind the operator's
 Authority = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
-_NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_HOST: Final = re.compile(rf"(?=.{{1,253}}\Z)(\*\.)?{_LABEL}(\.{_LABEL})*")
 
 
 def make_keys(folder: Path, hosts: Sequence[str], names: Sequence[str]) -> list[Path]:
@@ -61,7 +56,7 @@ def make_keys(folder: Path, hosts: Sequence[str], names: Sequence[str]) -> list[
             of a pair of files is missing.
     """
     for name in names:
-        _check_node(name)
+        check_node(name)
     has_server = _exist(folder, "server.crt", "server.key")
     if has_server:
         _check_hosts(folder / "server.crt", hosts)
@@ -130,7 +125,7 @@ def make_node(folder: Path, name: str) -> list[Path]:
     Raises:
         UserError: a malformed name, no authority, or there are keys of that node already.
     """
-    _check_node(name)
+    check_node(name)
     authority, place = _authority(folder), folder / "nodes" / name
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = _issue(authority, place / "client", name, ExtendedKeyUsageOID.CLIENT_AUTH)
@@ -230,15 +225,8 @@ def _alternatives(hosts: Sequence[str]) -> list[x509.GeneralName]:
 
 
 def _alternative(host: str) -> x509.GeneralName:
-    with suppress(ValueError):
-        return x509.IPAddress(ip_address(host))
-    if _HOST.fullmatch(host):
-        return x509.DNSName(host)
-    raise UserError(
-        f"host {host!r}",
-        "it is neither a DNS name nor an IP address",
-        "Write fl.example.org or 192.0.2.7, without scheme and port",
-    )
+    found = check_host(host)
+    return x509.DNSName(found) if isinstance(found, str) else x509.IPAddress(found)
 
 
 def _check_hosts(path: Path, hosts: Sequence[str]) -> None:
@@ -251,15 +239,6 @@ def _check_hosts(path: Path, hosts: Sequence[str]) -> None:
             ", ".join(missing),
             f"{path} was made for {', '.join(str(host.value) for host in held)} only",
             "Remove server.crt and server.key to have them made for all hosts; nodes keep theirs",
-        )
-
-
-def _check_node(name: str) -> None:
-    if not _NODE.fullmatch(name):
-        raise UserError(
-            f"node {name!r}",
-            "a node's name is a file name and stands in its certificate",
-            "Write 1 to 63 letters, digits, dots, dashes or underscores, a letter or digit first",
         )
 
 

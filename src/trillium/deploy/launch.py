@@ -78,6 +78,7 @@ class Federation:
         self._variables = dict(variables or {})
         self._ports: dict[str, int] = {}
         self._sigterm: Callable[[int, FrameType | None], object] | int | None = None
+        self._closed = False
         self.processes: dict[str, Process] = {}
         self.flwr = Flwr(self._environment("flwr"), self.app.parent)
 
@@ -87,6 +88,7 @@ class Federation:
         return f"{HOST}:{self._port}"
 
     def __enter__(self) -> Self:
+        self._closed = False
         try:
             # `kill` and time limits end us with SIGTERM, which by default skips every `finally`.
             if threading.current_thread() is threading.main_thread():
@@ -112,11 +114,11 @@ class Federation:
         self.close()
 
     def close(self) -> None:
-        """Kill every process of the federation."""
+        """Kill every process of the federation; a `wait` in another thread ends too."""
+        self._closed = True
         try:
-            for process in self.processes.values():
-                process.kill()
-            self.processes.clear()
+            while self.processes:
+                self.processes.popitem()[1].kill()
         finally:
             if self._sigterm is not None:
                 signal.signal(signal.SIGTERM, self._sigterm)
@@ -175,7 +177,9 @@ class Federation:
 
     def kill(self, name: str) -> None:
         """Kill (-9) a process of the federation with all that it started."""
-        self.processes.pop(name).kill()
+        process = self.processes.pop(name, None)
+        if process is not None:
+            process.kill()
 
     def submit(self, settings: Mapping[str, Value] | None = None) -> int:
         """Start a run of the app, and return its id.
@@ -254,8 +258,7 @@ class Federation:
             time.sleep(_POLL_SECONDS)
 
     def _spawn(self, name: str, words: list[str]) -> Process:
-        if name in self.processes:
-            self.kill(name)
+        self.kill(name)
         process = Process(
             [command(words[0]), *words[1:]],
             log=self.work / "logs" / f"{name}.log",
@@ -263,6 +266,9 @@ class Federation:
             folder=self.app.parent,
         )
         self.processes[name] = process
+        if self._closed:  # meanwhile, by another thread
+            self.kill(name)
+            raise UserError(name, "the federation has ended", "Start it inside the `with` block")
         return process
 
     def _environment(self, name: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""The distributed engines: nodes on machines of their own, reached through Flower.
+"""The distributed engine: nodes on machines of their own, a session open with each of them.
 
-`SessionEngine`: one Flower message opens a session, and the asks of the run cross its stream.
-`MessageEngine`: one Flower message an ask; no second port, seconds slower each time.
+One Flower message opens a session, and the asks of the run cross its stream. A node may go and come
+back at any time: its link lost and restored, its process or its SuperNode started anew.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
-
-from flwr.app import RecordDict
+from typing import Final
 
 from trillium.engines.node import Opening
-from trillium.engines.roster import Mail, bytes_of, opening_record, text_of, with_bytes
+from trillium.engines.roster import Mail, Online, Unreachable, opening_record, outcome
 from trillium.engines.secure import ServerTLS
 from trillium.engines.stream import SessionServer
 from trillium.errors import UserError
@@ -26,7 +24,9 @@ from trillium.fleet import Lost
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.5
-RETRY_SECONDS: Final = 10.0  # before a node that could not begin is asked again
+# Before a node that answered nothing since it was invited is invited again; doubled each time.
+RETRY_SECONDS: Final = 10.0
+LONGEST_RETRY_SECONDS: Final = 600.0
 GOODBYE_SECONDS: Final = 10.0
 
 
@@ -41,6 +41,15 @@ class Patience:
 
     wait_seconds: float
     deadline_seconds: float
+
+
+@dataclass(frozen=True)
+class _Invited:
+    """To whom a message went that opens a session."""
+
+    name: str
+    node: int
+    since: str
 
 
 class SessionEngine:
@@ -68,16 +77,21 @@ class SessionEngine:
         self._mail, self._opening, self._patience = mail, opening, patience
         self._address = address
         self._known: set[str] = set()
-        self._joined: set[str] = set()
+        # Those that hold nothing of earlier rounds, which the framework does not know yet.
+        self._new: set[str] = set()
+        self._behind: set[str] = set()  # did not answer their last ask
         self._lock = threading.Lock()
-        self._open: dict[str, tuple[str, int]] = {}  # name and node, by the message that opened it
+        self._arrived: set[str] = set()  # have joined, and not been told yet where the run is
+        self._open: dict[str, _Invited] = {}  # by the message
+        self._tries: dict[str, int] = {}  # invitations since the last answer
         self._not_before: dict[str, float] = {}
+        self._closing = False
         self._sessions = SessionServer(bind, tls, on_change=self._on_change)
 
     def _on_change(self, name: str, change: str, reason: str) -> None:
         if change == "joined":
             with self._lock:
-                self._joined.add(name)
+                self._arrived.add(name)
 
     @property
     def clients(self) -> Sequence[str]:
@@ -85,8 +99,23 @@ class SessionEngine:
         return sorted(self._known)
 
     def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
-        """Ask over the streams."""
-        return self._sessions.carry(requests, deadline_seconds=self._patience.deadline_seconds)
+        """Ask over the streams; who came back since the round began does not know where it is."""
+        self._sessions.tell()
+        with self._lock:
+            fresh = self._arrived & requests.keys()
+        for name in sorted(fresh):
+            reason = "it came back during the round, and takes part from the next one on"
+            yield name, Lost(reason, sent=False)
+        asks = {name: data for name, data in requests.items() if name not in fresh}
+        for name, reply in self._sessions.carry(
+            asks, deadline_seconds=self._patience.deadline_seconds
+        ):
+            if isinstance(reply, Lost):
+                self._behind.add(name)
+            else:
+                self._behind.discard(name)
+                self._tries.pop(name, None)
+            yield name, reply
 
     def gather(self, need: int) -> set[str]:
         """Invite who is online, wait for enough of them, and let newcomers find their state."""
@@ -94,46 +123,71 @@ class SessionEngine:
         told = False
         while True:
             self._invite()
-            connected = self._sessions.clients
-            if len(connected) >= need or time.monotonic() > deadline:
+            self._settle()
+            num_ready = len(self._ready())
+            if num_ready >= need or time.monotonic() > deadline:
                 break
             if not told:
-                log.info("waiting for nodes: %d of %d are here", len(connected), need)
+                log.info("waiting for nodes: %d of %d are here", num_ready, need)
                 told = True
             time.sleep(POLL_SECONDS)
-        with self._lock:
-            joined, self._joined = self._joined & {*connected}, self._joined - {*connected}
-        kept = self._control("settle", joined)
-        self._known |= kept.keys()
-        if joined:
-            log.info("joined: %s", ", ".join(sorted(joined)))
-        return {name for name, had in kept.items() if had is not True}
+        new, self._new = self._new, set()
+        return new
 
     def save(self, number: int) -> None:
-        """Let the nodes keep what they hold; a node that comes later is told this round."""
-        self._control("save", set(self._sessions.clients), number)
+        """Let the nodes keep what they hold; a node that comes later is told this round.
+
+        A node that owes an answer keeps what it had when it gave the last one.
+        """
+        self._control("save", self._ready() - self._behind, number)
         self._opening = replace(self._opening, number=number)
 
     def restore(self, number: int) -> None:
         """Take the nodes back to what they kept."""
-        self._control("restore", set(self._sessions.clients), number)
+        answers = self._control("restore", self._ready(), number)
+        self._new |= {name for name, had in answers.items() if not had}
 
     def close(self, *, finished: bool) -> None:
         """End all sessions; after a finished run the nodes need their state no more."""
+        present = self._ready()
         if finished:
-            self._control("forget", set(self._sessions.clients))
+            self._control("forget", present - self._behind, self._opening.number)
+        self._closing = True
         self._sessions.close("the run has finished" if finished else "the run has ended early")
         deadline = time.monotonic() + GOODBYE_SECONDS
-        while self._open and time.monotonic() < deadline:
+        while present & {invited.name for invited in self._open.values()}:
+            if time.monotonic() > deadline:
+                break
             self._collect()
             time.sleep(POLL_SECONDS)
 
-    def _control(self, verb: str, names: set[str], number: int | None = None) -> dict[str, Any]:
+    def _ready(self) -> set[str]:
+        """Return who is connected and knows where the run is."""
+        connected = {*self._sessions.clients}
+        self._sessions.tell()  # from here on `_arrived` knows of all of them
+        with self._lock:
+            return connected - self._arrived
+
+    def _settle(self) -> None:
+        """Tell those who have joined where the run is."""
+        connected = {*self._sessions.clients}
+        self._sessions.tell()
+        with self._lock:
+            joined = self._arrived & connected
+            self._arrived -= joined
+        answers = self._control("settle", joined, self._opening.number)
+        with self._lock:
+            self._arrived |= joined - answers.keys()
+        self._known |= answers.keys()
+        self._new |= {name for name, had in answers.items() if not had}
+        if answers:
+            log.info("joined: %s", ", ".join(sorted(answers)))
+
+    def _control(self, verb: str, names: set[str], number: int) -> dict[str, bool]:
         """Ask nodes what the framework knows nothing of, and return the answers that came."""
-        data = json.dumps([verb, self._opening.number if number is None else number]).encode()
-        asks = dict.fromkeys(sorted(names), data)
+        asks = dict.fromkeys(sorted(names), json.dumps([verb, number]).encode())
         seconds = self._patience.deadline_seconds
-        answers: dict[str, Any] = {}
+        answers: dict[str, bool] = {}
         for name, reply in self._sessions.carry(asks, channel="control", deadline_seconds=seconds):
             if isinstance(reply, Lost):
                 log.warning("%s: %s: %s", name, verb, reply.reason)
@@ -144,9 +198,12 @@ class SessionEngine:
     def _invite(self) -> None:
         """Open a session with each node that is online and has none."""
         self._collect()
-        busy = {name for name, _ in self._open.values()}
-        contents, names = {}, {}
-        for node, name in self._mail.nodes().items():
+        connected, nodes = {*self._sessions.clients}, self._mail.nodes()
+        self._give_up_lost(nodes, connected)
+        busy = connected | {invited.name for invited in self._open.values()}
+        contents, invited = {}, {}
+        for node, online in nodes.items():
+            name = online.name
             if not name:
                 raise UserError(
                     'transport="session"',
@@ -155,110 +212,36 @@ class SessionEngine:
                 )
             if name in busy or time.monotonic() < self._not_before.get(name, 0.0):
                 continue
-            # Its ClientApp has ended: what is left of an earlier stream is not.
-            self._sessions.disconnect(name, "its process has ended")
             token = self._sessions.invite(name)
             contents[node] = opening_record(self._opening, address=self._address, token=token)
-            names[node] = name
+            invited[node] = _Invited(name, node, online.since)
+            self._tries[name] = self._tries.get(name, 0) + 1
         if contents:
             sent = self._mail.send("session", contents, None)
-            self._open |= {message: (names[node], node) for message, node in sent.items()}
+            self._open |= {message: invited[node] for message, node in sent.items()}
+
+    def _give_up_lost(self, nodes: Mapping[int, Online], connected: set[str]) -> None:
+        """Forget what was sent to a SuperNode that was started anew: it will never be answered."""
+        for message, invited in list(self._open.items()):
+            online = nodes.get(invited.node)
+            if online and online.since != invited.since and invited.name not in connected:
+                del self._open[message]
+                self._ended(invited.name, "its SuperNode was started anew")
 
     def _collect(self) -> None:
         """Take the answers of nodes whose session has ended."""
         for message, content in self._mail.answers(self._open):
-            name, _ = self._open.pop(message)
-            reason = content.reason if isinstance(content, Lost) else _outcome(content)
-            log.info("%s: its session has ended: %s", name, reason)
-            self._not_before[name] = time.monotonic() + RETRY_SECONDS
+            name = self._open.pop(message).name
+            if isinstance(content, Unreachable):
+                self._ended(name, content.reason)  # its stream may live all the same
+                continue
+            # Its ClientApp has ended: what is left of its stream is not.
+            self._sessions.disconnect(name, "its process has ended")
+            self._ended(name, content.reason if isinstance(content, Lost) else outcome(content))
 
-
-class MessageEngine:
-    """Asks by Flower messages alone.
-
-    Args:
-        mail: Flower messages to the nodes.
-        opening: what the run is, and its last complete round.
-        patience: how long to wait.
-    """
-
-    def __init__(self, mail: Mail, opening: Opening, patience: Patience) -> None:
-        self._mail, self._opening, self._patience = mail, opening, patience
-        self._nodes: dict[str, int] = {}
-
-    @property
-    def clients(self) -> Sequence[str]:
-        """Names of the nodes that have been here, sorted."""
-        return sorted(self._nodes)
-
-    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
-        """Send each ask as a Flower message."""
-        names = {self._nodes[name]: name for name in requests}
-        contents = {
-            self._nodes[name]: with_bytes(opening_record(self._opening), data)
-            for name, data in requests.items()
-        }
-        seconds = self._patience.deadline_seconds
-        for node, content in self._mail.exchange("ask", contents, seconds):
-            yield names[node], content if isinstance(content, Lost) else _reply(content)
-
-    def gather(self, need: int) -> set[str]:
-        """Wait for enough nodes, and ask those that are new who they are."""
-        deadline = time.monotonic() + self._patience.wait_seconds
-        told, kept = False, {}
-        while True:
-            known = set(self._nodes.values())
-            fresh = [node for node in self._mail.nodes() if node not in known]
-            contents = {node: opening_record(self._opening) for node in fresh}
-            seconds = self._patience.deadline_seconds
-            for node, content in self._mail.exchange("settle", contents, seconds):
-                reply = content if isinstance(content, Lost) else _settled(content)
-                if isinstance(reply, Lost):
-                    log.warning("node %d: %s", node, reply.reason)
-                    continue
-                name, had = reply
-                self._nodes[name] = node
-                kept[name] = had
-            if len(self._nodes) >= need or time.monotonic() > deadline:
-                break
-            if not told:
-                log.info("waiting for nodes: %d of %d are here", len(self._nodes), need)
-                told = True
-            time.sleep(POLL_SECONDS)
-        return {name for name, had in kept.items() if not had}
-
-    def save(self, number: int) -> None:
-        """Note the round; the nodes keep what they hold after every ask."""
-        self._opening = replace(self._opening, number=number)
-
-    def restore(self, number: int) -> None:
-        """Note the round; the nodes go back to it with the first ask of a Flower run."""
-        self._opening = replace(self._opening, number=number)
-
-    def close(self, *, finished: bool) -> None:
-        """Let the nodes remove what they keep, after a finished run."""
-        if finished:
-            contents = {node: opening_record(self._opening) for node in self._nodes.values()}
-            for _ in self._mail.exchange("forget", contents, self._patience.deadline_seconds):
-                pass
-
-
-def _outcome(content: RecordDict) -> str:
-    try:
-        return text_of(content, "summary", "closed")
-    except ValueError as error:
-        return str(error)
-
-
-def _reply(content: RecordDict) -> bytes | Lost:
-    try:
-        return bytes_of(content)
-    except ValueError:
-        return Lost(_outcome(content))
-
-
-def _settled(content: RecordDict) -> tuple[str, bool] | Lost:
-    try:
-        return text_of(content, "node", "name"), text_of(content, "node", "kept") == "yes"
-    except ValueError:
-        return Lost(_outcome(content))
+    def _ended(self, name: str, reason: str) -> None:
+        tries = self._tries.get(name, 0)  # none since its last answer: it is worth another one now
+        pause = min(RETRY_SECONDS * 2 ** (tries - 1), LONGEST_RETRY_SECONDS) if tries else 0.0
+        self._not_before[name] = time.monotonic() + pause
+        level = logging.INFO if self._closing else logging.WARNING
+        log.log(level, "%s: its session has ended: %s", name, reason)

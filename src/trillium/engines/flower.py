@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 import yaml
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trillium.checkpoint import dump, load
+from trillium.checkpoint import Checkpoints, dump, load
 from trillium.config import ExperimentConfig, experiment
 from trillium.data.deployed import read_server_data
-from trillium.engines.distributed import MessageEngine, Patience, SessionEngine
-from trillium.engines.node import Node, NodeConfig, Opening
+from trillium.engines.distributed import Patience, SessionEngine
+from trillium.engines.messages import MessageEngine
+from trillium.engines.node import Node, NodeConfig, Opening, shareable
 from trillium.engines.roster import Mail, bytes_of, text_of, with_bytes
 from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import SessionRefused, serve_session
+from trillium.engines.settings import Settings
 from trillium.errors import UserError
 from trillium.experiment import SERVER, build_server, resident_model
 from trillium.ledger import Entry
@@ -39,46 +39,11 @@ from trillium.side import Metrics
 log = logging.getLogger(__name__)
 
 PACKAGE: Final = "trillium_app"
+# For the record, in place of what this process was started with: that holds a token of Flower.
+COMMAND: Final = ("flwr", "run", "app")
 
 server_app = ServerApp()
 client_app = ClientApp()
-
-
-class Settings(BaseModel):
-    """The run configuration of the app; `deploy/folder.py` says what each one means."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    recipe: str
-    server_data: Path = Field(alias="server-data")
-    run_folder: Path = Field(alias="run-folder")
-    session_address: str = Field(alias="session-address")
-    session_bind: str = Field(alias="session-bind")
-    session_authority: Path = Field(alias="session-authority")
-    session_certificate: Path = Field(alias="session-certificate")
-    session_key: Path = Field(alias="session-key")
-    min_nodes: int = Field(alias="min-nodes", ge=1)
-    wait_seconds: float = Field(alias="wait-seconds", gt=0)
-    deadline_seconds: float = Field(alias="deadline-seconds", gt=0)
-    transport: Literal["session", "messages"]
-    resume: bool
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Settings:
-        """Check a run configuration.
-
-        Raises:
-            UserError: a value cannot be used.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(
-                f"run configuration {first['loc'][0]}={first['input']!r}",
-                first["msg"],
-                "Correct it in the app's pyproject.toml, or in --run-config",
-            ) from error
 
 
 # The server
@@ -108,9 +73,10 @@ def main(grid: Grid, context: Context) -> None:
     number = 0 if newest is None else newest[0]
     opening = Opening(folder.path.name, config.tree(), list(data.labels), number)
     patience = Patience(settings.wait_seconds, settings.deadline_seconds)
-    engine = _engine(Mail(grid), opening, settings, patience)
+    engine: SessionEngine | MessageEngine | None = None
     finished = False
     try:
+        engine = _engine(Mail(grid), opening, settings, patience)
         log.info("run %s: round %d is complete", folder.path.name, number)
         engine.gather(settings.min_nodes)
         if len(engine.clients) < settings.min_nodes:
@@ -121,14 +87,15 @@ def main(grid: Grid, context: Context) -> None:
             )
         model = resident_model(config, data.labels)
         progress = Progress(config.rounds)
-        built = build_server(config, model, data, engine, folder, progress.watch, sys.argv)
+        built = build_server(config, model, data, engine, folder, progress.watch, COMMAND)
         built.run(progress.observe)
         finished = True
     except BaseException as error:
         folder.status("failed", f"{type(error).__name__}: {error}")
         raise
     finally:
-        engine.close(finished=finished)
+        if engine is not None:
+            engine.close(finished=finished)
     log.info("report: %s", write_report(folder.path))
 
 
@@ -159,7 +126,8 @@ def _folder(config: ExperimentConfig, settings: Settings) -> RunFolder:
         return RunFolder(new_folder(parent, name), config.framework.name)
     tree = config.tree()
     for path in sorted(parent.glob(f"*_{name}*"), reverse=True):
-        if (path / "status.json").is_file() and not is_finished(path):
+        # One that was stopped before its first checkpoint holds nothing to go on from.
+        if Checkpoints(path / "checkpoints").numbers(SERVER) and not is_finished(path):
             written = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
             if written == tree:
                 return RunFolder.reopen(path)
@@ -245,7 +213,7 @@ def ask(message: Message, context: Context) -> Message:
     def serve(settings: NodeConfig, node: Node) -> RecordDict:
         kept = context.state.get("client")
         if isinstance(kept, ArrayRecord):
-            node.client.load(load(bytes_of(RecordDict({"data": kept}))))
+            node.load(load(bytes_of(RecordDict({"data": kept}))))
         else:
             node.settle(_opening(message).number)
         reply = node.handle(bytes_of(message.content))
@@ -279,11 +247,13 @@ def _answer(
         content = serve(settings, Node(settings, opening))
     except UserError as error:
         log.error("%s", error)
-        # The first part of it may hold a path of this machine.
-        content = _closed(f"the node cannot take part: {error.why}")
+        content = _closed(f"the node cannot take part: {shareable(error)}")
     except SessionRefused as error:
         log.error("the server did not let this node in: %s", error)
         content = _closed(str(error))
+    except Exception as error:  # Flower would send its text, which may hold anything
+        log.exception("the node has failed")
+        content = _closed(f"the node has failed: {shareable(error)}")
     return Message(content, reply_to=message)
 
 

@@ -71,10 +71,10 @@ class Ask:
     replies: queue.SimpleQueue[tuple[str, bytes | Lost]]
     abandoned: bool = False
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str, *, sent: bool = True) -> None:
         """Answer with why there is no reply, unless nobody waits for it any more."""
         if not self.abandoned:
-            self.replies.put((self.name, Lost(reason)))
+            self.replies.put((self.name, Lost(reason, sent)))
 
 
 @dataclass(eq=False)

@@ -26,11 +26,14 @@ from trillium.data.deployed import read_rows
 from trillium.data.federated import load_data
 from trillium.errors import UserError, suggest
 from trillium.experiment import build_client, resident_model, tokenize
+from trillium.message import MessageError
 from trillium.models.load import LanguageModel
 
 log = logging.getLogger(__name__)
 
 RUN: Final = re.compile(r"[\w.-]{1,200}")
+# What is quoted, and words with a slash in them.
+_PRIVATE: Final = re.compile(r"""'[^']*'|"[^"]*"|\S*[\\/]\S*""")
 EXAMPLE: Final = 'Write for example --node-config \'name="hospital-a" data="data/train.csv"\''
 
 
@@ -93,6 +96,18 @@ class NodeConfig(BaseModel):
         return found
 
 
+def shareable(error: Exception) -> str:
+    """Return what may be said elsewhere of an error: no path, no row, no word that is quoted."""
+    if isinstance(error, MessageError):
+        return str(error)  # speaks of what came from there
+    if isinstance(error, UserError):
+        # After the colon speaks the library that failed; it may quote a row.
+        why = error.why if error.__cause__ is None else error.why.partition(":")[0]
+    else:
+        why = getattr(error, "strerror", None) or type(error).__name__
+    return _PRIVATE.sub("…", why)
+
+
 @dataclass(frozen=True)
 class Opening:
     """What the server tells a node at the beginning.
@@ -147,6 +162,7 @@ class Node:
 
     def __init__(self, settings: NodeConfig, opening: Opening) -> None:
         self.name, self.client = _client(settings, opening)
+        self.client.describe = shareable
         self._settled: bool | None = None
         self._folder = None if settings.state is None else settings.state / opening.run
         self._checkpoints = None if self._folder is None else Checkpoints(self._folder)
@@ -155,6 +171,7 @@ class Node:
 
     def handle(self, data: bytes) -> bytes:
         """Answer one message of the server."""
+        self._check_settled()
         start = time.perf_counter()
         reply = self.client.handle(data)
         log.info(
@@ -174,9 +191,7 @@ class Node:
         Returns:
             Whether the node holds something of earlier rounds.
         """
-        if self._settled is None:
-            self._settled = self.restore(number)
-        return self._settled
+        return self.restore(number) if self._settled is None else self._settled
 
     def restore(self, number: int) -> bool:
         """Go back to the newest state of a round or before; return whether there is one."""
@@ -184,10 +199,22 @@ class Node:
         self.client.store = {} if found is None else found[1]
         if found is not None:
             log.info("%s: goes on from its state after round %d", self.name, found[0])
-        return found is not None
+        self._settled = found is not None
+        return self._settled
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Go on from what `dump` of the client returned."""
+        self.client.load(content)
+        self._settled = True
+
+    def _check_settled(self) -> None:
+        """Refuse to go on from nothing, which would in the end replace what is kept."""
+        if self._settled is None:
+            raise RuntimeError("it has not been told yet where the run is")
 
     def save(self, number: int) -> None:
         """Keep what the client holds after a round."""
+        self._check_settled()
         self._settled = True
         if self._checkpoints is not None:
             self._checkpoints.keep(self.name, number, self.client.store)
@@ -202,10 +229,14 @@ class Node:
         verb, number = json.loads(data)
         if type(number) is not int or verb not in ("settle", "restore", "save", "forget"):
             raise ValueError(f"{str(verb)[:40]!r} is nothing that a node is asked")
-        if verb == "forget":
-            self.forget()
-            return b"true"
-        return json.dumps(getattr(self, verb)(number)).encode()
+        try:
+            if verb == "forget":
+                self.forget()
+                return b"true"
+            return json.dumps(getattr(self, verb)(number) is not False).encode()
+        except (OSError, UserError) as error:
+            log.exception("%s: its state cannot be kept or read", self.name)
+            raise RuntimeError(shareable(error)) from None
 
 
 def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:

@@ -6,9 +6,9 @@ bytes cross as they are, as an array of unsigned bytes that nobody decodes.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -17,12 +17,31 @@ from flwr.serverapp import Grid
 from trillium.engines.node import Opening
 from trillium.fleet import Lost
 
-log = logging.getLogger(__name__)
-
 POLL_SECONDS: Final = 0.1
 _BYTES: Final = "trillium.bytes"
 # Of a message that opens a session: it lasts as long as the run.
 _TTL_SECONDS: Final = 7 * 24 * 3600.0
+_NODE_UNAVAILABLE: Final = (
+    5  # of Flower's error codes: the SuperNode was offline when it was asked for
+)
+
+
+@dataclass(frozen=True)
+class Online:
+    """A node that is online.
+
+    Attributes:
+        name: under which it was registered; empty in a simulation.
+        since: when Flower last saw it come online. A SuperNode that was started anew has another one,
+            and knows nothing of what it was sent before.
+    """
+
+    name: str
+    since: str
+
+
+class Unreachable(Lost):
+    """No answer for now, as the SuperNode is offline; what it started may run on."""
 
 
 class Mail:
@@ -35,9 +54,14 @@ class Mail:
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
-    def nodes(self) -> dict[int, str]:
-        """Return the nodes that are online: the name under which each was registered, by id."""
-        return {node.node_id: str(getattr(node, "name", "")) for node in self._grid.get_nodes()}
+    def nodes(self) -> dict[int, Online]:
+        """Return the nodes that are online, by id."""
+        return {
+            node.node_id: Online(
+                str(getattr(node, "name", "")), str(getattr(node, "last_activated_at", ""))
+            )
+            for node in self._grid.get_nodes()
+        }
 
     def send(
         self, action: str, contents: Mapping[int, RecordDict], ttl: float | None
@@ -63,10 +87,9 @@ class Mail:
         for reply in self._grid.pull_messages(ids) if ids else ():
             sent = reply.metadata.reply_to_message_id
             if reply.has_error():
-                yield (
-                    sent,
-                    Lost(f"Flower error {reply.error.code}: {reply.error.reason or 'no reason'}"),
-                )
+                code, reason = reply.error.code, reply.error.reason or "no reason"
+                kind = Unreachable if code == _NODE_UNAVAILABLE else Lost
+                yield sent, kind(f"Flower error {code}: {reason}")
             else:
                 yield sent, reply.content
 
@@ -76,7 +99,7 @@ class Mail:
         """Send a message to each node and yield the answers as they arrive, or why there is none."""
         waiting = self.send(action, contents, seconds)
         for node in contents.keys() - set(waiting.values()):
-            yield node, Lost("Flower did not take the message")
+            yield node, Lost("Flower did not take the message", sent=False)
         deadline = time.monotonic() + seconds
         while waiting and time.monotonic() < deadline:
             found = list(self.answers(waiting))
@@ -123,3 +146,11 @@ def text_of(content: RecordDict, record: str, key: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"the message holds no {key}")
     return value
+
+
+def outcome(content: RecordDict) -> str:
+    """Return what a node says in place of an answer, or at the end of a session."""
+    try:
+        return text_of(content, "summary", "closed")
+    except ValueError as error:
+        return str(error)

@@ -155,7 +155,7 @@ class SessionServer:
             for name in list(waiting):
                 sent = self._abandon(waiting.pop(name))
                 why = "no reply" if sent else "still busy with an earlier ask, not free"
-                yield name, Lost(f"{why} within {deadline_seconds:g} s")
+                yield name, Lost(f"{why} within {deadline_seconds:g} s", sent)
         finally:
             for ask in waiting.values():  # the caller wants no more
                 self._abandon(ask)
@@ -192,10 +192,10 @@ class SessionServer:
             link = self._links.get(ask.name)
             if link is None:
                 why = self._closed or self._left.get(ask.name) or "it has not joined yet"
-                ask.lose(f"not connected: {why}")
+                ask.lose(f"not connected: {why}", sent=False)
             elif len(ask.data) > self.config.max_bytes:
                 limit = f"at most {self.config.max_bytes} may be sent"
-                ask.lose(f"the ask has {len(ask.data)} bytes, {limit}")
+                ask.lose(f"the ask has {len(ask.data)} bytes, {limit}", sent=False)
             else:
                 link.submit(ask)
         return ask

@@ -1,0 +1,48 @@
+"""The settings of the server's side of the app: Flower's run configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trillium.errors import UserError
+
+
+class Settings(BaseModel):
+    """The run configuration of the app; `deploy/folder.py` says what each one means."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    recipe: str
+    server_data: Path = Field(alias="server-data")
+    run_folder: Path = Field(alias="run-folder")
+    session_address: str = Field(alias="session-address")
+    session_bind: str = Field(alias="session-bind")
+    session_authority: Path = Field(alias="session-authority")
+    session_certificate: Path = Field(alias="session-certificate")
+    session_key: Path = Field(alias="session-key")
+    min_nodes: int = Field(alias="min-nodes", ge=1)
+    wait_seconds: float = Field(alias="wait-seconds", gt=0)
+    deadline_seconds: float = Field(alias="deadline-seconds", gt=0)
+    transport: Literal["session", "messages"]
+    resume: bool
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Settings:
+        """Check a run configuration.
+
+        Raises:
+            UserError: a value cannot be used.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"run configuration {first['loc'][0]}={first['input']!r}",
+                first["msg"],
+                "Correct it in the app's pyproject.toml, or in --run-config",
+            ) from error

@@ -1,0 +1,235 @@
+"""keys, deploy and up, as an operator types them."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+
+from cryptography import x509
+
+from tiny import experiment_config
+from trillium import cli
+from trillium.run_folder import to_yaml
+
+NODES = ("--node", "hospital-a", "--node", "hospital-b")
+
+
+def trillium(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Run the command line in this process and return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["trillium", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+            return 1
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def recipe(hub: Path, tmp_path: Path) -> Path:
+    """A recipe that runs in seconds."""
+    config = experiment_config(hub, "data.num_clients=1", "model.dtype=float32", "rounds=1")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(config.tree()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> Path:
+    path = tmp_path / "compare.yaml"
+    path.write_text("arms:\n  a: {framework: fedllm}\n", encoding="utf-8")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# keys
+
+
+def test_keys_are_made_once_and_nodes_can_be_added(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "keys"
+    assert trillium(monkeypatch, "keys", folder, "--host", "fl.example.org", *NODES) == 0
+    printed = capsys.readouterr().out
+    before = contents(folder)
+    assert len(before) == 12
+    assert all(name in printed for name in before)
+    certificate = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fl.example.org"]
+
+    assert trillium(monkeypatch, "keys", folder, *NODES, "--node", "hospital-c") == 0
+    assert "4 files made" in capsys.readouterr().out
+    after = contents(folder)
+    assert len(after) == 16
+    assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--node", "a"], "Name at least one, such as fl.example.org"),
+        (["--host", "http://fl.example.org:1", "--node", "a"], "without scheme and port"),
+        (["--host", "fl.example.org", "--node", "a/b"], "Write 1 to 63 letters"),
+        (["--host", "fl.example.org"], "--node"),
+    ],
+)
+def test_keys_that_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    assert trillium(monkeypatch, "keys", tmp_path / "keys", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "keys").exists()
+
+
+# deploy
+
+
+def test_deploy_writes_a_folder_once(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target = tmp_path / "federation"
+    words = ("deploy", recipe, target, "rounds=3", "--host", "fl.example.org", *NODES)
+    assert trillium(monkeypatch, *words) == 0
+    printed = capsys.readouterr().out
+    assert "for 2 nodes and 3 classes" in printed
+    assert str(target / "README.md") in printed
+    readme = (target / "README.md").read_text(encoding="utf-8")
+    for name in ("hospital-a", "hospital-b"):
+        assert f"--name {name}" in readme
+    shipped = (target / "app/trillium_app/recipe.yaml").read_text(encoding="utf-8")
+    assert "rounds: 3" in shipped
+    settings = (target / "app/pyproject.toml").read_text(encoding="utf-8")
+    assert 'session-address = "fl.example.org:9443"' in settings
+    held = {path.name for path in (target / "server/data").iterdir()}
+    assert held == {"labels.json", "test.jsonl", "public.jsonl"}
+
+    before = contents(target)
+    assert trillium(monkeypatch, *words) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert contents(target) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--node", "a b"], "Write 1 to 63 letters"),
+        (["--node", "a", "--node", "a"], "Give each node a name of its own"),
+        (["--node", "proxy"], "a service of the server has this name"),
+        (["--node", "a", "--host", "https://fl.example.org"], "without scheme and port"),
+        (["--node", "a", "--session-port", "8443"], "Write another one, such as 9443"),
+        (["--node", "a", "--session-port", "70000"], "is not host:port"),
+        (["--node", "a", "framework=centralised"], "nodes keep theirs"),
+        (["--node", "a", "fleet.min_replies=2"], "Write at most 1, or name more nodes"),
+        (["--node", "a", "data.source.label=lable"], "Did you mean 'label'?"),
+        (["--node", "a", "round=3"], "Did you mean 'rounds'?"),
+        ([], "--node"),
+    ],
+)
+def test_a_deployment_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    target = tmp_path / "federation"
+    assert trillium(monkeypatch, "deploy", recipe, target, *words) == 2
+    assert message in capsys.readouterr().err
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("verb", ["deploy", "up"])
+def test_a_comparison_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arms: Path,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [tmp_path / "federation", *NODES] if verb == "deploy" else []
+    assert trillium(monkeypatch, verb, arms, *words) == 2
+    assert "a deployment is one experiment" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"compare.yaml"}
+
+
+@pytest.mark.parametrize("verb", ["keys", "deploy", "up"])
+def test_without_flower_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trillium.cli_deploy.find_spec", lambda name: None)
+    words: dict[str, list[object]] = {
+        "keys": [tmp_path / "keys", "--node", "a"],
+        "deploy": [recipe, tmp_path / "federation", "--node", "a"],
+        "up": [recipe],
+    }
+    assert trillium(monkeypatch, verb, *words[verb]) == 2
+    assert "pip install 'trillium[deploy]'" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml"}
+
+
+# up
+
+
+def test_up_runs_to_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert trillium(monkeypatch, "up", recipe, "--out", tmp_path / "runs") == 0
+    printed = capsys.readouterr().out
+    assert "round 1/1: 1 of 1 replied" in printed
+    assert re.search(r"fedllm │ +\d+\.\d %", printed)
+    [target] = (tmp_path / "runs").iterdir()
+    [folder] = (target / "server/runs").iterdir()
+    assert f"Report: {folder / 'report.html'}" in printed
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert (target / "work/logs/client-0.log").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.source.train=nowhere.csv"], "there is no such file"),
+        (["data.num_clients=0"], "num_clients"),
+        (["framework=centralised"], "nodes keep theirs"),
+    ],
+)
+def test_up_with_what_cannot_run_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    assert trillium(monkeypatch, "up", recipe, *words, "--out", tmp_path / "runs") == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.log"))

@@ -1,0 +1,205 @@
+"""The session engine against nodes that come and go, over real sessions but without Flower."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+
+from flwr.app import ConfigRecord, RecordDict
+from session_help import ClientThread, server_tls
+
+from trillium.engines import distributed
+from trillium.engines.distributed import Patience, SessionEngine
+from trillium.engines.node import Opening, shareable
+from trillium.engines.roster import Mail, Online, Unreachable, text_of
+from trillium.errors import UserError
+from trillium.fleet import Lost
+
+OPENING = Opening("run", {}, [], 0)
+CLOSED = RecordDict({"summary": ConfigRecord({"closed": "the node cannot take part: because"})})
+
+
+@pytest.fixture(autouse=True)
+def no_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers the message that opened a session here."""
+    monkeypatch.setattr(distributed, "GOODBYE_SECONDS", 0.0)
+
+
+class FakeMail:
+    """Flower as the engine sees it: who is online, what was sent, what is answered."""
+
+    def __init__(self) -> None:
+        self.online: dict[int, Online] = {}
+        self.tokens: dict[str, list[str]] = {}
+        self.replies: dict[str, RecordDict | Lost] = {}
+        self._count = 0
+
+    def nodes(self) -> dict[int, Online]:
+        return self.online
+
+    def send(
+        self, action: str, contents: Mapping[int, RecordDict], ttl: float | None
+    ) -> dict[str, int]:
+        sent = {}
+        for node, content in contents.items():
+            name = self.online[node].name
+            self.tokens.setdefault(name, []).append(text_of(content, "opening", "token"))
+            self._count += 1
+            sent[f"{name}-{len(self.tokens[name])}"] = node
+        return sent
+
+    def answers(self, waiting: Iterable[str]) -> Iterator[tuple[str, RecordDict | Lost]]:
+        for message in list(waiting):
+            if message in self.replies:
+                yield message, self.replies.pop(message)
+
+
+class Here:
+    """A client's process: echoes asks, and notes what it is told; answers `had` where it is asked."""
+
+    def __init__(self, *, had: bool = True) -> None:
+        self.told: list[Any] = []
+        self._had = had
+
+    def control(self, data: bytes) -> bytes:
+        self.told.append(json.loads(data))
+        return json.dumps(self._had).encode()
+
+
+@contextmanager
+def engine(keys: Path, mail: FakeMail) -> Iterator[SessionEngine]:
+    tls = server_tls(keys)
+    address = "127.0.0.1:0"
+    patience = Patience(0.0, 5.0)
+    made = SessionEngine(
+        cast(Mail, mail), OPENING, patience, bind=address, address=address, tls=tls
+    )
+    try:
+        yield made
+    finally:
+        made.close(finished=False)
+
+
+def come(made: SessionEngine, keys: Path, mail: FakeMail, name: str, here: Here) -> ClientThread:
+    """Start a client with the newest token, and wait until it is connected."""
+    handlers = {"message": lambda data: data, "control": here.control}
+    port = made._sessions.port
+    client = ClientThread(keys, port, name, mail.tokens[name][-1], handlers)
+    assert made._sessions.wait([name], 10.0) == {name}
+    return client
+
+
+def asked(made: SessionEngine, *names: str) -> dict[str, bytes | Lost]:
+    return dict(made.carry(dict.fromkeys(names, b"ask")))
+
+
+def test_who_comes_during_a_round_takes_part_from_the_next_one(keys: Path) -> None:
+    mail, here = FakeMail(), Here(had=False)
+    mail.online[1] = Online("a", "t0")
+    with engine(keys, mail) as made:
+        assert made.gather(1) == set()
+        come(made, keys, mail, "a", here)
+        reply = asked(made, "a")["a"]
+        assert isinstance(reply, Lost)
+        assert "takes part from the next one on" in reply.reason
+        made.save(3)
+        assert here.told == []  # it must not write down what it has not gone back to
+        assert made.gather(1) == {"a"}
+        assert made.clients == ["a"]
+        assert here.told == [["settle", 3]]
+        assert asked(made, "a") == {"a": b"ask"}
+        made.save(4)
+        assert here.told[-1] == ["save", 4]
+        assert made.gather(1) == set()
+
+
+def test_who_kept_nothing_is_new_after_a_resume(keys: Path) -> None:
+    mail = FakeMail()
+    mail.online = {1: Online("a", "t0"), 2: Online("b", "t0")}
+    with engine(keys, mail) as made:
+        made.gather(2)
+        come(made, keys, mail, "a", Here())
+        come(made, keys, mail, "b", Here(had=False))
+        made.gather(2)  # the server's own, before it goes back to its checkpoint
+        made.restore(3)
+        assert made.gather(2) == {"b"}
+        assert made.gather(2) == set()
+
+
+def test_a_supernode_that_was_started_anew_is_invited_anew(keys: Path) -> None:
+    mail = FakeMail()
+    mail.online[1] = Online("a", "t0")
+    with engine(keys, mail) as made:
+        made.gather(1)
+        come(made, keys, mail, "a", Here())
+        made.gather(1)
+        assert asked(made, "a") == {"a": b"ask"}
+        # Flower was away for a while; the session was not.
+        mail.online[1] = Online("a", "t1")
+        made.gather(1)
+        assert len(mail.tokens["a"]) == 1
+        made._sessions.disconnect("a", "the test cuts it")
+        made.gather(1)
+        assert len(mail.tokens["a"]) == 2
+        come(made, keys, mail, "a", Here())
+        made.gather(1)
+        assert asked(made, "a") == {"a": b"ask"}
+
+
+def test_a_session_outlives_a_supernode_that_is_offline(keys: Path) -> None:
+    mail = FakeMail()
+    mail.online[1] = Online("a", "t0")
+    with engine(keys, mail) as made:
+        made.gather(1)
+        come(made, keys, mail, "a", Here())
+        made.gather(1)
+        mail.replies["a-1"] = Unreachable("Flower error 5: offline")
+        made.gather(1)
+        assert asked(made, "a") == {"a": b"ask"}
+        assert len(mail.tokens["a"]) == 1
+
+
+def test_a_node_that_cannot_take_part_is_asked_less_and_less(
+    keys: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("trillium.engines.distributed.time.monotonic", lambda: now)
+    mail = FakeMail()
+    mail.online[1] = Online("a", "t0")
+    with engine(keys, mail) as made:
+        pauses = []
+        made.gather(0)
+        for count in range(1, 9):
+            mail.replies[f"a-{count}"] = CLOSED
+            made.gather(0)
+            before = now
+            while len(mail.tokens["a"]) == count:
+                now += 1.0
+                made.gather(0)
+            pauses.append(now - before)
+        assert pauses == [10, 20, 40, 80, 160, 320, 600, 600]
+        mail.replies["a-9"] = CLOSED
+        made.gather(0)
+        mail.online.clear()
+    assert "a: its session has ended: the node cannot take part: because" in caplog.text
+
+
+def test_nothing_private_is_told() -> None:
+    assert shareable(UserError("file /a/b.csv", "there is no such file", "")) == (
+        "there is no such file"
+    )
+    assert shareable(OSError(13, "Permission denied", "/a/b.csv")) == "Permission denied"
+    assert shareable(ValueError("row 'Mrs Smith'")) == "ValueError"
+    assert shareable(UserError("", "a row holds 'Mrs Smith' in /a/b.csv", "")) == (
+        "a row holds … in …"
+    )
+    error = UserError("", "it cannot be read: Expected 2 columns, got 3: Mrs Smith", "")
+    error.__cause__ = ValueError()
+    assert shareable(error) == "it cannot be read"
