@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from trillium.config import ExperimentConfig, experiment, merge, parse_overrides
 from trillium.experiment import Experiment, build
-from trillium.fleet import Lost
+from trillium.fleet import Gathered, Lost
 from trillium.frameworks.kd import KD
 from trillium.message import Message, decode, encode
 from trillium.models.slots import Tensors
@@ -241,7 +241,7 @@ class Recorder:
             self.log.append((client, requests[client], reply))
             yield client, reply
 
-    def gather(self, need: int) -> set[str]:
+    def gather(self, need: int) -> Gathered:
         return self.inner.gather(need)
 
     def save(self, number: int) -> None:

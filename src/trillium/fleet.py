@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +32,19 @@ class Lost:
     sent: bool = True
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """Who is there at the beginning of a round.
+
+    Attributes:
+        present: the clients that can be reached just now.
+        newcomers: those that have come, or come back without what they kept, since the last round.
+    """
+
+    present: Set[str]
+    newcomers: Set[str] = frozenset()
+
+
 class Engine(Protocol):
     """Carries bytes to clients and brings bytes back, and knows nothing else."""
 
@@ -42,14 +55,11 @@ class Engine(Protocol):
     def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
         """Yield `(client, reply)` as replies arrive, or why one will not."""
 
-    def gather(self, need: int) -> set[str]:
-        """Wait for clients before a round, and return those that hold nothing of earlier rounds.
+    def gather(self, need: int) -> Gathered:
+        """Wait for clients before a round.
 
         Args:
             need: how many clients the round needs; after its patience the engine goes on with less.
-
-        Returns:
-            The clients that have come, or come back without what they kept, since the last call.
         """
 
     def save(self, number: int) -> None:
@@ -99,17 +109,20 @@ class Fleet:
         self.round = 0
         self.asked: list[str] = list(engine.clients)
         self.missing: dict[str, str] = {}
-        self.newcomers: set[str] = set()
+        self.newcomers: Set[str] = frozenset()
         self._check()
 
     def begin_round(self, number: int) -> list[str]:
         """Sample the cohort of a round and return it, sorted by name."""
         self.round, self.missing = number, {}
-        self.newcomers = self.engine.gather(self._need(len(self.engine.clients)))
+        gathered = self.engine.gather(self._need(len(self.engine.clients)))
+        self.newcomers = gathered.newcomers
         names = list(self.engine.clients)
         size = self.config.clients_per_round or len(names)
-        order = torch.randperm(len(names), generator=generator(self.seed, "cohort", number))
-        self.asked = sorted(names[index] for index in order[:size].tolist())
+        draw = torch.randperm(len(names), generator=generator(self.seed, "cohort", number))
+        # Who is away would be asked in vain, so those come last; else the draw stays as it is.
+        order = sorted((names[index] for index in draw), key=lambda n: n not in gathered.present)
+        self.asked = sorted(order[:size])
         return self.asked
 
     @property

@@ -104,20 +104,20 @@ def test_who_comes_during_a_round_takes_part_from_the_next_one(keys: Path) -> No
     mail, here = FakeMail(), Here(had=False)
     mail.online[1] = Online("a", "t0")
     with engine(keys, mail) as made:
-        assert made.gather(1) == set()
+        assert made.gather(1).newcomers == set()
         come(made, keys, mail, "a", here)
         reply = asked(made, "a")["a"]
         assert isinstance(reply, Lost)
         assert "takes part from the next one on" in reply.reason
         made.save(3)
         assert here.told == []  # it must not write down what it has not gone back to
-        assert made.gather(1) == {"a"}
+        assert made.gather(1).newcomers == {"a"}
         assert made.clients == ["a"]
         assert here.told == [["settle", 3]]
         assert asked(made, "a") == {"a": b"ask"}
         made.save(4)
         assert here.told[-1] == ["save", 4]
-        assert made.gather(1) == set()
+        assert made.gather(1).newcomers == set()
 
 
 def test_who_kept_nothing_is_new_after_a_resume(keys: Path) -> None:
@@ -129,8 +129,8 @@ def test_who_kept_nothing_is_new_after_a_resume(keys: Path) -> None:
         come(made, keys, mail, "b", Here(had=False))
         made.gather(2)  # the server's own, before it goes back to its checkpoint
         made.restore(3)
-        assert made.gather(2) == {"b"}
-        assert made.gather(2) == set()
+        assert made.gather(2).newcomers == {"b"}
+        assert made.gather(2).newcomers == set()
 
 
 def test_a_supernode_that_was_started_anew_is_invited_anew(keys: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trillium.errors import UserError
-from trillium.fleet import Fleet, FleetConfig, Lost, RoundFailed
+from trillium.fleet import Fleet, FleetConfig, Gathered, Lost, RoundFailed
 from trillium.ledger import Ledger
 from trillium.message import Message, MessageError, decode, encode
 from trillium.wire import Wire
@@ -31,6 +31,7 @@ class Engine:
     def __init__(self, answer: Answer = good, names: list[str] = NAMES) -> None:
         self.answer, self.clients = answer, names
         self.asked: list[str] = []
+        self.away: set[str] = set()
 
     def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
         for client, data in requests.items():
@@ -39,8 +40,8 @@ class Engine:
             if reply is not None:
                 yield client, reply
 
-    def gather(self, need: int) -> set[str]:
-        return set()
+    def gather(self, need: int) -> Gathered:
+        return Gathered({*self.clients} - self.away)
 
     def save(self, number: int) -> None: ...
 
@@ -188,11 +189,13 @@ def test_the_ledger_has_both_directions_and_the_cost() -> None:
     found.begin_round(3)
     ask(found)
     entries = found.ledger.entries
-    assert [e.direction for e in entries] == ["down"] * 8 + ["up"] * 8
+    down = [e for e in entries if e.direction == "down"]
+    up = [e for e in entries if e.direction == "up"]
+    assert len(down) == len(up) == 8
     assert {(e.round, e.verb, e.purpose) for e in entries} == {(3, "train", "train")}
-    assert {(e.flops, e.seconds, e.peak_bytes) for e in entries[:8]} == {(None, None, None)}
-    assert {(e.flops, e.seconds, e.peak_bytes) for e in entries[8:]} == {(10.0, 0.5, 99)}
-    assert {e.bytes_raw for e in entries[8:]} == {7 + 4 * 8}  # what the client says, and its costs
+    assert {(e.flops, e.seconds, e.peak_bytes) for e in down} == {(None, None, None)}
+    assert {(e.flops, e.seconds, e.peak_bytes) for e in up} == {(10.0, 0.5, 99)}
+    assert {e.bytes_raw for e in up} == {7 + 4 * 8}  # what the client says, and its costs
 
 
 @pytest.mark.parametrize(
@@ -209,6 +212,20 @@ def test_contradictions_are_refused_before_the_run(options: dict[str, Any], inst
         fleet(**options)
     assert caught.match(instead)
     assert caught.value.given.startswith("fleet.")
+
+
+def test_clients_that_are_away_are_sampled_last() -> None:
+    whole, engine = fleet(clients_per_round=3), Engine()
+    found = Fleet(engine, Wire(), Ledger(), FleetConfig(clients_per_round=3), 0)
+    for number in range(1, 20):
+        drawn = whole.begin_round(number)
+        engine.away = {drawn[0]}
+        cohort = found.begin_round(number)
+        assert {*drawn[1:]} < {*cohort}
+        assert drawn[0] not in cohort
+    engine.away = {*NAMES[1:]}
+    assert NAMES[0] in found.begin_round(1)
+    assert len(found.asked) == 3
 
 
 def test_what_was_not_sent_is_not_booked() -> None:

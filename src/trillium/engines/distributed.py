@@ -19,7 +19,7 @@ from trillium.engines.roster import Mail, Online, Unreachable, opening_record, o
 from trillium.engines.secure import ServerTLS
 from trillium.engines.stream import SessionServer
 from trillium.errors import UserError
-from trillium.fleet import Lost
+from trillium.fleet import Gathered, Lost
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class SessionEngine:
                 self._tries.pop(name, None)
             yield name, reply
 
-    def gather(self, need: int) -> set[str]:
+    def gather(self, need: int) -> Gathered:
         """Invite who is online, wait for enough of them, and let newcomers find their state."""
         deadline = time.monotonic() + self._patience.wait_seconds
         told = False
@@ -132,7 +132,7 @@ class SessionEngine:
                 told = True
             time.sleep(POLL_SECONDS)
         new, self._new = self._new, set()
-        return new
+        return Gathered(self._ready(), new)
 
     def save(self, number: int) -> None:
         """Let the nodes keep what they hold; a node that comes later is told this round.

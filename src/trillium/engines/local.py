@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from trillium.checkpoint import Checkpoints
 from trillium.client import Client
+from trillium.fleet import Gathered
 
 
 class LocalEngine:
@@ -34,9 +35,9 @@ class LocalEngine:
             self._changed.add(name)
             yield name, self._clients[name].handle(data)
 
-    def gather(self, need: int) -> set[str]:
-        """Return nobody: the clients are always here, and forget nothing."""
-        return set()
+    def gather(self, need: int) -> Gathered:
+        """Return everybody: the clients are always here, and forget nothing."""
+        return Gathered(self._clients.keys())
 
     def save(self, number: int) -> None:
         """Write what those clients hold that were asked since the last time."""

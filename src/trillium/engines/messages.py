@@ -13,10 +13,10 @@ from typing import Final
 
 from flwr.app import RecordDict
 
-from trillium.engines.distributed import Patience
+from trillium.engines.distributed import RETRY_SECONDS, Patience
 from trillium.engines.node import Opening
 from trillium.engines.roster import Mail, bytes_of, opening_record, outcome, text_of, with_bytes
-from trillium.fleet import Lost
+from trillium.fleet import Gathered, Lost
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class MessageEngine:
     def __init__(self, mail: Mail, opening: Opening, patience: Patience) -> None:
         self._mail, self._opening, self._patience = mail, opening, patience
         self._nodes: dict[str, int] = {}
+        self._not_before: dict[int, float] = {}  # when one that could not take part is asked again
         self._empty: set[str] = set()  # held nothing of earlier rounds when they came
         self._new: set[str] = set()  # of these, those that the framework has not been told of
 
@@ -54,33 +55,36 @@ class MessageEngine:
         for node, content in self._mail.exchange("ask", contents, seconds):
             yield names[node], content if isinstance(content, Lost) else _reply(content)
 
-    def gather(self, need: int) -> set[str]:
+    def gather(self, need: int) -> Gathered:
         """Wait for enough nodes, and ask those that are new who they are."""
-        deadline = time.monotonic() + self._patience.wait_seconds
+        deadline = _now() + self._patience.wait_seconds
         told = False
         while True:
-            known = set(self._nodes.values())
-            fresh = [node for node in self._mail.nodes() if node not in known]
+            online = self._mail.nodes()
+            out = {*self._nodes.values(), *(n for n, t in self._not_before.items() if _now() < t)}
+            fresh = [node for node in online if node not in out]
             contents = {node: opening_record(self._opening) for node in fresh}
             seconds = self._patience.deadline_seconds
             for node, content in self._mail.exchange("settle", contents, seconds):
                 reply = content if isinstance(content, Lost) else _settled(content)
                 if isinstance(reply, Lost):
                     log.warning("node %d: %s", node, reply.reason)
+                    self._not_before[node] = _now() + RETRY_SECONDS
                     continue
                 name, had = reply
                 self._nodes[name] = node
                 if not had:
                     self._empty.add(name)
                     self._new.add(name)
-            if len(self._nodes) >= need or time.monotonic() > deadline:
+            present = {name for name, node in self._nodes.items() if node in online}
+            if len(present) >= need or _now() > deadline:
                 break
             if not told:
-                log.info("waiting for nodes: %d of %d are here", len(self._nodes), need)
+                log.info("waiting for nodes: %d of %d are here", len(present), need)
                 told = True
             time.sleep(POLL_SECONDS)
         found, self._new = self._new, set()
-        return found
+        return Gathered(present, found)
 
     def save(self, number: int) -> None:
         """Note the round; the nodes keep what they hold after every ask."""
@@ -97,6 +101,10 @@ class MessageEngine:
             contents = {node: opening_record(self._opening) for node in self._nodes.values()}
             for _ in self._mail.exchange("forget", contents, self._patience.deadline_seconds):
                 pass
+
+
+def _now() -> float:
+    return time.monotonic()
 
 
 def _reply(content: RecordDict) -> bytes | Lost:
