@@ -126,7 +126,10 @@ def scale_axis(axis: Any, values: Iterable[float], unit: str, log: bool) -> None
         getattr(axis.axes, f"set_{which}lim")(low / margin, high * margin)
         decades = math.log10(high / low * margin**2)
         if decades >= 2.5:
-            axis.set_major_locator(LogLocator(10, numticks=12))
+            # A label such as "100 kB" takes most of an inch.
+            inches = axis.axes.get_window_extent().width / axis.axes.figure.dpi
+            most = max(3, int(inches / 0.7)) if which == "x" else 12
+            axis.set_major_locator(LogLocator(10, numticks=most))
         else:  # so short an axis holds few powers of ten, or none
             subs = LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12)
             axis.set_major_locator(subs if decades >= 0.8 else MaxNLocator(4))
