@@ -91,7 +91,9 @@ def stopped(folder: Path) -> dict[tuple[str, int], ExperimentConfig]:
         raise UserError(str(folder), "this run has finished", f"Write: trillium report {folder}")
     if not (folder / "config.yaml").is_file():
         raise UserError(
-            str(folder), "this run was stopped before it had begun", "Start it anew; nothing is lost"
+            str(folder),
+            "this run was stopped before it had begun",
+            "Start it anew; nothing is lost",
         )
     config = experiment(read_yaml(folder / "config.yaml"))
     return {(config.framework.name, config.seed): config}
