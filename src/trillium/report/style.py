@@ -128,8 +128,8 @@ def scale_axis(axis: Any, values: Iterable[float], unit: str, log: bool) -> None
         if decades >= 2.5:
             # A label such as "100 kB" takes most of an inch.
             inches = axis.axes.get_window_extent().width / axis.axes.figure.dpi
-            most = max(3, int(inches / 0.7)) if which == "x" else 12
-            axis.set_major_locator(LogLocator(10, numticks=most))
+            num_ticks = max(3, int(inches / 0.7)) if which == "x" else 12
+            axis.set_major_locator(LogLocator(10, numticks=num_ticks))
         else:  # so short an axis holds few powers of ten, or none
             subs = LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12)
             axis.set_major_locator(subs if decades >= 0.8 else MaxNLocator(4))
