@@ -1,0 +1,46 @@
+"""Which folder a deployed run goes on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+
+from trillium.config import ExperimentConfig, experiment
+from trillium.deploy.folder import SETTINGS
+from trillium.engines.flower import _folder
+from trillium.engines.settings import Settings
+from trillium.errors import UserError
+from trillium.experiment import SERVER
+from trillium.run_folder import RunFolder
+
+
+def settings(folder: Path, *, resume: bool) -> Settings:
+    values = {name: default for name, (default, _) in SETTINGS.items()}
+    return Settings.read({**values, "run-folder": str(folder), "resume": resume})
+
+
+def stopped(config: ExperimentConfig, path: Path, *, number: int | None) -> RunFolder:
+    """Leave a folder as a run leaves it that was stopped, before or after its first checkpoint."""
+    folder = RunFolder(path, "fedllm")
+    if number is not None:
+        folder.config(config.tree())
+        folder.checkpoints.keep(SERVER, number, {})
+    return folder
+
+
+def test_the_newest_that_holds_a_checkpoint_of_this_recipe(tmp_path: Path) -> None:
+    config, other = experiment({"rounds": 3}), experiment({"rounds": 9})
+    resume = settings(tmp_path, resume=True)
+    with pytest.raises(UserError, match="holds no unfinished run"):
+        _folder(config, resume)
+    wanted = stopped(config, tmp_path / "20260101-000000_fedllm_builtin_s0", number=2)
+    stopped(other, tmp_path / "20260102-000000_fedllm_builtin_s0", number=2)
+    stopped(config, tmp_path / "20260103-000000_fedllm_builtin_s0", number=None)
+    assert _folder(config, resume).path == wanted.path
+    assert _folder(config, settings(tmp_path, resume=False)).path not in tmp_path.glob("2026010*")
+    wanted.status("finished")
+    with pytest.raises(UserError, match="holds no unfinished run"):
+        _folder(config, resume)
