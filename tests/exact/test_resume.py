@@ -10,7 +10,7 @@ import torch
 
 from tiny import experiment_config
 from trillium.experiment import Experiment, build
-from trillium.run_folder import RunFolder
+from trillium.run_folder import RunFolder, is_finished
 
 ROUNDS = 3
 WORDS = {
@@ -92,6 +92,30 @@ def test_killed_in_a_round_and_resumed(
         assert lines(tmp_path / "cut", name, "seconds") == wanted
     assert not (tmp_path / "cut" / "checkpoints").exists()
     assert json.loads((tmp_path / "cut" / "status.json").read_text())["resumed"] == 1
+
+
+def test_killed_at_the_very_end_and_resumed(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is written and the run not yet called finished."""
+    config = experiment_config(hub, *WORDS["fedllm"], *DROPOUT)
+    cut = build(config, RunFolder(tmp_path / "cut", "cut"))
+    say = RunFolder.status
+
+    def dying(folder: RunFolder, state: str, error: str | None = None) -> None:
+        if state == "finished":
+            raise Killed
+        say(folder, state, error)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "status", dying)
+        with pytest.raises(Killed):
+            cut.run()
+    adapter = tmp_path / "cut" / "adapter" / "adapter_model.safetensors"
+    written = adapter.read_bytes()
+    assert len(build(config, RunFolder.reopen(tmp_path / "cut")).run()) == ROUNDS + 1
+    assert adapter.read_bytes() == written
+    assert is_finished(tmp_path / "cut")
 
 
 def test_without_the_checkpoint_it_would_differ(hub: Path, tmp_path: Path) -> None:

@@ -145,6 +145,8 @@ class LanguageModel:
         shutil.rmtree(staging, ignore_errors=True)
         self.mount(state).save_pretrained(staging)  # type: ignore[operator]
         self.tokenizer.save_pretrained(staging)
+        # A run that was killed at its very end finds what it wrote before.
+        shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)
 
     def save_merged(self, state: State, folder: Path) -> None:
