@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from filelock import FileLock, Timeout
 
 from trillium.checkpoint import Checkpoints
 from trillium.errors import UserError
@@ -44,21 +45,27 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=False)
         self.path, self.arm = path, arm
         self._started, self._resumed = time.time(), 0
+        self._lock = _locked(path)
         self.status("running")
 
     @classmethod
     def reopen(cls, path: Path) -> Self:
-        """Return the folder of a run that was stopped, to go on with it."""
+        """Return the folder of a run that was stopped, to go on with it.
+
+        Raises:
+            UserError: a process still runs it.
+        """
+        lock = _locked(path)
         status = json.loads((path / "status.json").read_text(encoding="utf-8"))
         found = cls.__new__(cls)
-        found.path, found.arm = path, str(status["arm"])
+        found.path, found.arm, found._lock = path, str(status["arm"]), lock
         found._started = datetime.fromisoformat(status["started"]).timestamp()
         found._resumed = int(status["resumed"]) + 1
         found.status("running")
         return found
 
     def status(self, state: str, error: str | None = None) -> None:
-        """Say how far the run is: `running`, `finished` or `failed`."""
+        """Say how far the run is: `running`, `finished` or `failed`; the last two let it go."""
         content = {
             "state": state,
             "arm": self.arm,
@@ -68,6 +75,8 @@ class RunFolder:
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
         }
         self.json("status.json", content)
+        if state != "running":
+            self._lock.release()
 
     def config(self, tree: Mapping[str, Any]) -> None:
         """Write the resolved configuration."""
@@ -115,6 +124,18 @@ class RunFolder:
                 )
             if size > wanted:
                 os.truncate(path, wanted)
+
+
+def _locked(path: Path) -> FileLock:
+    """Return a lock on a run, which ends with the process at the latest."""
+    lock = FileLock(path / "run.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(
+            str(path), "a process still runs it", "Wait for its end, or stop it first"
+        ) from error
+    return lock
 
 
 def is_finished(path: Path) -> bool:

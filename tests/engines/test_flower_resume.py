@@ -28,6 +28,7 @@ def stopped(config: ExperimentConfig, path: Path, *, number: int | None) -> RunF
     if number is not None:
         folder.config(config.tree())
         folder.checkpoints.keep(SERVER, number, {})
+    folder.status("failed", "Killed")
     return folder
 
 
@@ -39,8 +40,11 @@ def test_the_newest_that_holds_a_checkpoint_of_this_recipe(tmp_path: Path) -> No
     wanted = stopped(config, tmp_path / "20260101-000000_fedllm_builtin_s0", number=2)
     stopped(other, tmp_path / "20260102-000000_fedllm_builtin_s0", number=2)
     stopped(config, tmp_path / "20260103-000000_fedllm_builtin_s0", number=None)
-    assert _folder(config, resume).path == wanted.path
+    running = _folder(config, resume)
+    assert running.path == wanted.path
+    with pytest.raises(UserError, match="a process still runs it"):
+        _folder(config, resume)
     assert _folder(config, settings(tmp_path, resume=False)).path not in tmp_path.glob("2026010*")
-    wanted.status("finished")
+    running.status("finished")
     with pytest.raises(UserError, match="holds no unfinished run"):
         _folder(config, resume)
