@@ -75,6 +75,8 @@ class RunFolder:
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
         }
         self.json("status.json", content)
+        if state == "finished":
+            Path(self._lock.lock_file).unlink(missing_ok=True)
         if state != "running":
             self._lock.release()
 
