@@ -20,10 +20,22 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-Kind = Literal["parameters", "gradients", "logits", "activations", "labels", "public", "control"]
+Kind = Literal[
+    "parameters",
+    "gradients",
+    "logits",
+    "activations",
+    "labels",
+    "public",
+    "statistics",  # summed statistics of features
+    "snapshot",  # a full state, for a client that is out of step
+    "control",
+]
 Meta = dict[str, Any]
 
 KINDS: Final = get_args(Kind)
+FLAT_KINDS: Final[tuple[Kind, ...]] = ("parameters", "gradients", "statistics", "snapshot")
+FLAT: Final = "flat"  # name of the one vector that the tensors of a kind may cross as
 MAGIC: Final = b"TRM"
 VERSION: Final = 1
 DTYPES: Final = {
@@ -52,7 +64,7 @@ class Limits:
     """What a receiver accepts before it looks at the content of a message.
 
     Attributes:
-        max_bytes: length of the whole encoded message.
+        max_bytes: length of the whole encoded message, and of what its tensors decode to.
         max_header_bytes: length of the JSON header (names, shapes, metadata).
         max_tensors: how many tensors one message may hold.
         max_dims: how many dimensions one tensor may have.
@@ -91,9 +103,12 @@ class Message:
     def expect(self, kind: Kind, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors of one kind after checking names, shapes and finiteness.
 
+        They may have come as the single vector `<kind>/flat`, which holds the entries of all tensors
+        one after the other, sorted by name.
+
         Args:
             kind: which tensors.
-            like: name to a tensor of the wanted shape and dtype.
+            like: name to a tensor of the wanted shape and dtype; none may be called `flat`.
 
         Returns:
             The tensors, floats cast to the dtype of `like`.
@@ -101,13 +116,33 @@ class Message:
         Raises:
             MessageError: a name is missing or unknown, or a shape, dtype or value is wrong.
         """
+        assert FLAT not in like, f"{kind}/{FLAT} is the name of all of them"
         found = self.group(kind)
+        if found.keys() == {FLAT}:
+            found = self._unflattened(kind, found[FLAT], like)
         if found.keys() != like.keys():
             missing, unknown = like.keys() - found.keys(), found.keys() - like.keys()
             raise MessageError(
                 f"{self.verb}: {kind} lack {sorted(missing)[:3]} and have unknown {sorted(unknown)[:3]}"
             )
         return {name: self._checked(kind, name, found[name], like[name]) for name in like}
+
+    def _unflattened(
+        self, kind: str, flat: Tensor, like: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Cut the one vector of a kind into copies of the shapes of `like`."""
+        names = sorted(like)
+        sizes = [like[name].numel() for name in names]
+        if not flat.is_floating_point() or flat.shape != (sum(sizes),):
+            raise MessageError(
+                f"{self.verb}: {kind}/{FLAT} is {flat.dtype} {tuple(flat.shape)}, "
+                f"expected {sum(sizes)} floats"
+            )
+        # Copies: a view would keep the whole vector alive and share its storage with the others.
+        return {
+            name: part.reshape(like[name].shape).clone()
+            for name, part in zip(names, torch.split(flat, sizes), strict=True)
+        }
 
     def _checked(self, kind: str, name: str, tensor: Tensor, like: Tensor) -> Tensor:
         if tensor.shape != like.shape:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, cast
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from trillium.codecs import Codec
+from trillium.codecs.stack import decode_stack, encode_stack
 from trillium.component import Choice
-from trillium.message import Limits, Message, MessageError, decode, encode
+from trillium.message import FLAT, FLAT_KINDS, Kind, Limits, Message, MessageError, decode, encode
+from trillium.rng import derive_seed
 
 Direction = Literal["up", "down"]
 
@@ -41,6 +44,10 @@ class Packed:
 class Wire(BaseModel):
     """Packs and unpacks messages; both sides hold an equal one.
 
+    The float tensors of a kind that belong together (parameters, gradients, statistics, snapshot) are
+    sent as one vector, `<kind>/flat`, before the codecs: a hundred names and shapes would weigh more
+    than a compressed adapter. `Message.expect` reads both forms.
+
     Attributes:
         up: codecs for what clients send, applied in order.
         down: codecs for what the server sends, applied in order.
@@ -54,8 +61,9 @@ class Wire(BaseModel):
     def pack(self, message: Message, direction: Direction) -> Packed:
         """Apply the codecs of a direction and serialise."""
         tensors: dict[str, Tensor] = {}
-        for name, tensor in message.tensors.items():
-            for part, encoded in _encode(self._stack(name, direction), tensor).items():
+        for name, tensor in self._flatten(message.tensors, direction).items():
+            stack = self.stack(_kind(name), direction)
+            for part, encoded in encode_stack(stack, tensor, _key(message, name)).items():
                 tensors[f"{name}#{part}" if part else name] = encoded
         data = encode(Message(message.verb, tensors, message.meta))
         return Packed(data, message, _weigh(tensors, len(data)))
@@ -64,24 +72,82 @@ class Wire(BaseModel):
         """Check and deserialise bytes from the other side, and undo the codecs.
 
         Raises:
-            MessageError: the bytes are malformed or do not fit the codecs of this direction.
+            MessageError: the bytes are malformed, do not fit the codecs of this direction, or stand
+                for more than is accepted.
         """
         message = decode(data, limits)
-        kinds = _weigh(message.tensors, len(data))
         parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for full_name, tensor in message.tensors.items():
             name, _, part = full_name.partition("#")
             parts[name][part] = tensor
-        tensors = {
-            name: _decode(self._stack(name, direction), name, found)
-            for name, found in parts.items()
-        }
+        tensors: dict[str, Tensor] = {}
+        room = limits.max_bytes
+        for name, found in parts.items():
+            try:
+                stack = self.stack(_kind(name), direction)
+                tensors[name] = decode_stack(stack, found, _key(message, name))
+            except (KeyError, ValueError, RuntimeError, TypeError) as error:
+                raise MessageError(
+                    f"{name} does not fit the codecs of this side: {error!r}"
+                ) from error
+            room -= tensors[name].nbytes
+            if room < 0:
+                raise MessageError(f"the tensors hold more than {limits.max_bytes} bytes")
+        kinds = _weigh(message.tensors, len(data))
         return Packed(data, Message(message.verb, tensors, message.meta), kinds)
 
-    def _stack(self, name: str, direction: Direction) -> list[Codec]:
-        kind = name.split("/", 1)[0]
-        stack: Sequence[Codec] = self.up if direction == "up" else self.down
-        return [codec for codec in stack if kind in codec.kinds]
+    def preview(self, message: Message, direction: Direction) -> Message:
+        """Return what the other side will read when this message is packed, without sending it.
+
+        The same message (verb, metadata, tensors on the same device) gives the same to the last bit
+        when it is packed later, so that a sender knows what its codecs lose.
+        """
+        return self.unpack(self.pack(message, direction).data, direction).message
+
+    def is_lossless(self, kind: Kind, direction: Direction) -> bool:
+        """Whether tensors of a kind reach the other side as they are."""
+        return all(codec.lossless for codec in self.stack(kind, direction))
+
+    def fit(self, up: float | None, down: float | None) -> Wire:
+        """Return the wire for a client whose links have these speeds, in bits per second.
+
+        `None` is a link of unknown speed.
+        """
+        stacks = {
+            "up": tuple(codec.fit(up) for codec in self.up),
+            "down": tuple(codec.fit(down) for codec in self.down),
+        }
+        return self.model_copy(update=stacks)
+
+    def stack(self, kind: Kind, direction: Direction) -> list[Codec]:
+        """Return the codecs that tensors of a kind go through, in the order of encoding."""
+        codecs: Sequence[Codec] = self.up if direction == "up" else self.down
+        return [codec for codec in codecs if kind in codec.kinds]
+
+    def _flatten(self, tensors: Mapping[str, Tensor], direction: Direction) -> Mapping[str, Tensor]:
+        """Put the tensors of each kind that may be one vector into one, by sorted name."""
+        result = dict(tensors)
+        for kind in FLAT_KINDS:
+            names = sorted(name for name in tensors if _kind(name) == kind)
+            dtypes = {tensors[name].dtype for name in names}
+            if len(names) < 2 or len(dtypes) > 1 or not dtypes.pop().is_floating_point:
+                continue
+            assert f"{kind}/{FLAT}" not in names, f"{kind}/{FLAT} is the name of all of them"
+            if any(codec.matrices for codec in self.stack(kind, direction)):
+                continue
+            flat = torch.cat([result.pop(name).detach().reshape(-1) for name in names])
+            result[f"{kind}/{FLAT}"] = flat
+        return result
+
+
+def _kind(name: str) -> Kind:
+    return cast(Kind, name.split("/", 1)[0])
+
+
+def _key(message: Message, name: str) -> int:
+    """Return what seeds the codecs: equal on both sides and for all clients of a round."""
+    number = message.meta.get("round")
+    return derive_seed(number if type(number) is int else 0, message.verb, name)
 
 
 def _weigh(tensors: Mapping[str, Tensor], total: int) -> dict[str, int]:
@@ -90,32 +156,3 @@ def _weigh(tensors: Mapping[str, Tensor], total: int) -> dict[str, int]:
         kinds[name.split("/", 1)[0]] += tensor.nbytes
     kinds["control"] += total - sum(kinds.values())
     return dict(sorted(kinds.items()))
-
-
-def _encode(stack: Sequence[Codec], tensor: Tensor) -> dict[str, Tensor]:
-    parts: dict[str, Tensor] = {"": tensor}
-    for position, codec in enumerate(stack):
-        if not parts[""].is_floating_point():
-            raise MessageError(f"codec {codec.name} needs floats, but gets {parts[''].dtype}")
-        for part, encoded in codec.encode(parts.pop("")).items():
-            parts[f"{position}.{part}" if part else ""] = encoded
-    return parts
-
-
-def _decode(stack: Sequence[Codec], name: str, parts: Mapping[str, Tensor]) -> Tensor:
-    left: dict[str, Any] = dict(parts)
-    try:
-        for position, codec in reversed(list(enumerate(stack))):
-            prefix = f"{position}."
-            own = {
-                key.removeprefix(prefix): left.pop(key)
-                for key in list(left)
-                if key.startswith(prefix)
-            }
-            left[""] = codec.decode({"": left.pop(""), **own})
-        tensor: Tensor = left.pop("")
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise MessageError(f"{name} does not fit the codecs of this side: {error!r}") from error
-    if left:
-        raise MessageError(f"{name} has parts that no codec of this side knows: {sorted(left)[:3]}")
-    return tensor

@@ -133,6 +133,47 @@ def test_expect_refuses_what_was_not(changes: dict[str, Tensor], why: str) -> No
         Message("train", {"parameters/a": torch.ones(2, 3)}).expect("parameters", LIKE)
 
 
+def test_expect_reads_the_flat_form() -> None:
+    flat = Message("train", {"parameters/flat": torch.arange(10.0)})
+    found = flat.expect("parameters", LIKE)
+    assert list(found) == ["a", "b"]
+    assert torch.equal(found["a"], torch.arange(6.0).reshape(2, 3))
+    assert torch.equal(found["b"], torch.arange(6, 10, dtype=torch.float64))
+    half = Message("train", {"parameters/flat": torch.arange(10).bfloat16()})
+    assert torch.equal(half.expect("parameters", LIKE)["a"], found["a"])
+    empty = Message("train", {"parameters/flat": torch.zeros(0)}).expect("parameters", {})
+    assert empty == {}
+
+
+@pytest.mark.parametrize(
+    ("flat", "why"),
+    [
+        (torch.zeros(9), "expected 10 floats"),
+        (torch.zeros(11), "expected 10 floats"),
+        (torch.zeros(1, 10), "expected 10 floats"),
+        (torch.zeros(()), "expected 10 floats"),
+        (torch.zeros(10, dtype=torch.int64), "expected 10 floats"),
+        (torch.tensor([0.0] * 9 + [float("nan")]), "b holds NaN"),
+        (torch.tensor([float("inf")] + [0.0] * 9), "a holds NaN or infinity"),
+    ],
+)
+def test_expect_refuses_a_wrong_flat_form(flat: Tensor, why: str) -> None:
+    with pytest.raises(MessageError, match=why):
+        Message("train", {"parameters/flat": flat}).expect("parameters", LIKE)
+
+
+def test_the_flat_form_stands_alone() -> None:
+    both = Message("train", {"parameters/flat": torch.zeros(10), "parameters/a": torch.zeros(2, 3)})
+    with pytest.raises(MessageError, match="lack"):
+        both.expect("parameters", LIKE)
+    with pytest.raises(MessageError, match="float32, expected"):
+        Message("train", {"parameters/flat": torch.zeros(3)}).expect(
+            "parameters", {"a": torch.zeros(3, dtype=torch.int64)}
+        )
+    with pytest.raises(AssertionError, match="parameters/flat"):
+        both.expect("parameters", {"flat": torch.zeros(10)})
+
+
 def test_single_tensors_and_numbers_are_checked() -> None:
     message = Message(
         "train",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
-from trillium.message import Limits, Message, MessageError, decode, encode
-from trillium.wire import Wire
+from trillium.message import Kind, Limits, Message, MessageError, decode, encode, named
+from trillium.wire import Direction, Wire
+
+DIRECTIONS: tuple[Direction, ...] = ("up", "down")
 
 MESSAGE = Message(
     "train",
@@ -21,12 +26,12 @@ MESSAGE = Message(
 )
 
 
-def wire(up: list[object] | None = None, down: list[object] | None = None) -> Wire:
+def wire(up: list[Any] | None = None, down: list[Any] | None = None) -> Wire:
     return Wire.model_validate({"up": up or [], "down": down or []})
 
 
 def test_without_codecs_the_bytes_are_the_message() -> None:
-    for direction in ("up", "down"):
+    for direction in DIRECTIONS:
         packed = Wire().pack(MESSAGE, direction)
         assert packed.data == encode(MESSAGE)
         assert packed.bytes_raw == 6 * 5 * 4 + 3 * 2 * 4 + 4 * 4 + 8
@@ -34,8 +39,8 @@ def test_without_codecs_the_bytes_are_the_message() -> None:
 
 def test_kinds_add_up_to_the_bytes() -> None:
     packed = wire(up=["int8"]).pack(MESSAGE, "up")
-    header = len(packed.data) - (30 + 6 * 4) - (6 + 3 * 4) - 16 - 8
-    assert packed.kinds == {"parameters": 54, "logits": 18, "labels": 16, "control": 8 + header}
+    header = len(packed.data) - (30 + 6 * 2) - (6 + 3 * 2) - 16 - 8
+    assert packed.kinds == {"parameters": 42, "logits": 12, "labels": 16, "control": 8 + header}
     assert list(packed.kinds) == sorted(packed.kinds)
     assert wire(up=["int8"]).unpack(packed.data, "up").kinds == packed.kinds
 
@@ -89,3 +94,125 @@ def test_the_wire_reads_back_and_refuses_strangers() -> None:
     assert Wire.model_validate(coded.model_dump(mode="json")) == coded
     with pytest.raises(ValidationError):
         Wire.model_validate({"sideways": []})
+
+
+# Many tensors of a kind cross as one
+
+
+def adapter(seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {"b": (3, 4), "a": (2,), "c": (), "d": (0, 5), "e": (4, 2, 3)}
+    return {name: torch.randn(shape, generator=draw).to(dtype) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("kind", ["parameters", "gradients", "statistics", "snapshot"])
+def test_the_flat_form_is_read_like_the_named_one(kind: Kind) -> None:
+    tensors = adapter()
+    message = Message("train", {**named(kind, tensors), "control/x": torch.ones(2)})
+    packed = Wire().pack(message, "up")
+    crossed = decode(packed.data)
+    assert set(crossed.tensors) == {f"{kind}/flat", "control/x"}
+    by_name = torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+    assert torch.equal(crossed.tensors[f"{kind}/flat"], by_name)
+    found = Wire().unpack(packed.data, "up").message.expect(kind, tensors)
+    assert list(found) == list(tensors)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert all(found[name].shape == tensors[name].shape for name in tensors)
+    # What it weighs is what the tensors weigh, and each is a copy of its own.
+    assert packed.bytes_raw == sum(tensor.nbytes for tensor in tensors.values()) + 8
+    found["b"].zero_()
+    assert torch.equal(found["e"], tensors["e"])
+
+
+def test_what_does_not_belong_together_keeps_its_names() -> None:
+    mixed = {**adapter(), "f": torch.ones(2, dtype=torch.float64)}
+    integers = {name: tensor.int() for name, tensor in adapter().items()}
+    for tensors in (
+        named("activations", adapter()),
+        named("logits", adapter()),
+        named("parameters", mixed),
+        named("parameters", integers),
+        {"parameters/one": torch.ones(3)},
+    ):
+        message = Message("train", tensors)
+        assert Wire().pack(message, "down").data == encode(message)
+
+
+def test_a_codec_for_matrices_gets_each_tensor() -> None:
+    draw = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(30, 40, generator=draw) for name in "ab"}
+    over = wire(up=[{"name": "low_rank", "rank": 2, "kinds": ["parameters"]}])
+    both = Message("train", {**named("parameters", tensors), **named("gradients", tensors)})
+    crossed = decode(over.pack(both, "up").data).tensors
+    assert set(crossed) == {
+        "parameters/a", "parameters/a#0.shape", "parameters/b", "parameters/b#0.shape",
+        "gradients/flat",
+    }  # fmt: skip
+    assert set(decode(over.pack(both, "down").data).tensors) == {
+        "parameters/flat",
+        "gradients/flat",
+    }
+
+
+def test_a_tensor_called_flat_beside_others_is_a_mistake() -> None:
+    message = Message("train", named("parameters", {"flat": torch.ones(2), "b": torch.ones(2)}))
+    with pytest.raises(AssertionError, match="parameters/flat"):
+        Wire().pack(message, "up")
+
+
+# What both sides know
+
+
+def test_a_round_of_the_metadata_seeds_what_is_drawn() -> None:
+    over = wire(up=[{"name": "random_k", "fraction": 0.1}])
+    ones = {"parameters/x": torch.ones(400)}
+
+    def kept(verb: str, meta: dict[str, Any]) -> list[int]:
+        found = over.preview(Message(verb, ones, meta), "up").tensors["parameters/x"]
+        return [int(place) for place in found.nonzero()[:, 0]]
+
+    assert len(kept("train", {"round": 1})) == 40
+    assert kept("train", {"round": 1}) == kept("train", {"round": 1, "client": "b"})
+    different = [
+        kept("train", {"round": 1}), kept("train", {"round": 2}), kept("tune", {"round": 1}),
+    ]  # fmt: skip
+    assert len({tuple(places) for places in different}) == 3
+    # Without a round, or with something else in its place, both sides take zero.
+    none = kept("train", {"round": 0})
+    assert (
+        none == kept("train", {}) == kept("train", {"round": "1"}) == kept("train", {"round": True})
+    )
+
+
+def test_lossless_is_told_by_kind_and_direction() -> None:
+    over = wire(up=[{"name": "int8", "kinds": ["parameters"]}, "zstd"], down=["zstd"])
+    assert not over.is_lossless("parameters", "up")
+    assert over.is_lossless("gradients", "up")
+    assert over.is_lossless("parameters", "down")
+    assert Wire().is_lossless("parameters", "up")
+
+
+def test_the_links_are_fitted_by_direction() -> None:
+    adaptive = {"name": "adaptive", "steps": ["cast", "sign"], "seconds": 1.0}
+    over = wire(up=[adaptive], down=[adaptive, "zstd"])
+    message = Message("train", {"parameters/x": torch.randn(1000)})
+    fitted = over.fit(up=8 * 2001, down=8 * 2000)
+    steps = {
+        direction: int(decode(fitted.pack(message, direction).data).tensors["parameters/x#0.step"])
+        for direction in DIRECTIONS
+    }
+    assert steps == {"up": 0, "down": 1}
+    for direction in DIRECTIONS:
+        data = fitted.pack(message, direction).data
+        assert over.unpack(data, direction).message.tensors["parameters/x"].shape == (1000,)
+    assert over.fit(None, None) == over
+
+
+def test_what_tensors_decode_to_is_limited_like_a_message() -> None:
+    over = wire(up=["zstd"])
+    tensors = {f"logits/{name}": torch.zeros(100_000) for name in "abc"}
+    data = over.pack(Message("train", tensors), "up").data
+    assert len(data) < 2000
+    over.unpack(data, "up", Limits(max_bytes=1_200_000))
+    with pytest.raises(MessageError, match="hold more than"):
+        over.unpack(data, "up", Limits(max_bytes=1_199_999))

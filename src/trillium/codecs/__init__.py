@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,21 +16,50 @@ class Codec(Component, kind="codec", package="trillium.codecs"):
 
     A codec applies to every tensor of its `kinds`. The part named `""` takes the tensor's place, and a
     later codec of the stack may encode it again; further parts (scales, indices) are sent beside it.
+    A codec has no memory: equal tensors and keys give equal parts.
+
+    Class variables:
+        matrices: it wants each tensor with its shape; the tensors of a kind are else sent as one.
+        lossless: what is decoded is what was encoded, bit by bit.
+        any_dtype: it also encodes integers; the others are given floats alone.
+        for_changes: it drops so much that it makes sense only on changes with error feedback.
 
     Attributes:
-        kinds: which kinds of tensors it encodes; the others pass untouched.
+        kinds: which kinds of tensors it encodes; the others pass untouched. Statistics are not among
+            them by default: the solution of a linear system magnifies an error in it.
     """
+
+    matrices: ClassVar[bool] = False
+    lossless: ClassVar[bool] = False
+    any_dtype: ClassVar[bool] = False
+    for_changes: ClassVar[bool] = False
 
     kinds: tuple[Kind, ...] = ("parameters", "gradients", "logits", "activations")
 
-    def encode(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Return the parts to send; the part `""` must be there."""
+    @property
+    def expands(self) -> bool:
+        """Whether the error may exceed the tensor itself, so that error feedback would diverge."""
+        return False
+
+    def fit(self, bits_per_second: float | None) -> Codec:
+        """Return the codec for a link of this speed; most are the same for every link."""
+        return self
+
+    def encode(self, tensor: Tensor, key: int) -> dict[str, Tensor]:
+        """Return the parts to send; the part `""` must be there.
+
+        Args:
+            tensor: floats, of any shape; never written to.
+            key: seeds what is drawn at random; the receiver has the same one, and so have all clients
+                of a round.
+        """
         raise NotImplementedError
 
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Return the tensor, float32 and of the shape that was encoded.
+    def decode(self, parts: Mapping[str, Tensor], key: int) -> Tensor:
+        """Return the tensor, of the shape that was encoded; float32, if the codec is not lossless.
 
         Raises:
-            ValueError: the parts, which come from a peer, do not fit together.
+            ValueError, KeyError, TypeError, RuntimeError: the parts, which come from a peer, do not
+                fit together. Nothing of the size they claim is allocated before that is known.
         """
         raise NotImplementedError

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trillium.codecs import Codec
+from trillium.codecs.parts import expect_parts
 
 
 class Cast(Codec, name="cast"):
@@ -21,16 +22,15 @@ class Cast(Codec, name="cast"):
 
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
 
-    def encode(self, tensor: Tensor) -> dict[str, Tensor]:
+    def encode(self, tensor: Tensor, key: int) -> dict[str, Tensor]:
         """Return the cast tensor as the only part."""
         dtype = torch.bfloat16 if self.dtype == "bfloat16" else torch.float16
         largest = torch.finfo(dtype).max
         return {"": tensor.clamp(-largest, largest).to(dtype)}
 
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+    def decode(self, parts: Mapping[str, Tensor], key: int) -> Tensor:
         """Return the tensor as float32."""
-        if parts.keys() != {""}:
-            raise ValueError(f"unexpected parts {sorted(parts)[:3]}")
+        expect_parts(parts, {""})
         if not parts[""].is_floating_point():  # a codec before this one decodes to float32
             raise ValueError(f"expected floats, found {parts[''].dtype}")
         return parts[""].float()

@@ -1,45 +1,43 @@
-"""Send floats as 8-bit integers with one scale per row."""
+"""Send floats as 8-bit integers with one scale per block (Dettmers et al., 2022, arXiv 2110.02861)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from trillium.codecs import Codec
+from trillium.codecs import Codec, blocks
+from trillium.codecs.parts import expect_parts
 
 LEVELS = 127  # symmetric: -127 … 127
 
 
 class Int8(Codec, name="int8"):
-    """Symmetric absolute-maximum quantisation along the last dimension, rounding to nearest.
+    """Symmetric absolute-maximum quantisation in blocks of the last dimension: 8.25 bits per entry.
 
-    The error of an entry is at most half a step, `max|row| / 254`. A row's scale is sent as float32.
+    The error of an entry is at most half a step (a whole one if rounding is stochastic), where a step
+    is the largest magnitude of the block over 127, rounded up to bfloat16.
+
+    Attributes:
+        block: entries that share a scale.
+        rounding: `nearest`, or `stochastic`, which is unbiased.
     """
 
-    def encode(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Return int8 values of the tensor's shape and scales `(…, 1)`."""
-        values = tensor.float()
-        rows = values if values.dim() else values[None]
-        scale = rows.abs().amax(dim=-1, keepdim=True) / LEVELS if rows.numel() else rows[..., :1]
-        # A row of zeros has scale zero; dividing by one instead keeps it zero.
-        quantised = (rows / torch.where(scale > 0, scale, 1.0)).round().clamp(-LEVELS, LEVELS)
-        return {"": quantised.to(torch.int8).reshape(tensor.shape), "scale": scale}
+    block: int = Field(64, ge=1)
+    rounding: blocks.Rounding = "nearest"
 
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+    def encode(self, tensor: Tensor, key: int) -> dict[str, Tensor]:
+        """Return int8 values of the tensor's shape and bfloat16 scales `(…, blocks)`."""
+        units, scale = blocks.quantise(tensor, LEVELS, self.block, self.rounding, key)
+        width = tensor.shape[-1] if tensor.dim() else 1
+        values = units.to(torch.int8).flatten(1)[:, :width].reshape(tensor.shape)
+        return {"": values, "scale": blocks.scale_part(tensor, scale)}
+
+    def decode(self, parts: Mapping[str, Tensor], key: int) -> Tensor:
         """Return the tensor as float32."""
-        if parts.keys() != {"", "scale"}:
-            raise ValueError(f"unexpected or missing parts in {sorted(parts)[:3]}")
-        quantised, scale = parts[""], parts["scale"]
-        rows = quantised if quantised.dim() else quantised[None]
-        wanted = (
-            (*rows.shape[:-1], min(1, rows.shape[-1]))
-            if rows.numel() == 0
-            else (*rows.shape[:-1], 1)
-        )
-        if quantised.dtype != torch.int8 or scale.dtype != torch.float32 or scale.shape != wanted:
-            raise ValueError(f"int8 values {tuple(rows.shape)} with scales {tuple(scale.shape)}")
-        # The largest floats would be rounded up to infinity.
-        largest = torch.finfo(torch.float32).max
-        return (rows.float() * scale).clamp(-largest, largest).reshape(quantised.shape)
+        expect_parts(parts, {"", "scale"})
+        if parts[""].dtype != torch.int8:
+            raise ValueError(f"expected int8, found {parts[''].dtype}")
+        return blocks.multiply(parts[""], blocks.spread(parts[""], parts["scale"], self.block))
