@@ -27,7 +27,8 @@ from trillium.adapters.full import Full
 from trillium.config import comparison, read_yaml, recipe_path
 from trillium.data.federated import load_data
 from trillium.files import write_atomic
-from trillium.models.load import LanguageModel, ModelConfig, load_model
+from trillium.models.base import ModelConfig
+from trillium.models.load import LanguageModel, load_model
 from trillium.report.measures import BY_NAME
 from trillium.report.summary import Stat
 from trillium.run_folder import environment

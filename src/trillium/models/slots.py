@@ -9,12 +9,16 @@ stays valid while another one's parameters are mounted.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 State = dict[str, nn.Parameter]
 Tensors = dict[str, Tensor]
+
+# Parts of the names that Transformers gives to task heads.
+_HEADS = {"classifier", "pre_classifier", "score", "logits_proj", "lm_head", "embed_out"}
 
 
 class Slots:
@@ -52,3 +56,20 @@ def train_only(state: State, names: Collection[str]) -> State:
     for name, parameter in state.items():
         parameter.requires_grad_(name in names)
     return state
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a tensor is meant by one of the patterns.
+
+    Args:
+        name: of a parameter.
+        patterns: `head`, a part of the name between dots such as `lora_B`, or a pattern of the whole
+            name with `*`.
+    """
+    parts = name.split(".")
+    return any(
+        not _HEADS.isdisjoint(parts)
+        if pattern == "head"
+        else pattern in parts or fnmatchcase(name, pattern)
+        for pattern in patterns
+    )

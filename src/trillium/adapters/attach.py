@@ -1,0 +1,84 @@
+"""Wrap a model by PEFT: the adapter and the task head train, the rest is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from trillium.errors import UserError
+from trillium.models.blocks import base_model
+from trillium.models.heads import head_modules
+
+# PEFT itself adds these names for SEQ_CLS.
+_ADDED_BY_PEFT = ("classifier", "score")
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def attach(
+    model: nn.Module, config: PeftConfig, keep: Sequence[str], train: Sequence[str] = ()
+) -> nn.Module:
+    """Return the model wrapped by PEFT, with the whole task head trainable beside the adapter.
+
+    What is trained in copies (head, norms) is trained in float32 also beside a base in half
+    precision, as PEFT does with the tensors of its adapters: most steps of a small learning rate
+    would be rounded away, and so would most clients' updates in a mean.
+
+    Args:
+        model: a Hugging Face model with its task head.
+        config: PEFT's configuration, with its task type.
+        keep: names of modules that are saved with the adapter, but frozen.
+        train: names of modules that are saved with the adapter and train.
+
+    Raises:
+        UserError: PEFT finds nothing to adapt.
+    """
+    heads = head_modules(model) if config.task_type == "SEQ_CLS" else ()
+    own = [*(name for name in heads if name not in _ADDED_BY_PEFT), *train, *keep]
+    config.modules_to_save = own or None
+    try:
+        wrapped: nn.Module = get_peft_model(model, config)
+    except ValueError as error:
+        leaves = {name.rsplit(".", 1)[-1]: m for name, m in model.named_modules()}
+        linear = sorted(
+            name for name, m in leaves.items() if hasattr(m, "weight") and m.weight.dim() == 2
+        )
+        raise UserError(
+            f"adapter {str(config.peft_type).rpartition('.')[-1].lower()} on "
+            f"{type(model).__name__}",
+            f"PEFT finds nothing to adapt ({error})",
+            f"Name some of its layers as target_modules: {', '.join(linear)}; lora also takes "
+            "target_modules=all-linear",
+        ) from error
+    for name, wrapper in base_model(wrapped).named_modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            for module in wrapper.modules_to_save.values():
+                module.requires_grad_(name not in keep)
+                _widen(module, cast_back=name not in heads)
+    return wrapped
+
+
+def _widen(module: nn.Module, *, cast_back: bool) -> None:
+    """Make a module in half precision compute in float32, and answer as before where asked to."""
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    if not dtypes.intersection(_HALF):
+        return
+    module.float().register_forward_pre_hook(_to_float32)
+    if cast_back:
+        module.register_forward_hook(_to_bfloat16 if torch.bfloat16 in dtypes else _to_float16)
+
+
+def _to_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _to_bfloat16(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.bfloat16()
+
+
+def _to_float16(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.half()

@@ -1,0 +1,135 @@
+"""The base model: which one, in which form, and its task head before anything is added."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import transformers
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from trillium.errors import UserError
+from trillium.models.heads import drawn_modules, head_modules
+from trillium.models.hub import BUILTIN, explained, locate, set_dropout
+from trillium.models.quantize import Quantize, check_quantized, quantization
+
+
+class ModelConfig(BaseModel):
+    """Which model, and in which form.
+
+    Attributes:
+        id: a hub id, a folder in Hugging Face format, or `minilm` for the all-MiniLM-L6-v2 that the
+            extra `trillium[demo]` installs.
+        revision: branch, tag or commit on the hub.
+        dtype: of weights and computation.
+        attention: PyTorch's fused attention, or Hugging Face's eager one.
+        dropout: replaces every dropout rate of the model's configuration; kept where left out.
+        random_weights: build from the configuration alone, without loading weights.
+        head: which layers of the task head train beside an adapter, and are exchanged: its last
+            `linear` one, or all of the model's `own`. It makes a difference where a model has several
+            (RoBERTa, DistilBERT, ELECTRA …). Those that stay frozen keep the weights of the checkpoint,
+            or are the identity, if the checkpoint has none and they are square.
+        quantize: hold the frozen base in 4-bit normal floats (`nf4`, QLoRA) or in 8-bit integers
+            (`int8`), and compute in `dtype`; needs the extra `trillium[quantization]`.
+        device: `auto` takes a GPU where there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = BUILTIN
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    random_weights: bool = False
+    head: Literal["linear", "own"] = "linear"
+    quantize: Quantize = "none"
+    device: str = "auto"
+
+
+def configured(config: ModelConfig, labels: Sequence[str]) -> tuple[Any, Any]:
+    """Return the tokenizer, with a padding token, and the Hugging Face configuration.
+
+    Args:
+        config: which model.
+        labels: names of the classes; none for language modelling.
+
+    Raises:
+        UserError: the model cannot be found.
+    """
+    location = locate(config.id)
+    with explained(config.id):
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=config.revision)
+        hf_config = AutoConfig.from_pretrained(location, revision=config.revision)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    hf_config = copy.deepcopy(hf_config)
+    if labels:
+        hf_config.id2label = dict(enumerate(labels))
+        hf_config.label2id = {label: index for index, label in enumerate(labels)}
+    hf_config.pad_token_id = tokenizer.pad_token_id
+    hf_config.use_cache = False
+    if config.dropout is not None:
+        set_dropout(hf_config, config.dropout)
+    return tokenizer, hf_config
+
+
+def load_base(
+    config: ModelConfig, auto_class: str, hf_config: Any, device: torch.device
+) -> tuple[nn.Module, set[str]]:
+    """Return the model, and the names of those of its parameters that a frozen base must not trust.
+
+    These are the ones that were drawn at random while others were loaded; without a checkpoint,
+    those of the task head.
+
+    Args:
+        config: which model.
+        auto_class: e.g. `AutoModelForSequenceClassification`.
+        hf_config: its Hugging Face configuration.
+        device: where it will compute.
+
+    Raises:
+        UserError: the weights cannot be found, or not be quantised.
+    """
+    auto, classifies = getattr(transformers, auto_class), "Classification" in auto_class
+    dtype = getattr(torch, config.dtype)
+    options = {"dtype": dtype, "attn_implementation": config.attention}
+    if config.random_weights:
+        if config.quantize != "none":
+            raise UserError(
+                f"model.quantize={config.quantize} with model.random_weights=true",
+                "weights are quantised as they are read from a checkpoint",
+                "Write model.quantize=none, or leave random_weights out",
+            )
+        model = auto.from_config(hf_config, **options)
+        heads = tuple(f"{name}." for name in head_modules(model))
+        return model, {n for n, _ in model.named_parameters() if n.startswith(heads)}
+
+    def read(*plain: str) -> tuple[nn.Module, set[str]]:
+        """Load the model; the named modules are not quantised."""
+        with explained(config.id):
+            model, found = auto.from_pretrained(
+                locate(config.id),
+                revision=config.revision,
+                config=hf_config,
+                # A head for other classes is of no use here, and is drawn anew.
+                ignore_mismatched_sizes=classifies,
+                output_loading_info=True,
+                **options,
+                **quantization(config.quantize, dtype, device, plain),
+            )
+        return model, {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+
+    if config.quantize == "none":
+        return read()
+    with torch.device("meta"):
+        heads = head_modules(auto.from_config(hf_config))
+    model, drawn = read(*heads)
+    if drawn_modules(model, drawn):  # quantisers leave what no checkpoint holds in a useless form
+        model, drawn = read(*heads, *drawn_modules(model, drawn))
+    check_quantized(model, config.quantize)
+    return model, drawn

@@ -1,0 +1,65 @@
+"""The factors of a LoRA adapter: which tensors multiply to the change of which weight.
+
+LoRA changes a weight `W (out, in)` by `scale * B @ A`. Whoever works with the change itself, exact
+aggregation or merging above all, needs the pairs, their scale and how the base stores the weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The two factors of one adapted layer.
+
+    Attributes:
+        layer: name of the base layer's weight among the module's parameters.
+        a: name of `A (r, in)`.
+        b: name of `B (out, r)`.
+        scale: the weight changes by `scale * B @ A`.
+        transposed: whether the base stores its weight as `(in, out)`, as GPT-2's layers and
+            embeddings do; the change must be transposed before it is added.
+    """
+
+    layer: str
+    a: str
+    b: str
+    scale: float
+    transposed: bool
+
+
+def lora_factors(module: nn.Module) -> tuple[Factors, ...]:
+    """Return the factors of all adapted layers, by name of the layer; none if it is not LoRA."""
+    found = []
+    for name, layer in module.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        for adapter, scale in layer.scaling.items():
+            if adapter in layer.lora_embedding_A:
+                a, b = f"{name}.lora_embedding_A.{adapter}", f"{name}.lora_embedding_B.{adapter}"
+            else:
+                a, b = f"{name}.lora_A.{adapter}.weight", f"{name}.lora_B.{adapter}.weight"
+            transposed = isinstance(layer.get_base_layer(), Conv1D | nn.Embedding)
+            found.append(Factors(f"{name}.base_layer.weight", a, b, float(scale), transposed))
+    return tuple(sorted(found, key=lambda factors: factors.layer))
+
+
+def nonlinear_names(module: nn.Module) -> set[str]:
+    """Return the names of trainable tensors that no fixing of others makes exact to average.
+
+    With `A` fixed, LoRA's change is linear in `B`. DoRA divides the changed weight by its norm and
+    multiplies it with a trained one, so the mean of clients' tensors is not the mean of their models
+    whichever of the three is held; all three of each such layer are returned.
+    """
+    names = set()
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):
+            for adapter in layer.lora_magnitude_vector:
+                inside = ("lora_A", "lora_B", "lora_magnitude_vector")
+                names |= {f"{name}.{part}.{adapter}.weight" for part in inside}
+    return {n for n, p in module.named_parameters() if n in names and p.requires_grad}

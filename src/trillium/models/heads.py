@@ -1,0 +1,112 @@
+"""The task head of a classifier: which layers it has, which of them train, and what it sees.
+
+Some models classify through one linear layer, others through several: RoBERTa through a square layer
+that outweighs all of LoRA. With `model.head=linear` only the last layer trains and is exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from trillium.errors import UserError
+from trillium.models.blocks import base_model
+
+
+def head_modules(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules that a Hugging Face classifier has beside its backbone."""
+    backbone = getattr(model, "base_model", model)
+    return tuple(
+        name
+        for name, module in model.named_children()
+        if module is not backbone and any(True for _ in module.parameters())
+    )
+
+
+def head_layer(module: nn.Module) -> tuple[str, nn.Linear]:
+    """Return the last linear layer of the task head, and its name in the module.
+
+    Args:
+        module: a Hugging Face classifier, plain or wrapped by PEFT (of what is trained in a copy, the
+            copy counts). Its parameters are `<name>.weight (classes, width)` and, if it has one,
+            `<name>.bias (classes,)`.
+
+    Raises:
+        UserError: the model does not classify through a linear layer.
+    """
+    model = base_model(module)
+    prefix = next(name for name, found in module.named_modules() if found is model)
+    num_labels = getattr(model.config, "num_labels", None)
+    found: list[tuple[str, nn.Linear]] = []
+    for head in head_modules(model):
+        path = f"{prefix}.{head}" if prefix else head
+        for name, layer in module.get_submodule(path).named_modules(prefix=path):
+            is_last = isinstance(layer, nn.Linear) and layer.out_features == num_labels
+            if is_last and ".original_module" not in name:
+                assert isinstance(layer, nn.Linear)
+                found.append((name, layer))
+    if not found:
+        raise UserError(
+            f"the head of {type(model).__name__}",
+            f"it has no linear layer that ends in {num_labels} classes",
+            "Choose a model for sequence classification, or write model.head=own",
+        )
+    return found[-1]
+
+
+def straighten(model: nn.Module, drawn: Collection[str]) -> None:
+    """Make square layers before the last one the identity, where their weights are not learnt.
+
+    They are to stay frozen, and a frozen layer of small random numbers only blurs what the backbone
+    knows; nor could another draw of them serve a head that was trained on this one.
+
+    Args:
+        model: a Hugging Face classifier, before an adapter is added.
+        drawn: names of the parameters that were drawn at random rather than loaded.
+    """
+    last, _ = head_layer(model)
+    for name, layer in model.named_modules():
+        is_square = isinstance(layer, nn.Linear) and layer.in_features == layer.out_features
+        if is_square and name != last and f"{name}.weight" in drawn:
+            assert isinstance(layer, nn.Linear)
+            nn.init.eye_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def train_last_only(module: nn.Module) -> None:
+    """Freeze all layers of a PEFT model's task head but the last linear one."""
+    model, (_, last) = base_model(module), head_layer(module)
+    for name in head_modules(model):
+        model.get_submodule(name).requires_grad_(False)
+    last.requires_grad_(True)
+
+
+def drawn_modules(model: nn.Module, drawn: Collection[str]) -> tuple[str, ...]:
+    """Return the names of modules outside the task head that own a parameter drawn at random."""
+    heads = head_modules(model)
+    owners = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name in drawn}
+    return tuple(sorted(name for name in owners if name.split(".")[0] not in heads))
+
+
+@contextmanager
+def features(module: nn.Module) -> Iterator[nn.Module]:
+    """Make a classifier return what its last linear layer would see, instead of logits.
+
+    Within the block, `module(**inputs).logits` are features `(batch, width)`, pooled by the model's own
+    code: where that applies the head to every token and then picks one, it now picks that token's
+    features. No parameter is touched.
+
+    Yields:
+        The module.
+    """
+    name, layer = head_layer(module)
+    owner, _, attribute = name.rpartition(".")
+    place = module.get_submodule(owner)
+    place._modules[attribute] = nn.Identity()
+    try:
+        yield module
+    finally:
+        place._modules[attribute] = layer

