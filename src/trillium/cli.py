@@ -184,10 +184,17 @@ def list_runs(
 def new(
     name: Annotated[str, typer.Argument(help="Which recipe.")] = "compare",
     to: Annotated[Path | None, typer.Option(help="File to write; NAME.yaml without it.")] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Say which there are, and for whom.")
+    ] = False,
 ) -> None:
     """Write a commented recipe to start from."""
-    from trillium.config import recipe_path
+    from trillium.config import recipe_path, recipes
 
+    if show:
+        for label, advice in recipes().items():
+            print(f"{label:22} {advice}")
+        return
     source = recipe_path(name)
     target = to if to is not None else Path(f"{name}.yaml")
     if target.exists():

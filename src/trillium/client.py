@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from types import FunctionType
+from typing import Any, TypeVar
 
 import torch
 
+from trillium.component import Component
 from trillium.fleet import ERROR_VERB
 from trillium.message import Message, MessageError
 from trillium.rng import scoped_rng
 from trillium.side import Side
 from trillium.tasks import Example
+from trillium.tiers import Tier
 from trillium.wire import Wire
 
 log = logging.getLogger(__name__)
 
 Verb = Callable[["Client", Message], Message]
+F = TypeVar("F", bound=Callable[..., Message])
+
+
+def client_verb(function: F) -> F:
+    """Mark a method of a component as something the server may ask a client for."""
+    function.__dict__["client_verb"] = True
+    return function
+
+
+def verbs_of(*components: Component) -> dict[str, Verb]:
+    """Return the clients' half of components: what a client can be asked, by verb."""
+    return {
+        name: getattr(component, name)
+        for component in components
+        for base in type(component).__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, FunctionType) and value.__dict__.get("client_verb")
+    }
 
 
 def _all_of(error: Exception) -> str:
@@ -32,8 +53,9 @@ class Client(Side):
 
     Attributes:
         examples: the client's own data, which never leaves it.
-        verbs: what the framework lets the server ask for.
+        verbs: what the server may ask for.
         wire: the codecs.
+        tier: what this client does differently from others.
         describe: what the server is told of an error; all of it in a simulation.
         last_verb: what it was asked last, for logs.
     """
@@ -41,6 +63,7 @@ class Client(Side):
     examples: list[Example]
     verbs: Mapping[str, Verb]
     wire: Wire
+    tier: Tier = field(default_factory=Tier)
     describe: Callable[[Exception], str] = _all_of
     last_verb: str = ""
     _asks: int = 0
@@ -57,7 +80,8 @@ class Client(Side):
         raw = sum(tensor.nbytes for tensor in reply.tensors.values())
         figures = [cost.flops, cost.seconds, cost.peak_bytes, raw]
         tensors = {**reply.tensors, "control/cost": torch.tensor(figures, dtype=torch.float64)}
-        return self.wire.pack(Message(reply.verb, tensors, reply.meta), "up").data
+        meta = {**reply.meta, "round": self.round}  # codecs with shared randomness go by it
+        return self.wire.pack(Message(reply.verb, tensors, meta), "up").data
 
     def _answer(self, message: Message) -> Message:
         number = message.meta.get("round")

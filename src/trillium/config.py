@@ -18,9 +18,12 @@ from trillium.errors import UserError, suggest
 from trillium.fleet import FleetConfig
 from trillium.frameworks import Framework
 from trillium.frameworks.fedllm import FedLLM
-from trillium.models.load import ModelConfig
+from trillium.heads import Head
+from trillium.heads.random import Random
+from trillium.models.base import ModelConfig
 from trillium.tasks import Task
 from trillium.tasks.classification import Classification
+from trillium.tiers import Tier
 from trillium.training.loop import Training
 from trillium.wire import Wire
 
@@ -48,6 +51,8 @@ class ExperimentConfig(BaseModel):
         seed: all randomness of the run follows from it.
         rounds: turns of the federation.
         framework: how the federation learns.
+        head: what the task head starts as.
+        tiers: clients that differ from the others, by a label of your own.
         model, task, data, adapter, training, fleet, wire, evaluation: see their classes.
     """
 
@@ -56,6 +61,7 @@ class ExperimentConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     rounds: int = Field(default=4, ge=1)
     framework: Choice[Framework] = FedLLM()
+    head: Choice[Head] = Random()
     model: ModelConfig = ModelConfig()
     task: Choice[Task] = Classification()
     data: DataConfig = DataConfig()
@@ -63,6 +69,7 @@ class ExperimentConfig(BaseModel):
     training: Training = Training()
     fleet: FleetConfig = FleetConfig()
     wire: Wire = Wire()
+    tiers: dict[str, Tier] = {}
     evaluation: Evaluation = Evaluation()
 
     def tree(self) -> Tree:
@@ -81,12 +88,8 @@ def experiment(tree: Mapping[str, Any]) -> ExperimentConfig:
         config = ExperimentConfig.model_validate(merged)
     except ValidationError as error:
         raise _explained(error) from error
-    if config.framework.needs_public and config.data.public_size == 0:
-        raise UserError(
-            f"framework={config.framework.name} with data.public_size=0",
-            "clients share what they learn through predictions on a public set",
-            "Write data.public_size=200 or more",
-        )
+    config.framework.check(config)
+    config.head.check(config)
     return config
 
 
@@ -257,6 +260,15 @@ def comparison(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = (
         base=merge(base, shared),
         arms={label: merge(arm, overrides.get(label, {})) for label, arm in chosen.items()},
     )
+
+
+def recipes() -> dict[str, str]:
+    """Return the first line of each recipe that comes with Trillium: when to use it."""
+    folder = Path(__file__).parent / "configs"
+    return {
+        path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for path in sorted(folder.glob("*.yaml"))
+    }
 
 
 def recipe_path(name: str) -> Path:

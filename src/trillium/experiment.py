@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from trillium.client import Client
+from trillium.client import Client, verbs_of
 from trillium.config import ExperimentConfig
 from trillium.data.federated import FederatedData, load_data
 from trillium.engines.local import LocalEngine
@@ -23,6 +23,7 @@ from trillium.run_folder import RunFolder, environment
 from trillium.server import Server
 from trillium.side import Metrics
 from trillium.tasks import Example
+from trillium.tiers import by_client, tier_of
 from trillium.training.meters import Cost, CostCache, Meter
 
 if TYPE_CHECKING:
@@ -73,13 +74,17 @@ class Experiment:
         framework, rounds = self.config.framework, self.config.rounds
         try:
             if not self._started:
+                start = time.perf_counter()
+                self.config.head.start(self.server, self.fleet)
                 framework.start(self.server, self.fleet)
+                self._seconds += time.perf_counter() - start
                 self._evaluate({}, observe)
                 self._checkpoint()
             for number in range(self.server.round + 1, (rounds if framework.trains else 0) + 1):
                 start = time.perf_counter()
                 self.server.round = number
                 self.fleet.begin_round(number)
+                self.config.head.inform(self.server, self.fleet)
                 with scoped_rng(self.config.seed, "server", number):
                     figures = framework.round(self.server, self.fleet)
                 self._seconds += time.perf_counter() - start
@@ -161,7 +166,7 @@ class Experiment:
         if self.folder is None:
             return
         if self.config.framework.ships == SERVER_MODEL:
-            self.model.save(self.server.state, self.folder.path / "adapter")
+            self.model.save(self.server.state, self.folder.path / "adapter", self.server.folds)
         self.folder.status("finished")
         self.folder.checkpoints.clear()
 
@@ -216,6 +221,7 @@ def build_server(
         engine: reaches the clients.
         clients: those that live in this process.
     """
+    tiers = by_client(config.tiers, engine.clients)
     server = Server(
         model=model,
         task=config.task,
@@ -223,6 +229,7 @@ def build_server(
         public=tokenize(config, model, data.public),
         test=tokenize(config, model, data.test),
         pooled=[example for client in clients for example in client.examples],
+        tiers=tiers,
         training=config.training,
         meter=Meter({}, model.device),
         seed=config.seed,
@@ -237,7 +244,8 @@ def build_server(
         folder.json("data.json", data.summary())
         folder.json("once.json", config.framework.once_bytes(server))
     ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
-    fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed)
+    wires = {name: tier.wire(config.wire) for name, tier in tiers.items()}
+    fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
     built = Experiment(config, data, server, fleet, folder, list(clients))
     if folder is not None:
         built.restore()
@@ -263,15 +271,17 @@ def build_client(
         cache: costs already counted, shared by clients of one process.
         test: held-out data, if the client has any, to look at its own model.
     """
+    tier = tier_of(config.tiers, name)
     return Client(
         name=name,
         model=model,
         task=config.task,
         examples=tokenize(config, model, rows),
         test=list(test),
-        verbs=config.framework.verbs(),
-        training=config.training,
-        wire=config.wire,
+        verbs=verbs_of(config.framework, config.head),
+        training=tier.training(config.training),
+        wire=tier.wire(config.wire),
+        tier=tier,
         meter=Meter({} if cache is None else cache, model.device),
         seed=config.seed,
         num_rounds=config.rounds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -98,19 +99,31 @@ class Fleet:
         round: the current round; 0 before the first.
         asked: the cohort that was sampled for this round.
         missing: clients that dropped out of this round, with the reason.
+        wires: of the clients whose wire is not everybody's.
         newcomers: clients that hold nothing of earlier rounds.
     """
 
     def __init__(
-        self, engine: Engine, wire: Wire, ledger: Ledger, config: FleetConfig, seed: int
+        self,
+        engine: Engine,
+        wire: Wire,
+        ledger: Ledger,
+        config: FleetConfig,
+        seed: int,
+        wires: Mapping[str, Wire] = MappingProxyType({}),
     ) -> None:
         self.engine, self.wire, self.ledger, self.config = engine, wire, ledger, config
+        self.wires = wires
         self.seed = seed
         self.round = 0
         self.asked: list[str] = list(engine.clients)
         self.missing: dict[str, str] = {}
         self.newcomers: Set[str] = frozenset()
         self._check()
+
+    def wire_of(self, client: str) -> Wire:
+        """Return what messages to and from a client go through."""
+        return self.wires.get(client, self.wire)
 
     def begin_round(self, number: int) -> list[str]:
         """Sample the cohort of a round and return it, sorted by name."""
@@ -133,7 +146,7 @@ class Fleet:
     def ask(
         self,
         requests: Mapping[str, Message],
-        read: Callable[[Message], T],
+        read: Callable[[Message], T] | Mapping[str, Callable[[Message], T]],
         purpose: Purpose = "train",
     ) -> Iterator[tuple[str, T]]:
         """Send each client its message and yield `(client, read(reply))` as replies arrive.
@@ -143,7 +156,8 @@ class Fleet:
 
         Args:
             requests: a message for each client that is asked.
-            read: checks a reply and takes from it what is wanted; raises `MessageError`.
+            read: checks a reply and takes from it what is wanted; raises `MessageError`. One for
+                all, or one for each client.
             purpose: what the ledger books the messages under.
 
         Raises:
@@ -153,7 +167,7 @@ class Fleet:
         entries: dict[str, Entry] = {}
         for client, message in requests.items():
             meta = {**message.meta, "round": self.round}
-            packed = self.wire.pack(Message(message.verb, message.tensors, meta), "down")
+            packed = self.wire_of(client).pack(Message(message.verb, message.tensors, meta), "down")
             entries[client] = self._entry(client, packed, "down", purpose)
             if purpose == "train" and self._fails(client):
                 self.missing[client] = (
@@ -174,7 +188,8 @@ class Fleet:
                 self.missing[client] = data.reason
                 continue
             try:
-                answer = read(self._receive(client, requests[client].verb, data, purpose))
+                reply = self._receive(client, requests[client].verb, data, purpose)
+                answer = (read if callable(read) else read[client])(reply)
             except MessageError as error:
                 self.missing[client] = str(error)
                 continue
@@ -189,7 +204,7 @@ class Fleet:
         packed = Packed(data, Message(ERROR_VERB), {"control": len(data)})
         measured: dict[str, Any] = {}
         try:
-            packed = self.wire.unpack(data, "up")
+            packed = self.wire_of(client).unpack(data, "up")
             reply = packed.message
             if reply.verb == ERROR_VERB:
                 raise MessageError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trillium.models.folds import Fold, as_fold
 from trillium.models.slots import State
 from trillium.side import Side
 from trillium.tasks import Example
+from trillium.tiers import Tier
 
 
 @dataclass(kw_only=True)
@@ -14,6 +17,7 @@ class Server(Side):
     """What asks; its half of each protocol is the `round` of a framework.
 
     Attributes:
+        tiers: by client, what it does differently from others.
         state: the server's trainable parameters; at the end of a round those it would ship.
         public: the public set, empty where the run has none.
         pooled: the clients' data in one place, which only a simulation has; for the baseline that
@@ -24,3 +28,9 @@ class Server(Side):
     state: State
     public: list[Example]
     pooled: list[Example]
+    tiers: Mapping[str, Tier]
+
+    @property
+    def folds(self) -> list[Fold]:
+        """What the run has added to base weights, one round after the other."""
+        return [as_fold(content) for content in self.store.get("folds", [])]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trillium.models.load import LanguageModel
-from trillium.models.slots import State
+from trillium.models.slots import State, Tensors
 from trillium.rng import generator
 from trillium.tasks import Example, Task
 from trillium.training.loop import Loop, Training
@@ -48,6 +48,18 @@ class Side:
     scratch: dict[str, Any] = field(default_factory=dict)
     round: int = 0
 
+    @property
+    def initial(self) -> Tensors:
+        """The trainable values that all sides start from: as loaded, with a head solved since."""
+        head: Tensors = self.store.get("head", {})
+        return {**self.model.initial, **head}
+
+    @property
+    def base(self) -> Tensors:
+        """Frozen weights that the run has changed, by name; empty unless an aggregator folds."""
+        found: Tensors = self.store.get("base", {})
+        return found
+
     def generator(self, purpose: str) -> torch.Generator:
         """Return a generator for one purpose of this side in this round."""
         return generator(self.seed, purpose, self.name, self.round)
@@ -58,11 +70,11 @@ class Side:
 
     def loop(self, label: str, state: State) -> Loop:
         """Return the local loop over a state, mounted into the model."""
-        module = self.model.mount(state)
+        module = self.model.mount(state, self.base)
         pad_id = self.model.tokenizer.pad_token_id
         return Loop(module, state, pad_id, self.model.device, self.meter, label)
 
     def evaluate(self, state: State, batch_size: int) -> Metrics:
         """Return the metrics of a state on the held-out data."""
-        module = self.model.mount(state).eval()
+        module = self.model.mount(state, self.base).eval()
         return dict(self.task.evaluate(module, self.test, self.model.tokenizer, batch_size))

@@ -17,10 +17,12 @@ from trillium.data.partitions import Partition
 from trillium.data.sources import Source
 from trillium.errors import UserError
 from trillium.frameworks import Framework
+from trillium.heads import Head
 from trillium.tasks import Task
 
 KINDS: list[type[Component]] = [
     Framework,
+    Head,
     Aggregator,
     Codec,
     Adapter,

@@ -143,7 +143,8 @@ def test_the_trainable_state_is_what_is_sent(hub: Path) -> None:
     fed, log = full_run(hub)
     weight = sum(p.nbytes for p in trained(plain_model(fed)).values())
     for entry in fed.fleet.ledger.entries:
-        assert entry.kinds["parameters"] == weight
-        overhead = entry.bytes - weight
-        assert 0 < overhead < 200 * len(fed.server.state) + 500
+        first = entry.round == 1 and entry.direction == "down"
+        sent = 0 if first else weight  # all sides know how they start
+        assert entry.kinds.get("parameters", 0) == sent
+        assert 0 < entry.bytes - sent < 500  # one flat tensor, however many there are
     assert log.log

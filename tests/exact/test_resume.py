@@ -15,6 +15,12 @@ from trillium.run_folder import RunFolder, is_finished
 ROUNDS = 3
 WORDS = {
     "fedllm": ("framework=fedllm", "framework.server_optimizer={name: adam, lr: 0.1}"),
+    "fedllm coded": ("framework=fedllm", "framework.download=change", "fleet.clients_per_round=2",
+                     "wire.up=[sign]", "wire.down=[int4]"),
+    "fedllm scaffold": ("framework=fedllm", "framework.drift=scaffold"),
+    "fedllm folding": ("framework=fedllm", "framework.aggregator=fedex"),
+    "fedllm restarting": ("framework=fedllm", "framework.aggregator=stack"),
+    "fedllm local": ("framework=fedllm", "framework.local=[lora_B, head]"),
     "fedllm gradient": ("framework=fedllm", "framework.upload=gradient"),
     "kd": ("framework=kd", "framework.direction=both"),
     "kd partial": ("framework=kd", "fleet.clients_per_round=2"),
@@ -22,9 +28,11 @@ WORDS = {
     "split v1": ("framework=split", "framework.mode=splitfed_v1", "framework.shape=u"),
     "split v2": ("framework=split", "framework.mode=splitfed_v2"),
     "split coalesced": ("framework=split", "framework.mode=coalesced"),
+    "fedkseed": ("framework=fedkseed", "training.local_steps=3"),
+    "ridge partial": ("framework=local_only", "head=ridge", "fleet.clients_per_round=2"),
     "local_only": ("framework=local_only",),
     "centralised": ("framework=centralised",),
-}
+}  # fmt: skip
 DROPOUT = ("model.dropout=0.2", f"rounds={ROUNDS}")
 
 

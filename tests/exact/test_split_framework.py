@@ -138,8 +138,9 @@ def test_with_one_client_all_modes_are_one(hub: Path, shape: str) -> None:
         losses.append([figure["train_loss"] for figure in run_rounds(fed, ROUNDS)])
         states.append(fed.server.state)
     for state, loss in zip(states[1:], losses[1:], strict=True):
-        assert loss == losses[0]
-        assert distance(state, states[0]) == 0.0
+        # In float64 the mean of one client, a weight times and divided by, may be off by a rounding.
+        assert loss == pytest.approx(losses[0], rel=1e-14)
+        assert distance(state, states[0]) < 1e-15
 
 
 @pytest.mark.parametrize("task", ["classification", "causal_lm"])
@@ -208,11 +209,13 @@ def test_relay_hands_the_client_part_on(hub: Path, mode: str) -> None:
             finished.append(decode(reply).group("parameters"))
     assert len(begun) == len(finished) == 3
     handed_on = [
-        distance(start, end) == 0.0 for start, end in zip(begun[1:], finished[:-1], strict=True)
+        distance(start, end) < 1e-15 for start, end in zip(begun[1:], finished[:-1], strict=True)
     ]
     assert handed_on == [mode == "relay"] * 2
     if mode == "relay":
-        assert distance({n: fed.server.state[n] for n in finished[-1]}, finished[-1]) == 0.0
+        part = [n for n in sorted(fed.server.state) if ".h.0." in n]
+        last = torch.cat([fed.server.state[n].detach().flatten() for n in part])
+        assert distance({"flat": last}, finished[-1]) < 1e-15
 
 
 def test_in_turns_every_client_is_clipped_with_its_own_batch(hub: Path) -> None:

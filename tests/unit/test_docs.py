@@ -25,6 +25,8 @@ from trillium.config import experiment
 from trillium.data.partitions import Partition
 from trillium.experiment import Experiment
 from trillium.frameworks import Framework
+from trillium.masks import Mask
+from trillium.models.slots import Tensors, matches
 from trillium.report.measures import MEASURES
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +49,7 @@ def load(path: Path) -> ModuleType:
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     """Forget the components that a test defines, so that no other test meets them."""
-    kinds: list[type[Component]] = [Aggregator, Codec, Partition, Framework]
+    kinds: list[type[Component]] = [Aggregator, Codec, Mask, Partition, Framework]
     before = {kind: dict(known(kind)) for kind in kinds}
     yield
     for kind, members in before.items():
@@ -78,6 +80,17 @@ def settings(heading: str) -> list[str]:
     words = shlex.split(command)
     assert words[:2] == ["trillium", "run"]
     return words[2:]
+
+
+def aggregated(aggregator: Aggregator, sent: list[Contribution]) -> Tensors:
+    """Return what an aggregator makes of contributions, by the path that FedLLM takes."""
+    like = {name: torch.zeros_like(tensor) for name, tensor in sent[0].tensors.items()}
+    reduction = aggregator.begin(like, [])
+    for contribution in sent:
+        reduction.add(contribution)
+    found = reduction.result()
+    assert not found.folds
+    return found.tensors
 
 
 def final_state(federation: Experiment) -> dict[str, torch.Tensor]:
@@ -177,19 +190,24 @@ def test_the_aggregator(hub: Path, tmp_path: Path) -> None:
         Contribution("b", 3.0, {"x": torch.tensor([0.0]), "y": torch.tensor([1.0])}),
         Contribution("c", 2.0, {"x": torch.tensor([2.5]), "y": torch.tensor([0.0])}),
     ]
-    found = module.ClippedMean().aggregate(sent)  # norms 5, 1 and 2.5: only a's is halved
+    found = aggregated(module.ClippedMean(), sent)  # norms 5, 1 and 2.5: only a's is halved
     assert float(found["x"]) == pytest.approx((1.5 + 3 * 0.0 + 2 * 2.5) / 6)
     assert float(found["y"]) == pytest.approx((2.0 + 3 * 1.0 + 2 * 0.0) / 6)
-    loose = module.ClippedMean(factor=2.0).aggregate(sent)
+    loose = aggregated(module.ClippedMean(factor=2.0), sent)
     assert float(loose["x"]) == pytest.approx((3.0 + 5.0) / 6)
+    parts = [*sent[:2], Contribution("c", 2.0, {"x": torch.tensor([2.5])})]
+    with pytest.raises(ValueError, match="different tensors"):
+        aggregated(module.ClippedMean(), parts)
 
 
 def test_the_aggregator_of_contributing(tmp_path: Path) -> None:
     module = component("A new component is one new file", tmp_path, "../CONTRIBUTING.md")
-    values = [torch.tensor([[1.0, 9.0]]), torch.tensor([[5.0, 2.0]]), torch.tensor([[3.0, 7.0]])]
+    values = [torch.tensor([[v, -v]]) for v in (1.0, 5.0, 3.0, 100.0, 2.0)]
     given = [Contribution(f"c{i}", 1.0 + i, {"w": value}) for i, value in enumerate(values)]
-    found = module.CoordinateMedian().aggregate(given)
-    assert torch.equal(found["w"], torch.tensor([[3.0, 7.0]]))
+    found = aggregated(module.MeanAroundMedian(), given)  # the median is 3; 1 is as near as 5 is
+    assert torch.equal(found["w"], torch.tensor([[2.0, -2.0]]))
+    last = aggregated(module.MeanAroundMedian(), given[1:])
+    assert torch.equal(last["w"], torch.tensor([[10.0 / 3, -10.0 / 3]]))
 
 
 def test_the_codec(hub: Path, tmp_path: Path) -> None:
@@ -197,19 +215,26 @@ def test_the_codec(hub: Path, tmp_path: Path) -> None:
     codec = module.ScaledSign()
     for shape in [(), (0,), (3,), (8,), (2, 0, 3), (5, 7)]:
         tensor = torch.randn(shape)
-        parts = codec.encode(tensor)
+        parts = codec.encode(tensor, 0)
         expected = torch.where(tensor >= 0, 1.0, -1.0) * (
             tensor.abs().mean() if shape else tensor.abs()
         )
-        found = codec.decode(parts)
+        found = codec.decode(parts, 0)
         assert found.shape == tensor.shape
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected)
-    assert codec.encode(torch.randn(5, 7))[""].nbytes == 5
-    parts = codec.encode(torch.ones(3, 3))
-    for wrong in ({"shape": torch.tensor([-3, -3])}, {"": parts[""][:1]}, {"scale": torch.ones(2)}):
-        with pytest.raises(ValueError, match="packed signs"):
-            codec.decode({**parts, **wrong})
+    assert codec.encode(torch.randn(5, 7), 0)[""].nbytes == 5
+    parts = codec.encode(torch.ones(3, 3), 0)
+    wrong: list[dict[str, torch.Tensor]] = [
+        {"shape": torch.tensor([-3, -3])},
+        {"shape": torch.tensor([2**40])},
+        {"": parts[""][:1]},
+        {"scale": torch.ones(2)},
+        {"more": torch.ones(2)},
+    ]
+    for change in wrong:
+        with pytest.raises(ValueError, match=r"packed signs|not accepted|expected"):
+            codec.decode({**parts, **change}, 0)
 
     words = ["framework.upload=update", "rounds=1"]
     plain = tiny.federation(hub, *words)
@@ -223,6 +248,26 @@ def test_the_codec(hub: Path, tmp_path: Path) -> None:
     }
     assert sent["coded"] < sent["plain"]
     assert all(not torch.equal(ended[name], start[name]) for name in start)
+
+
+def test_the_mask(hub: Path, tmp_path: Path) -> None:
+    component("A mask", tmp_path)
+    federation = tiny.federation(hub, *settings("A mask"))
+    states = [{n: p.detach().clone() for n, p in federation.server.state.items()}]
+    federation.run(lambda line: states.append(_copy(federation)))
+    [_, start, first, second] = states
+    head = {name for name in start if matches(name, ["head"])}
+    assert 0 < len(head) < len(start)
+    assert {name for name in start if not torch.equal(first[name], start[name])} == head
+    assert all(not torch.equal(second[name], first[name]) for name in start if "lora_B" in name)
+
+    language = tiny.federation(hub, *settings("A mask"), "rounds=1", task="causal_lm")
+    before = _copy(language)
+    assert tiny.distance(before, final_state(language)) > 0
+
+
+def _copy(federation: Experiment) -> Tensors:
+    return {name: p.detach().clone() for name, p in federation.server.state.items()}
 
 
 def test_the_partition(hub: Path, tmp_path: Path) -> None:
@@ -301,11 +346,16 @@ def test_the_custom_aggregator(hub: Path, capsys: pytest.CaptureFixture[str]) ->
         Contribution(str(k), w, {"a": p[:4].view(2, 2), "b": p[4:]})
         for k, (w, p) in enumerate(zip(weights, points, strict=True))
     ]
-    found = example.GeometricMedian(num_iterations=500).aggregate(sent)
+    found = aggregated(example.CentredClipping(num_iterations=500), sent)
     centre = torch.cat([found["a"].flatten(), found["b"]])
+    radius = float((points - centre).norm(dim=1).median())
 
     def cost(at: torch.Tensor) -> float:
-        return float((torch.tensor(weights, dtype=torch.float64) * (points - at).norm(dim=1)).sum())
+        """The Huber loss of the distances, whose gradients are clipped at the radius."""
+        distances = (points - at).norm(dim=1)
+        inside = distances.square() / 2
+        losses = torch.where(distances <= radius, inside, radius * (distances - radius / 2))
+        return float(torch.tensor(weights, dtype=torch.float64) @ losses)
 
     for _ in range(50):  # nothing near it is better
         assert cost(centre) <= cost(centre + 0.05 * torch.randn(6, generator=draw).double()) + 1e-9

@@ -99,3 +99,47 @@ def test_schedules_run_from_the_full_rate_to_nothing() -> None:
 )
 def test_steps_of_a_round(options: dict[str, Any], examples: int, steps: int) -> None:
     assert Training(**options).num_steps(examples) == steps
+
+
+def test_three_steps_of_yogi_by_hand() -> None:
+    """Reddi et al. (2021), algorithm 2, in plain arithmetic; the signs of the rule differ by step."""
+    lr, beta1, beta2, tau = 0.1, 0.9, 0.99, 1e-3
+    given = Optimizer.model_validate({"name": "yogi", "lr": lr})
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimizer = given.build([parameter])
+    x, m, v = [1.0, -2.0], [0.0, 0.0], [tau**2, tau**2]
+    for gradient in ([0.5, -0.25], [0.01, 0.0], [-2.0, 0.125]):
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        for i, g in enumerate(gradient):
+            m[i] = beta1 * m[i] + (1 - beta1) * g
+            sign = (v[i] > g * g) - (v[i] < g * g)
+            v[i] = v[i] - (1 - beta2) * g * g * sign
+            x[i] = x[i] - lr * m[i] / (v[i] ** 0.5 + tau)
+        assert parameter.tolist() == pytest.approx(x, rel=1e-12)
+    adam = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    adam.grad = torch.tensor([0.5, -0.25], dtype=torch.float64)
+    torch.optim.Adam([adam], lr=lr, eps=tau).step()
+    assert abs(adam.tolist()[0] - 1.0) == pytest.approx(lr, rel=1e-2)  # corrected, unlike ours
+
+
+def test_yogi_goes_on_from_its_state() -> None:
+    def steps(interrupt: bool) -> list[float]:
+        parameter = nn.Parameter(torch.arange(3.0))
+        given = Optimizer.model_validate({"name": "yogi", "lr": 0.1, "betas": [0.8, 0.9]})
+        optimizer = given.build([parameter])
+        for number in range(4):
+            if interrupt and number == 2:
+                optimizer = given.build([parameter], optimizer.state_dict())
+            parameter.grad = (parameter.detach() + number).cos()
+            optimizer.step()
+        found: list[float] = parameter.tolist()
+        return found
+
+    assert steps(interrupt=True) == steps(interrupt=False)
+
+
+@pytest.mark.parametrize("option", [{"betas": [0.5, 1.0]}, {"eps": 0.0}, {"weight_decay": 0.1}])
+def test_what_yogi_does_not_do_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="yogi"):
+        Optimizer.model_validate({"name": "yogi", **option})

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
 
-from trillium.client import Client, Verb
+from trillium.client import Client, client_verb
 from trillium.component import Component
+from trillium.errors import UserError
 from trillium.fleet import Fleet
 from trillium.message import Message, scalar
 from trillium.server import Server
 from trillium.side import Metrics, Side
 
+if TYPE_CHECKING:
+    from trillium.config import ExperimentConfig
+
 SERVER_MODEL = "server model"
 CLIENT_MODELS = "mean of the clients' models"
-F = TypeVar("F", bound=Callable[..., Message])
-
-
-def client_verb(function: F) -> F:
-    """Mark a method of a framework as something the server may ask a client for."""
-    function.__dict__["client_verb"] = True
-    return function
 
 
 class Framework(Component, kind="framework", package="trillium.frameworks"):
@@ -37,10 +33,25 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Whose accuracy is reported."""
         return SERVER_MODEL
 
-    def verbs(self) -> dict[str, Verb]:
-        """Return the client's half: what it can be asked, by verb."""
-        marked = (getattr(self, name) for name, value in _methods(type(self)) if value)
-        return {method.__name__: method for method in marked}
+    def check(self, config: ExperimentConfig) -> None:
+        """Refuse settings that contradict each other.
+
+        Raises:
+            UserError: says which, why, and what to write instead.
+        """
+        for label, tier in config.tiers.items():
+            if tier.rank is not None or tier.layers is not None:
+                raise UserError(
+                    f"tiers.{label} with rank or layers under framework={self.name}",
+                    "only fedllm has clients whose adapters differ",
+                    "Leave rank and layers out, or write framework=fedllm",
+                )
+        if self.needs_public and config.data.public_size == 0:
+            raise UserError(
+                f"framework={self.name} with data.public_size=0",
+                "clients share what they learn through predictions on a public set",
+                "Write data.public_size=200 or more",
+            )
 
     def start(self, server: Server, fleet: Fleet) -> None:
         """Prepare before the first round; a run that goes on from a checkpoint does not come here."""
@@ -62,13 +73,6 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         return {"base_model": weigh(side.model.module)}
 
 
-def _methods(framework: type[Framework]) -> Iterable[tuple[str, bool]]:
-    for base in framework.__mro__:
-        for name, value in vars(base).items():
-            if callable(value):
-                yield name, bool(getattr(value, "__dict__", {}).get("client_verb"))
-
-
 def weigh(module: nn.Module) -> int:
     """Return the bytes of the frozen tensors of a module, tied ones once."""
     frozen = [p for p in module.parameters() if not p.requires_grad]
@@ -83,7 +87,7 @@ class OwnModels(Framework):
         """Answer with the metrics of the client's own model, none if it has no held-out data."""
         if not client.test:
             return Message("evaluate_own")
-        tensors = client.store.get("tensors", client.model.initial)
+        tensors = client.store.get("tensors", client.initial)
         state = client.model.state(tensors)
         metrics = client.evaluate(state, int(message.meta["batch_size"]))
         return Message(

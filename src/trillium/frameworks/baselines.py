@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from trillium.client import Client
+from trillium.client import Client, client_verb
 from trillium.fleet import Fleet
 from trillium.frameworks import (
     CLIENT_MODELS,
     Framework,
     OwnModels,
-    client_verb,
     mean_metrics,
 )
 from trillium.message import Message, scalar
@@ -58,11 +57,11 @@ class LocalOnly(OwnModels, name="local_only"):
     @client_verb
     def train_alone(self, client: Client, message: Message) -> Message:
         """Train the client's own model on its own data."""
-        state = client.model.state(client.store.get("tensors"))
+        state = client.model.state(client.store.get("tensors", client.initial))
         num_steps = client.training.num_steps(len(client.examples))
         trained = client.loop("train", state).fit(
             batches(client.examples, client.training, client.generator("batches")),
-            task_objective(client.task),
+            task_objective(client.task, client.examples),
             client.training,
             client.progress,
             num_steps,
@@ -88,10 +87,10 @@ class Centralised(Framework, name="centralised"):
             num_steps = training.local_steps * len(fleet.cohort)
         budget = training.model_copy(update={"local_steps": num_steps})
         saved = server.store.get("optimizer")
-        optimizer = training.optimizer.build(server.state.values(), saved)
+        optimizer = training.build(server.state, saved)
         trained = server.loop("train", server.state).run(
             batches(server.pooled, budget, server.generator("batches")),
-            task_objective(server.task),
+            task_objective(server.task, server.pooled),
             optimizer,
             max_grad_norm=training.max_grad_norm,
             learning_rate=lambda step: training.learning_rate(server.progress(step / num_steps)),

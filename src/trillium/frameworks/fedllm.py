@@ -4,36 +4,66 @@ Federated averaging of McMahan et al. (2017, arXiv 1602.05629) on the trainable 
 FedIT (Zhang et al., 2023, arXiv 2305.05644), with a server optimiser as in Reddi et al. (2021, arXiv
 2003.00295). The first of the three frameworks of Yan et al. (2025, arXiv 2501.04436).
 
-Down: the trainable state. Up: the new state, its change, or a gradient; and one weight.
+Down: the trainable state, or what changed of it. Up: the new state, its change, or a gradient; and one
+weight. docs/fedllm.md says which published method is which setting.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from trillium.aggregators import Aggregator, Contribution
 from trillium.aggregators.mean import Mean
-from trillium.client import Client
+from trillium.aggregators.product_sketch import ProductSketch
+from trillium.client import Client, client_verb
 from trillium.component import Choice
+from trillium.downloads import Download, Parcel
+from trillium.downloads.state import StateDownload
+from trillium.drifts import Answered, Correction, Drift
+from trillium.drifts.none import NoDrift
+from trillium.feedback import Feedback
 from trillium.fleet import Fleet
-from trillium.frameworks import Framework, client_verb
+from trillium.frameworks import CLIENT_MODELS, SERVER_MODEL, OwnModels, mean_metrics
+from trillium.frameworks.fedllm_checks import check_fedllm
+from trillium.frameworks.fedllm_folds import keep_fold, receive_folds, send_folds
+from trillium.masks import Mask
+from trillium.masks.all import All
 from trillium.message import Message, named, scalar
-from trillium.models.slots import Tensors, values
+from trillium.models.shares import Share, restarted, share
+from trillium.models.slots import Tensors, train_only, values
 from trillium.server import Server
-from trillium.side import Metrics
+from trillium.side import Metrics, Side
+from trillium.tiers import Tier
 from trillium.training.loop import batches, task_objective
 from trillium.training.optimizers import Optimizer, set_learning_rate
 
+if TYPE_CHECKING:
+    from trillium.config import ExperimentConfig
 
-class FedLLM(Framework, name="fedllm"):
+Kind = Literal["gradients", "parameters"]
+
+
+class FedLLM(OwnModels, name="fedllm"):
     """Exchange of trainable parameters (adapter and task head).
 
     Attributes:
         upload: `update` (new minus received), `parameters` (new), or `gradient` (of the mean loss over
             the round's batches at the received parameters; the server takes the optimiser step).
+        download: how the state reaches the clients.
+        mask: which tensors train, and so travel, in a round.
+        local: patterns of tensors that stay with each client and are never averaged: `head`, a part of
+            the name such as `lora_B` (FedSA-LoRA, 2024, arXiv 2410.01463), or one with `*`. There is no
+            model of all then: the clients' own are measured.
+        weights: what a client counts in means: its supervised `targets` (examples, or tokens for
+            language modelling), its `examples`, or all `equal`.
+        feedback: how much of what the codecs lost is added to a client's next upload (error feedback,
+            Seide et al., 2014; Karimireddy et al., 2019, arXiv 1901.09847); 0 is without.
+        drift: how clients are kept from moving apart.
         aggregator: how the server reduces what came.
         server_optimizer: steps along the aggregated change, as a negative gradient; plain SGD with
             learning rate 1, which is federated averaging, where it is left out. For `gradient` the
@@ -41,39 +71,134 @@ class FedLLM(Framework, name="fedllm"):
     """
 
     upload: Literal["update", "parameters", "gradient"] = "update"
+    download: Choice[Download] = StateDownload()
+    mask: Choice[Mask] = All()
+    local: tuple[str, ...] = ()
+    weights: Literal["targets", "examples", "equal"] = "targets"
+    feedback: float = Field(default=1.0, ge=0.0, le=1.0)
+    drift: Choice[Drift] = NoDrift()
     aggregator: Choice[Aggregator] = Mean()
     server_optimizer: Optimizer | None = None
+
+    @property
+    def ships(self) -> str:
+        """The server's model; the clients' own where they keep a part to themselves."""
+        return CLIENT_MODELS if self.local else SERVER_MODEL
+
+    def check(self, config: ExperimentConfig) -> None:
+        """Refuse settings that contradict each other."""
+        check_fedllm(self, config)
+
+    def share(self, side: Side, tier: Tier) -> Share:
+        """Return what a client of a tier holds, trains and sends in the current round."""
+        names = list(side.model.initial)
+        trained = {n for n in self.mask.trained(names, side.round) if side.training.factor(n) > 0}
+        return share(side.model, tier, trained=trained, local=self.local)
+
+    def start(self, server: Server, fleet: Fleet) -> None:
+        """Begin from the values that all sides know."""
+        server.state = server.model.state(server.initial)
+
+    def known(self, side: Side) -> Tensors:
+        """Return what all sides know of the trainable values without a message."""
+        if not self.aggregator.restarts:
+            return side.initial
+        return restarted(side.initial, side.model.factors, side.seed, side.round)
 
     # The server
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
-        """Send the state to the cohort, aggregate what comes back, take one server step."""
+        """Bring the cohort in step, let it train, aggregate what comes back, take one server step."""
+        factors = server.model.factors
+        if self.aggregator.restarts:
+            known = self.known(server)
+            anew = {name: known[name] for layer in factors for name in (layer.a, layer.b)}
+            server.state = server.model.state({**values(server.state), **anew})
         current = values(server.state)
-        message = Message("train", named("parameters", current))
+        send_folds(server, fleet)
+        shares = {name: self.share(server, server.tiers[name]) for name in fleet.cohort}
+        parcels = {name: self._parcel(server, fleet, name, shares[name]) for name in fleet.cohort}
+        downloads = server.store.setdefault("downloads", {})
+        sent = {name: self.download.send(downloads, parcels[name]) for name in fleet.cohort}
+        control = server.store.setdefault("drift", {})
+        likes = {name: share.take(current, share.up) for name, share in shares.items()}
+        requests = {
+            name: Message(
+                "train",
+                {**found.tensors, **named("gradients", self.drift.send(control, likes[name]))},
+                found.meta,
+            )
+            for name, found in sent.items()
+        }
+        reads = {name: partial(self._read, likes[name]) for name in fleet.cohort}
+        reduction = self.aggregator.begin(current, factors)
+        answers: dict[str, Answered] = {}
+        losses, sketch = 0.0, ProductSketch(factors, server.seed)
+        for name, (weight, loss, tensors, extra) in fleet.ask(requests, reads):
+            held = sent[name].held
+            reduction.add(Contribution(name, weight, self._as_read(tensors, held)))
+            if self._averages_factors(shares[name]):
+                sketch.add(weight, self._reached(tensors, held))
+            answers[name] = Answered(weight, extra)
+            losses += weight * loss
+            self.download.confirm(downloads, parcels[name], sent[name])
+        for name in sent.keys() - answers.keys():
+            self.download.lose(downloads, name)
+        aggregate = reduction.result()
+        self.drift.absorb(control, answers, len(fleet.engine.clients))
+        self._step(server, current, aggregate.tensors)
+        if aggregate.folds:
+            keep_fold(server, aggregate.folds)
+        figures = {"train_loss": losses / sum(answer.weight for answer in answers.values())}
+        if any(self._averages_factors(share) for share in shares.values()):
+            figures["product_error"] = sketch.error()
+        return figures
 
-        def read(reply: Message) -> tuple[float, float, Tensors]:
-            tensors = reply.expect(self._kind, current)
-            return reply.positive("control/weight"), reply.scalar("control/loss"), tensors
+    def _parcel(self, server: Server, fleet: Fleet, client: str, share: Share) -> Parcel:
+        return Parcel(
+            client=client,
+            target=share.take(values(server.state), share.down),
+            start=share.take(self.known(server), share.down),
+            number=server.round,
+            is_new=client in fleet.newcomers,
+            wire=fleet.wire_of(client),
+        )
 
-        replies = dict(fleet.ask(dict.fromkeys(fleet.cohort, message), read))
-        contributions = [
-            Contribution(client, weight, tensors)
-            for client, (weight, _, tensors) in sorted(replies.items())
-        ]
-        self._step(server, current, self.aggregator.aggregate(contributions))
-        total = sum(weight for weight, _, _ in replies.values())
-        loss = sum(weight * loss for weight, loss, _ in replies.values())
-        return {"train_loss": loss / total}
+    def _read(self, like: Tensors, reply: Message) -> tuple[float, float, Tensors, Tensors]:
+        """Check what a client sent: its weight, its loss, its tensors, those of its correction."""
+        extra = reply.expect("gradients", like) if self.drift.answers else {}
+        tensors = reply.expect(self._kind, like)
+        return reply.positive("control/weight"), reply.scalar("control/loss"), tensors, extra
+
+    def _as_read(self, tensors: Tensors, held: Tensors) -> Tensors:
+        """Return what a client sent as the aggregator reads it: changes, or all that it now holds."""
+        if self.aggregator.reads == "change":
+            if self.upload != "parameters":
+                return tensors
+            return {name: tensor - held[name] for name, tensor in tensors.items()}
+        return self._reached(tensors, held)
+
+    def _reached(self, tensors: Tensors, held: Tensors) -> Tensors:
+        """Return all shared values that a client has come to."""
+        if self.upload == "update":
+            tensors = {name: held[name] + tensor for name, tensor in tensors.items()}
+        return {**held, **tensors}
+
+    def _averages_factors(self, share: Share) -> bool:
+        """Whether both factors of LoRA train apart and are averaged apart, which is not exact."""
+        if not isinstance(self.aggregator, Mean) or self.upload == "gradient":
+            return False
+        return {"A", "B"} <= {share.factors[name] for name in share.up if name in share.factors}
 
     def _step(self, server: Server, current: Tensors, aggregated: Tensors) -> None:
-        """Let the server optimiser step along the aggregate, read as a negative gradient."""
+        """Take the aggregate as the new state, or as a negative gradient for the optimiser."""
+        if self.aggregator.reads == "state":
+            server.state = server.model.state({**current, **aggregated})
+            return
         optimizer = self._optimizer(server)
-        for name, parameter in server.state.items():
-            found = aggregated[name].to(parameter.device)
-            if self.upload == "gradient":
-                parameter.grad = found
-            else:
-                parameter.grad = current[name] - found if self.upload == "parameters" else -found
+        for name, tensor in aggregated.items():
+            found = tensor.to(server.model.device)
+            server.state[name].grad = found if self.upload == "gradient" else -found
         if self.upload == "gradient":
             if server.training.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(server.state.values(), server.training.max_grad_norm)
@@ -85,43 +210,96 @@ class FedLLM(Framework, name="fedllm"):
 
     def _optimizer(self, server: Server) -> torch.optim.Optimizer:
         """Return the server's optimiser as the last round left it."""
-        default = (
-            server.training.optimizer
-            if self.upload == "gradient"
-            else Optimizer(name="sgd", lr=1.0)
-        )
-        chosen = self.server_optimizer or default
-        return chosen.build(server.state.values(), server.store.get("optimizer"))
+        saved = server.store.get("optimizer")
+        if self.server_optimizer is None and self.upload == "gradient":
+            return server.training.build(server.state, saved)
+        chosen = self.server_optimizer or Optimizer(name="sgd", lr=1.0)
+        return chosen.build(server.state.values(), saved)
+
+    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+        """Return the metrics of the server's model, or of the clients' own where a part is local."""
+        if not self.local or server.round == 0:
+            return server.evaluate(server.state, batch_size)
+        clients = self.clients_metrics(fleet, batch_size)
+        return {**mean_metrics(clients), "clients": clients}
 
     @property
-    def _kind(self) -> Literal["gradients", "parameters"]:
+    def _kind(self) -> Kind:
         return "gradients" if self.upload == "gradient" else "parameters"
 
     # The client
 
     @client_verb
+    def fold(self, client: Client, message: Message) -> Message:
+        """Add what comes to the base weights."""
+        return receive_folds(client, message)
+
+    @client_verb
     def train(self, client: Client, message: Message) -> Message:
         """Train the received state on the client's data and answer with what it became."""
-        received = message.expect("parameters", client.model.initial)
-        state = client.model.state(received)
-        loop = client.loop("train", state)
-        objective = task_objective(client.task)
+        share, known = self.share(client, client.tier), self.known(client)
+        received = self.download.receive(
+            client.store.setdefault("download", {}),
+            message,
+            share.take(known, share.down),
+            client.wire,
+        )
+        own = share.take(client.store.get("tensors", known), share.local)
+        state = train_only(client.model.state({**known, **received, **own}), share.trained)
+        begun = values(state)
+        variates = share.take(begun, share.up) if message.group("gradients") else {}
+        correction = self.drift.correction(
+            client.store.setdefault("drift", {}),
+            state,
+            begun,
+            message.expect("gradients", variates),
+        )
+        loop = client.loop(f"train{correction.label}", state)
+        objective = task_objective(client.task, client.examples)
         chunks = batches(client.examples, client.training, client.generator("batches"))
-        weight = client.weight
+        weight = self._weight(client)
         if self.upload == "gradient":
             trained = loop.gradient(chunks, objective)
-            weight = trained.weight
-            tensors = {
-                name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in state.items()
-            }
+            if self.weights == "targets":
+                weight = trained.weight
+            tensors = {n: _gradient(state[n]) for n in share.up}
         else:
             num_steps = client.training.num_steps(len(client.examples))
-            trained = loop.fit(chunks, objective, client.training, client.progress, num_steps)
-            tensors = values(state)
+            trained = loop.fit(
+                chunks, objective, client.training, client.progress, num_steps, correction.apply
+            )
+            tensors = {n: state[n].detach().clone() for n in share.up}
             if self.upload == "update":
-                tensors = {
-                    name: tensor - received[name].to(tensor.device)
-                    for name, tensor in tensors.items()
-                }
+                tensors = {n: tensor - begun[n] for n, tensor in tensors.items()}
+        if share.local:
+            client.store["tensors"] = values(state)
         control = {"control/weight": scalar(weight), "control/loss": scalar(trained.loss)}
-        return Message("train", {**named(self._kind, tensors), **control})
+        return self._answer(client, tensors, correction, control)
+
+    def _answer(
+        self, client: Client, tensors: Tensors, correction: Correction, control: Tensors
+    ) -> Message:
+        """Return the reply, and keep what codecs take from it."""
+        coded = not client.wire.is_lossless(self._kind, "up")
+        feedback = Feedback(client.store.setdefault("lost", {}), self.feedback)
+        if coded and self.feedback and self.upload != "parameters":
+            tensors = feedback.add(tensors)
+        extra = named("gradients", correction.answer())
+        meta = {"round": client.round}
+        reply = Message("train", {**named(self._kind, tensors), **extra, **control}, meta)
+        if coded and self.feedback and self.upload != "parameters":
+            seen = client.wire.preview(reply, "up")
+            feedback.keep(tensors, seen.expect(self._kind, tensors))
+        if extra:
+            seen = client.wire.preview(reply, "up")
+            correction.sent(seen.expect("gradients", correction.answer()))
+        return reply
+
+    def _weight(self, client: Client) -> float:
+        if self.weights == "equal":
+            return 1.0
+        return client.weight if self.weights == "targets" else float(len(client.examples))
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -18,13 +18,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trillium.client import Client
+from trillium.client import Client, client_verb
 from trillium.fleet import Fleet
 from trillium.frameworks import (
     CLIENT_MODELS,
     SERVER_MODEL,
     OwnModels,
-    client_verb,
     mean_metrics,
 )
 from trillium.message import Message, MessageError, named, scalar
@@ -159,10 +158,10 @@ class KD(OwnModels, name="kd"):
     def teach(self, client: Client, message: Message) -> Message:
         """Train on the client's own data and answer with logits on the public set."""
         public = self._received(client)
-        state = client.model.state(client.store.get("tensors"))
+        state = client.model.state(client.store.get("tensors", client.initial))
         trained = client.loop("train", state).fit(
             batches(client.examples, client.training, client.generator("batches")),
-            task_objective(client.task),
+            task_objective(client.task, client.examples),
             client.training,
             client.progress,
             client.training.num_steps(len(client.examples)),

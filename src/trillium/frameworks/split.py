@@ -21,10 +21,10 @@ from torch import nn
 
 from trillium.aggregators import Contribution
 from trillium.aggregators.mean import Mean
-from trillium.client import Client
+from trillium.client import Client, client_verb
 from trillium.errors import UserError
 from trillium.fleet import Fleet
-from trillium.frameworks import Framework, client_verb, weigh
+from trillium.frameworks import Framework, weigh
 from trillium.message import Message, MessageError, named, scalar
 from trillium.models.load import LanguageModel
 from trillium.models.parts import (
@@ -260,7 +260,8 @@ class Split(Framework, name="split"):
             on_cpu = {name: tensor.cpu() for name, tensor in body.items()}
             contributions.append(Contribution(client, weight, {**tensors, **on_cpu}))
         if contributions:  # the only client of a relay's session may have dropped out
-            load_values(server.state, Mean().aggregate(contributions))
+            mean = Mean().aggregate(contributions, contributions[0].tensors, ())
+            load_values(server.state, mean.tensors)
 
     def _bodies(self, server: Server, parts: Parts, clients: Sequence[str]) -> dict[str, Body]:
         """Return the server part that serves each client: a shared one, or copies of its own."""
@@ -284,9 +285,9 @@ class Split(Framework, name="split"):
         """Take the client part and prepare the batches of a round."""
         parts = self._parts(client.model, client.examples)
         names = self._client_names(parts)
-        received = message.expect("parameters", {n: client.model.initial[n] for n in names})
+        received = message.expect("parameters", {n: client.initial[n] for n in names})
         mounted = {*parts.head.names, *parts.tail.names}
-        initial = client.model.state()
+        initial = client.model.state(client.initial)
         state = train_only({name: initial[name] for name in sorted(mounted)}, names)
         load_values(state, received)
         trained = [state[name] for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -92,6 +93,10 @@ class Task(Component, kind="task", package="trillium.tasks"):
         wide = rows if rows.dtype == torch.float64 else rows.float()
         loss = functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
         return loss, int((targets != IGNORE).sum())
+
+    def adjustment(self, examples: Sequence[Example]) -> Callable[[Tensor], Tensor] | None:
+        """Return what is added to logits in training on these examples, if anything."""
+        return None
 
     def num_supervised(self, labels: Tensor) -> int:
         """Return how many predictions the labels of a batch supervise."""

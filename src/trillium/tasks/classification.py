@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
+from pydantic import Field
 from torch import Tensor, nn
 
 from trillium.tasks import IGNORE, Example, Task
@@ -17,7 +19,14 @@ class Classification(Task, name="classification"):
 
     Metrics: `accuracy`, `f1` (macro average over the classes that occur in the held-out data or the
     predictions) and `loss` (mean cross-entropy, nats).
+
+    Attributes:
+        logit_adjustment: adds so many times the logarithm of the client's own class frequencies to the
+            logits in training, so that a client which lacks a class does not unlearn it (Menon et al.,
+            2021, arXiv 2007.07314; FedLC, Zhang et al., 2022, arXiv 2209.00189); 0 is without.
     """
+
+    logit_adjustment: float = Field(default=0.0, ge=0)
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str] = "SEQ_CLS"
@@ -33,6 +42,20 @@ class Classification(Task, name="classification"):
             Example(index, torch.tensor(tokens), torch.tensor(label))
             for index, (tokens, label) in enumerate(zip(encoded, labels, strict=True))
         ]
+
+    def adjustment(self, examples: Sequence[Example]) -> Callable[[Tensor], Tensor] | None:
+        """Return what gives the scaled logarithm of the class frequencies, `(classes,)`."""
+        if not self.logit_adjustment or not examples:
+            return None
+        labels = torch.stack([example.labels for example in examples])
+
+        def log_prior(logits: Tensor) -> Tensor:
+            counts = torch.bincount(labels, minlength=logits.shape[-1])
+            # Half an example of each class keeps the logarithm finite.
+            frequencies = (counts + 0.5) / (counts + 0.5).sum()
+            return self.logit_adjustment * frequencies.log().to(logits)
+
+        return log_prior
 
     def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Every row counts."""

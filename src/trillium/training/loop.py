@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from trillium.models.slots import State
+from trillium.models.slots import State, matches
 from trillium.tasks import Batch, Example, Task
 from trillium.tasks.batches import collate, epoch
 from trillium.training.meters import Meter, resident_tensors
@@ -31,6 +32,8 @@ class Training(BaseModel):
         local_steps: optimiser steps in one round instead; the data is passed as often as it takes.
         optimizer: of the clients and, in a split, of each part.
         schedule: course of the learning rate over the whole run.
+        lr_factors: multiplies the learning rate of tensors by a pattern of their names: `head`, a part
+            of the name such as `lora_B` (LoRA+ gives it 16), or a pattern with `*`. 0 freezes them.
         max_grad_norm: gradients are scaled down to this global l2 norm; null does not clip.
         max_length: tokens of an example; longer ones are truncated.
     """
@@ -42,6 +45,7 @@ class Training(BaseModel):
     local_steps: int | None = Field(default=None, ge=1)
     optimizer: Optimizer = Optimizer(name="adamw", lr=1e-3)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     max_length: int = Field(default=64, ge=4)
 
@@ -50,6 +54,27 @@ class Training(BaseModel):
         if self.local_steps is not None:
             return self.local_steps
         return self.local_epochs * math.ceil(num_examples / self.batch_size)
+
+    def factor(self, name: str) -> float:
+        """Return by how much the learning rate of a tensor is multiplied."""
+        return next((f for p, f in self.lr_factors.items() if matches(name, [p])), 1.0)
+
+    def build(self, state: State, saved: Mapping[str, Any] | None = None) -> torch.optim.Optimizer:
+        """Return an optimiser over those parameters of a state that train.
+
+        Args:
+            state: the parameters.
+            saved: `state_dict` of an earlier one over the same parameters, which it goes on from.
+        """
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in state.items():
+            if parameter.requires_grad:
+                groups.setdefault(self.factor(name), []).append(parameter)
+        found: list[dict[str, Any]] = [
+            {"params": params, "lr": self.optimizer.lr * factor, "lr_factor": factor}
+            for factor, params in groups.items()
+        ]
+        return self.optimizer.build(found, saved)
 
     def learning_rate(self, progress: float) -> float:
         """Return the learning rate at a point of the run, `progress` from 0 to 1."""
@@ -109,6 +134,7 @@ class Loop:
         *,
         max_grad_norm: float | None,
         learning_rate: Callable[[int], float] | None = None,
+        correct: Callable[[], None] | None = None,
     ) -> Trained:
         """Take one optimiser step on the mean loss of each batch.
 
@@ -118,6 +144,7 @@ class Loop:
             optimizer: steps the state.
             max_grad_norm: global l2 norm to clip to.
             learning_rate: learning rate by step, counted from 0; the optimiser's own without it.
+            correct: changes the gradients before they are clipped.
         """
         self.module.train()
         total, weight, steps = 0.0, 0.0, 0
@@ -128,6 +155,8 @@ class Loop:
             with self._measured(batch, optimizer):
                 loss, count = objective(self.module, batch)
                 (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
+                if correct is not None:
+                    correct()
                 if max_grad_norm is not None:
                     nn.utils.clip_grad_norm_(self.state.values(), max_grad_norm)
                 optimizer.step()
@@ -144,6 +173,7 @@ class Loop:
         training: Training,
         progress: Callable[[float], float],
         num_steps: int,
+        correct: Callable[[], None] | None = None,
     ) -> Trained:
         """Train with a new optimiser for the steps of one round.
 
@@ -153,13 +183,15 @@ class Loop:
             training: optimiser, clipping and schedule.
             progress: how far the run is at a fraction of this round.
             num_steps: length of the round, for the schedule.
+            correct: as in `run`.
         """
         return self.run(
             chunks,
             objective,
-            training.optimizer.build(self.state.values()),
+            training.build(self.state),
             max_grad_norm=training.max_grad_norm,
             learning_rate=lambda step: training.learning_rate(progress(step / num_steps)),
+            correct=correct,
         )
 
     def gradient(self, chunks: Iterable[list[Example]], objective: Objective) -> Trained:
@@ -179,10 +211,15 @@ class Loop:
         self.module.eval()
         return Trained(total / max(weight, 1.0), weight, steps)
 
+    @cached_property
+    def trained(self) -> tuple[tuple[str, torch.Size], ...]:
+        """Names and shapes of what trains."""
+        return tuple((n, p.shape) for n, p in self.state.items() if p.requires_grad)
+
     def _measured(
         self, batch: Batch, *optimizers: torch.optim.Optimizer
     ) -> AbstractContextManager[None]:
-        key = (self.label, batch.layout, tuple(self.state), bool(optimizers))
+        key = (self.label, batch.layout, self.trained, bool(optimizers))
 
         def resident() -> Iterator[Tensor]:
             yield from resident_tensors(self.module, *optimizers)
@@ -192,10 +229,14 @@ class Loop:
         return self.meter.measure(key, resident)
 
 
-def task_objective(task: Task) -> Objective:
-    """Return the task's own loss."""
+def task_objective(task: Task, examples: Sequence[Example]) -> Objective:
+    """Return the task's own loss, for a side that trains on these examples."""
+    adjustment = task.adjustment(examples)
 
     def objective(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        return task.loss_sum(module(**batch.inputs).logits, batch.labels)
+        logits = module(**batch.inputs).logits
+        if adjustment is not None:
+            logits = logits + adjustment(logits)
+        return task.loss_sum(logits, batch.labels)
 
     return objective

@@ -1,4 +1,4 @@
-"""Any optimiser of `torch.optim`, by name and with its own options."""
+"""Any optimiser of `torch.optim`, by name and with its own options, and Yogi, which it lacks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,62 @@ from torch import nn
 from trillium.errors import UserError, suggest
 
 
+class Yogi(torch.optim.Optimizer):
+    """Yogi (Zaheer et al., 2018), as the server optimiser of Reddi et al. (2021, arXiv 2003.00295).
+
+    Adam whose second moment moves by at most the squared gradient, so that one round of large
+    updates is not forgotten all at once nor lets the step jump:
+    `m = b1 m + (1 - b1) g`, `v = v - (1 - b2) g^2 sign(v - g^2)`, `x = x - lr m / (sqrt(v) + eps)`.
+    Moments are not corrected for their start: `v` begins at `eps^2`.
+
+    Args:
+        params: what it steps.
+        lr: learning rate.
+        betas: `b1` and `b2`.
+        eps: how adaptive it is, the tau of the paper; a large one makes it plain momentum.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-3,
+    ) -> None:
+        if not lr > 0.0 or not eps > 0.0 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"lr={lr} and eps={eps} must be above 0, betas={betas} in [0, 1)")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; return what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            (beta1, beta2), eps = group["betas"], group["eps"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["mean"] = torch.zeros_like(parameter)
+                    state["square"] = torch.full_like(parameter, eps**2)
+                squared = parameter.grad.square()
+                state["mean"].lerp_(parameter.grad, 1.0 - beta1)
+                towards = (state["square"] - squared).sign_()
+                state["square"].addcmul_(squared, towards, value=beta2 - 1.0)
+                parameter.addcdiv_(
+                    state["mean"], state["square"].sqrt().add_(eps), value=-group["lr"]
+                )
+        return loss
+
+
 def _classes() -> dict[str, Callable[..., torch.optim.Optimizer]]:
     found = vars(torch.optim).items()
-    return {
+    ours: dict[str, Callable[..., torch.optim.Optimizer]] = {"yogi": Yogi}
+    return ours | {
         name.lower(): value
         for name, value in found
         if inspect.isclass(value) and value.__module__.startswith("torch.optim")
@@ -30,7 +83,7 @@ class Optimizer(BaseModel):
     given: PyTorch's default for AdamW would pull adapters towards zero, also on the server.
 
     Attributes:
-        name: a class of `torch.optim`, in lower case.
+        name: a class of `torch.optim`, in lower case, or `yogi`.
         lr: learning rate.
     """
 
@@ -67,8 +120,8 @@ class Optimizer(BaseModel):
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"optimizer {self.model_dump()}",
-                f"torch.optim refuses it ({error})",
-                f"See the documentation of torch.optim.{self.name}",
+                f"the optimiser refuses it ({error})",
+                f"See the documentation of {classes[self.name].__module__}.{self.name}",
             ) from error
         return self
 
@@ -78,12 +131,14 @@ class Optimizer(BaseModel):
         return dict(self.model_extra or {})
 
     def build(
-        self, parameters: Iterable[nn.Parameter], saved: Mapping[str, Any] | None = None
+        self,
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        saved: Mapping[str, Any] | None = None,
     ) -> torch.optim.Optimizer:
         """Return an optimiser over the parameters.
 
         Args:
-            parameters: what it steps.
+            parameters: what it steps, or groups of it.
             saved: `state_dict` of an earlier one over the same parameters, which it goes on from.
         """
         found = _classes()[self.name]
@@ -99,6 +154,6 @@ class Optimizer(BaseModel):
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameter groups."""
+    """Set the learning rate of all parameter groups, each times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)

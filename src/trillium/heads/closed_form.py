@@ -1,0 +1,298 @@
+"""Heads in closed form: the pooled data's own solution, whatever the partition, in one exchange.
+
+Fed3R (Fanì et al., 2024, ICML, arXiv 2406.01116), AFL (He et al., 2025, CVPR) and FedNCM (Legate et
+al., 2023, NeurIPS): features of the frozen model enter a linear head's solution through sums alone,
+and sums over owners are the sums over the pooled data.
+
+The clients are asked four times, before the first round:
+ feature_moments   up: count, mean and deviation of each feature
+ head_statistics   down: the pooled mean and deviation; up: of features standardised by them, class
+                   counts, the mean of each class the client has, and for some heads the mean of
+                   products of features (upper triangle)
+ receive_head      down: the head and some scales; up: the cross-entropy at each scale
+ use_head          down: the scale
+
+Class means and products cross as `statistics`, of size about one thanks to the standardisation, which
+a cast to float16 hardly alters. Never put fewer bits on the products, be it int8, int4 or bfloat16:
+the solution divides by their small eigenvalues, down to those that are mere rounding. Class means
+survive int8. The head crosses as a `snapshot`, which the codecs of `parameters` do not touch; it may be
+cast to float16 too. The rest is control, and always exact. So the smallest wire is
+`up: [{name: cast, dtype: float16, kinds: [statistics]}]`, and down the same of `snapshot`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from trillium.client import Client, client_verb
+from trillium.errors import UserError
+from trillium.fleet import Fleet
+from trillium.heads import Head
+from trillium.heads.statistics import (
+    Scaling,
+    Solution,
+    Statistics,
+    encode_statistics,
+    pool,
+    pooled_scaling,
+    read_statistics,
+)
+from trillium.message import Message, MessageError, named, scalar
+from trillium.models.heads import features, head_layer
+from trillium.models.slots import Tensors
+from trillium.server import Server
+from trillium.side import Side
+from trillium.tasks.batches import by_length, collate
+from trillium.training.meters import resident_tensors
+from trillium.wire import Wire
+
+if TYPE_CHECKING:
+    from trillium.config import ExperimentConfig
+
+BATCH = 32  # examples at once when features are computed; changes memory, not results
+Scale = Annotated[float, Field(gt=0)]
+
+
+class ClosedForm(Head):
+    """A head solved from summed statistics of frozen features.
+
+    Attributes:
+        scales: what the logits may be multiplied by, for the cross-entropy; the clients try each on
+            their own data, with each example's influence on the head taken out as far as means over
+            the data allow, and the one best for all is used.
+    """
+
+    scales: tuple[Scale, ...] = Field(default=tuple(2.0**i for i in range(-6, 8)), min_length=1)
+
+    sends_products: ClassVar[bool]
+
+    def basis(self, side: Side, width: int) -> Tensor | None:
+        """Return what standardised features are multiplied by, `(width, fewer)`, the same for all."""
+        return None
+
+    def solve(self, statistics: Statistics, intercept: bool) -> Solution:
+        """Return the head on standardised features from the pooled statistics.
+
+        Args:
+            statistics: of all clients that answered.
+            intercept: whether the head has a bias; features are only centred if so.
+        """
+        raise NotImplementedError
+
+    def check(self, config: ExperimentConfig) -> None:
+        """Refuse tasks without classes."""
+        if config.task.peft_task != "SEQ_CLS":
+            raise UserError(
+                f"head={self.name} with task={config.task.name}",
+                "there is a closed form for the head of a classification alone",
+                "Write head=random",
+            )
+
+    # The server
+
+    def start(self, server: Server, fleet: Fleet) -> None:
+        """Collect statistics, solve the head, find its scale, hand it out.
+
+        Raises:
+            UserError: the adapter leaves the head frozen, or codecs bring it differently to clients.
+        """
+        names = _names(server)
+        intercept = "bias" in names
+        width = server.model.initial[names["weight"]].shape[1]
+        dtype = _dtype(server)
+
+        def read_moments(reply: Message) -> tuple[float, Tensor, Tensor]:
+            mean = reply.tensor("control/mean", dtype, (width,)).double()
+            deviation = reply.tensor("control/deviation", dtype, (width,)).double()
+            return reply.positive("control/weight"), mean, deviation
+
+        asks = dict.fromkeys(fleet.cohort, Message("feature_moments"))
+        moments = dict(fleet.ask(asks, read_moments))
+        scaling = pooled_scaling([moments[c] for c in sorted(moments)], intercept).to(dtype)
+
+        basis = self.basis(server, width)
+        fewer = width if basis is None else basis.shape[1]
+        message = Message("head_statistics", scaling.tensors())
+
+        def read(reply: Message) -> Statistics:
+            return read_statistics(reply, server.model.num_classes, fewer, self.sends_products)
+
+        found = dict(fleet.ask(dict.fromkeys(fleet.cohort, message), read))
+        solution = self.solve(pool([found[c] for c in sorted(found)]), intercept)
+        weight, bias = scaling.unfold(solution, basis)
+        head = {names["weight"]: weight} | ({names["bias"]: bias} if intercept else {})
+        like = server.model.initial
+        head = {name: tensor.to(like[name].dtype) for name, tensor in head.items()}
+        self._scale_and_use(server, fleet, _crossed(fleet, head), solution)
+
+    def _scale_and_use(
+        self, server: Server, fleet: Fleet, head: Tensors, solution: Solution
+    ) -> None:
+        """Let the clients try the head, then all sides use it at the best scale."""
+        tensors = {
+            **named("snapshot", head),
+            "control/scales": torch.tensor(self.scales, dtype=torch.float64),
+            "control/gain": scalar(solution.gain),
+            "control/penalty": solution.penalty,
+        }
+        message = Message("receive_head", tensors)
+
+        def read(reply: Message) -> Tensor:
+            return reply.tensor("control/losses", torch.float64, (len(self.scales),))
+
+        losses = sorted(fleet.ask(dict.fromkeys(fleet.cohort, message), read))
+        best = int(torch.stack([loss for _, loss in losses]).sum(0).argmin())
+        server.store["unscaled_head"], server.store["head_scale"] = head, self.scales[best]
+        server.store["head"] = _scaled(head, self.scales[best])
+        server.state = server.model.state(server.initial)
+
+        message = Message("use_head", {"control/scale": scalar(self.scales[best])})
+        asks = dict.fromkeys(fleet.cohort, message)
+        server.store["head_informed"] = sorted(c for c, _ in fleet.ask(asks, lambda reply: None))
+
+    def inform(self, server: Server, fleet: Fleet) -> None:
+        """Give the head to clients that come late or have lost it."""
+        informed = {*server.store["head_informed"]} - fleet.newcomers
+        tensors = named("snapshot", server.store["unscaled_head"])
+        tensors["control/scale"] = scalar(server.store["head_scale"])
+        asks = {c: Message("use_head", tensors) for c in fleet.cohort if c not in informed}
+        if asks:
+            informed |= {client for client, _ in fleet.ask(asks, lambda reply: None)}
+        server.store["head_informed"] = sorted(informed)
+
+    # The client
+
+    @client_verb
+    def feature_moments(self, client: Client, message: Message) -> Message:
+        """Answer with count, mean and standard deviation of each feature."""
+        found, _ = _features(client)
+        deviation, mean = torch.std_mean(found.double(), dim=0, correction=0)
+        return Message(
+            "feature_moments",
+            {
+                "control/weight": scalar(len(found)),
+                "control/mean": mean.to(_dtype(client)),
+                "control/deviation": deviation.to(_dtype(client)),
+            },
+        )
+
+    @client_verb
+    def head_statistics(self, client: Client, message: Message) -> Message:
+        """Answer with sums over the client's standardised features."""
+        found, labels = _features(client)
+        scaling = Scaling.read(message, found.shape[1], _dtype(client))
+        basis = self.basis(client, found.shape[1])
+        num_classes = client.model.num_classes
+        with client.meter.measure(("head statistics", self.sends_products, *found.shape)):
+            statistics = Statistics.of(
+                scaling.apply(found, basis), labels, num_classes, self.sends_products
+            )
+        return Message("head_statistics", encode_statistics(statistics, _dtype(client)))
+
+    @client_verb
+    def receive_head(self, client: Client, message: Message) -> Message:
+        """Answer with the summed cross-entropy of the head at each scale."""
+        head, names = _received(client, message), _names(client)
+        scales = message.tensor("control/scales", torch.float64, (None,))
+        penalty = message.tensor("control/penalty", torch.float64, (client.model.num_classes,))
+        found, labels = _features(client)
+        bias = head[names["bias"]].double() if "bias" in names else None
+        with client.meter.measure(("head logits", *found.shape, len(penalty))):
+            logits = functional.linear(found.double(), head[names["weight"]].double(), bias)
+        logits *= message.positive("control/gain")
+        logits[torch.arange(len(labels)), labels] -= penalty[labels]
+        losses = [functional.cross_entropy(logits * s, labels, reduction="sum") for s in scales]
+        client.scratch["unscaled_head"] = head
+        return Message("receive_head", {"control/losses": torch.stack(losses)})
+
+    @client_verb
+    def use_head(self, client: Client, message: Message) -> Message:
+        """Start from the head at the scale that was found."""
+        client.scratch.pop("features", None)
+        kept = client.scratch.pop("unscaled_head", None)
+        head = _received(client, message) if message.group("snapshot") else kept
+        if head is None:
+            raise MessageError("use_head: this client has received no head")
+        client.store["head"] = _scaled(head, message.positive("control/scale"))
+        return Message("use_head")
+
+
+def _names(side: Side) -> dict[str, str]:
+    """Return the names of the head's parameters by `weight` and, if it has one, `bias`."""
+    prefix, layer = head_layer(side.model.module)
+    names = {own: f"{prefix}.{own}" for own, _ in layer.named_parameters()}
+    frozen = sorted(set(names.values()) - side.model.initial.keys())
+    if frozen:
+        raise UserError(
+            "a head in closed form",
+            f"the adapter leaves the head as it is ({', '.join(frozen)} does not train)",
+            "Write head=random, or an adapter that trains the head",
+        )
+    return names
+
+
+def _received(client: Client, message: Message) -> Tensors:
+    names = _names(client).values()
+    return message.expect("snapshot", {name: client.model.initial[name] for name in names})
+
+
+def _crossed(fleet: Fleet, head: Tensors) -> Tensors:
+    """Return the head as the codecs leave it, so that all sides start from equal bits."""
+    wires: list[Wire] = []
+    for client in fleet.engine.clients:
+        if fleet.wire_of(client) not in wires:
+            wires.append(fleet.wire_of(client))
+
+    def arrives(head: Tensors, wire: Wire, verb: str) -> Tensors:
+        message = Message(verb, named("snapshot", head), {"round": fleet.round})
+        return wire.preview(message, "down").expect("snapshot", head)
+
+    for wire in wires:
+        head = arrives(head, wire, "receive_head")
+    for wire in wires:
+        for verb in ("receive_head", "use_head"):
+            found = arrives(head, wire, verb)
+            if any(not torch.equal(found[name], head[name]) for name in head):
+                raise UserError(
+                    f"the codecs of wire.down for snapshot, {[c.name for c in wire.down]}",
+                    "they change the head anew on each way, so that sides would start differently",
+                    "Leave snapshot out of their kinds, or cast it to float16",
+                )
+    return head
+
+
+def _scaled(head: Tensors, scale: float) -> Tensors:
+    return {name: tensor * scale for name, tensor in head.items()}
+
+
+def _dtype(side: Side) -> torch.dtype:
+    """The dtype that statistics have before the codecs."""
+    return torch.promote_types(side.model.dtype, torch.float32)
+
+
+@torch.inference_mode()
+def _features(client: Client) -> tuple[Tensor, Tensor]:
+    """Return features `(rows, width)` and classes `(rows,)` of the client's data, on the CPU.
+
+    Computed once in a round, on the model as it was loaded, without dropout.
+    """
+    if "features" not in client.scratch:
+        model = client.model
+        module = model.mount(model.state()).eval()
+        found, labels = [], []
+        with features(module):
+            for chunk in by_length(client.examples, BATCH):
+                batch = collate(chunk, model.tokenizer.pad_token_id, model.device)
+                with client.meter.measure(
+                    ("features", batch.layout), lambda: resident_tensors(module)
+                ):
+                    found.append(module(**batch.inputs).logits.to(_dtype(client)).cpu())
+                labels.append(batch.labels.cpu())
+        client.scratch["features"] = torch.cat(found), torch.cat(labels)
+    kept: tuple[Tensor, Tensor] = client.scratch["features"]
+    return kept
