@@ -20,11 +20,14 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from trillium.codecs import Codec
 from trillium.component import Component, known
 from trillium.config import ExperimentConfig
 from trillium.training.optimizers import Optimizer
 
 PAGE = Path(__file__).with_name("configuration.md")
+# These are taken in several places, codecs also by codecs, and are explained in one.
+EXPLAINED: dict[type[BaseModel], str] = {Codec: "wire.up", Optimizer: "training.optimizer"}
 OPENING = """\
 # Configuration
 
@@ -34,7 +37,7 @@ An experiment is one tree of keys. What you do not write keeps its default. Ther
 write a key, and they can be mixed; later ones win:
 
 1. a recipe, a YAML file: `trillium new --to my.yaml`, then `trillium compare my.yaml`; a recipe
-   without `arms` is for `trillium run`;
+   without `arms` is for `trillium run`; `trillium new --list` says which recipes there are;
 2. settings on the command line, dots between keys, values in YAML:
    `trillium compare my.yaml training.batch_size=8 data.partition=dirichlet`;
 3. the short options `--model ID_OR_FOLDER` and `--data PATH_OR_HUB_ID`.
@@ -59,7 +62,7 @@ and its options: `partition: iid`, or `partition: {name: dirichlet, alpha: 0.3}`
 component that is already chosen can be set alone: `trillium run framework=split framework.cut=2`.
 Naming another component replaces the whole one, options included. Lists are written in brackets:
 `wire.up=[int8]`, or `'wire.up=[{name: cast, dtype: float16}]'` with its options. `null` switches off
-what can be switched off: `training.max_grad_norm=null`.
+what can be switched off: `training.max_grad_norm=null`. `LABEL` in a key is a label of your own.
 
 Unknown keys, unknown names and values out of range are refused before anything is loaded. The tree
 of a run, with every default filled in, is written to `config.yaml` in its run folder, and runs again
@@ -82,11 +85,13 @@ def _section(title: str, path: str, model: type[BaseModel]) -> Iterator[str]:
     yield from _table(path, model)
     for key, field in model.model_fields.items():
         below = f"{path}.{key}" if path else key
-        kind = _component(field.annotation)
-        if kind is not None:
-            yield from _choices(below, kind, field)
-        elif (nested := _model(field.annotation)) is not None:
-            yield from _section(f"`{below}`", below, nested)
+        place, found = _place(below, field)
+        if found is None or not place.startswith(below):
+            continue
+        if issubclass(found, Component):
+            yield from _choices(place, found, field)
+        else:
+            yield from _section(f"`{place}`", place, found)
 
 
 def _choices(
@@ -100,17 +105,14 @@ def _choices(
         yield f"A list of {kind.kind}s, applied in order; empty by default. There are: {names}.\n"
     else:
         yield f"One {kind.kind}: {names}. Default: {_default(field)}.\n"
-    if path == "wire.down":
-        yield "The codecs and their options are those of [`wire.up`](#wireup).\n"
-        return
     for name, member in members.items():
         yield f"{level}# `{path}: {name}`\n"
         yield _summary(member) + "\n"
         yield from _table(path, member)
         for key, option in member.model_fields.items():
-            nested = _component(option.annotation)
-            if nested is not None:
-                yield from _choices(f"{path}.{key}", nested, option, f"{level}##")
+            place, found = _place(f"{path}.{key}", option)
+            if found is not None and issubclass(found, Component) and place == f"{path}.{key}":
+                yield from _choices(place, found, option, f"{level}##")
 
 
 def _table(path: str, model: type[BaseModel]) -> Iterator[str]:
@@ -123,15 +125,25 @@ def _table(path: str, model: type[BaseModel]) -> Iterator[str]:
     meanings = attributes(model)
     for key, field in model.model_fields.items():
         full = f"{path}.{key}" if path else key
-        is_section = (_component(field.annotation) or _model(field.annotation)) is not None
-        anchor = re.sub(r"[^\w-]", "", full)
         meaning = meanings[key]
-        if is_section:
+        place, found = _place(full, field)
+        if found is not None:
             remark = "" if meaning.startswith("See their") else f"{meaning} "
-            meaning = f"{remark}See [below](#{anchor})."
+            where = "below" if place.startswith(full) else f"`{place}`"
+            anchor = re.sub(r"[^\w-]", "", place).lower()
+            meaning = f"{remark}See [{where}](#{anchor})."
         cells = [f"`{full}`", _type(field), _default(field), meaning]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
+
+
+def _place(path: str, field: FieldInfo) -> tuple[str, type[BaseModel] | None]:
+    """Return what a field takes, if that has options, and the path under which they are explained."""
+    annotation = field.annotation
+    if (labelled := _labelled(annotation)) is not None:
+        return f"{path}.LABEL", labelled
+    found = _component(annotation) or _model(_without_null(annotation))
+    return (path if found is None else EXPLAINED.get(found, path)), found
 
 
 def attributes(model: type[BaseModel]) -> dict[str, str]:
@@ -183,6 +195,8 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(f"`{arg}`" for arg in args)
     if origin is tuple:
         return f"list of {_type_name(args[0])}"
+    if origin is dict:
+        return f"mapping of {_type_name(args[0])} to {_type_name(args[1])}"
     if annotation is type(None):
         return "`null`"
     if inspect.isclass(annotation) and issubclass(annotation, Component):
@@ -208,14 +222,28 @@ def _value(value: object) -> str:
     if isinstance(value, BaseModel):
         return ""
     if isinstance(value, tuple):
-        return "`[" + ", ".join(str(item) for item in value) + "]`"
+        return f"`{_listed(value)}`"
     if value is None or isinstance(value, bool):
         return {None: "`null`", True: "`true`", False: "`false`"}[value]
     return f"`{value}`"
 
 
+def _listed(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_listed(item) for item in value) + "]"
+    return value.name if isinstance(value, Component) else str(value)
+
+
+def _without_null(annotation: Any) -> Any:
+    """Return the type that a field takes where it is not `null`."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)[0]
+    return annotation
+
+
 def _component(annotation: Any) -> type[Component] | None:
     """Return the kind of component that a field takes, alone or in a list."""
+    annotation = _without_null(annotation)
     if typing.get_origin(annotation) in (typing.Annotated, tuple):
         return _component(typing.get_args(annotation)[0])
     is_component = inspect.isclass(annotation) and issubclass(annotation, Component)
@@ -224,6 +252,11 @@ def _component(annotation: Any) -> type[Component] | None:
 
 def _is_list(annotation: Any) -> bool:
     return typing.get_origin(annotation) is tuple
+
+
+def _labelled(annotation: Any) -> type[BaseModel] | None:
+    """Return the pydantic model that a field takes under labels of the user's own."""
+    return _model(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:

@@ -3,58 +3,68 @@
     python examples/custom_aggregator.py [KEY=VALUE ...]
 
 One of four clients has a learning rate a hundred times too high, so what it sends is far from what
-the others send. The mean follows it; the geometric median stays with the majority.
+the others send. The mean follows it; centred clipping stays with the majority.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import transformers
 from pydantic import Field
 
-from trillium.aggregators import Aggregator, Contribution
+from trillium.aggregators import Aggregate, Aggregator, Contribution
+from trillium.aggregators.robust import common_names
 from trillium.config import experiment, merge, parse_overrides
 from trillium.experiment import build
+from trillium.models.factors import Factors
 from trillium.models.slots import Tensors
 
 
-class GeometricMedian(Aggregator, name="geometric_median"):
-    """The point with the least weighted sum of distances to what the clients sent.
+class CentredClipping(Aggregator, name="centred_clipping"):
+    """A centre from which each client pulls no harder than one at the median distance does.
 
-    Robust Aggregation for Federated Learning (Pillutla et al., 2019, arXiv 1912.13445): the smoothed
-    Weiszfeld algorithm. Clients with less than half of the weight cannot drag it away.
+    Learning from History for Byzantine Robust Optimization (Karimireddy et al., 2020, arXiv
+    2012.10333), here with a radius that is found anew in each iteration, and without their momentum.
+    Clients that are fewer than half, by number and by weight, cannot drag it far.
 
     Attributes:
-        num_iterations: steps of the algorithm.
-        smoothing: distances below this are taken for this, so that no weight is infinite.
+        num_iterations: from the mean on.
+        radius: how far a client pulls at most, as a multiple of the median distance.
     """
 
-    num_iterations: int = Field(default=50, ge=1)
-    smoothing: float = Field(default=1e-6, gt=0)
+    takes_parts: ClassVar[bool] = False
 
-    def aggregate(self, contributions: Sequence[Contribution]) -> Tensors:
-        """Return one tensor per name."""
-        first = contributions[0].tensors
+    num_iterations: int = Field(default=100, ge=1)
+    radius: float = Field(default=1.0, gt=0)
+
+    def aggregate(
+        self, contributions: Sequence[Contribution], like: Tensors, factors: Sequence[Factors]
+    ) -> Aggregate:
+        """Return one tensor for each name that was sent."""
+        names = common_names(contributions)
         points = torch.stack(
-            [
-                torch.cat([c.tensors[name].double().flatten() for name in first])
-                for c in contributions
-            ]
+            [torch.cat([c.tensors[n].double().flatten() for n in names]) for c in contributions]
         )
         weights = torch.tensor([c.weight for c in contributions], dtype=torch.float64)
-        centre = (weights / weights.sum()) @ points
+        shares = weights / weights.sum()
+        centre = shares @ points
         for _ in range(self.num_iterations):
-            distances = (points - centre).norm(dim=1).clamp_min(self.smoothing)
-            pull = weights / distances
-            centre = (pull / pull.sum()) @ points
-        pieces = torch.split_with_sizes(centre, [tensor.numel() for tensor in first.values()])
-        return {
-            name: piece.view(tensor.shape).to(tensor.dtype)
-            for (name, tensor), piece in zip(first.items(), pieces, strict=True)
-        }
+            away = points - centre
+            distances = away.norm(dim=1)
+            reach = self.radius * distances.median()
+            pull = (reach / distances.clamp_min(1e-300)).clamp_max(1.0)
+            centre = centre + (shares * pull) @ away
+        pieces = torch.split_with_sizes(centre, [like[name].numel() for name in names])
+        return Aggregate(
+            {
+                name: piece.view(like[name].shape).to(like[name].dtype)
+                for name, piece in zip(names, pieces, strict=True)
+            }
+        )
 
 
 SETTINGS = {
@@ -87,7 +97,7 @@ def loss_of(aggregator: str, words: Sequence[str] = ()) -> float:
 def main(words: Sequence[str] = ()) -> None:
     """Print the loss with either aggregator."""
     transformers.utils.logging.set_verbosity_error()
-    for aggregator in ("mean", "geometric_median"):
+    for aggregator in ("mean", "centred_clipping"):
         print(f"{aggregator:18} held-out loss {loss_of(aggregator, words):.3f}")
 
 

@@ -58,7 +58,8 @@ def main(words: Sequence[str] = ()) -> Experiment:
         )
 
     # The model that the federation would ship, ready to predict.
-    module = federation.model.mount(federation.server.state).eval()
+    server = federation.server
+    module = federation.model.mount(server.state, server.base).eval()
     inputs = federation.model.tokenizer("My card was charged twice.", return_tensors="pt")
     device = federation.model.device
     logits = module(

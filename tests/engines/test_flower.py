@@ -21,11 +21,15 @@ from trillium.run_folder import RunFolder, to_yaml
 
 COMMON = ("data.num_clients=2", "model.dropout=0.1", "model.dtype=float32", "rounds=2")
 SESSION = {
-    "fedllm": ("framework=fedllm", "wire.up=[int8]"),
+    "fedllm": ("framework=fedllm", "wire.up=[int8]", "framework.aggregator=fedex"),
+    # Everything that both sides must keep in step, at once.
+    "fedllm_coded": ("framework=fedllm", "framework.download=change", "framework.aggregator=svd",
+                     "head=class_means", "wire.up=[hadamard, sign]", "wire.down=[int4, zstd]",
+                     "tiers={small: {clients: ['*-1'], rank: 2, local_steps: 1}}"),
     "kd": ("framework=kd", "framework.direction=both"),
     "split": ("framework=split", "framework.mode=coalesced"),
     "split_u": ("framework=split", "framework.shape=u", "framework.mode=splitfed_v2"),
-}
+}  # fmt: skip
 # Each ask costs a process start here, and each round of this one has two.
 MESSAGES = {"kd_messages": (*SESSION["kd"], "rounds=1")}
 

@@ -19,6 +19,7 @@ from tiny import (
     perturb,
     plain_batch,
     plain_loss,
+    plain_steps,
     round_batches,
     run_rounds,
 )
@@ -489,6 +490,85 @@ def test_logit_adjustment_is_the_log_of_the_class_frequencies(hub: Path) -> None
         run_rounds(other, 1)
         moved.append(values(other.server.state))
     assert distance(moved[0], moved[1]) > 1e-4
+
+
+def test_fedsvd_is_ffa_with_orthonormal_a(hub: Path) -> None:
+    """Under SGD the rotations of FedSVD (arXiv 2505.12805) change nothing: an independent run of it."""
+    words = (*SGD, *UNEQUAL, "training.lr_factors={head: 0}", "training.local_steps=2")
+    fed = federation(hub, *words, "framework.mask=ffa", "adapter.init=orthonormal", "rounds=6",
+                     model="bert")  # fmt: skip
+    factors, state = fed.model.factors, fed.model.state()
+    for number in range(1, 7):
+        run_round(fed, number)
+        sums = {layer.b: torch.zeros(()) for layer in factors}
+        total = sum(client.weight for client in fed.clients)
+        for place, client in enumerate(fed.clients):
+            own = fed.model.state(values(state))
+            trained = [own[layer.b] for layer in factors]
+            module = fed.model.mount(own).train()
+            plain_steps(module, round_batches(fed, number, place), torch.optim.SGD(trained, lr=0.1))
+            for layer in factors:
+                sums[layer.b] = sums[layer.b] + own[layer.b].detach() * (client.weight / total)
+        for layer in factors:  # the server's decomposition, which rotates both factors
+            left, scales, right = torch.linalg.svd(sums[layer.b] @ state[layer.a].detach())
+            rank = len(state[layer.a])
+            state[layer.a] = torch.nn.Parameter(right[:rank])
+            state[layer.b] = torch.nn.Parameter(left[:, :rank] * scales[:rank])
+        assert furthest(server_change(fed), change(fed, values(state), {})) < 1e-12
+    assert any(
+        not torch.allclose(state[layer.a], fed.server.state[layer.a], atol=1e-3)
+        for layer in factors
+    )
+
+
+def test_a_very_cautious_adam_steps_like_sgd(hub: Path) -> None:
+    """`eps` far above all gradients: Adam's first step is proportional to SGD's, by `1 / eps`."""
+    moved = []
+    for words in (
+        "{name: adam, lr: 1.0e9, eps: 1.0e9}",
+        "{name: yogi, lr: 2.0e10, eps: 1.0e9}",
+        None,
+    ):
+        option = () if words is None else (f"framework.server_optimizer={words}",)
+        fed = perturb(federation(hub, *SGD, *option))
+        start = values(fed.server.state)
+        run_rounds(fed, 1)
+        moved.append({n: p.detach() - start[n] for n, p in fed.server.state.items()})
+    for name, step in moved[2].items():
+        assert torch.allclose(moved[0][name], step, atol=1e-9)
+        # Yogi starts at m = 0.1 g, uncorrected, and at sqrt(v) = eps, so that it divides by 2 eps.
+        assert torch.allclose(moved[1][name], step, atol=1e-7)
+
+
+def test_a_restart_does_not_change_the_model(hub: Path) -> None:
+    fed = federation(hub, "framework.aggregator=stack", "rounds=3", model="bert")
+    run_rounds(fed, 2)
+    inputs, _ = plain_batch(fed.server.test[:4])
+    before = fed.model.mount(fed.server.state, fed.server.base).eval()(**inputs).logits
+    fed.server.round = 3
+    known = fed.config.framework.known(fed.server)  # type: ignore[attr-defined]
+    anew = {n: t for n, t in known.items() if "lora_" in n}
+    assert any(not torch.equal(anew[n], fed.server.state[n]) for n in anew)
+    state = fed.model.state({**values(fed.server.state), **anew})
+    after = fed.model.mount(state, fed.server.base).eval()(**inputs).logits
+    assert torch.allclose(before, after, atol=1e-12)
+
+
+def test_the_error_of_averaging_factors_is_measured(hub: Path) -> None:
+    fed = federation(hub, *UNEQUAL, "training.local_epochs=3", model="bert")
+    received, log = values(fed.server.state), Recorder(fed)
+    figures = fed.config.framework.round  # what a round reports
+    fed.server.round = 1
+    fed.fleet.begin_round(1)
+    found = figures(fed.server, fed.fleet)["product_error"]
+    exact = mean(fed, client_changes(fed, log, received))
+    averaged = server_change(fed)
+    off = sum(float((averaged[n] - exact[n]).square().sum()) for n in exact)
+    size = sum(float(exact[n].square().sum()) for n in exact)
+    assert found == pytest.approx((off / size) ** 0.5, rel=0.35)  # seen in 16 random directions
+    assert found > 1e-3
+    for words in ("framework.mask=ffa", "framework.aggregator=fedex"):
+        assert "product_error" not in run_rounds(federation(hub, words, model="bert"), 1)[0]
 
 
 @pytest.mark.parametrize(
