@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trillium.adapters import Adapter
 from trillium.adapters.lora import Lora
-from trillium.component import Choice
+from trillium.component import Choice, Component
 from trillium.data.federated import DataConfig
 from trillium.errors import UserError, suggest
 from trillium.fleet import FleetConfig
@@ -87,7 +88,7 @@ def experiment(tree: Mapping[str, Any]) -> ExperimentConfig:
     try:
         config = ExperimentConfig.model_validate(merged)
     except ValidationError as error:
-        raise _explained(error) from error
+        raise _explained(error, merged) from error
     config.framework.check(config)
     config.head.check(config)
     return config
@@ -114,6 +115,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     return result
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 and 1.0e9 as numbers; YAML 1.1 takes them for text, for want of a dot or a sign."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
 def read_yaml(path: Path) -> Tree:
     """Return the mapping in a YAML file.
 
@@ -121,7 +133,7 @@ def read_yaml(path: Path) -> Tree:
         UserError: there is no such file, or it holds no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(
             str(path), f"it cannot be read ({error.strerror})", "Run `trillium new` to get a recipe"
@@ -153,27 +165,18 @@ def parse_overrides(words: Iterable[str]) -> Tree:
                 "Write e.g. training.batch_size=8",
             )
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise UserError(
                 word, "the value is not YAML", "Quote it, or write lists as [a, b]"
             ) from error
-        # YAML 1.1 reads 1e-3 as text, for want of a dot.
-        value = _number(value) if isinstance(value, str) else value
         for key in reversed(keys):
             value = {key: value}
         tree = merge(tree, value)
     return tree
 
 
-def _number(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _explained(error: ValidationError) -> UserError:
+def _explained(error: ValidationError, tree: Mapping[str, Any]) -> UserError:
     """Turn what pydantic found into one error for the user."""
     problems = error.errors()
     first = problems[0]
@@ -186,7 +189,7 @@ def _explained(error: ValidationError) -> UserError:
         return UserError(
             f"{where}={first['input']!r}",
             f"there is no setting {first['loc'][-1]!r} there",
-            suggest(str(first["loc"][-1]), _siblings(first["loc"])),
+            suggest(str(first["loc"][-1]), _siblings(first["loc"], tree)),
         )
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
     return UserError(
@@ -196,11 +199,16 @@ def _explained(error: ValidationError) -> UserError:
     )
 
 
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
+def _siblings(location: tuple[int | str, ...], tree: Mapping[str, Any]) -> list[str]:
     """Return the keys that exist beside an unknown one."""
     node: Any = ExperimentConfig()
+    given: Any = tree
     for part in location[:-1]:
         node = getattr(node, str(part), None)
+        given = given.get(part) if isinstance(given, Mapping) else None
+        if isinstance(node, Component) and isinstance(given, Mapping) and "name" in given:
+            # Another one than the default: its own keys.
+            return list(type(node).members[given["name"]].model_fields)
     return list(type(node).model_fields) if isinstance(node, BaseModel) else []
 
 

@@ -18,7 +18,7 @@ class Link(BaseModel):
     """The network between a client and the server.
 
     Attributes:
-        up, down: bits per second; unlimited where left out.
+        up, down: bits per second; unknown where left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -15,9 +15,12 @@ from trillium.codecs import Codec
 from trillium.component import Choice, Component, known, resolve
 from trillium.data.partitions import Partition
 from trillium.data.sources import Source
+from trillium.downloads import Download
+from trillium.drifts import Drift
 from trillium.errors import UserError
 from trillium.frameworks import Framework
 from trillium.heads import Head
+from trillium.masks import Mask
 from trillium.tasks import Task
 
 KINDS: list[type[Component]] = [
@@ -29,6 +32,9 @@ KINDS: list[type[Component]] = [
     Task,
     Source,
     Partition,
+    Mask,
+    Download,
+    Drift,
 ]
 MEMBERS = [(kind, name) for kind in KINDS for name in known(kind)]
 IDS = [f"{kind.kind} {name}" for kind, name in MEMBERS]

@@ -14,8 +14,9 @@ from torch import Tensor
 from trillium.aggregators import Aggregate, Aggregator, Contribution
 from trillium.aggregators.fedex import FedEx
 from trillium.aggregators.hetlora import HetLora
-from trillium.aggregators.lowrank import product_error, residual, sent
+from trillium.aggregators.lowrank import residual, sent
 from trillium.aggregators.mean import Mean
+from trillium.aggregators.product_sketch import ProductSketch
 from trillium.aggregators.rank_wise import RankWise
 from trillium.aggregators.stack import Stack
 from trillium.aggregators.svd import Svd
@@ -219,10 +220,18 @@ def test_the_mean_is_exact_where_a_factor_is_common(common: str) -> None:
     found = aggregate(Mean(), given)
     for layer in LAYERS:
         assert error(change(found, layer), exact(given, layer)) < 1e-14
-    assert product_error(given, LAYERS) < 1e-14
+    assert sketched(given) < 1e-14
     assert aggregate(FedEx(), given).folds.keys() <= {layer.layer for layer in LAYERS}
     free = aggregate(Mean(), clients())
     assert all(error(change(free, layer), exact(clients(), layer)) > 0.1 for layer in LAYERS)
+
+
+def sketched(given: Sequence[Contribution]) -> float:
+    """Return the error of averaging factors as a round measures it."""
+    sketch = ProductSketch(LAYERS, seed=0)
+    for contribution in given:
+        sketch.add(contribution.weight, contribution.tensors)
+    return sketch.error()
 
 
 def test_the_product_error_is_that_of_the_mean() -> None:
@@ -231,9 +240,9 @@ def test_the_product_error_is_that_of_the_mean() -> None:
     wrong = [np.linalg.norm(change(found, layer) - exact(given, layer)) for layer in LAYERS]
     whole = [np.linalg.norm(exact(given, layer)) for layer in LAYERS]
     by_hand = np.linalg.norm(wrong) / np.linalg.norm(whole)
-    assert product_error(given, LAYERS) == pytest.approx(by_hand, rel=1e-12)
+    assert sketched(given) == pytest.approx(by_hand, rel=0.2)  # seen in some random directions
     zeros = [replace(c, tensors={n: 0 * t for n, t in c.tensors.items()}) for c in given]
-    assert product_error(zeros, LAYERS) == 0.0
+    assert sketched(zeros) == 0.0
 
 
 @pytest.mark.parametrize("aggregator", [FedEx(), Svd(), HetLora(), RankWise()], ids=str)

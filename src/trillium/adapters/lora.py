@@ -15,6 +15,7 @@ from typing import Literal
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from pydantic import Field
 from torch import nn
 
@@ -30,7 +31,7 @@ class Lora(Adapter, name="lora"):
         alpha: the change is scaled by `alpha / r`.
         dropout: dropout on the input of the adapter while training.
         target_modules: names of the linear layers that get an adapter, `all-linear` for all of them;
-            PEFT's choice for the architecture where it is left out.
+            PEFT's choice for the architecture where it is left out, all of them where PEFT has none.
         layers: indices of the blocks that get an adapter; all blocks where it is left out.
         rslora: scale by `alpha / sqrt(r)` instead.
         dora: also train the norms of the rows of each changed weight (DoRA). The result is not linear
@@ -50,6 +51,9 @@ class Lora(Adapter, name="lora"):
     def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
         """Return the model wrapped by PEFT; its base is frozen, LoRA factors and head train."""
         targets = self.target_modules
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        if targets is None and getattr(model.config, "model_type", None) not in known:
+            targets = "all-linear"
         config = LoraConfig(
             task_type=peft_task,
             r=self.r,

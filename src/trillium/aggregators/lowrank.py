@@ -164,26 +164,6 @@ def weighted_sum(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return total
 
 
-def product_error(contributions: Sequence[Contribution], factors: Sequence[Factors]) -> float:
-    """Return how far the product of LoRA's mean factors is from the mean of the products.
-
-    Args:
-        contributions: states (not changes), of equal ranks.
-        factors: the layers.
-
-    Returns:
-        The Frobenius norm of the difference of `scale * B @ A` over all layers, relative to the norm of
-        the exact mean; zero where clients share a factor.
-    """
-    wrong, exact = [0.0], [0.0]
-    for layer in products(contributions, factors):
-        found = sent(contributions, layer)
-        wrong.append(frobenius(*residual(found, layer.scale)))
-        exact.append(frobenius(found.weighted(layer.scale), found.a))
-    whole = math.hypot(*exact)
-    return math.hypot(*wrong) / whole if whole else 0.0
-
-
 def _is_low(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> bool:
     rank = sum(left.shape[1] for left in lefts)
     return rank < min(lefts[0].shape[0], rights[0].shape[1])

@@ -1,7 +1,7 @@
 """Weighted mean: FedAvg (McMahan et al., 2017, arXiv 1602.05629).
 
 Of LoRA's factors it is FedIT (Zhang et al., 2023, arXiv 2305.05644): exact if one factor is common to
-all clients, else off by `sum_k w_k (B_k - mean B)(A_k - mean A)`, which `product_error` measures.
+all clients, else off by `sum_k w_k (B_k - mean B)(A_k - mean A)`, which each round measures.
 """
 
 from __future__ import annotations

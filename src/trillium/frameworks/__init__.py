@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 from trillium.client import Client, client_verb
@@ -70,7 +71,9 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         The weight of the tensors of its part of the model; they count once and apart, because a
         client may well have them already. `side` is any one with the model.
         """
-        return {"base_model": weigh(side.model.module)}
+        drawn = isinstance(side.model.module, PeftModel)  # adapters follow from the seed
+        trained = 0 if drawn else sum(tensor.nbytes for tensor in side.model.initial.values())
+        return {"base_model": weigh(side.model.module) + trained}
 
 
 def weigh(module: nn.Module) -> int:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from trillium.client import Client, client_verb
 from trillium.errors import UserError
 from trillium.fleet import Fleet
-from trillium.frameworks import Framework, weigh
+from trillium.frameworks import Framework
 from trillium.message import Message, MessageError, scalar
 from trillium.models.slots import State
 from trillium.rng import derive_seed
@@ -115,11 +115,6 @@ class FedKSeed(Framework, name="fedkseed"):
         server.store["scalars"] = (scalars.double() + mean).float()
         server.state = self.replay(server, server.store["scalars"]).state
         return {"train_loss": sum(weight * loss for _, (weight, loss, _) in replies) / total}
-
-    def once_bytes(self, side: Side) -> dict[str, int]:
-        """Return the whole model: what trains starts from values that no message brings."""
-        trained = sum(tensor.nbytes for tensor in side.initial.values())
-        return {"base_model": weigh(side.model.module) + trained}
 
     # The client
 

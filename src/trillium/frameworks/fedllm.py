@@ -10,6 +10,7 @@ weight. docs/fedllm.md says which published method is which setting.
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -34,6 +35,7 @@ from trillium.frameworks.fedllm_folds import keep_fold, receive_folds, send_fold
 from trillium.masks import Mask
 from trillium.masks.all import All
 from trillium.message import Message, named, scalar
+from trillium.models.factors import nonlinear_names
 from trillium.models.shares import Share, restarted, share
 from trillium.models.slots import Tensors, train_only, values
 from trillium.server import Server
@@ -44,6 +46,8 @@ from trillium.training.optimizers import Optimizer, set_learning_rate
 
 if TYPE_CHECKING:
     from trillium.config import ExperimentConfig
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["gradients", "parameters"]
 
@@ -98,6 +102,11 @@ class FedLLM(OwnModels, name="fedllm"):
     def start(self, server: Server, fleet: Fleet) -> None:
         """Begin from the values that all sides know."""
         server.state = server.model.state(server.initial)
+        if nonlinear_names(server.model.module):
+            log.warning(
+                "DoRA's magnitudes and factors do not enter the model linearly: their mean is not the "
+                "mean of what clients have learnt, whichever of them rest"
+            )
 
     def known(self, side: Side) -> Tensors:
         """Return what all sides know of the trainable values without a message."""

@@ -10,6 +10,7 @@ from trillium.aggregators import Aggregator
 from trillium.codecs import Codec
 from trillium.component import known
 from trillium.errors import UserError
+from trillium.wire import Wire
 
 if TYPE_CHECKING:
     from trillium.config import ExperimentConfig
@@ -25,6 +26,12 @@ def check_fedllm(framework: FedLLM, config: ExperimentConfig) -> None:
     _check_aggregator(framework, config)
     _check_tiers(framework, config)
     _check_codecs(framework, config)
+    if framework.mask.name != "all" and not isinstance(config.adapter, Lora):
+        raise UserError(
+            f"framework.mask={framework.mask.name} with adapter={config.adapter.name}",
+            "it chooses between the factors of LoRA",
+            "Write adapter=lora, or framework.mask=all",
+        )
     if framework.upload == "gradient" and framework.drift.name != "none":
         raise UserError(
             f"framework.upload=gradient with framework.drift={framework.drift.name}",
@@ -80,11 +87,18 @@ def _check_aggregator(framework: FedLLM, config: ExperimentConfig) -> None:
             "adapters start anew in each round, so there is no earlier state to change",
             "Write framework.download=state; what starts anew is drawn from the seed and not sent",
         )
-    if rule.folds and not config.wire.is_lossless("snapshot", "down"):
+    for where, wire in _wires(config).items():
+        if rule.folds and not wire.is_lossless("snapshot", "down"):
+            raise UserError(
+                f"{given} with a lossy codec for the kind snapshot in {where}.down",
+                "the changes of base weights that it sends must be the same on all sides",
+                "Take snapshot out of the codec's kinds",
+            )
+    if rule.reads == "state" and isinstance(config.adapter, Lora) and config.adapter.dora:
         raise UserError(
-            f"{given} with a lossy codec for the kind snapshot in wire.down",
-            "the changes of base weights that it sends must be the same on all sides",
-            "Take snapshot out of the codec's kinds",
+            f"{given} with adapter.dora=true",
+            "DoRA's change is not the product of its factors, so their exact product is of no use",
+            "Write adapter.dora=false, or framework.aggregator=mean",
         )
 
 
@@ -127,10 +141,7 @@ def _check_tiers(framework: FedLLM, config: ExperimentConfig) -> None:
 
 
 def _check_codecs(framework: FedLLM, config: ExperimentConfig) -> None:
-    wires = {"wire": config.wire} | {
-        f"tiers.{label}": tier.wire(config.wire) for label, tier in config.tiers.items()
-    }
-    for where, wire in wires.items():
+    for where, wire in _wires(config).items():
         for codec in _for_changes(wire.up):
             if framework.upload == "parameters" and "parameters" in codec.kinds:
                 raise UserError(
@@ -159,6 +170,13 @@ def _check_codecs(framework: FedLLM, config: ExperimentConfig) -> None:
                     "it keeps too little of a tensor to replace it; it is made for changes",
                     "Write framework.download=change",
                 )
+
+
+def _wires(config: ExperimentConfig) -> dict[str, Wire]:
+    """Return the wires of the run and of its tiers, by where they are written."""
+    return {"wire": config.wire} | {
+        f"tiers.{label}": tier.wire(config.wire) for label, tier in config.tiers.items()
+    }
 
 
 def _for_changes(stack: Sequence[Codec]) -> Iterable[Codec]:

@@ -42,7 +42,8 @@ class Traffic:
 
     `so_far` maps a round to the sum of all rounds up to and including it, in their order;
     `kinds` maps (direction, kind of tensor) to bytes; `num_turns` counts the pairs of a client and
-    a round in which it took part; `bytes_once` is what messages of purpose "once" took.
+    a round in which it took part, without what comes before the first round unless there is nothing
+    else; `bytes_once` is what messages of purpose "once" took.
     """
 
     so_far: Mapping[int, RoundTraffic] = field(default_factory=dict)
@@ -125,7 +126,7 @@ class TrafficSum:
             so_far=dict(zip(rounds, sums, strict=True)),
             kinds=dict(sorted(self._kinds.items())),
             clients=frozenset(self._clients),
-            num_turns=len(self._turns),
+            num_turns=sum(number > 0 for number, _ in self._turns) or len(self._turns),
             num_answers=self._num_answers,
             bytes_raw=self._bytes_raw,
             bytes_once=self._bytes_once,
