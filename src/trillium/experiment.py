@@ -23,7 +23,7 @@ from trillium.run_folder import RunFolder, environment
 from trillium.server import Server
 from trillium.side import Metrics
 from trillium.tasks import Example
-from trillium.tiers import by_client, tier_of
+from trillium.tiers import tier_of
 from trillium.training.meters import Cost, CostCache, Meter
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def build_server(
         engine: reaches the clients.
         clients: those that live in this process.
     """
-    tiers = by_client(config.tiers, engine.clients)
+    tiers = {client: tier_of(config.tiers, client) for client in engine.clients}
     server = Server(
         model=model,
         task=config.task,
@@ -244,7 +244,8 @@ def build_server(
         folder.json("data.json", data.summary())
         folder.json("once.json", config.framework.once_bytes(server))
     ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
-    wires = {name: tier.wire(config.wire) for name, tier in tiers.items()}
+    made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}
+    wires = {client: made[id(tier)] for client, tier in tiers.items()}
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
     built = Experiment(config, data, server, fleet, folder, list(clients))
     if folder is not None:

@@ -165,9 +165,14 @@ class Fleet:
         """
         sent: dict[str, bytes] = {}
         entries: dict[str, Entry] = {}
+        made: dict[tuple[int, int], Packed] = {}  # what goes to many is packed once
         for client, message in requests.items():
-            meta = {**message.meta, "round": self.round}
-            packed = self.wire_of(client).pack(Message(message.verb, message.tensors, meta), "down")
+            wire = self.wire_of(client)
+            key = id(message), id(wire)
+            if key not in made:
+                meta = {**message.meta, "round": self.round}
+                made[key] = wire.pack(Message(message.verb, message.tensors, meta), "down")
+            packed = made[key]
             entries[client] = self._entry(client, packed, "down", purpose)
             if purpose == "train" and self._fails(client):
                 self.missing[client] = (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -68,14 +68,13 @@ class Tier(BaseModel):
         return common.model_copy(update=changes)
 
 
+COMMON: Final = Tier()
+"""What clients do that no tier names: the same as all."""
+
+
 def tier_of(tiers: Mapping[str, Tier], client: str) -> Tier:
-    """Return the tier of a client: the first that names it, or one that changes nothing."""
+    """Return the tier of a client: the first that names it, or `COMMON`."""
     for tier in tiers.values():
         if any(fnmatchcase(client, pattern) for pattern in tier.clients):
             return tier
-    return Tier()
-
-
-def by_client(tiers: Mapping[str, Tier], clients: Iterable[str]) -> dict[str, Tier]:
-    """Return the tier of each client."""
-    return {client: tier_of(tiers, client) for client in clients}
+    return COMMON

@@ -34,7 +34,7 @@ def test_clients_are_sorted_and_asked_in_the_order_of_the_requests(hub: Path) ->
     assert [name for name, _ in replies] == ["client-2", "client-0"]
     for _, reply in replies:
         assert decode(reply).verb == "error"
-        assert "'nothing' is not one of train" in decode(reply).meta["reason"]
+        assert "'nothing' is not one of fold, train" in decode(reply).meta["reason"]
 
 
 def test_replies_come_one_by_one(hub: Path) -> None:

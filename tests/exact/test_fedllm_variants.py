@@ -294,20 +294,18 @@ def test_both_sides_agree_on_what_the_client_holds(hub: Path, words: tuple[str, 
     download = fed.config.framework.download  # type: ignore[attr-defined]
     sent: dict[str, Tensors] = {}
     seen = []
-    confirm, receive = type(download).confirm, type(download).receive
+    receive = type(download).receive
 
     class Watched(type(download)):  # type: ignore[misc]
-        def send(self, store: Any, parcel: Any) -> Any:
-            found = super().send(store, parcel)
+        def settle(self, store: Any, parcel: Any, found: Any, answered: bool) -> None:
+            super().settle(store, parcel, found, answered)
             sent[parcel.client] = found.held
-            return found
 
         def receive(self, *rest: Any) -> Tensors:
             found: Tensors = receive(self, *rest)
             seen.append(found)
             return found
 
-    del confirm
     framework = fed.config.framework.model_copy(update={"download": Watched()})
     fed.config = fed.config.model_copy(update={"framework": framework})
     for client in fed.clients:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,11 +64,12 @@ class Download(Component, kind="download", package="trillium.downloads"):
         """The server's half: return what to send; `store` is what this object keeps there."""
         raise NotImplementedError
 
-    def confirm(self, store: dict[str, Any], parcel: Parcel, sent: Sent) -> None:
-        """Note that the client has answered, so it holds what was sent."""
+    def state_of(self, store: dict[str, Any], client: str, is_new: bool) -> Hashable:
+        """Return something that is equal for two clients only if they are to be sent the same."""
+        return None
 
-    def lose(self, store: dict[str, Any], client: str) -> None:
-        """Note that nobody knows what the client holds."""
+    def settle(self, store: dict[str, Any], parcel: Parcel, sent: Sent, answered: bool) -> None:
+        """Note that the client holds what was sent; or, without an answer, that nobody knows."""
 
     def receive(
         self, store: dict[str, Any], message: Message, start: Tensors, wire: Wire

@@ -7,6 +7,7 @@ without a buffer of its own, as in the downlink of Double-Squeeze (Tang et al., 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 from pydantic import Field
@@ -61,13 +62,17 @@ class ChangeDownload(Download, name="change"):
             held |= seen.expect("snapshot", {name: parcel.target[name] for name in moved})
         return Sent(tensors, meta, held)
 
-    def confirm(self, store: dict[str, Any], parcel: Parcel, sent: Sent) -> None:
-        """Remember what the client holds, and since when."""
-        store[parcel.client] = (sent.held, parcel.number)
+    def state_of(self, store: dict[str, Any], client: str, is_new: bool) -> Hashable:
+        """Return which copy the client holds, and since when."""
+        held, last = (None, 0) if is_new else store.get(client, (None, 0))
+        return id(held), last
 
-    def lose(self, store: dict[str, Any], client: str) -> None:
-        """Forget what the client holds."""
-        store.pop(client, None)
+    def settle(self, store: dict[str, Any], parcel: Parcel, sent: Sent, answered: bool) -> None:
+        """Remember what the client holds, and since when; or forget it."""
+        if answered:
+            store[parcel.client] = (sent.held, parcel.number)
+        else:
+            store.pop(parcel.client, None)
 
     def receive(
         self, store: dict[str, Any], message: Message, start: Tensors, wire: Wire

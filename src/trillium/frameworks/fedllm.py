@@ -23,7 +23,7 @@ from trillium.aggregators.mean import Mean
 from trillium.aggregators.product_sketch import ProductSketch
 from trillium.client import Client, client_verb
 from trillium.component import Choice
-from trillium.downloads import Download, Parcel
+from trillium.downloads import Download
 from trillium.downloads.state import StateDownload
 from trillium.drifts import Answered, Correction, Drift
 from trillium.drifts.none import NoDrift
@@ -32,6 +32,7 @@ from trillium.fleet import Fleet
 from trillium.frameworks import CLIENT_MODELS, SERVER_MODEL, OwnModels, mean_metrics
 from trillium.frameworks.fedllm_checks import check_fedllm
 from trillium.frameworks.fedllm_folds import keep_fold, receive_folds, send_folds
+from trillium.frameworks.fedllm_messages import outgoing
 from trillium.masks import Mask
 from trillium.masks.all import All
 from trillium.message import Message, named, scalar
@@ -123,55 +124,35 @@ class FedLLM(OwnModels, name="fedllm"):
             known = self.known(server)
             anew = {name: known[name] for layer in factors for name in (layer.a, layer.b)}
             server.state = server.model.state({**values(server.state), **anew})
-        current = values(server.state)
+        current = {name: tensor.cpu() for name, tensor in values(server.state).items()}
         send_folds(server, fleet)
-        shares = {name: self.share(server, server.tiers[name]) for name in fleet.cohort}
-        parcels = {name: self._parcel(server, fleet, name, shares[name]) for name in fleet.cohort}
-        downloads = server.store.setdefault("downloads", {})
-        sent = {name: self.download.send(downloads, parcels[name]) for name in fleet.cohort}
-        control = server.store.setdefault("drift", {})
-        likes = {name: share.take(current, share.up) for name, share in shares.items()}
-        requests = {
-            name: Message(
-                "train",
-                {**found.tensors, **named("gradients", self.drift.send(control, likes[name]))},
-                found.meta,
-            )
-            for name, found in sent.items()
-        }
-        reads = {name: partial(self._read, likes[name]) for name in fleet.cohort}
+        out = outgoing(self, server, fleet, current)
+        reads = {name: partial(self._read, found.like) for name, found in out.items()}
         reduction = self.aggregator.begin(current, factors)
         answers: dict[str, Answered] = {}
         losses, sketch = 0.0, ProductSketch(factors, server.seed)
+        averages = isinstance(self.aggregator, Mean) and self.upload != "gradient"
+        requests = {name: found.message for name, found in out.items()}
         for name, (weight, loss, tensors, extra) in fleet.ask(requests, reads):
-            held = sent[name].held
+            held = out[name].sent.held
             reduction.add(Contribution(name, weight, self._as_read(tensors, held)))
-            if self._averages_factors(shares[name]):
+            if averages and out[name].share.sends_both_factors:
                 sketch.add(weight, self._reached(tensors, held))
             answers[name] = Answered(weight, extra)
             losses += weight * loss
-            self.download.confirm(downloads, parcels[name], sent[name])
-        for name in sent.keys() - answers.keys():
-            self.download.lose(downloads, name)
+        for name, found in out.items():
+            self.download.settle(
+                server.store["downloads"], found.parcel, found.sent, name in answers
+            )
         aggregate = reduction.result()
-        self.drift.absorb(control, answers, len(fleet.engine.clients))
+        self.drift.absorb(server.store["drift"], answers, len(fleet.engine.clients))
         self._step(server, current, aggregate.tensors)
         if aggregate.folds:
             keep_fold(server, aggregate.folds)
         figures = {"train_loss": losses / sum(answer.weight for answer in answers.values())}
-        if any(self._averages_factors(share) for share in shares.values()):
+        if sketch.error():
             figures["product_error"] = sketch.error()
         return figures
-
-    def _parcel(self, server: Server, fleet: Fleet, client: str, share: Share) -> Parcel:
-        return Parcel(
-            client=client,
-            target=share.take(values(server.state), share.down),
-            start=share.take(self.known(server), share.down),
-            number=server.round,
-            is_new=client in fleet.newcomers,
-            wire=fleet.wire_of(client),
-        )
 
     def _read(self, like: Tensors, reply: Message) -> tuple[float, float, Tensors, Tensors]:
         """Check what a client sent: its weight, its loss, its tensors, those of its correction."""
@@ -192,12 +173,6 @@ class FedLLM(OwnModels, name="fedllm"):
         if self.upload == "update":
             tensors = {name: held[name] + tensor for name, tensor in tensors.items()}
         return {**held, **tensors}
-
-    def _averages_factors(self, share: Share) -> bool:
-        """Whether both factors of LoRA train apart and are averaged apart, which is not exact."""
-        if not isinstance(self.aggregator, Mean) or self.upload == "gradient":
-            return False
-        return {"A", "B"} <= {share.factors[name] for name in share.up if name in share.factors}
 
     def _step(self, server: Server, current: Tensors, aggregated: Tensors) -> None:
         """Take the aggregate as the new state, or as a negative gradient for the optimiser."""
@@ -289,19 +264,19 @@ class FedLLM(OwnModels, name="fedllm"):
         self, client: Client, tensors: Tensors, correction: Correction, control: Tensors
     ) -> Message:
         """Return the reply, and keep what codecs take from it."""
-        coded = not client.wire.is_lossless(self._kind, "up")
         feedback = Feedback(client.store.setdefault("lost", {}), self.feedback)
-        if coded and self.feedback and self.upload != "parameters":
-            tensors = feedback.add(tensors)
-        extra = named("gradients", correction.answer())
-        meta = {"round": client.round}
-        reply = Message("train", {**named(self._kind, tensors), **extra, **control}, meta)
-        if coded and self.feedback and self.upload != "parameters":
+        feeds = self.feedback > 0 and self.upload != "parameters"
+        feeds = feeds and not client.wire.is_lossless(self._kind, "up")
+        tensors = feedback.add(tensors) if feeds else tensors
+        extra = correction.answer()
+        sent = {**named(self._kind, tensors), **named("gradients", extra), **control}
+        reply = Message("train", sent, {"round": client.round})
+        if feeds or extra:
             seen = client.wire.preview(reply, "up")
-            feedback.keep(tensors, seen.expect(self._kind, tensors))
-        if extra:
-            seen = client.wire.preview(reply, "up")
-            correction.sent(seen.expect("gradients", correction.answer()))
+            if feeds:
+                feedback.keep(tensors, seen.expect(self._kind, tensors))
+            if extra:
+                correction.sent(seen.expect("gradients", extra))
         return reply
 
     def _weight(self, client: Client) -> float:

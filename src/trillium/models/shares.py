@@ -44,6 +44,11 @@ class Share:
         """Names of what the client sends."""
         return tuple(name for name in self.down if name in self.trained)
 
+    @property
+    def sends_both_factors(self) -> bool:
+        """Whether `A` and `B` of LoRA train and are sent, so that their means are taken apart."""
+        return {"A", "B"} <= {self.factors[name] for name in self.up if name in self.factors}
+
     def take(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> Tensors:
         """Return the named tensors, factors cut to this client's rank."""
         return {name: self._cut(name, tensors[name]) for name in names if name in tensors}

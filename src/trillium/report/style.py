@@ -33,9 +33,12 @@ _KINDS = {
     "activations": "#44AA99",
     "gradients": "#CC6677",
     "labels": "#DDCC77",
+    "snapshot": "#AA4499",
+    "statistics": "#117733",
+    "public": "#882255",
     "control": "#BBBBBB",
 }
-_OTHER_KINDS = ("#AA4499", "#117733", "#882255", "#999933")
+_OTHER_KINDS = ("#999933", "#661100", "#6699CC")
 
 # Steps between ticks that are whole in seconds, minutes, hours or days.
 _TIME_STEPS = tuple(
