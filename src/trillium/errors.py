@@ -19,6 +19,10 @@ class UserError(ValueError):
         super().__init__(f"{given}: {why}. {instead}")
         self.given, self.why, self.instead = given, why, instead
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        """Pickle it whole, so that it can come back from a process that it was raised in."""
+        return type(self), (self.given, self.why, self.instead)
+
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return "Did you mean …?" for the nearest known word, or the list of all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,9 @@ def test_suggestions() -> None:
     assert suggest("meam", ["mean", "median"]) == "Did you mean 'mean'?"
     assert suggest("zzz", ["b", "a"]) == "Choose one of: a, b"
     assert suggest("zzz", []) == "Choose one of: (none)"
+
+
+def test_errors_come_back_from_other_processes() -> None:
+    error = pickle.loads(pickle.dumps(UserError("a=1", "it cannot", "Write a=2")))
+    assert (error.given, error.why, error.instead) == ("a=1", "it cannot", "Write a=2")
+    assert str(error) == "a=1: it cannot. Write a=2"
