@@ -1,0 +1,162 @@
+"""The benchmark of accuracy against bytes: its look-up changes nothing, its tables count right."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from trillium.config import read_yaml
+from trillium.errors import UserError
+from trillium.models.slots import values
+from trillium.run_folder import to_yaml
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RECIPE = read_yaml(BENCHMARKS / "frontier_fedllm.yaml")
+
+
+def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
+def last_block(hub: Path) -> Any:
+    targets = "[query, key, value, intermediate.dense, output.dense]"
+    adapter = f"adapter={{name: lora, r: 3, target_modules: {targets}, layers: [2]}}"
+    return tiny.federation(hub, adapter, model="bert")
+
+
+def test_a_run_with_looked_up_blocks_is_the_run_without(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = benchmark("frontier_cache", monkeypatch)
+    plain, fast = tiny.perturb(last_block(hub)), tiny.perturb(last_block(hub))
+    before = [name for name, _ in fast.model.module.named_parameters()]
+    examples = [*fast.server.pooled, *fast.server.test]
+    prefix = cache.PrefixCache.of(fast.model, 2, examples, tmp_path)
+    with cache.cached_prefix(fast.model, prefix):
+        found = fast.run()
+    expected = plain.run()
+    assert [line["loss"] for line in found] == pytest.approx(
+        [line["loss"] for line in expected], abs=1e-9
+    )
+    assert tiny.distance(values(fast.server.state), values(plain.server.state)) < 1e-9
+    assert expected[-1]["loss"] != pytest.approx(expected[0]["loss"], abs=1e-3)
+    assert [name for name, _ in fast.model.module.named_parameters()] == before
+
+
+def test_a_cache_does_not_depend_on_who_has_the_texts(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = benchmark("frontier_cache", monkeypatch)
+    federation = last_block(hub)
+    examples = [*federation.server.pooled, *federation.server.test]
+    cache.PrefixCache.of(federation.model, 2, examples, tmp_path)
+    cache.PrefixCache.of(federation.model, 2, examples[::-1], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    cache.PrefixCache.of(federation.model, 2, examples[:-5], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_wrong_cache_is_found_out(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = benchmark("frontier_cache", monkeypatch)
+    federation = last_block(hub)
+    examples = federation.server.pooled
+    prefix = cache.PrefixCache.of(federation.model, 2, examples, tmp_path)
+    assert cache.check_cached(federation.model, prefix, examples[:8]) < 1e-10
+    prefix._hidden = prefix._hidden + 0.1 * torch.randn_like(prefix._hidden)
+    with pytest.raises(SystemExit, match="changes logits"):
+        cache.check_cached(federation.model, prefix, examples[:8])
+
+
+def entry(arm: str, seed: int, points: list[tuple[int, float, float]]) -> dict[str, Any]:
+    return {
+        "partition": "dirichlet_0.1",
+        "arm": arm,
+        "seed": seed,
+        "num_train": 100,
+        "num_test": 50,
+        "seconds": 36.0,
+        "device": "cpu",
+        "dtype": "float32",
+        "git_sha": None,
+        "versions": {"torch": "2"},
+        "points": [
+            {"round": r, "accuracy": a, "bytes_up": b / 4, "bytes_down": 3 * b / 4}
+            for r, a, b in points
+        ],
+    }
+
+
+def results(path: Path, ours_bytes: float, monkeypatch: pytest.MonkeyPatch) -> Any:
+    runs = []
+    for seed, shift in ((0, -0.01), (1, 0.01)):
+        runs += [
+            entry("centralised", seed, [(0, 0.1, 0), (20, 0.9 + shift, 0)]),
+            entry("fedavg", seed, [(0, 0.1, 0), (20, 0.79 + shift, 8e6), (40, 0.8 + shift, 16e6)]),
+            entry("ours", seed, [(0, 0.7, 3e4), (8, 0.795 + shift, ours_bytes), (16, 0.85, 3e5)]),
+        ]
+    (path / "frontier.json").write_text(json.dumps({"runs": runs}), encoding="utf-8")
+    return benchmark("frontier_results", monkeypatch).Results(path / "frontier", RECIPE, {})
+
+
+@pytest.mark.parametrize(("ours_bytes", "ratio", "met"), [(1e5, "160", "met"), (2e5, "80", "not")])
+def test_bytes_are_held_against_the_baseline_at_its_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours_bytes: float, ratio: str, met: str
+) -> None:
+    found = results(tmp_path, ours_bytes, monkeypatch)
+    text = found.markdown()
+    target = next(line for line in text.splitlines() if "less 1 pt" in line)
+    assert f"**{met}" in target
+    assert f"{ratio} times fewer" in target
+    row = next(line for line in text.splitlines() if line.startswith("| Ours: class means"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == "70.0 ± 0.0 %"  # the head alone
+    assert cells[2:4] == ["85.0 ± 0.0 %", "16"]
+    # The baseline itself reaches its best less one point for half of the bytes.
+    assert [float(cell.rstrip("×")) for cell in cells[7:9]] == [float(ratio), float(ratio) / 2]
+    share = next(line for line in text.splitlines() if "centralised accuracy" in line)
+    assert "**not met**" not in share
+    assert "81.0 %" in share
+
+
+def test_plots_are_drawn_of_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results(tmp_path, 1e5, monkeypatch).write()
+    assert (tmp_path / "frontier_dirichlet_0.1.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "frontier_dirichlet_0.5.png").exists()
+
+
+def test_all_arms_are_valid_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = benchmark("frontier_fedllm", monkeypatch)
+    options = script.parse(RECIPE, ["--runs", str(tmp_path), "--seeds", "0", "1"])
+    found = script.jobs(options, tmp_path)
+    assert len(found) == len(RECIPE["arms"]) * 2 * 2
+    assert set(RECIPE["arms"]) == set(RECIPE["titles"])
+    named = {*RECIPE["plotted"], *RECIPE["ours"], *RECIPE["baseline_schedules"]}
+    assert named <= set(RECIPE["arms"])
+    tuned = script.parse(RECIPE, ["--runs", str(tmp_path), "--tune"])
+    assert {job.seed for job in script.jobs(tuned, tmp_path)} == {RECIPE["tuning"]["seed"]}
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = benchmark("frontier_fedllm", monkeypatch)
+    options = script.parse(RECIPE, ["--runs", str(tmp_path), "--arms", "ours"])
+    job = script.jobs(options, tmp_path)[0]
+    assert not script.is_done(job)
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.yaml").write_text(to_yaml(job.tree), encoding="utf-8")
+    (job.folder / "status.json").write_text('{"state": "finished"}', encoding="utf-8")
+    assert script.is_done(job)
+    (job.folder / "config.yaml").write_text(to_yaml({**job.tree, "rounds": 3}), encoding="utf-8")
+    with pytest.raises(UserError, match="other settings"):
+        script.is_done(job)
