@@ -32,6 +32,9 @@ SETTINGS = ("rounds", "dtype", "device", "num_test")  # runs that differ in thes
 Entry = dict[str, Any]
 
 
+_FOLDERS = ("--data", "--runs", "--out")
+
+
 class Results:
     """A JSON file and a table beside it, which grow with each run.
 
@@ -142,7 +145,7 @@ def _entry(partition: str, run: Run) -> Entry:
         "num_test": run.data["test"]["num_examples"],
         "training": run.config["training"],
         "measures": {name: stat.mean for name, stat in row.values.items()},
-        "command": shlex.join(run.env["argv"]),
+        "command": command(run.env["argv"]),
         "git_sha": run.env["git_sha"],
         "python": run.env["python"],
         "versions": run.env["versions"],
@@ -169,3 +172,11 @@ def _cell(name: str, entries: Sequence[Entry]) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def command(argv: Sequence[str]) -> str:
+    """Return a command line without the folders of the machine that it was given on."""
+    pairs = zip(["", *argv[:-1]], argv, strict=True)
+    return shlex.join(
+        word for before, word in pairs if word not in _FOLDERS and before not in _FOLDERS
+    )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from banking77_results import command
 from frontier_curves import Curve, Point, best
 from frontier_plot import Series, plot
 from frontier_tables import tables
@@ -157,7 +157,7 @@ def _entry(partition: str, run: Run) -> Entry:
         "seconds": run.status["seconds"],
         "device": run.env["device"],
         "dtype": run.config["model"]["dtype"],
-        "command": shlex.join(run.env["argv"]),
+        "command": command(run.env["argv"]),
         "git_sha": run.env["git_sha"],
         "versions": run.env["versions"],
         "started": run.status["started"],

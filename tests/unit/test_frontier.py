@@ -160,3 +160,12 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(
     (job.folder / "config.yaml").write_text(to_yaml({**job.tree, "rounds": 3}), encoding="utf-8")
     with pytest.raises(UserError, match="other settings"):
         script.is_done(job)
+
+
+def test_a_command_is_kept_without_the_folders_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = benchmark("banking77_results", monkeypatch)
+    given = ["x.py", "--data", "/my/data", "--seeds", "0", "1", "--runs", "/my/runs"]
+    assert results.command(given) == "x.py --seeds 0 1"
+    assert results.command(["x.py", "--smoke"]) == "x.py --smoke"
