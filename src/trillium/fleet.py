@@ -167,7 +167,7 @@ class Fleet:
         entries: dict[str, Entry] = {}
         for client, message in requests.items():
             meta = {**message.meta, "round": self.round}
-            packed = self.wire_of(client).pack(Message(message.verb, message.tensors, meta), "down")
+            packed = self.wire_of(client).pack(replace(message, meta=meta), "down")
             entries[client] = self._entry(client, packed, "down", purpose)
             if purpose == "train" and self._fails(client):
                 self.missing[client] = (
