@@ -53,7 +53,7 @@ from trillium.tasks.public import (
     row_slices,
     write_mask,
 )
-from trillium.training.distillation import Loss, distillation_objective, predict
+from trillium.training.distillation import Loss, distillation, predict
 from trillium.training.loop import batches, task_objective
 
 if TYPE_CHECKING:
@@ -283,9 +283,10 @@ class KD(OwnModels, name="kd"):
             update={"local_epochs": self.distill_epochs, "local_steps": None}
         )
         loss = Loss(self.temperature, self.weight, self.public_labels)
-        trained = side.loop("distil", state).fit(
+        loop, objective = distillation(side.loop("distil", state), side.task, public, teacher, loss)
+        trained = loop.fit(
             batches(public, training, side.generator("distil")),
-            distillation_objective(side.task, public, teacher, loss),
+            objective,
             training,
             side.progress,
             training.num_steps(len(public)),
