@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import FunctionType
 from typing import Any, TypeVar
@@ -77,11 +77,10 @@ class Client(Side):
             log.debug("client %s failed", self.name, exc_info=True)
             reply = Message(ERROR_VERB, meta={"reason": self.describe(error)})
         cost = self.meter.read()
-        raw = sum(tensor.nbytes for tensor in reply.tensors.values())
-        figures = [cost.flops, cost.seconds, cost.peak_bytes, raw]
+        figures = [cost.flops, cost.seconds, cost.peak_bytes, reply.bytes_raw]
         tensors = {**reply.tensors, "control/cost": torch.tensor(figures, dtype=torch.float64)}
         meta = {**reply.meta, "round": self.round}  # codecs with shared randomness go by it
-        return self.wire.pack(Message(reply.verb, tensors, meta), "up").data
+        return self.wire.pack(replace(reply, tensors=tensors, meta=meta), "up").data
 
     def _answer(self, message: Message) -> Message:
         number = message.meta.get("round")

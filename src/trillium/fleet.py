@@ -171,7 +171,7 @@ class Fleet:
             key = id(message), id(wire)
             if key not in made:
                 meta = {**message.meta, "round": self.round}
-                made[key] = wire.pack(Message(message.verb, message.tensors, meta), "down")
+                made[key] = wire.pack(replace(message, meta=meta), "down")
             packed = made[key]
             entries[client] = self._entry(client, packed, "down", purpose)
             if purpose == "train" and self._fails(client):

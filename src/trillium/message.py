@@ -14,11 +14,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import safetensors.torch
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from trillium.soft_labels import SoftLabels
 
 Kind = Literal[
     "parameters",
@@ -85,11 +88,20 @@ class Message:
         tensors: `kind/name` to tensor.
         meta: small JSON values; floats that vary in printed length belong into a `control/` tensor, so
             that the size of a message does not depend on the values in it.
+        encoded: tensors of the kind `logits` that stay as a codec of rows has written them, until they
+            are read some rows at a time (`trillium.soft_labels.received`).
     """
 
     verb: str
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Meta = field(default_factory=dict)
+    encoded: Mapping[str, SoftLabels] = field(default_factory=dict)
+
+    @property
+    def bytes_raw(self) -> int:
+        """What the tensors weigh before the codecs; log-probabilities as float32."""
+        rows = sum(4 * len(found) * found.num_classes for found in self.encoded.values())
+        return rows + sum(tensor.nbytes for tensor in self.tensors.values())
 
     def group(self, kind: Kind) -> dict[str, Tensor]:
         """Return the tensors of one kind, by the name behind the kind."""
@@ -219,6 +231,7 @@ def named(kind: Kind, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def encode(message: Message) -> bytes:
     """Turn a message into bytes; equal messages give equal bytes."""
+    assert not message.encoded, "the wire makes tensors of what is encoded by rows"
     assert _VERB.fullmatch(message.verb), message.verb
     for name, tensor in message.tensors.items():
         assert _NAME.fullmatch(name), name

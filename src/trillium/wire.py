@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor
 
 from trillium.codecs import Codec
+from trillium.codecs.rows import FullRows, RowCodec
 from trillium.codecs.stack import decode_stack, encode_stack
 from trillium.component import Choice
+from trillium.errors import UserError
 from trillium.message import FLAT, FLAT_KINDS, Kind, Limits, Message, MessageError, decode, encode
 from trillium.rng import derive_seed
+from trillium.soft_labels import SoftLabels, Writer
 
 Direction = Literal["up", "down"]
 
@@ -38,7 +41,7 @@ class Packed:
     @property
     def bytes_raw(self) -> int:
         """What the tensors weigh without codec and header."""
-        return sum(tensor.nbytes for tensor in self.message.tensors.values())
+        return self.message.bytes_raw
 
 
 class Wire(BaseModel):
@@ -47,6 +50,9 @@ class Wire(BaseModel):
     The float tensors of a kind that belong together (parameters, gradients, statistics, snapshot) are
     sent as one vector, `<kind>/flat`, before the codecs: a hundred names and shapes would weigh more
     than a compressed adapter. `Message.expect` reads both forms.
+
+    Soft labels, of the kind `logits`, stay encoded by rows on both sides of the way: see `writer` and
+    `trillium.soft_labels.received`.
 
     Attributes:
         up: codecs for what clients send, applied in order.
@@ -58,13 +64,53 @@ class Wire(BaseModel):
     up: tuple[Choice[Codec], ...] = ()
     down: tuple[Choice[Codec], ...] = ()
 
+    @field_validator("up", "down")
+    @classmethod
+    def _rows_first(cls, stack: tuple[Codec, ...]) -> tuple[Codec, ...]:
+        """Refuse a codec of rows that would get what another one has made of them."""
+        for_logits = [codec for codec in stack if "logits" in codec.kinds]
+        for codec in for_logits[1:]:
+            if isinstance(codec, RowCodec):
+                raise UserError(
+                    f"codec {codec.name} after {for_logits[0].name}",
+                    "it reads distributions over classes, not what a codec has made of them",
+                    f"Write {codec.name} first, and one codec of rows alone",
+                )
+        return stack
+
+    def row_codec(self, direction: Direction) -> RowCodec:
+        """Return what writes the rows of soft labels; all of each in float32 without a codec."""
+        stack = self.stack("logits", direction)
+        return stack[0] if stack and isinstance(stack[0], RowCodec) else FullRows()
+
+    def writer(
+        self, verb: str, name: str, number: int, shape: tuple[int, int], direction: Direction
+    ) -> Writer:
+        """Return what encodes soft labels some rows at a time, for a message that is to come.
+
+        Args:
+            verb: of the message.
+            name: of the soft labels in it.
+            number: of the round.
+            shape: rows and classes.
+            direction: which way it will go.
+        """
+        key = _key(Message(verb, meta={"round": number}), name)
+        return Writer(self.row_codec(direction), *shape, key)
+
     def pack(self, message: Message, direction: Direction) -> Packed:
         """Apply the codecs of a direction and serialise."""
         tensors: dict[str, Tensor] = {}
-        for name, tensor in self._flatten(message.tensors, direction).items():
-            stack = self.stack(_kind(name), direction)
-            for part, encoded in encode_stack(stack, tensor, _key(message, name)).items():
-                tensors[f"{name}#{part}" if part else name] = encoded
+        parts = {
+            name: encode_stack(self.stack(_kind(name), direction), tensor, _key(message, name))
+            for name, tensor in self._flatten(message.tensors, direction).items()
+        }
+        for name, labels in message.encoded.items():
+            labels = labels.recoded(self.row_codec(direction), _key(message, name))
+            _, rest = self._split("logits", direction)
+            parts[name] = encode_stack(rest, labels.records, _key(message, name))
+        for name, found in parts.items():
+            tensors |= {f"{name}#{part}" if part else name: t for part, t in found.items()}
         data = encode(Message(message.verb, tensors, message.meta))
         return Packed(data, message, _weigh(tensors, len(data)))
 
@@ -81,10 +127,11 @@ class Wire(BaseModel):
             name, _, part = full_name.partition("#")
             parts[name][part] = tensor
         tensors: dict[str, Tensor] = {}
+        encoded: dict[str, SoftLabels] = {}
         room = limits.max_bytes
         for name, found in parts.items():
+            row_codec, stack = self._split(_kind(name), direction)
             try:
-                stack = self.stack(_kind(name), direction)
                 tensors[name] = decode_stack(stack, found, _key(message, name))
             except (KeyError, ValueError, RuntimeError, TypeError) as error:
                 raise MessageError(
@@ -93,8 +140,10 @@ class Wire(BaseModel):
             room -= tensors[name].nbytes
             if room < 0:
                 raise MessageError(f"the tensors hold more than {limits.max_bytes} bytes")
+            if row_codec is not None:
+                encoded[name] = SoftLabels(row_codec, tensors.pop(name), 0)
         kinds = _weigh(message.tensors, len(data))
-        return Packed(data, Message(message.verb, tensors, message.meta), kinds)
+        return Packed(data, Message(message.verb, tensors, message.meta, encoded), kinds)
 
     def preview(self, message: Message, direction: Direction) -> Message:
         """Return what the other side will read when this message is packed, without sending it.
@@ -123,6 +172,13 @@ class Wire(BaseModel):
         """Return the codecs that tensors of a kind go through, in the order of encoding."""
         codecs: Sequence[Codec] = self.up if direction == "up" else self.down
         return [codec for codec in codecs if kind in codec.kinds]
+
+    def _split(self, kind: Kind, direction: Direction) -> tuple[RowCodec | None, list[Codec]]:
+        """Return the codec of rows of a kind, if there is one, and the codecs after it."""
+        stack = self.stack(kind, direction)
+        if stack and isinstance(stack[0], RowCodec):
+            return stack[0], stack[1:]
+        return None, stack
 
     def _flatten(self, tensors: Mapping[str, Tensor], direction: Direction) -> Mapping[str, Tensor]:
         """Put the tensors of each kind that may be one vector into one, by sorted name."""

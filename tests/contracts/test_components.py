@@ -17,10 +17,13 @@ from trillium.data.partitions import Partition
 from trillium.data.sources import Source
 from trillium.downloads import Download
 from trillium.drifts import Drift
+from trillium.ensembles import Ensemble
 from trillium.errors import UserError
+from trillium.filters import Filter
 from trillium.frameworks import Framework
 from trillium.heads import Head
 from trillium.masks import Mask
+from trillium.sharpenings import Sharpening
 from trillium.tasks import Task
 
 KINDS: list[type[Component]] = [
@@ -35,6 +38,9 @@ KINDS: list[type[Component]] = [
     Mask,
     Download,
     Drift,
+    Ensemble,
+    Sharpening,
+    Filter,
 ]
 MEMBERS = [(kind, name) for kind in KINDS for name in known(kind)]
 IDS = [f"{kind.kind} {name}" for kind, name in MEMBERS]

@@ -26,6 +26,11 @@ VARIANTS["split u"] = ("framework=split", "framework.shape=u")
 VARIANTS["fedllm gradient"] = ("framework=fedllm", "framework.upload=gradient")
 VARIANTS["fedllm ridge"] = ("framework=fedllm", "head=ridge")
 VARIANTS["local_only class_means"] = ("framework=local_only", "head=class_means")
+VARIANTS["kd cached"] = (
+    "framework=kd", "framework.cache_rounds=2", "framework.public_per_round=7",
+    "framework.ensemble=confidence", "framework.sharpening=power",
+    "wire.up=[{name: top_classes, k: 2}]", "wire.down=[{name: top_classes, k: 2}]",
+)  # fmt: skip
 VARIANTS["kd client"] = ("framework=kd", "framework.direction=client")
 ASKS = [name for name in VARIANTS if name not in ("zero_shot", "centralised")]
 STAY = ("zero_shot", "local_only", "local_only class_means", "kd client")  # the server's own model
@@ -49,7 +54,8 @@ def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ("variant", "task"),
     [(variant, "classification") for variant in VARIANTS]
     + [
-        (variant, "causal_lm") for variant in ("fedllm", "kd", "split", "local_only", "centralised")
+        (variant, "causal_lm")
+        for variant in ("fedllm", "kd", "kd cached", "split", "local_only", "centralised")
     ],
 )
 def test_two_rounds_give_finite_figures_and_a_ledger(hub: Path, variant: str, task: str) -> None:
@@ -120,7 +126,14 @@ def failing(fed: Experiment, at: int) -> Client:
 
 FAILURES = [(variant, 1) for variant in ASKS]
 # The second ask of a round is the teacher; in a split, the fourth is the last of a batch.
-FAILURES += [("kd", 2), ("split relay", 2), ("split relay", 3), ("split", 3), ("split u", 3)]
+FAILURES += [
+    ("kd", 2),
+    ("kd cached", 2),
+    ("split relay", 2),
+    ("split relay", 3),
+    ("split", 3),
+    ("split u", 3),
+]
 FAILURES += [("split u", 4), ("split splitfed_v1", 4), ("split splitfed_v2", 2)]
 
 

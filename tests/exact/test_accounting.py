@@ -20,9 +20,9 @@ from tiny import (
     trained,
 )
 from trillium.experiment import Experiment
-from trillium.frameworks.kd import predict
 from trillium.message import decode
 from trillium.tasks.batches import collate
+from trillium.training.distillation import predict
 
 FRAMEWORKS = {
     "fedllm": (),
@@ -135,7 +135,9 @@ def test_flops_of_inference_are_those_of_the_formula(hub: Path) -> None:
     assert weights > VOCABULARY * width
     by_hand = 2 * tokens * weights + blocks * 4 * tokens * length * width
     client.meter.reset()
-    predict(client.loop("another", client.model.state()), client.task, public)
+    shape = (sum(client.task.num_targets(e) for e in public), client.model.num_classes)
+    writer = client.wire.writer("teach", "logits/public", 1, shape, "up")
+    predict(client.loop("another", client.model.state()), client.task, public, writer)
     assert client.meter.read().flops == pytest.approx(by_hand, rel=0.05)
 
 

@@ -24,6 +24,8 @@ WORDS = {
     "fedllm gradient": ("framework=fedllm", "framework.upload=gradient"),
     "kd": ("framework=kd", "framework.direction=both"),
     "kd partial": ("framework=kd", "fleet.clients_per_round=2"),
+    "kd cached": ("framework=kd", "framework.cache_rounds=2", "framework.public_per_round=8",
+                  "wire.down=[{name: top_classes, k: 2}]", "fleet.clients_per_round=2"),
     "split relay": ("framework=split", "framework.mode=relay"),
     "split v1": ("framework=split", "framework.mode=splitfed_v1", "framework.shape=u"),
     "split v2": ("framework=split", "framework.mode=splitfed_v2"),

@@ -18,8 +18,10 @@ from trillium.codecs.cast import Cast
 from trillium.codecs.int2 import Int2
 from trillium.codecs.int4 import Int4
 from trillium.codecs.int8 import Int8
+from trillium.codecs.rows import RowCodec
 from trillium.codecs.stack import decode_stack, encode_stack
 from trillium.component import Choice
+from trillium.errors import UserError
 
 Steps = tuple[tuple[Choice[Codec], ...], ...]
 
@@ -48,6 +50,19 @@ class Adaptive(Codec, name="adaptive"):
         if not isinstance(steps, list | tuple):
             return steps
         return tuple(step if isinstance(step, list | tuple) else (step,) for step in steps)
+
+    @field_validator("steps")
+    @classmethod
+    def _no_rows(cls, steps: Steps) -> Steps:
+        """Refuse codecs of rows, which have budgets of their own."""
+        for codec in (codec for step in steps for codec in step):
+            if isinstance(codec, RowCodec):
+                raise UserError(
+                    f"codec {codec.name} in a step of {cls.name}",
+                    "it encodes soft labels by rows, and stands first in a stack",
+                    "Write top_classes with max_bytes or seconds in wire.up or wire.down",
+                )
+        return steps
 
     @property
     def matrices(self) -> bool:  # type: ignore[override]

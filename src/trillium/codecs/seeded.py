@@ -7,6 +7,7 @@ which is the same on every machine and in every release; derived distributions a
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -48,9 +49,15 @@ def noise(key: int, tensor: Tensor) -> Tensor:
     Clients share the key of a round; if they shared the noise too, their rounding errors would not
     average out.
     """
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    digest = hashlib.blake2b(content.data, digest_size=8).hexdigest()
-    words = _words(derive_seed(key, "noise", digest), -(-tensor.numel() // 2))
-    halves = words.view("<u4")[: tensor.numel()] >> np.uint32(8)
+    return draws(key, tensor, tuple(tensor.shape)).to(tensor.device)
+
+
+def draws(key: int, content: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return uniform numbers in [0, 1) of a shape that depend on the key and on what they are for."""
+    raw = content.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest = hashlib.blake2b(raw.data, digest_size=8).hexdigest()
+    count = math.prod(shape)
+    words = _words(derive_seed(key, "noise", digest), -(-count // 2))
+    halves = words.view("<u4")[:count] >> np.uint32(8)
     uniform = torch.from_numpy(halves.astype(np.float32)) * 2.0**-24
-    return uniform.reshape(tensor.shape).to(tensor.device)
+    return uniform.reshape(shape)

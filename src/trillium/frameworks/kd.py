@@ -1,46 +1,67 @@
-"""KD-FedLLM: clients upload logits on a public set; distillation shares what they have learnt.
+"""KD-FedLLM: clients upload soft labels on a public set; distillation shares what they have learnt.
 
 FedMD (Li and Wang, 2019, arXiv 1910.03581) and DS-FL (Itahara et al., 2020, arXiv 2008.06180) for
 the exchange, Hinton et al. (2015, arXiv 1503.02531) for the loss. The second of the three frameworks
 of Yan et al. (2025, arXiv 2501.04436). No parameter ever travels.
 
-Once: the public set, down. Then, each round, up: a client's logits on the public set, and one weight;
-down, where the clients distil: the teacher, a distribution for every prediction of the public set.
+Once: the public set, down. Then, each round, down: of which examples the server wants to hear; up: a
+client's log-probabilities for those, and one weight; down, where the clients distil: the teacher, a
+distribution for every prediction of this round's examples. docs/kd.md says which published method is
+which setting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from trillium.client import Client, client_verb
+from trillium.component import Choice
+from trillium.ensembles import Average, Ensemble
+from trillium.ensembles.size_weighted import SizeWeighted
+from trillium.filters import Filter
+from trillium.filters.none import NoFilter
 from trillium.fleet import Fleet
-from trillium.frameworks import (
-    CLIENT_MODELS,
-    SERVER_MODEL,
-    OwnModels,
-    mean_metrics,
+from trillium.frameworks import CLIENT_MODELS, SERVER_MODEL, OwnModels, mean_metrics
+from trillium.frameworks.kd_cache import LabelCache
+from trillium.frameworks.kd_checks import check_kd
+from trillium.frameworks.kd_teacher import (
+    Opinion,
+    class_counts,
+    make_teacher,
+    predictions,
+    read_opinion,
+    warn_of_flattening,
 )
 from trillium.message import Message, MessageError, named, scalar
 from trillium.models.slots import State, values
+from trillium.rng import generator
 from trillium.server import Server
+from trillium.sharpenings import Sharpening
+from trillium.sharpenings.none import NoSharpening
 from trillium.side import Metrics, Side
-from trillium.tasks import IGNORE, Batch, Example, Task
-from trillium.tasks.batches import collate, in_order
-from trillium.tasks.public import decode_public, encode_public
-from trillium.training.loop import Loop, Objective, batches, task_objective
-from trillium.training.meters import resident_tensors
+from trillium.soft_labels import SoftLabels, received
+from trillium.tasks import IGNORE, Example
+from trillium.tasks.public import (
+    choice,
+    decode_public,
+    encode_public,
+    read_mask,
+    row_slices,
+    write_mask,
+)
+from trillium.training.distillation import Loss, distillation, predict
+from trillium.training.loop import batches, task_objective
 
-PREDICT_BATCH = 32  # examples at once when logits are computed; changes memory, not results
+if TYPE_CHECKING:
+    from trillium.config import ExperimentConfig
 
 
 class KD(OwnModels, name="kd"):
-    """Exchange of logits on a public set.
+    """Exchange of soft labels on a public set.
 
     Attributes:
         direction: who distils from the teacher: the `server` into its own model, the `client`s into
@@ -48,15 +69,29 @@ class KD(OwnModels, name="kd"):
         temperature: softens teacher and student.
         weight: factor of the distillation loss `weight * T^2 * KL(teacher || student)`.
         public_labels: whether the public set's labels may be used; cross-entropy is added then.
-        teacher: the clients' weighted mean of softened probabilities, or of logits.
-        distill_epochs: passes over the public set in one round.
+        ensemble: how the clients' opinions are weighed.
+        average: the teacher is the mean of softened probabilities, or of logits.
+        sharpening: what is done to the mean, which is flatter than any opinion in it.
+        filter: of which public examples a client says nothing.
+        max_entropy: public examples on which the teacher's entropy is above this share of the largest
+            possible one are left out of distillation (Selective-FD's server); null keeps all.
+        public_per_round: how many public examples a round is about, drawn anew each time; null is all.
+        cache_rounds: rounds that the teacher's label of an example serves; with more than 1, clients
+            keep labels, and are asked only about examples whose label has expired.
+        distill_epochs: passes over this round's public examples.
     """
 
     direction: Literal["server", "client", "both"] = "both"
     temperature: float = Field(default=2.0, gt=0)
     weight: float = Field(default=1.0, gt=0)
     public_labels: bool = False
-    teacher: Literal["mean_probabilities", "mean_logits"] = "mean_probabilities"
+    ensemble: Choice[Ensemble] = SizeWeighted()
+    average: Average = "probabilities"
+    sharpening: Choice[Sharpening] = NoSharpening()
+    filter: Choice[Filter] = NoFilter()
+    max_entropy: float | None = Field(default=None, gt=0, le=1)
+    public_per_round: int | None = Field(default=None, ge=1)
+    cache_rounds: int = Field(default=1, ge=1)
     distill_epochs: int = Field(default=1, ge=1)
 
     needs_public: ClassVar[bool] = True
@@ -66,10 +101,16 @@ class KD(OwnModels, name="kd"):
         """The server's model, if it distils, else the clients' own."""
         return CLIENT_MODELS if self.direction == "client" else SERVER_MODEL
 
+    def check(self, config: ExperimentConfig) -> None:
+        """Refuse settings that contradict each other."""
+        super().check(config)
+        check_kd(self, config)
+
     # The server
 
     def start(self, server: Server, fleet: Fleet) -> None:
         """Send the public set to every client, once."""
+        warn_of_flattening(self.sharpening, server.model.num_classes)
         server.store["informed"] = []
         self._inform(server, fleet)
 
@@ -94,45 +135,71 @@ class KD(OwnModels, name="kd"):
             for e in server.public
         ]
 
+    def chosen(self, server: Server) -> list[int]:
+        """Return the public examples that this round is about, sorted."""
+        count = len(server.public)
+        if self.public_per_round is None or self.public_per_round >= count:
+            return list(range(count))
+        draw = torch.randperm(count, generator=generator(server.seed, "public", server.round))
+        return sorted(draw[: self.public_per_round].tolist())
+
     def round(self, server: Server, fleet: Fleet) -> Metrics:
-        """Let clients train and predict, average their predictions, distil from the average."""
+        """Let clients train and predict, make a teacher of their predictions, distil from it."""
         self._inform(server, fleet)
-        public = self.public_set(server)
-        num_rows = sum(server.task.num_targets(example) for example in public)
-        num_classes = server.model.num_classes
-
-        def read(reply: Message) -> tuple[float, float, Tensor]:
-            logits = reply.floats("logits/public", (num_rows, num_classes)).float()
-            return reply.positive("control/weight"), reply.scalar("control/loss"), logits
-
-        replies = dict(fleet.ask(dict.fromkeys(fleet.cohort, Message("teach")), read))
-        ordered = [replies[client] for client in sorted(replies)]
-        teacher = self.average([(weight, logits) for weight, _, logits in ordered])
+        public, chosen = self.public_set(server), self.chosen(server)
+        store = server.store.setdefault("labels", {}) if self.cache_rounds > 1 else {}
+        cache = LabelCache(store, self.cache_rounds)
+        for client in fleet.newcomers:
+            cache.lose(client)
+        wanted = [index for index in chosen if not cache.is_fresh(index, server.round)]
+        examples = [public[index] for index in wanted]
+        opinions = self._ask(server, fleet, examples)
+        shape = predictions(server, examples)
+        writer = fleet.wire.writer("learn", "logits/teacher", server.round, shape, "down")
+        made, labels = make_teacher(self, server, opinions, examples, writer)
+        cache.keep(server.round, made, labels, row_slices(server.task, public))
+        used = [index for index in chosen if cache.is_fresh(index, server.round)]
+        metrics: Metrics = {"train_loss": sum(o.loss for o in opinions) / len(opinions)}
+        if not used:
+            return metrics
+        teacher = cache.labels(used, labels.codec, shape[1])
         if self.direction != "server":
-            message = Message("learn", {"logits/teacher": teacher})
-            for _ in fleet.ask(dict.fromkeys(fleet.cohort, message), lambda reply: None):
-                pass
-        metrics = {"train_loss": sum(loss for _, loss, _ in ordered) / len(ordered)}
+            self._send(server, fleet, cache, used, teacher)
         if self.direction != "client":
-            metrics["distil_loss"] = self._distil(server, server.state, public, teacher)
+            examples = [public[index] for index in used]
+            metrics["distil_loss"] = self._distil(server, server.state, examples, teacher)
         return metrics
 
-    def average(self, predictions: Sequence[tuple[float, Tensor]]) -> Tensor:
-        """Return the teacher: softened probabilities `(rows, classes)`, averaged by weight.
+    def _ask(self, server: Server, fleet: Fleet, examples: list[Example]) -> list[Opinion]:
+        """Return what the clients say of examples, sorted by name."""
+        indices = [example.index for example in examples]
+        message = Message("teach", choice("control/wanted", indices, len(server.public)))
 
-        Args:
-            predictions: weight and logits `(rows, classes)` of each client.
-        """
-        total = sum(weight for weight, _ in predictions)
-        mean = torch.zeros_like(predictions[0][1], dtype=torch.float64)
-        for weight, logits in predictions:
-            softened = logits.double() / self.temperature
-            if self.teacher == "mean_probabilities":
-                softened = softened.softmax(-1)
-            mean.add_(softened, alpha=weight / total)
-        if self.teacher == "mean_logits":
-            mean = mean.softmax(-1)
-        return mean.float()
+        def read(reply: Message) -> Opinion:
+            return read_opinion(reply, server, examples, self.ensemble)
+
+        replies = dict(fleet.ask(dict.fromkeys(fleet.cohort, message), read))
+        return [replies[client] for client in sorted(replies)]
+
+    def _send(
+        self, server: Server, fleet: Fleet, cache: LabelCache, used: list[int], teacher: SoftLabels
+    ) -> None:
+        """Send each client those labels of the round that it does not hold, and let it distil."""
+        count = len(server.public)
+        slices = row_slices(server.task, [server.public[index] for index in used])
+        asks, sent = {}, {}
+        for client in fleet.cohort:
+            sent[client] = cache.lacking(client, used)
+            tensors, labels = choice("control/used", used, count), teacher
+            if sent[client] != used:
+                tensors["control/sent"] = write_mask(sent[client], count)
+                labels = teacher.of(slices, sent[client])
+            asks[client] = Message("learn", tensors, encoded={"logits/teacher": labels})
+        done = [client for client, _ in fleet.ask(asks, lambda reply: None)]
+        for client in done if self.cache_rounds > 1 else []:
+            cache.confirm(client, sent[client])
+        for client in asks.keys() - done:
+            cache.lose(client)
 
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
         """Return the metrics of the server's model, and in the end of the clients' own models."""
@@ -149,15 +216,15 @@ class KD(OwnModels, name="kd"):
     @client_verb
     def receive_public(self, client: Client, message: Message) -> Message:
         """Keep the public set."""
-        vocabulary = len(client.model.tokenizer)
-        decode_public(message, vocabulary)
-        client.store["public"] = message.group("public")
+        decode_public(message, len(client.model.tokenizer))
+        client.store["public"], client.store["labels"] = message.group("public"), {}
         return Message("receive_public")
 
     @client_verb
     def teach(self, client: Client, message: Message) -> Message:
-        """Train on the client's own data and answer with logits on the public set."""
+        """Train on the client's own data and answer with soft labels of the wanted examples."""
         public = self._received(client)
+        wanted = [public[index] for index in read_mask(message, "control/wanted", len(public))]
         state = client.model.state(client.store.get("tensors", client.initial))
         trained = client.loop("train", state).fit(
             batches(client.examples, client.training, client.generator("batches")),
@@ -167,25 +234,37 @@ class KD(OwnModels, name="kd"):
             client.training.num_steps(len(client.examples)),
         )
         client.store["tensors"] = values(state)
-        logits = predict(client.loop("predict", state), client.task, public)
-        return Message(
-            "teach",
-            {
-                "logits/public": logits,
-                "control/weight": scalar(client.weight),
-                "control/loss": scalar(trained.loss),
-            },
-        )
+        tensors = {"control/weight": scalar(client.weight), "control/loss": scalar(trained.loss)}
+        kept = self.filter.keep(client, client.examples, wanted)
+        if kept is not None:
+            places = kept.nonzero()[:, 0].tolist()
+            tensors["control/kept"] = write_mask(places, len(wanted))
+            wanted = [wanted[place] for place in places]
+        if self.ensemble.needs_counts:
+            tensors["control/counts"] = class_counts(client)
+        shape = predictions(client, wanted)
+        writer = client.wire.writer("teach", "logits/public", client.round, shape, "up")
+        found = predict(client.loop("predict", state), client.task, wanted, writer)
+        return Message("teach", tensors, encoded={"logits/public": found})
 
     @client_verb
     def learn(self, client: Client, message: Message) -> Message:
         """Distil the teacher into the client's own model."""
         public = self._received(client)
         own = _kept(client, "tensors", "teach")
-        num_rows = sum(client.task.num_targets(example) for example in public)
-        teacher = message.floats("logits/teacher", (num_rows, client.model.num_classes)).float()
+        used = read_mask(message, "control/used", len(public))
+        which = "control/sent" if "control/sent" in message.tensors else "control/used"
+        sent = read_mask(message, which, len(public))
+        examples = [public[index] for index in sent]
+        labels = received(message, "logits/teacher", *predictions(client, examples))
+        records: dict[int, Tensor] = client.store["labels"] if self.cache_rounds > 1 else {}
+        for index, rows in row_slices(client.task, examples).items():
+            records[index] = labels.records[rows].clone()
+        if not set(used) <= records.keys() or not used:
+            raise MessageError("the server relies on labels that this client does not hold")
+        teacher = labels.joined([records[index] for index in used])
         state = client.model.state(own)
-        self._distil(client, state, public, teacher)
+        self._distil(client, state, [public[index] for index in used], teacher)
         client.store["tensors"] = values(state)
         return Message("learn")
 
@@ -196,71 +275,23 @@ class KD(OwnModels, name="kd"):
 
     # Both
 
-    def _distil(self, side: Side, state: State, public: list[Example], teacher: Tensor) -> float:
+    def _distil(
+        self, side: Side, state: State, public: list[Example], teacher: SoftLabels
+    ) -> float:
         """Distil a teacher into a state and return the mean loss."""
         training = side.training.model_copy(
             update={"local_epochs": self.distill_epochs, "local_steps": None}
         )
-        trained = side.loop("distil", state).fit(
+        loss = Loss(self.temperature, self.weight, self.public_labels)
+        loop, objective = distillation(side.loop("distil", state), side.task, public, teacher, loss)
+        trained = loop.fit(
             batches(public, training, side.generator("distil")),
-            self.objective(side.task, public, teacher),
+            objective,
             training,
             side.progress,
             training.num_steps(len(public)),
         )
         return trained.loss
-
-    def objective(self, task: Task, public: Sequence[Example], teacher: Tensor) -> Objective:
-        """Return the distillation loss, summed over the predictions of a batch.
-
-        Args:
-            task: chooses the predictions that count, equally for teacher and student.
-            public: the public set, in the order of the teacher's rows.
-            teacher: softened probabilities `(rows, classes)`.
-        """
-        rows = _rows(task, public)
-
-        def loss(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-            logits = module(**batch.inputs).logits
-            student, targets = task.select(logits, batch.labels)
-            wanted = torch.cat([teacher[rows[index]] for index in batch.indices])
-            total = self.weight * distillation_loss(
-                student, wanted.to(student.device), self.temperature
-            )
-            if self.public_labels:
-                total = total + functional.cross_entropy(
-                    student, targets, reduction="sum", ignore_index=IGNORE
-                )
-            return total, len(student)
-
-        return loss
-
-
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return `T^2 * KL(teacher || softmax(student / T))`, summed over rows.
-
-    Args:
-        student: logits `(rows, classes)`.
-        teacher: softened probabilities `(rows, classes)`; no gradient flows into them.
-        temperature: T; the factor T^2 keeps the gradient's size when T changes (Hinton et al., 2015).
-    """
-    wide = student if student.dtype == torch.float64 else student.float()
-    log_student = functional.log_softmax(wide / temperature, dim=-1)
-    divergence = functional.kl_div(log_student, teacher.detach().to(wide.dtype), reduction="sum")
-    return divergence * temperature**2
-
-
-@torch.no_grad()
-def predict(loop: Loop, task: Task, public: Sequence[Example]) -> Tensor:
-    """Return the logits `(rows, classes)` of the predictions that count, float32, in order."""
-    loop.module.eval()
-    found = []
-    for chunk in in_order(public, PREDICT_BATCH):
-        batch = collate(chunk, loop.pad_id, loop.device)
-        resident = lambda: resident_tensors(loop.module)  # noqa: E731
-        with loop.meter.measure((loop.label, batch.layout), resident):
-            found.append(task.select(loop.module(**batch.inputs).logits, batch.labels)[0].float())
-    return torch.cat(found).cpu()
 
 
 def _kept(client: Client, what: str, verb: str) -> Any:
@@ -268,13 +299,3 @@ def _kept(client: Client, what: str, verb: str) -> Any:
     if what not in client.store:
         raise MessageError(f"this client was not asked to {verb} before")
     return client.store[what]
-
-
-def _rows(task: Task, public: Sequence[Example]) -> dict[int, slice]:
-    """Return which rows of the teacher belong to which example."""
-    rows, start = {}, 0
-    for example in public:
-        end = start + task.num_targets(example)
-        rows[example.index] = slice(start, end)
-        start = end
-    return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,6 +117,7 @@ class Loop:
         state: the trained parameters.
         pad_id: token id of padding.
         meter: counts what the steps cost; `label` tells their kind apart from others'.
+        extra: on what of a batch costs depend beside its layout, if on anything.
     """
 
     module: nn.Module
@@ -125,6 +126,7 @@ class Loop:
     device: torch.device
     meter: Meter
     label: str
+    extra: Callable[[Batch], Hashable] = lambda batch: None
 
     def run(
         self,
@@ -219,7 +221,7 @@ class Loop:
     def _measured(
         self, batch: Batch, *optimizers: torch.optim.Optimizer
     ) -> AbstractContextManager[None]:
-        key = (self.label, batch.layout, self.trained, bool(optimizers))
+        key = (self.label, batch.layout, self.extra(batch), self.trained, bool(optimizers))
 
         def resident() -> Iterator[Tensor]:
             yield from resident_tensors(self.module, *optimizers)

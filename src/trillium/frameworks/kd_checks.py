@@ -1,0 +1,68 @@
+"""Settings of KD-FedLLM that contradict each other, told before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trillium.codecs.rows import RowCodec
+from trillium.codecs.top_classes import TopClasses
+from trillium.errors import UserError
+
+if TYPE_CHECKING:
+    from trillium.config import ExperimentConfig
+    from trillium.frameworks.kd import KD
+
+
+def check_kd(framework: KD, config: ExperimentConfig) -> None:
+    """Refuse a configuration that cannot work.
+
+    Raises:
+        UserError: says which settings, why, and what to write instead.
+    """
+    framework.filter.check(config)
+    given = f"framework.ensemble={framework.ensemble.name}"
+    if framework.ensemble.needs_labels and not framework.public_labels:
+        raise UserError(
+            f"{given} with framework.public_labels=false",
+            "it compares the clients on the labels of the public set",
+            "Write framework.public_labels=true, or framework.ensemble=confidence",
+        )
+    if framework.ensemble.needs_counts and config.task.peft_task != "SEQ_CLS":
+        raise UserError(
+            f"{given} with task={config.task.name}",
+            "it counts examples by class",
+            "Write framework.ensemble=confidence",
+        )
+    size = framework.public_per_round
+    if size is not None and size > config.data.public_size:
+        raise UserError(
+            f"framework.public_per_round={size} with data.public_size={config.data.public_size}",
+            "a round cannot be about more examples than there are",
+            f"Write at most {config.data.public_size}, or raise data.public_size",
+        )
+    for where, up, down in _row_codecs(config):
+        if up.unbiased and framework.temperature != 1:
+            raise UserError(
+                f"{where}.up: {up.name} with framework.temperature={framework.temperature}",
+                "the shares of what was drawn are right on average; softened shares are not",
+                "Write framework.temperature=1, or the codec top_classes",
+            )
+        if framework.cache_rounds > 1 and isinstance(down, TopClasses) and _has_budget(down):
+            raise UserError(
+                f"{where}.down: {down.name} with a budget and framework.cache_rounds="
+                f"{framework.cache_rounds}",
+                "labels of several rounds are used together, and would be of different lengths",
+                "Write a fixed k for what goes down, or framework.cache_rounds=1",
+            )
+
+
+def _has_budget(codec: TopClasses) -> bool:
+    return codec.max_bytes is not None or codec.seconds is not None
+
+
+def _row_codecs(config: ExperimentConfig) -> list[tuple[str, RowCodec, RowCodec]]:
+    """Return the codecs of rows of the run and of its tiers, by where they are written."""
+    wires = {"wire": config.wire} | {
+        f"tiers.{label}": tier.wire(config.wire) for label, tier in config.tiers.items()
+    }
+    return [(where, wire.row_codec("up"), wire.row_codec("down")) for where, wire in wires.items()]

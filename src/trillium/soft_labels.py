@@ -1,0 +1,137 @@
+"""Soft labels: distributions over classes, kept encoded, and decoded some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from trillium.codecs.rows import FullRows, RowCodec
+from trillium.message import Message, MessageError
+from trillium.rng import derive_seed
+
+CHUNK: Final = 2**22  # most entries rows x classes that are decoded at once: 16 MiB as float32
+
+
+def chunks(num_rows: int, num_classes: int, copies: int = 1) -> Iterator[slice]:
+    """Yield slices of rows, as many at once as memory is to hold.
+
+    Args:
+        num_rows: how many there are.
+        num_classes: entries of a row.
+        copies: how many such rows are held at the same time.
+    """
+    size = max(1, CHUNK // (num_classes * copies))
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Log-probabilities `(rows, classes)` as a codec has written them.
+
+    Attributes:
+        codec: reads them.
+        records: one for each row, `(rows, length)`.
+        num_classes: entries of a row.
+    """
+
+    codec: RowCodec
+    records: Tensor
+    num_classes: int
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.records)
+
+    def take(self, rows: slice | Tensor) -> Tensor:
+        """Return normalised log-probabilities `(n, classes)` float32 of some rows."""
+        return self.codec.decode_rows(self.records[rows], self.num_classes)
+
+    def named(self, rows: slice | Tensor) -> Tensor | None:
+        """Return which classes are told apart in some rows, bool `(n, classes)`; `None` if all."""
+        return self.codec.named(self.records[rows], self.num_classes)
+
+    def of(self, slices: Mapping[int, slice], indices: Sequence[int]) -> SoftLabels:
+        """Return the rows of some examples, whose rows these are, one example after the other."""
+        return self.joined([self.records[slices[index]] for index in indices])
+
+    def joined(self, records: Sequence[Tensor]) -> SoftLabels:
+        """Return rows that were written in the same way, one tensor after the other."""
+        return replace(self, records=torch.cat([self.records[:0], *records]))
+
+    def check(self) -> None:
+        """Look at every record, which a peer has written.
+
+        Raises:
+            MessageError: one cannot be read.
+        """
+        try:
+            if self.records.dim() != 2:
+                raise ValueError(f"records of shape {tuple(self.records.shape)}")
+            self.codec.check(self.records[:0], self.num_classes)
+            for rows in chunks(len(self), max(self.records.shape[1], 1)):
+                self.codec.check(self.records[rows], self.num_classes)
+        except (ValueError, RuntimeError) as error:
+            raise MessageError(f"unreadable soft labels: {error}") from error
+
+    def recoded(self, codec: RowCodec, key: int) -> SoftLabels:
+        """Return the same labels, as far as the codec keeps them, in another encoding."""
+        if codec == self.codec:
+            return self
+        writer = Writer(codec, len(self), self.num_classes, key)
+        for rows in chunks(len(self), self.num_classes):
+            writer.add(self.take(rows))
+        return writer.done()
+
+
+class Writer:
+    """Encodes soft labels as they come, some rows at a time.
+
+    Args:
+        codec: writes them.
+        num_rows: how many will come, for budgets.
+        num_classes: entries of a row.
+        key: seeds what the codec draws.
+    """
+
+    def __init__(self, codec: RowCodec, num_rows: int, num_classes: int, key: int) -> None:
+        self._codec, self.num_classes, self._key = codec, num_classes, key
+        self._sized = codec.sized(num_rows, num_classes)
+        self._records: list[Tensor] = []
+        self._count = 0
+
+    def add(self, log_probs: Tensor) -> None:
+        """Encode the next rows, normalised log-probabilities `(n, classes)`."""
+        for rows in chunks(len(log_probs), self.num_classes):
+            key = derive_seed(self._key, self._count)
+            self._records.append(self._sized.encode_rows(log_probs[rows].detach(), key))
+            self._count += rows.stop - rows.start
+
+    def done(self) -> SoftLabels:
+        """Return all rows."""
+        if not self._records:
+            empty = torch.zeros(1, self.num_classes)
+            self._records.append(self._sized.encode_rows(empty.log_softmax(-1), 0)[:0])
+        return SoftLabels(self._codec, torch.cat(self._records), self.num_classes)
+
+
+def received(message: Message, name: str, num_rows: int, num_classes: int) -> SoftLabels:
+    """Return soft labels of a message after a look at every row, but without decoding them.
+
+    Raises:
+        MessageError: they are missing, of another shape, or unreadable.
+    """
+    if name in message.encoded:
+        labels = replace(message.encoded[name], num_classes=num_classes)
+    elif name in message.tensors:
+        labels = SoftLabels(FullRows(), message.tensors[name], num_classes)
+    else:
+        raise MessageError(f"{message.verb}: {name} is missing")
+    labels.check()
+    if len(labels) != num_rows:
+        raise MessageError(f"{message.verb}: {name} has {len(labels)} rows, expected {num_rows}")
+    return labels

@@ -1,0 +1,161 @@
+"""Distillation: predictions as soft labels, and the loss that brings a student to a teacher.
+
+Hinton et al. (2015, arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from trillium.models.vocabulary import before_vocabulary, ends_in_vocabulary
+from trillium.soft_labels import SoftLabels, Writer, chunks
+from trillium.tasks import IGNORE, Batch, Example, Task
+from trillium.tasks.batches import collate, in_order
+from trillium.tasks.public import row_slices, rows_of
+from trillium.training.loop import Loop, Objective
+from trillium.training.meters import resident_tensors
+
+PREDICT_BATCH = 32  # examples at once when predictions are computed; changes memory, not results
+WIDE = 8192  # classes from which logits of whole batches are avoided; changes memory, not results
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the loss is made of: `weight * distillation_loss`, and cross-entropy if asked for.
+
+    Attributes:
+        temperature, weight: of the distillation loss.
+        use_labels: whether the cross-entropy on labels is added, where there are any.
+    """
+
+    temperature: float
+    weight: float = 1.0
+    use_labels: bool = False
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, temperature: float, named: Tensor | None = None
+) -> Tensor:
+    """Return `T^2 * KL(teacher || softmax(student / T))`, summed over rows.
+
+    Args:
+        student: logits `(rows, classes)`.
+        teacher: log-probabilities `(rows, classes)` at the temperature; no gradient flows into them.
+        temperature: T; the factor T^2 keeps the gradient's size when T changes (Hinton et al., 2015).
+        named: which classes the teacher tells apart, bool `(rows, classes)`; the others count as one,
+            on both sides, which can only lower the divergence.
+    """
+    wide = student if student.dtype == torch.float64 else student.float()
+    log_student = functional.log_softmax(wide / temperature, dim=-1)
+    log_teacher = teacher.detach().to(wide)
+    if named is not None:
+        named = named.to(wide.device)
+        log_student, log_teacher = _merged(log_student, named), _merged(log_teacher, named)
+    divergence = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    return divergence * temperature**2
+
+
+def _merged(log_probs: Tensor, named: Tensor) -> Tensor:
+    """Return the named classes, the others with no mass, and one more class for all of those."""
+    rest = log_probs.masked_fill(named, -torch.inf).logsumexp(-1, keepdim=True)
+    # exp(-200) is no mass, and equal on both sides, so that nothing is added to a divergence.
+    return torch.cat([log_probs.masked_fill(~named, -200.0), rest.clamp(min=-200.0)], dim=-1)
+
+
+def distillation_objective(
+    task: Task, public: Sequence[Example], teacher: SoftLabels, terms: Loss, *, apart: bool = False
+) -> Objective:
+    """Return what a student minimises.
+
+    Args:
+        task: chooses the predictions that count, equally for teacher and student.
+        public: the examples that the teacher speaks of, in the order of its rows.
+        teacher: softened by the temperature.
+        terms: of the loss.
+        apart: whether the last layer is applied some rows at a time, and again in the backward pass,
+            so that no more logits exist at once than of these rows.
+    """
+    slices = row_slices(task, public)
+
+    def part(student: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        found = terms.weight * distillation_loss(
+            student, teacher.take(rows), terms.temperature, teacher.named(rows)
+        )
+        if terms.use_labels:
+            found = found + functional.cross_entropy(
+                student, targets, reduction="sum", ignore_index=IGNORE
+            )
+        return found
+
+    def whole(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        student, targets = task.select(module(**batch.inputs).logits, batch.labels)
+        return part(student, targets, rows_of(slices, batch.indices)), len(student)
+
+    def by_rows(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        with before_vocabulary(module) as layer:
+            hidden, targets = task.select(module(**batch.inputs).logits, batch.labels)
+        rows = rows_of(slices, batch.indices)
+
+        def of_some(some: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+            return part(layer(some), targets, rows)
+
+        total = hidden.new_zeros(()).float()
+        for some in chunks(len(rows), teacher.num_classes):
+            found = checkpoint(
+                of_some, hidden[some], targets[some], rows[some], use_reentrant=False
+            )
+            assert isinstance(found, Tensor)
+            total = total + found
+        return total, len(rows)
+
+    return by_rows if apart else whole
+
+
+def distillation(
+    loop: Loop, task: Task, public: Sequence[Example], teacher: SoftLabels, terms: Loss
+) -> tuple[Loop, Objective]:
+    """Return the loop and the objective of a student, with logits in parts where there are many."""
+    apart = is_wide(loop, task, teacher.num_classes)
+    objective = distillation_objective(task, public, teacher, terms, apart=apart)
+    return replace(loop, extra=lambda batch: rows_key(apart, task, batch)), objective
+
+
+def is_wide(loop: Loop, task: Task, num_classes: int) -> bool:
+    """Whether logits of whole batches are to be avoided, and can be."""
+    is_lm = task.peft_task == "CAUSAL_LM"
+    return is_lm and num_classes >= WIDE and ends_in_vocabulary(loop.module)
+
+
+@torch.no_grad()
+def predict(loop: Loop, task: Task, public: Sequence[Example], writer: Writer) -> SoftLabels:
+    """Return the log-probabilities of the predictions that count, in order."""
+    loop.module.eval()
+    apart = is_wide(loop, task, writer.num_classes)
+    for chunk in in_order(public, PREDICT_BATCH):
+        batch = collate(chunk, loop.pad_id, loop.device)
+        resident = lambda: resident_tensors(loop.module)  # noqa: E731
+        with loop.meter.measure((loop.label, batch.layout, rows_key(apart, task, batch)), resident):
+            if not apart:
+                _write(writer, task.select(loop.module(**batch.inputs).logits, batch.labels)[0])
+                continue
+            with before_vocabulary(loop.module) as layer:
+                hidden, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
+            for some in chunks(len(hidden), writer.num_classes):
+                _write(writer, layer(hidden[some]))
+    return writer.done()
+
+
+def rows_key(apart: bool, task: Task, batch: Batch) -> int:
+    """Return on what costs depend beside the layout of a batch: the rows of the last layer."""
+    return task.num_supervised(batch.labels) if apart else 0
+
+
+def _write(writer: Writer, logits: Tensor) -> None:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    writer.add(wide.log_softmax(-1))
