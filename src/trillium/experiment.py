@@ -23,7 +23,7 @@ from trillium.models.slots import values
 from trillium.rng import scoped_rng
 from trillium.run_folder import RunFolder, environment
 from trillium.server import Server
-from trillium.side import Metrics
+from trillium.side import Metrics, Side
 from trillium.tasks import Example
 from trillium.tiers import tier_of
 from trillium.training.meters import Cost, CostCache, Meter
@@ -284,7 +284,7 @@ def build_server(
         if newest is None:
             folder.json("env.json", environment(device_name(model.device), argv))
         folder.json("data.json", data.summary())
-        folder.json("once.json", config.framework.once_bytes(server))
+        folder.json("once.json", once_bytes(config, server, clients))
     ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
     made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}
     wires = {client: made[id(tier)] for client, tier in tiers.items()}
@@ -329,6 +329,20 @@ def build_client(
         seed=config.seed,
         num_rounds=config.rounds,
     )
+
+
+def once_bytes(
+    config: ExperimentConfig, server: Server, clients: Sequence[Client]
+) -> dict[str, int]:
+    """Return what a client must hold before the run, the most that any does.
+
+    Empty where that is not known: a server whose clients are elsewhere knows no model but its own.
+    """
+    by_model: dict[int, Side] = {id(client.model): client for client in clients}
+    if not clients and server.groups[0]:
+        by_model = {id(server.model): server}
+    found = [config.framework.once_bytes(side) for side in by_model.values()]
+    return max(found, key=lambda parts: sum(parts.values()), default={})
 
 
 def groups_by_model(config: ExperimentConfig, clients: Sequence[str]) -> list[list[str]]:

@@ -31,6 +31,7 @@ VARIANTS["kd cached"] = (
     "framework.ensemble=confidence", "framework.sharpening=power",
     "wire.up=[{name: top_classes, k: 2}]", "wire.down=[{name: top_classes, k: 2}]",
 )  # fmt: skip
+VARIANTS["kd hidden"] = ("framework=kd", "framework.hidden={name: projected, size: 5}")
 VARIANTS["kd client"] = ("framework=kd", "framework.direction=client")
 ASKS = [name for name in VARIANTS if name not in ("zero_shot", "centralised")]
 STAY = ("zero_shot", "local_only", "local_only class_means", "kd client")  # the server's own model

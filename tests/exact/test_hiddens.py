@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hidden_help import (
+    LAYERS,
+    PROJECTED,
+    SIZE,
+    WEIGHT,
+    framework_of,
+    kd,
+    labels_of,
+    noise,
+    probe_of,
+    rows_by_hand,
+    setting,
+    states,
+)
 from kd_help import T, wanted_rows
 from torch import Tensor, nn
 
 from tiny import (
-    Recorder,
     distance,
-    experiment_config,
-    federation,
     perturb,
     plain_batch,
     plain_model,
@@ -26,33 +38,17 @@ from tiny import (
     trained,
 )
 from trillium import soft_labels
-from trillium.client import verbs_of
-from trillium.errors import UserError
 from trillium.experiment import Experiment
-from trillium.filters import Filter
-from trillium.frameworks.kd import KD
-from trillium.frameworks.kd_hidden import mean_hidden, read_hidden
-from trillium.frameworks.kd_teacher import Opinion
 from trillium.hiddens.lora import LoraHidden
 from trillium.hiddens.probe import Probe, before_head_layer
-from trillium.hiddens.projected import Projected, orthonormal
-from trillium.message import Message, MessageError, decode
+from trillium.hiddens.projected import orthonormal
 from trillium.rng import generator
-from trillium.side import Side
-from trillium.soft_labels import SoftLabels, Teacher, Writer
+from trillium.soft_labels import Teacher, Writer
 from trillium.tasks import IGNORE, Example
 from trillium.tasks.batches import collate, epoch
 from trillium.training import distillation
 from trillium.training.distillation import Loss, distillation_objective, predict
 
-SIZE, WEIGHT = 5, 0.7
-PROJECTED = f"framework.hidden={{name: projected, size: {SIZE}, weight: {WEIGHT}}}"
-# Adapted layers in the middle, whose input Hugging Face tells without a hook.
-LAYERS = {
-    "gpt2": "h.1.attn.c_attn",
-    "bert": "layer.1.attention.self.query",
-    "llama": "layers.1.self_attn.q_proj",
-}
 FORMS = [
     ("bert", "classification"),
     ("gpt2", "classification"),
@@ -65,66 +61,6 @@ each_form = pytest.mark.parametrize(("model", "task"), FORMS)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def setting(kind: str, model: str, weight: float = WEIGHT) -> str:
-    own = f"size: {SIZE}" if kind == "projected" else f"layer: {LAYERS[model]}"
-    return f"framework.hidden={{name: {kind}, {own}, weight: {weight}}}"
-
-
-def kd(hub: Path, *words: str, **options: Any) -> Experiment:
-    return federation(hub, "framework=kd", f"framework.temperature={T}", *words, **options)
-
-
-def framework_of(fed: Experiment) -> KD:
-    assert isinstance(fed.config.framework, KD)
-    return fed.config.framework
-
-
-def probe_of(side: Side, fed: Experiment) -> Probe:
-    found = framework_of(fed).hidden.probe(side)
-    assert found is not None
-    return found
-
-
-def input_by_hand(module: Any, example: Example, kind: str) -> Tensor:
-    """Hidden states `(rows, width)` of one example, without padding, from Hugging Face's outputs."""
-    inputs, labels = plain_batch([example])
-    backbone = module.get_base_model().base_model
-    out = backbone(**inputs, output_hidden_states=True)
-    if kind == "lora":
-        states: Tensor = out.hidden_states[1]
-        if hasattr(backbone, "h"):
-            states = backbone.h[1].ln_1(states)
-        elif hasattr(backbone, "layers"):
-            states = backbone.layers[1].input_layernorm(states)
-        if labels.dim() == 1:
-            return states.mean(1)
-    elif hasattr(out, "pooler_output") and out.pooler_output is not None:
-        return out.pooler_output  # type: ignore[no-any-return]
-    else:
-        states = out.last_hidden_state
-        if labels.dim() == 1:
-            return states[:, -1]
-    return states[0, :-1][labels[0, 1:] != IGNORE]
-
-
-def rows_by_hand(
-    module: nn.Module, examples: Sequence[Example], kind: str, matrix: Tensor
-) -> Tensor:
-    found = torch.cat([input_by_hand(module, example, kind) for example in examples])
-    return found @ matrix.double()
-
-
-def noise(rows: int, columns: int, seed: int = 1) -> Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-
-
-def labels_of(log_probs: Tensor, fed: Experiment) -> SoftLabels:
-    shape = log_probs.shape
-    writer = fed.config.wire.writer("learn", "logits/teacher", 1, (shape[0], shape[1]), "down")
-    writer.add(log_probs)
-    return writer.done()
-
-
 # The map
 
 
@@ -134,9 +70,10 @@ def test_the_map_is_orthonormal(width: int, size: int) -> None:
     assert matrix.shape == (width, size)
     assert torch.allclose(matrix.T @ matrix, torch.eye(size, dtype=torch.float64), atol=1e-12)
     drawn = torch.randn(width, size, generator=generator(0, "hidden"), dtype=torch.float64)
-    # The columns are Gram and Schmidt's of what was drawn: each leans towards its own.
-    assert bool((torch.triu(matrix.T @ drawn).diagonal() > 0).all())
-    assert float(torch.tril(matrix.T @ drawn, -1).abs().max(initial=0) if False else 0) == 0
+    # Gram and Schmidt's of what was drawn: a column has no part of later ones, and leans to its own.
+    upper = matrix.T @ drawn
+    assert torch.allclose(upper.tril(-1), torch.zeros_like(upper), atol=1e-12)
+    assert bool((upper.diagonal() > 0).all())
 
 
 @each_kind
@@ -155,9 +92,7 @@ def test_the_map_of_lora_is_the_one_before_training(hub: Path) -> None:
     run_rounds(fed, 1)
     name = f"base_model.model.transformer.{LAYERS['gpt2']}.lora_A.default.weight"
     assert torch.equal(probe_of(fed.clients[0], fed).matrix.T, fed.model.initial[name])
-    assert distance(
-        {name: fed.clients[0].store["tensors"][name]}, {name: fed.model.initial[name]}
-    )
+    assert distance({name: fed.clients[0].store["tensors"][name]}, {name: fed.model.initial[name]})
 
 
 def test_the_last_adapted_layer_is_taken_where_none_is_named(hub: Path) -> None:
@@ -172,15 +107,6 @@ def test_the_last_adapted_layer_is_taken_where_none_is_named(hub: Path) -> None:
 
 
 # What is read
-
-
-def states(fed: Experiment, public: list[Example], probe: Probe) -> Tensor:
-    side = fed.server
-    shape = sum(map(side.task.num_targets, public)), side.model.num_classes
-    writer = fed.config.wire.writer("teach", "logits/public", 1, shape, "up")
-    _, found = predict(side.loop("predict", side.state), side.task, public, writer, probe)
-    assert found is not None
-    return found
 
 
 @each_kind
@@ -259,10 +185,8 @@ def learnt(
     """The loss of a batch of all public examples, and its gradients, for a teacher of noise."""
     rows, side = sum(map(fed.server.task.num_targets, public)), fed.server
     labels = labels_of(noise(rows, side.model.num_classes).log_softmax(-1), fed)
-    teacher = Teacher(labels, torch.ones(rows, dtype=torch.bool), noise(rows, probe.size, 2))
-    objective = distillation_objective(
-        side.task, public, teacher, Loss(T, 0.5), probe, apart=apart
-    )
+    teacher = replace(Teacher.of_all(labels), hidden=noise(rows, probe.size, 2))
+    objective = distillation_objective(side.task, public, teacher, Loss(T, 0.5), probe, apart=apart)
     state = fed.model.state()
     module = fed.model.mount(state).train()
     batch = collate(public[::-1], 0, torch.device("cpu"))
@@ -270,7 +194,8 @@ def learnt(
     gradients = torch.autograd.grad(loss, list(state.values()), allow_unused=True)
     assert teacher.hidden is not None
     assert not teacher.hidden.requires_grad
-    given = [torch.zeros_like(p) if g is None else g for p, g in zip(state.values(), gradients)]
+    pairs = zip(state.values(), gradients, strict=True)
+    given = [torch.zeros_like(p) if g is None else g for p, g in pairs]
     return [loss.detach(), *given]
 
 
@@ -373,7 +298,9 @@ def test_with_hardly_any_weight_nothing_changes_but_the_bytes(hub: Path, task: s
         return fed
 
     without, hardly, fully = run(), run(setting("projected", "gpt2", 1e-30)), run(PROJECTED)
-    everyone = [(f.server.state, *(c.store["tensors"] for c in f.clients)) for f in (without, hardly)]
+    everyone = [
+        (f.server.state, *(c.store["tensors"] for c in f.clients)) for f in (without, hardly)
+    ]
     for one, other in zip(*everyone, strict=True):
         assert distance(one, other) < 1e-9
     assert distance(without.server.state, fully.server.state) > 1e-4
@@ -383,212 +310,19 @@ def test_a_student_comes_nearer_to_the_teachers_states(hub: Path) -> None:
     fed = kd(hub, setting("projected", "gpt2", 50.0), task="causal_lm")
     public, probe = public_set(fed), probe_of(fed.server, fed)
     teacher = states(fed, public, probe)
-    for client in fed.clients:  # somewhere else than the teacher
-        draw = torch.Generator().manual_seed(3)
-        moved = {n: t + 0.2 * torch.randn(t.shape, generator=draw) for n, t in client.initial.items()}
-        client.store["tensors"] = moved
-    run_rounds(fed, 0)
-    framework, public_labels = framework_of(fed), labels_of(
-        noise(len(teacher), fed.model.num_classes).log_softmax(-1), fed
+    lesson = Teacher.of_all(
+        labels_of(noise(len(teacher), fed.model.num_classes).log_softmax(-1), fed)
     )
-    lesson = Teacher(public_labels, torch.ones(len(teacher), dtype=torch.bool), teacher)
+    client, draw = fed.clients[0], torch.Generator().manual_seed(3)
 
     def apart(tensors: dict[str, Tensor]) -> float:
         fed.server.state = fed.model.state(tensors)
         return float((states(fed, public, probe) - teacher).square().mean())
 
-    before = fed.clients[0].store["tensors"]
+    before = {n: t + 0.2 * torch.randn(t.shape, generator=draw) for n, t in client.initial.items()}
     state = fed.model.state(before)
     for number in range(1, 9):
-        fed.clients[0].round = number
-        framework._distil(fed.clients[0], state, public, lesson)
+        client.round = number
+        framework_of(fed)._distil(client, state, public, replace(lesson, hidden=teacher))
     after = {name: parameter.detach() for name, parameter in state.items()}
     assert apart(after) < 0.5 * apart(before)
-
-
-# What crosses
-
-
-class Some(Filter):
-    """Each client keeps the examples whose index is not its own number modulo three."""
-
-    def keep(self, side: Side, own: Sequence[Example], public: Sequence[Example]) -> Tensor | None:
-        number = int(side.name[-1])
-        return torch.tensor([example.index % 3 != number for example in public], dtype=torch.bool)
-
-
-def messages(log: Recorder, verb: str, *, answers: bool) -> dict[str, Message]:
-    found = {}
-    for client, ask, answer in log.log:
-        message = decode(answer if answers else ask)
-        if message.verb == verb:
-            found[client] = message
-    return found
-
-
-@pytest.mark.parametrize("task", ["classification", "causal_lm"])
-def test_the_mean_is_over_those_who_speak(hub: Path, task: str) -> None:
-    fed = kd(hub, PROJECTED, task=task)
-    chosen = framework_of(fed).model_copy(update={"filter": Some()})
-    fed.config = fed.config.model_copy(update={"framework": chosen})
-    for client in fed.clients:
-        client.verbs = verbs_of(chosen, fed.config.head)
-    log = Recorder(fed)
-    run_rounds(fed, 1)
-    told = messages(log, "teach", answers=True)
-    sums: dict[int, Any] = {}
-    zero_padded: dict[int, Any] = {}
-    for client in fed.clients:
-        hidden, start = told[client.name].tensors["activations/hidden"].double(), 0
-        for example in public_set(fed):
-            speaks = example.index % 3 != int(client.name[-1])
-            count = fed.server.task.num_targets(example)
-            weight, rows = sums.get(example.index, (0.0, 0.0))
-            mass, _ = zero_padded.get(example.index, (0.0, None))
-            if speaks:
-                rows = rows + client.weight * hidden[start : start + count]
-                weight, start = weight + client.weight, start + count
-            sums[example.index] = weight, rows
-            zero_padded[example.index] = mass + client.weight, rows
-        assert start == len(hidden)
-    expected = torch.cat([rows / weight for weight, rows in sums.values()])
-    for ask in messages(log, "learn", answers=False).values():
-        found = ask.tensors["activations/teacher"].double()
-        assert torch.allclose(found, expected, atol=1e-6)
-        padded = torch.cat([rows / mass for mass, rows in zero_padded.values()])
-        assert not torch.allclose(found, padded, atol=1e-2)
-
-
-def test_a_part_of_the_asked_is_learnt_from() -> None:
-    def opinion(weight: float, indices: list[int], hidden: Tensor) -> Opinion:
-        labels = SoftLabels(None, hidden, 2)  # type: ignore[arg-type]
-        return Opinion(weight, 0.0, indices, labels, hidden=hidden)
-
-    slices = {4: slice(0, 2), 5: slice(2, 2), 7: slice(2, 3), 9: slice(3, 4)}
-    one, other = noise(3, 2), noise(2, 2, 2)
-    found = mean_hidden([opinion(3.0, [4, 7], one), opinion(1.0, [7, 9], other)], slices, [5, 7, 9])
-    assert found is not None
-    assert torch.allclose(found, torch.stack([0.75 * one[2] + 0.25 * other[0], other[1]]))
-    none = Opinion(1.0, 0.0, [4], SoftLabels(None, one, 2))  # type: ignore[arg-type]
-    assert mean_hidden([none], slices, [4]) is None
-
-
-WIRES = [
-    ((), 4 * SIZE),
-    (("wire.up=[{name: int8, kinds: [activations]}]",), SIZE + 2),
-    (("wire.up=[{name: cast, dtype: float16, kinds: [activations]}]",), 2 * SIZE),
-]
-
-
-@pytest.mark.parametrize(("words", "row"), WIRES)
-@pytest.mark.parametrize("task", ["classification", "causal_lm"])
-def test_bytes_are_booked_as_activations(
-    hub: Path, task: str, words: tuple[str, ...], row: int
-) -> None:
-    fed = kd(hub, PROJECTED, *words, "framework.public_per_round=7", task=task)
-    chosen: dict[int, list[int]] = {}
-    choose = KD.chosen
-    with pytest.MonkeyPatch.context() as patch:
-        def noted(self: KD, server: Any) -> list[int]:
-            chosen[server.round] = choose(self, server)
-            return chosen[server.round]
-
-        patch.setattr(KD, "chosen", noted)
-        run_rounds(fed, 2)
-    for entry in fed.fleet.ledger.entries:
-        examples = [fed.server.public[index] for index in chosen.get(entry.round, [])]
-        rows = sum(map(fed.server.task.num_targets, examples))
-        sends = (entry.verb, entry.direction) in (("teach", "up"), ("learn", "down"))
-        each = row if entry.direction == "up" else 4 * SIZE
-        assert entry.kinds.get("activations", 0) == (rows * each if sends else 0)
-        assert sum(entry.kinds.values()) == entry.bytes
-
-
-def test_without_it_nothing_of_the_kind_crosses(hub: Path) -> None:
-    fed = kd(hub)
-    run_rounds(fed, 1)
-    assert not any("activations" in entry.kinds for entry in fed.fleet.ledger.entries)
-
-
-def test_states_are_sent_with_labels_that_are_not(hub: Path) -> None:
-    """A label that has hardly changed stays; the state behind it is always fresh."""
-    fed = kd(hub, PROJECTED, "framework.resend=1.0")
-    log = Recorder(fed)
-    run_rounds(fed, 2)
-    last = messages(log, "teach", answers=True)
-    assert all(len(m.tensors["logits/public"]) < 12 for m in last.values())
-    assert all(len(m.tensors["activations/hidden"]) == 12 for m in last.values())
-
-
-# What is refused
-
-REFUSED = [
-    ((PROJECTED, "framework.cache_rounds=2"), r"cache_rounds=2"),
-    ((PROJECTED, "framework.ensemble=noisy_mean"), r"ensemble=noisy_mean"),
-    ((PROJECTED, "tiers={a: {clients: [client-1], adapter: {r: 2}}}"), r"tiers\.a\.model .*common"),
-    ((PROJECTED, "server={adapter: {r: 2}}"), r"server\.model .*common space"),
-    (("framework.hidden=lora", "server={adapter: {r: 2}}"), r"server\.model .*common space"),
-    (("framework.hidden=lora", "adapter=bitfit"), r"adapter=bitfit.* first factor"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("words", "match"), REFUSED)
-def test_settings_that_contradict_each_other_are_refused(
-    hub: Path, words: tuple[str, ...], match: str
-) -> None:
-    with pytest.raises(UserError, match=match):
-        experiment_config(hub, "framework=kd", *words)
-
-
-def test_a_tier_that_names_the_same_model_is_not_refused(hub: Path) -> None:
-    tier = f"tiers={{a: {{clients: [client-1], model: {{id: {hub / 'gpt2'}}}}}}}"
-    experiment_config(hub, "framework=kd", PROJECTED, tier)
-
-
-@pytest.mark.parametrize(
-    ("word", "match"),
-    [
-        ("framework.hidden={name: projected, size: 13}", "12 features"),
-        ("framework.hidden={name: lora, layer: h.1.attn.c_atn}", "Did you mean .*c_attn"),
-    ],
-)
-def test_what_the_model_has_not_is_refused_before_the_first_round(
-    hub: Path, word: str, match: str
-) -> None:
-    fed = kd(hub, word)
-    with pytest.raises(UserError, match=match):
-        run_rounds(fed, 0)
-
-
-def test_a_layer_that_sees_no_tokens_is_refused(hub: Path) -> None:
-    fed = kd(hub)
-    probe = Projected(size=SIZE).probe(fed.server)
-    batch = collate(public_set(fed)[:4], 0, torch.device("cpu"))
-    for seen in ([], [torch.zeros(9, 12)], [torch.zeros(4, 3, 12)], [torch.zeros(3, 16, 12)]):
-        with pytest.raises(UserError, match="no hidden state of each"):
-            probe.rows(seen, batch)
-    assert probe.rows([torch.zeros(4, 12)], batch).shape == (4, SIZE)
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        None,
-        torch.zeros(3, SIZE + 1),
-        torch.zeros(2, SIZE),
-        torch.zeros(3, SIZE, dtype=torch.int8),
-        torch.full((3, SIZE), float("nan")),
-    ],
-)
-def test_wrong_states_from_a_peer_are_refused(hub: Path, tensor: Tensor | None) -> None:
-    probe = probe_of(*reversed((fed := kd(hub, PROJECTED), fed.server)))
-    name = "activations/hidden"
-    message = Message("teach", {} if tensor is None else {name: tensor})
-    with pytest.raises(MessageError):
-        read_hidden(message, name, 3, probe)
-    if tensor is not None:
-        with pytest.raises(MessageError, match="not asked for"):
-            read_hidden(message, name, 3, None)
-    assert read_hidden(Message("teach"), name, 3, None) is None
-    good = Message("teach", {name: torch.ones(3, SIZE, dtype=torch.float16)})
-    assert read_hidden(good, name, 3, probe).dtype == torch.float32  # type: ignore[union-attr]

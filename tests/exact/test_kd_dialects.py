@@ -157,13 +157,15 @@ def test_an_opinion_and_a_teacher_keep_their_places(hub: Path) -> None:
     writer: Writer = fed.fleet.wire.writer("teach", "logits/public", 1, tuple(told.shape), "up")
     writer.add(told)
     opinion = Opinion(1.0, 0.0, indices, writer.done())
-    own, _ = opinion_of(fed.server, fed.fleet, "client-1", opinion)
+    own, _ = opinion_of(fed.server, fed.fleet, "client-1", opinion, "opening")
     assert own.indices == indices
     assert torch.allclose(own.labels.take(slice(None)), told.flip(1), atol=1e-6)
     # Back again, of rows that the teacher does not all speak of.
     present = torch.arange(count) % 3 != 0
     kept = own.labels.joined([own.labels.records[present]])
-    back = teacher_for(fed.server, fed.fleet, "client-1", indices, Teacher(kept, present))
+    back = teacher_for(
+        fed.server, fed.fleet, "client-1", indices, Teacher(kept, present), "opening"
+    )
     assert torch.equal(back.present, present)
     assert torch.allclose(back.labels.take(slice(None)), told[present], atol=1e-6)
     assert NUM_WORDS + len(SPECIAL) == VOCABULARY

@@ -10,7 +10,7 @@ import torch
 from tiny import Recorder, distance, experiment_config, federation, run_rounds
 from trillium.config import experiment
 from trillium.errors import UserError
-from trillium.experiment import Experiment
+from trillium.experiment import Experiment, once_bytes
 from trillium.message import decode
 
 KD = "framework=kd"
@@ -93,6 +93,18 @@ def test_clients_are_measured_with_their_own_models(hub: Path) -> None:
     }
     assert flops["client-1"] == wanted["client-1"]
     assert flops["client-0"] != wanted["client-0"]
+
+
+def test_what_a_client_must_hold_is_the_largest_of_their_models(hub: Path) -> None:
+    fed = mixed(hub)
+    sizes = [
+        sum(t.nbytes for n, t in c.model.module.state_dict().items() if "lora_" not in n)
+        for c in fed.clients
+    ]
+    held = once_bytes(fed.config, fed.server, fed.clients)["base_model"]
+    assert 0.9 * max(sizes) < held <= max(sizes)  # but for the task head, which trains
+    assert len(set(sizes)) == 2
+    assert once_bytes(fed.config, fed.server, []) == {}  # the server has neither of them
 
 
 def test_heads_in_closed_form_are_solved_by_model(hub: Path) -> None:

@@ -13,7 +13,7 @@ from rapidfuzz.process import cdist
 from trillium.alignment.pieces import letters
 
 LETTERS_PER_EDIT: Final = 4
-_ENTRIES: Final = 2**24  # most distances held at once, a byte each
+_ENTRIES: Final = 2**23  # most distances held at once, two bytes each
 
 
 class Nearest:
@@ -71,9 +71,9 @@ class Nearest:
             for start in range(0, len(group), step):
                 part = group[start : start + step]
                 distances = cdist(
-                    part, choices, scorer=Levenshtein.distance, score_cutoff=most, dtype=np.int8
+                    part, choices, scorer=Levenshtein.distance, score_cutoff=most, dtype=np.int16
                 )
-                distances[distances > longest // LETTERS_PER_EDIT] = np.iinfo(np.int8).max
+                distances[distances > longest // LETTERS_PER_EDIT] = np.iinfo(np.int16).max
                 least = distances.min(1)
                 for row in (least <= most).nonzero()[0]:
                     places = (distances[row] == least[row]).nonzero()[0]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from trillium.alignment.vocabulary import Rule
 from trillium.client import Client, client_verb
 from trillium.component import Choice
 from trillium.ensembles import Average, Ensemble
@@ -90,9 +91,11 @@ class KD(OwnModels, name="kd"):
         selection: which ones, where they are not all.
         cache_rounds: rounds that the teacher's label of an example serves; with more than 1, clients
             keep labels, and are asked only about examples whose label has expired.
-        hidden: which hidden states of the public examples have a part in it.
+        hidden: which hidden states of the public examples are exchanged, too, and drawn together.
         resend: clients send a label again only if it is at least so far (total variation distance, 0
             to 1) from the one that they last sent for the same example; null sends all.
+        unmatched_tokens: where tokenizers differ, what stands for a token that the other one lacks: the
+            longest `opening` of it that there is, or what is at the smallest `edit_distance`.
         distill_epochs: passes over this round's public examples.
     """
 
@@ -110,6 +113,7 @@ class KD(OwnModels, name="kd"):
     cache_rounds: int = Field(default=1, ge=1)
     hidden: Choice[Hidden] = NoHidden()
     resend: float | None = Field(default=None, gt=0, le=1)
+    unmatched_tokens: Rule = "opening"
     distill_epochs: int = Field(default=1, ge=1)
 
     needs_public: ClassVar[bool] = True
@@ -130,7 +134,7 @@ class KD(OwnModels, name="kd"):
     def start(self, server: Server, fleet: Fleet) -> None:
         """Send the public set to every client, once."""
         warn_of_flattening(self.sharpening, server.model.num_classes)
-        describe_dialects(server)
+        describe_dialects(server, self.unmatched_tokens)
         self.hidden.probe(server)  # a model without such hidden states is refused before it learns
         server.store["informed"] = []
         self._inform(server, fleet)
@@ -223,7 +227,7 @@ class KD(OwnModels, name="kd"):
                 dialect = server.dialects.get(client, server.dialect)
                 slices = row_slices(server.task, _of(dialect.public, opinion.indices))
                 heard.keep(client, server.round, slices, opinion.labels)
-            own, lost = opinion_of(server, fleet, client, opinion)
+            own, lost = opinion_of(server, fleet, client, opinion, self.unmatched_tokens)
             opinions.append(own)
             losses += [lost] if lost else []
         return opinions, mean_metrics({str(number): lost for number, lost in enumerate(losses)})
@@ -240,7 +244,7 @@ class KD(OwnModels, name="kd"):
             key = id(server.dialects.get(client)), *lacking
             if key not in made:
                 own = teacher if lacking == used else teacher.of(slices, lacking)
-                own = teacher_for(server, fleet, client, lacking, own)
+                own = teacher_for(server, fleet, client, lacking, own, self.unmatched_tokens)
                 made[key] = lesson(used, lacking, own, len(server.public))
             asks[client] = made[key]
         done = [client for client, _ in fleet.ask(asks, lambda reply: None)]
