@@ -17,7 +17,7 @@ from trillium.errors import UserError
 from trillium.filters import Filter
 from trillium.frameworks.kd import KD
 from trillium.frameworks.kd_hidden import mean_hidden, read_hidden
-from trillium.frameworks.kd_teacher import Opinion
+from trillium.frameworks.kd_opinions import Opinion
 from trillium.hiddens.projected import Projected
 from trillium.message import Message, MessageError, decode
 from trillium.side import Side

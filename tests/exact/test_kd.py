@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from kd_help import T, distil, wanted_rows
 from datasets import Dataset
+from kd_help import T, distil, wanted_rows
 from torch import Tensor, nn
 
 from tiny import (

@@ -14,7 +14,7 @@ from checkpoints import checkpoint
 from tiny import NUM_WORDS, SPECIAL, VOCABULARY, Recorder, distance, federation, run_rounds
 from trillium.experiment import Experiment
 from trillium.frameworks.kd_dialects import opinion_of, teacher_for
-from trillium.frameworks.kd_teacher import Opinion
+from trillium.frameworks.kd_opinions import Opinion
 from trillium.message import decode
 from trillium.soft_labels import Teacher, Writer
 

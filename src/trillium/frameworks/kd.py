@@ -12,9 +12,7 @@ few dimensions. docs/kd.md says which published method is which setting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -31,16 +29,15 @@ from trillium.fleet import Fleet
 from trillium.frameworks import CLIENT_MODELS, SERVER_MODEL, OwnModels, mean_metrics
 from trillium.frameworks.kd_cache import LabelCache
 from trillium.frameworks.kd_checks import check_kd
-from trillium.frameworks.kd_dialects import describe_dialects, opinion_of, teacher_for
+from trillium.frameworks.kd_dialects import describe_dialects
 from trillium.frameworks.kd_hidden import PUBLIC, TEACHER, mean_hidden, read_hidden, write_hidden
-from trillium.frameworks.kd_lesson import lesson, read_lesson
-from trillium.frameworks.kd_resend import Heard, only_changed
+from trillium.frameworks.kd_lesson import read_lesson, send_lessons
+from trillium.frameworks.kd_opinions import ask_opinions
+from trillium.frameworks.kd_resend import only_changed
 from trillium.frameworks.kd_teacher import (
-    Opinion,
     class_counts,
     make_teacher,
     predictions,
-    read_opinion,
     warn_of_flattening,
 )
 from trillium.hiddens import Hidden
@@ -59,6 +56,7 @@ from trillium.tasks.public import (
     choice,
     decode_public,
     encode_public,
+    examples_at,
     read_mask,
     row_slices,
     write_mask,
@@ -177,11 +175,11 @@ class KD(OwnModels, name="kd"):
             cache.lose(client)
         wanted = [index for index in chosen if not cache.is_fresh(index, server.round)]
         examples = [public[index] for index in wanted]
-        opinions, metrics = self._ask(server, fleet, examples)
+        opinions, metrics = ask_opinions(self, server, fleet, wanted)
         shape = predictions(server, examples)
         writer = fleet.wire.writer("learn", "logits/teacher", server.round, shape, "down")
         made, teacher = make_teacher(self, server, opinions, examples, writer)
-        cache.keep(server.round, made, teacher, row_slices(server.task, _of(public, made)))
+        cache.keep(server.round, made, teacher, row_slices(server.task, examples_at(public, made)))
         used = [index for index in chosen if cache.is_fresh(index, server.round)]
         metrics["train_loss"] = sum(opinion.loss for opinion in opinions) / len(opinions)
         if not used:
@@ -189,69 +187,12 @@ class KD(OwnModels, name="kd"):
         hidden = mean_hidden(opinions, row_slices(server.task, examples), used)
         teacher = replace(cache.teacher(used, teacher.labels.codec, shape[1]), hidden=hidden)
         if self.direction != "server":
-            self._send(server, fleet, cache, used, teacher)
+            send_lessons(self, server, fleet, cache, used, teacher)
         if self.direction != "client":
-            metrics["distil_loss"] = self._distil(server, server.state, _of(public, used), teacher)
-        return metrics
-
-    def _ask(
-        self, server: Server, fleet: Fleet, examples: list[Example]
-    ) -> tuple[list[Opinion], Metrics]:
-        """Return what the clients say of examples, sorted by name, and what of it was lost."""
-        indices = [example.index for example in examples]
-        tensors = choice("control/wanted", indices, len(server.public))
-        heard, probe = Heard(server.store.setdefault("heard", {})), self.hidden.probe(server)
-        for client in fleet.newcomers:
-            heard.lose(client)
-        messages: dict[int, Message] = {}
-        asks, reads = {}, {}
-        for client in fleet.cohort:
-            number, complete = 0, None
-            if self.resend is not None:
-                number, complete = heard.number(client), partial(heard.whole, client)
-            meta = {} if complete is None else {"heard": number}
-            asks[client] = messages.setdefault(number, Message("teach", tensors, meta))
-            dialect = server.dialects.get(client, server.dialect)
-            reads[client] = partial(
-                read_opinion,
-                task=server.task,
-                examples=_of(dialect.public, indices),
-                num_classes=dialect.num_classes,
-                ensemble=self.ensemble,
-                complete=complete,
-                probe=probe,
+            metrics["distil_loss"] = self._distil(
+                server, server.state, examples_at(public, used), teacher
             )
-        opinions, losses = [], []
-        for client, opinion in sorted(fleet.ask(asks, reads), key=lambda pair: pair[0]):
-            if self.resend is not None:
-                dialect = server.dialects.get(client, server.dialect)
-                slices = row_slices(server.task, _of(dialect.public, opinion.indices))
-                heard.keep(client, server.round, slices, opinion.labels)
-            own, lost = opinion_of(server, fleet, client, opinion, self.unmatched_tokens)
-            opinions.append(own)
-            losses += [lost] if lost else []
-        return opinions, mean_metrics({str(number): lost for number, lost in enumerate(losses)})
-
-    def _send(
-        self, server: Server, fleet: Fleet, cache: LabelCache, used: list[int], teacher: Teacher
-    ) -> None:
-        """Send each client those labels of the round that it does not hold, and let it distil."""
-        slices = row_slices(server.task, _of(server.public, used))
-        sent = {client: cache.lacking(client, used) for client in fleet.cohort}
-        made: dict[tuple[int, ...], Message] = {}  # what goes to many is made once
-        asks = {}
-        for client, lacking in sent.items():
-            key = id(server.dialects.get(client)), *lacking
-            if key not in made:
-                own = teacher if lacking == used else teacher.of(slices, lacking)
-                own = teacher_for(server, fleet, client, lacking, own, self.unmatched_tokens)
-                made[key] = lesson(used, lacking, own, len(server.public))
-            asks[client] = made[key]
-        done = [client for client, _ in fleet.ask(asks, lambda reply: None)]
-        for client in done if self.cache_rounds > 1 else []:
-            cache.confirm(client, sent[client])
-        for client in asks.keys() - done:
-            cache.lose(client)
+        return metrics
 
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
         """Return the metrics of the server's model, and in the end of the clients' own models."""
@@ -277,7 +218,7 @@ class KD(OwnModels, name="kd"):
     def teach(self, client: Client, message: Message) -> Message:
         """Train on the client's own data and answer with soft labels of the wanted examples."""
         public = self._received(client)
-        wanted = _of(public, read_mask(message, "control/wanted", len(public)))
+        wanted = examples_at(public, read_mask(message, "control/wanted", len(public)))
         state = client.model.state(client.store.get("tensors", client.initial))
         trained = client.loop("train", state).fit(
             batches(client.examples, client.training, client.generator("batches")),
@@ -292,7 +233,7 @@ class KD(OwnModels, name="kd"):
         if kept is not None:
             places = kept.nonzero()[:, 0].tolist()
             tensors["control/kept"] = write_mask(places, len(wanted))
-            wanted = _of(wanted, places)
+            wanted = examples_at(wanted, places)
         if self.ensemble.needs_counts:
             tensors["control/counts"] = class_counts(client)
         shape = predictions(client, wanted)
@@ -315,7 +256,7 @@ class KD(OwnModels, name="kd"):
         used = read_lesson(message, client, public, cache)
         if not used or not all(cache.is_fresh(index, client.round) for index in used):
             raise MessageError("the server relies on labels that this client does not hold")
-        learnt = _of(public, used)
+        learnt = examples_at(public, used)
         num_rows, num_classes = predictions(client, learnt)
         teacher = replace(
             cache.teacher(used, client.wire.row_codec("down"), num_classes),
@@ -358,10 +299,6 @@ class KD(OwnModels, name="kd"):
 
 def _public_rows(client: Client, message: Message) -> Dataset:
     return decode_public(message, client.task.data_form, client.model.num_classes)
-
-
-def _of(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
-    return [examples[place] for place in places]
 
 
 def _kept(client: Client, what: str, verb: str) -> Any:

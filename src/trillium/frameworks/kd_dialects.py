@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,11 +14,13 @@ from trillium.alignment.sequence import Alignment, align
 from trillium.alignment.vocabulary import Rule, Vocabularies
 from trillium.dialects import Dialect
 from trillium.fleet import Fleet
-from trillium.frameworks.kd_teacher import Opinion
 from trillium.server import Server
 from trillium.side import Metrics
 from trillium.soft_labels import SoftLabels, Teacher, Writer
 from trillium.tasks import Example
+
+if TYPE_CHECKING:
+    from trillium.frameworks.kd_opinions import Opinion
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from trillium.message import Message, MessageError
 from trillium.tasks.public import rows_of
 
 if TYPE_CHECKING:
-    from trillium.frameworks.kd_teacher import Opinion
+    from trillium.frameworks.kd_opinions import Opinion
 
 PUBLIC: Final = "activations/hidden"
 TEACHER: Final = "activations/teacher"

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from trillium.client import Client
+from trillium.fleet import Fleet
+from trillium.frameworks.kd_cache import LabelCache
+from trillium.frameworks.kd_dialects import teacher_for
 from trillium.frameworks.kd_hidden import TEACHER, write_hidden
 from trillium.message import Message
+from trillium.server import Server
 from trillium.soft_labels import Teacher, received
 from trillium.tasks import Example
-from trillium.tasks.public import choice, read_mask, row_slices, write_mask
+from trillium.tasks.public import choice, examples_at, read_mask, row_slices, write_mask
 
 if TYPE_CHECKING:
-    from trillium.frameworks.kd_cache import LabelCache
+    from trillium.frameworks.kd import KD
 
 
 def lesson(used: Sequence[int], sent: Sequence[int], teacher: Teacher, count: int) -> Message:
@@ -36,6 +40,42 @@ def lesson(used: Sequence[int], sent: Sequence[int], teacher: Teacher, count: in
     return Message("learn", tensors, encoded={"logits/teacher": teacher.labels})
 
 
+def send_lessons(
+    framework: KD,
+    server: Server,
+    fleet: Fleet,
+    cache: LabelCache,
+    used: list[int],
+    teacher: Teacher,
+) -> None:
+    """Send each client those labels that it does not hold, and let it distil.
+
+    Args:
+        framework: says how.
+        server: who sends.
+        fleet: the clients.
+        cache: knows what they hold, and is told.
+        used: the public examples to learn from.
+        teacher: of these.
+    """
+    slices = row_slices(server.task, examples_at(server.public, used))
+    sent = {client: cache.lacking(client, used) for client in fleet.cohort}
+    made: dict[tuple[int, ...], Message] = {}  # what goes to many is made once
+    asks = {}
+    for client, lacking in sent.items():
+        key = id(server.dialects.get(client)), *lacking
+        if key not in made:
+            own = teacher if lacking == used else teacher.of(slices, lacking)
+            own = teacher_for(server, fleet, client, lacking, own, framework.unmatched_tokens)
+            made[key] = lesson(used, lacking, own, len(server.public))
+        asks[client] = made[key]
+    done = [client for client, _ in fleet.ask(asks, lambda reply: None)]
+    for client in done if framework.cache_rounds > 1 else []:
+        cache.confirm(client, sent[client])
+    for client in asks.keys() - done:
+        cache.lose(client)
+
+
 def read_lesson(
     message: Message, client: Client, public: Sequence[Example], cache: LabelCache
 ) -> list[int]:
@@ -47,7 +87,7 @@ def read_lesson(
     used = read_mask(message, "control/used", len(public))
     which = "control/sent" if "control/sent" in message.tensors else "control/used"
     sent = read_mask(message, which, len(public))
-    slices = row_slices(client.task, [public[index] for index in sent])
+    slices = row_slices(client.task, examples_at(public, sent))
     num_rows = max((rows.stop for rows in slices.values()), default=0)
     rows = read_mask(message, "control/rows", num_rows)
     labels = received(message, "logits/teacher", len(rows), client.model.num_classes)

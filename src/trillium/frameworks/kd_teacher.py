@@ -4,103 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trillium.client import Client
-from trillium.ensembles import Ensemble, Opinions, entropy
-from trillium.frameworks.kd_hidden import PUBLIC, read_hidden
-from trillium.hiddens.probe import Probe
-from trillium.message import Message, MessageError
+from trillium.ensembles import Opinions, entropy
 from trillium.rng import derive_seed
 from trillium.server import Server
 from trillium.sharpenings import Sharpening
 from trillium.side import Side
-from trillium.soft_labels import SoftLabels, Teacher, Writer, chunks, received
+from trillium.soft_labels import Teacher, Writer, chunks
 from trillium.tasks import IGNORE, Example, Task
-from trillium.tasks.public import read_mask, row_slices, rows_of
+from trillium.tasks.public import row_slices, rows_of
 
 if TYPE_CHECKING:
     from trillium.frameworks.kd import KD
+    from trillium.frameworks.kd_opinions import Opinion
 
 log = logging.getLogger(__name__)
-
-# Examples, rows of those that were sent, what was sent; returns the labels of all.
-Completion = Callable[[Sequence[int], dict[int, slice], SoftLabels], SoftLabels]
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What one client has answered.
-
-    Attributes:
-        weight: of the client in means.
-        loss: of its training.
-        indices: the public examples that it speaks of, sorted.
-        labels: its predictions for these, in order.
-        counts: how many examples of each class it has, `(classes,)`, if asked for.
-        present: which of these predictions could be told in the server's tokens, bool `(rows,)`; all
-            where it is left out.
-        hidden: the hidden states behind these predictions `(rows, size)`, if asked for.
-    """
-
-    weight: float
-    loss: float
-    indices: Sequence[int]
-    labels: SoftLabels
-    counts: Tensor | None = None
-    present: Tensor | None = None
-    hidden: Tensor | None = None
-
-
-def read_opinion(
-    reply: Message,
-    task: Task,
-    examples: Sequence[Example],
-    num_classes: int,
-    ensemble: Ensemble,
-    complete: Completion | None = None,
-    probe: Probe | None = None,
-) -> Opinion:
-    """Check what a client has answered.
-
-    Args:
-        reply: from the client.
-        task: of the run.
-        examples: what it was asked about, in its tokens.
-        num_classes: of its predictions.
-        ensemble: says what else was asked.
-        complete: makes the labels whole of which a client sends only those that have changed.
-        probe: says of which size hidden states are, if there are to be any.
-
-    Raises:
-        MessageError: something is missing, of a wrong shape, or unreadable.
-    """
-    kept = [examples[i] for i in read_mask(reply, "control/kept", len(examples))]
-    sent = kept
-    if complete is not None:
-        sent = [kept[i] for i in read_mask(reply, "control/changed", len(kept))]
-    slices = row_slices(task, sent)
-    num_rows = sum(task.num_targets(example) for example in sent)
-    labels = received(reply, "logits/public", num_rows, num_classes)
-    indices = [example.index for example in kept]
-    counts = None
-    if ensemble.needs_counts:
-        counts = reply.tensor("control/counts", torch.float64, (num_classes,))
-        if bool((counts < 0).any()):
-            raise MessageError("a class that a client has less than none of")
-    return Opinion(
-        weight=reply.positive("control/weight"),
-        loss=reply.scalar("control/loss"),
-        indices=indices,
-        labels=labels if complete is None else complete(indices, slices, labels),
-        hidden=read_hidden(reply, PUBLIC, sum(map(task.num_targets, kept)), probe),
-        counts=counts,
-    )
 
 
 def class_counts(client: Client) -> Tensor:

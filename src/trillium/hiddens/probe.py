@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trillium.errors import UserError
@@ -55,24 +56,34 @@ class Probe:
             UserError: the tokens did not come by in their order.
         """
         rows, length = batch.input_ids.shape
-        hidden = seen[-1] if seen else batch.input_ids
-        per_text = self.task.peft_task == "SEQ_CLS"
-        if hidden.dim() == 3 and len(hidden) == rows and hidden.shape[1] >= length:
-            hidden = hidden[:, -length:]  # virtual tokens stand in front
-            if per_text:
-                mask = batch.attention_mask[..., None].to(hidden)
-                hidden = (hidden * mask).sum(1) / mask.sum(1)
-            else:
-                hidden, _ = self.task.select(hidden, batch.labels)
-        elif not (per_text and hidden.dim() == 2 and len(hidden) == rows and seen):
+        shape = tuple(seen[-1].shape) if seen else ()
+        if shape[:1] == (rows,) and len(shape) == 3 and shape[1] >= length:
+            hidden = self._choose(seen[-1][:, -length:], batch)  # virtual tokens stand in front
+        elif shape[:1] == (rows,) and len(shape) == 2 and self._is_per_text:
+            hidden = _wide(seen[-1])
+        else:
             raise UserError(
                 "framework.hidden",
-                f"what comes by there in a batch of {rows} x {length} tokens, "
-                f"{tuple(hidden.shape) if seen else 'nothing'}, is no hidden state of each",
+                f"what comes by there in a batch of {rows} x {length} tokens, {shape or 'nothing'}, "
+                "is no hidden state of each",
                 "Name another layer, or write framework.hidden=projected",
             )
-        wide = hidden if hidden.element_size() == 8 else hidden.float()
-        return wide @ self.matrix.to(wide)
+        return hidden @ self.matrix.to(hidden)
+
+    @property
+    def _is_per_text(self) -> bool:
+        return self.task.peft_task == "SEQ_CLS"
+
+    def _choose(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Return the rows that count of hidden states `(batch, seq, width)`."""
+        if not self._is_per_text:
+            return _wide(self.task.select(hidden, batch.labels)[0])
+        mask = batch.attention_mask[..., None]
+        return (_wide(hidden) * mask).sum(1) / mask.sum(1)
+
+
+def _wide(hidden: Tensor) -> Tensor:
+    return hidden if hidden.dtype == torch.float64 else hidden.float()
 
 
 @contextmanager

@@ -126,3 +126,8 @@ def read_mask(message: Message, name: str, count: int) -> list[int]:
     if chosen[count:].any():
         raise MessageError(f"{message.verb}: {name} chooses more examples than there are")
     return [int(index) for index in chosen[:count].nonzero()[0]]
+
+
+def examples_at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
+    """Return the examples at some places of a list, in this order."""
+    return [examples[place] for place in places]
