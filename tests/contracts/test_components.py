@@ -24,6 +24,8 @@ from trillium.frameworks import Framework
 from trillium.heads import Head
 from trillium.hiddens import Hidden
 from trillium.masks import Mask
+from trillium.publics import Public
+from trillium.selections import Selection
 from trillium.sharpenings import Sharpening
 from trillium.tasks import Task
 
@@ -42,6 +44,8 @@ KINDS: list[type[Component]] = [
     Ensemble,
     Sharpening,
     Filter,
+    Public,
+    Selection,
     Hidden,
 ]
 MEMBERS = [(kind, name) for kind in KINDS for name in known(kind)]
