@@ -168,6 +168,7 @@ class Experiment:
         if self.config.framework.ships == SERVER_MODEL:
             self.model.save(self.server.state, self.folder.path / "adapter", self.server.folds)
         self.folder.status("finished")
+        self.config.framework.finish_run(self.server)
         self.folder.checkpoints.clear()
 
 
@@ -230,6 +231,7 @@ def build_server(
         test=tokenize(config, model, data.test),
         pooled=[example for client in clients for example in client.examples],
         tiers=tiers,
+        folder=None if folder is None else folder.checkpoints.folder,
         training=config.training,
         meter=Meter({}, model.device),
         seed=config.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from trillium.models.folds import Fold, as_fold
 from trillium.models.slots import State
@@ -18,6 +19,7 @@ class Server(Side):
 
     Attributes:
         tiers: by client, what it does differently from others.
+        folder: where what is too large for memory may lie until the run ends, if anywhere.
         state: the server's trainable parameters; at the end of a round those it would ship.
         public: the public set, empty where the run has none.
         pooled: the clients' data in one place, which only a simulation has; for the baseline that
@@ -29,6 +31,7 @@ class Server(Side):
     public: list[Example]
     pooled: list[Example]
     tiers: Mapping[str, Tier]
+    folder: Path | None = None
 
     @property
     def folds(self) -> list[Fold]:

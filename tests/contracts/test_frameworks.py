@@ -23,6 +23,7 @@ MODES = ("relay", "splitfed_v1", "splitfed_v2", "coalesced")
 VARIANTS: dict[str, tuple[str, ...]] = {name: (f"framework={name}",) for name in FRAMEWORKS}
 VARIANTS |= {f"split {m}": ("framework=split", f"framework.mode={m}") for m in MODES[:3]}
 VARIANTS["split u"] = ("framework=split", "framework.shape=u")
+VARIANTS["split cached"] = ("framework=split", "framework.train=server", "framework.cache=true")
 VARIANTS["fedllm gradient"] = ("framework=fedllm", "framework.upload=gradient")
 VARIANTS["fedllm ridge"] = ("framework=fedllm", "head=ridge")
 VARIANTS["local_only class_means"] = ("framework=local_only", "head=class_means")
@@ -78,7 +79,8 @@ def test_the_same_seed_gives_the_same_run(hub: Path, variant: str) -> None:
     """Twice in one process, with dropout, and with other random numbers drawn in between."""
     runs = []
     for _ in range(2):
-        fed = federation(hub, *VARIANTS[variant], *DROPOUT, "rounds=1")
+        noise = () if variant == "split cached" else DROPOUT  # which must not be random
+        fed = federation(hub, *VARIANTS[variant], *noise, "rounds=1")
         log = Recorder(fed)
         history = without_seconds(fed.run())
         replies = [digest(reply) for _, _, reply in log.log]
@@ -134,6 +136,7 @@ FAILURES += [
     ("split", 3),
     ("split u", 3),
 ]
+FAILURES += [("split cached", 2)]
 FAILURES += [("split u", 4), ("split splitfed_v1", 4), ("split splitfed_v2", 2)]
 
 

@@ -65,6 +65,9 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Return the metrics of the model that would be shipped, on held-out data."""
         return server.evaluate(server.state, batch_size)
 
+    def finish_run(self, server: Server) -> None:
+        """Remove what the server has laid down in `server.folder`; the run has come to its end."""
+
     def once_bytes(self, side: Side) -> dict[str, int]:
         """Return what a client must hold before the run beside what messages bring, in bytes.
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from trillium.message import Message, MessageError
+from trillium.models.ragged import mask_of, read_lengths, spread, strip
 from trillium.tasks import IGNORE, Task
-from trillium.tasks.batches import padded
 from trillium.training.loop import Training
 
 
@@ -44,7 +44,7 @@ class Forwarded:
         """Check what a client sends from the cut.
 
         Args:
-            reply: activations, mask, and labels or their number.
+            reply: activations without padding, lengths, and labels or their number.
             task: says of which shape labels are, and which of them count.
             training: bounds the size of a batch.
             width: size of the hidden states at the cut.
@@ -54,31 +54,39 @@ class Forwarded:
         Raises:
             MessageError: something is missing, larger than agreed, or out of range.
         """
-        mask = reply.tensor("control/mask", torch.uint8, (None, None)).long()
-        rows, length = mask.shape
-        if not 0 < rows <= training.batch_size or not 0 < length <= padded(training.max_length):
-            raise MessageError(f"a batch of {rows} x {length} tokens is larger than agreed")
-        if int(mask.max()) > 1 or int(mask.sum(1).min()) < 1:
-            raise MessageError(
-                "the attention mask is not one of zeros and ones with text in each row"
-            )
-        hidden = reply.floats("activations/hidden", (rows, length, width))
+        lengths = read_lengths(reply, training.batch_size, training.max_length)
+        mask, tokens = mask_of(lengths), int(lengths.sum())
+        hidden = spread(reply.floats("activations/hidden", (tokens, width)), mask)
         if not with_labels:
             count = int(reply.scalar("control/count"))
-            if not 0 <= count <= rows * length:
-                raise MessageError(f"{count} predictions in {rows} x {length} tokens")
+            if not 0 <= count <= tokens:
+                raise MessageError(f"{count} predictions in {tokens} tokens")
             return cls(hidden, mask, None, count)
-        shape = (rows,) if task.peft_task == "SEQ_CLS" else (rows, length)
-        labels = reply.tensor("labels/labels", torch.int32, shape).long()
-        known = (labels == IGNORE) | ((labels >= 0) & (labels < num_classes))
-        if not bool(known.all()):
-            raise MessageError(f"labels outside 0 … {num_classes - 1}")
+        labels = read_labels(reply, task, len(lengths), tokens, num_classes)
+        if task.peft_task != "SEQ_CLS":
+            labels = spread(labels, mask, IGNORE)
         return cls(hidden, mask, labels, task.num_supervised(labels))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Forwarded:
         """Return it where the server computes."""
         labels = None if self.labels is None else self.labels.to(device)
         return Forwarded(self.hidden.to(device, dtype), self.mask.to(device), labels, self.count)
+
+
+def read_labels(
+    message: Message, task: Task, num_rows: int, num_tokens: int, num_classes: int
+) -> Tensor:
+    """Return the labels that a client sends, int64, `(rows,)` in classification, else `(tokens,)`.
+
+    Raises:
+        MessageError: they are missing, of another number, or of no class that there is.
+    """
+    count = num_rows if task.peft_task == "SEQ_CLS" else num_tokens
+    labels = message.tensor("labels/labels", torch.int32, (count,)).long()
+    known = (labels == IGNORE) | ((labels >= 0) & (labels < num_classes))
+    if not bool(known.all()):
+        raise MessageError(f"labels outside 0 … {num_classes - 1}")
+    return labels
 
 
 @dataclass
@@ -142,3 +150,7 @@ class Pooled:
             start += len(member.mask)
         member = self.members[client]
         return tensor[start : start + len(member.mask), : member.mask.shape[1]]
+
+    def tokens(self, client: str, tensor: Tensor) -> Tensor:
+        """Return the client's entries `(tokens, …)` of a tensor `(rows, seq, …)`, without padding."""
+        return strip(self.rows(client, tensor), self.members[client].mask)
