@@ -32,6 +32,8 @@ WORDS = {
     "split coalesced": ("framework=split", "framework.mode=coalesced"),
     "split cached": ("framework=split", "framework.train=server", "model.dropout=0",
                      "wire.up=[int4]", "model.dtype=float32", "fleet.clients_per_round=2"),
+    "split delta": ("framework=split", "framework.delta={skip: 0.3}", "model.dropout=0",
+                    "wire.up=[int4]", "wire.down=[int8]", "model.dtype=float32"),
     "fedkseed": ("framework=fedkseed", "training.local_steps=3"),
     "ridge partial": ("framework=local_only", "head=ridge", "fleet.clients_per_round=2"),
     "local_only": ("framework=local_only",),

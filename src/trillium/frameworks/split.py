@@ -23,7 +23,8 @@ from trillium.errors import UserError
 from trillium.fleet import Fleet
 from trillium.frameworks import Framework, split_cached, split_client, weigh
 from trillium.frameworks.activation_cache import ActivationCache
-from trillium.frameworks.split_checks import check_split_settings
+from trillium.frameworks.split_checks import check_delta, check_split_settings
+from trillium.frameworks.split_delta import Delta
 from trillium.frameworks.split_exchange import Exchange
 from trillium.message import Message
 from trillium.models.load import LanguageModel
@@ -57,6 +58,8 @@ class Split(Framework, name="split"):
             shuffled batches of what it keeps. Left out, it does so where it can: in two parts with
             `train=server` and `mode=coalesced`, if nothing in the client's blocks is random (dropout).
         cache_bytes: the file in which the server keeps activations grows no longer.
+        delta: sends activations as changes to those of the same sample before, where the client's first
+            blocks train; null sends them whole.
     """
 
     cut: int = Field(default=1, ge=1)
@@ -66,6 +69,7 @@ class Split(Framework, name="split"):
     train: Literal["both", "server", "client"] = "both"
     cache: bool | None = None
     cache_bytes: int = Field(default=CACHE_BYTES, ge=1)
+    delta: Delta | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Split:
@@ -89,6 +93,8 @@ class Split(Framework, name="split"):
         parts = self.parts(server.model, server.test)
         if self.cache:
             self.check_fixed(parts)
+        if self.delta is not None:
+            check_delta(parts)
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Train with the cohort, or on what the cohort has sent once."""
@@ -100,7 +106,9 @@ class Split(Framework, name="split"):
             return {"train_loss": loss / max(count, 1), "cache_bytes": cache.nbytes}
         exchange = Exchange(self, server, fleet, parts, server.generator("order"))
         loss, count = exchange.run()
-        return {"train_loss": loss / max(count, 1)}
+        mean = loss / max(count, 1)
+        server.store["losses"] = [*server.store.get("losses", ())[-1:], mean]
+        return {"train_loss": mean}
 
     def finish_run(self, server: Server) -> None:
         """Remove the activations."""

@@ -9,6 +9,8 @@ from trillium.errors import UserError
 if TYPE_CHECKING:
     from trillium.config import ExperimentConfig
     from trillium.frameworks.split import Split
+    from trillium.frameworks.split_delta import Delta
+    from trillium.models.parts import Parts
 
 
 def check_split_settings(framework: Split, config: ExperimentConfig) -> None:
@@ -19,6 +21,8 @@ def check_split_settings(framework: Split, config: ExperimentConfig) -> None:
     """
     if framework.cache:
         _check_cache(framework)
+    if framework.delta is not None:
+        _check_delta(framework, framework.delta, config)
 
 
 def _check_cache(framework: Split) -> None:
@@ -40,4 +44,36 @@ def _check_cache(framework: Split) -> None:
             f"framework.cache=true with framework.mode={framework.mode}",
             "the server trains on batches of all samples that it has, and no client takes turns",
             "Leave framework.mode out, or framework.cache",
+        )
+
+
+def _check_delta(framework: Split, delta: Delta, config: ExperimentConfig) -> None:
+    """Refuse changes where nothing changes, and feedback that would diverge."""
+    if framework.train == "server":
+        raise UserError(
+            "framework.delta with framework.train=server",
+            "activations that do not change are sent once",
+            "Leave framework.delta out, or write framework.train=both",
+        )
+    wires = [config.wire, *(tier.wire(config.wire) for tier in config.tiers.values())]
+    for codec in (codec for wire in wires for codec in wire.stack("gradients", "down")):
+        if delta.feedback and codec.expands:
+            raise UserError(
+                f"wire.down: {codec.name} with framework.delta.feedback={delta.feedback}",
+                "its error may be larger than the gradient, and would grow from epoch to epoch",
+                "Choose another codec for gradients, or write framework.delta.feedback=0",
+            )
+
+
+def check_delta(parts: Parts) -> None:
+    """Refuse to send the noise of dropout as changes.
+
+    Raises:
+        UserError: something in the client's blocks is random.
+    """
+    if parts.head_is_random:
+        raise UserError(
+            "framework.delta with dropout in the client's blocks",
+            "activations of the same sample would differ each time, and changes never become small",
+            "Write model.dropout=0 and adapter.dropout=0, or leave framework.delta out",
         )

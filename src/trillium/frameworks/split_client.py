@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from trillium.client import Client
+from trillium.frameworks.split_delta import HIDDEN, Copies, Delta
 from trillium.message import Message, MessageError, named, scalar
 from trillium.models.parts import load_values, scaled_step, squared_norm
 from trillium.models.ragged import lengths_of, spread, strip
 from trillium.models.slots import State, train_only, values
-from trillium.tasks import Batch
+from trillium.tasks import Batch, Example
 from trillium.tasks.batches import collate
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 def begin(split: Split, client: Client, message: Message) -> Message:
     """Take the client part and prepare the batches of a round."""
+    client.scratch = {}
     parts = split.parts(client.model, client.examples)
     names = split.client_names(parts)
     received = message.expect("parameters", {n: client.initial[n] for n in names})
@@ -36,7 +38,10 @@ def begin(split: Split, client: Client, message: Message) -> Message:
     load_values(state, received)
     trained = [state[name] for name in names]
     saved = client.store.get("optimizer")
-    client.scratch = {
+    if split.delta is not None:
+        Copies(client.store.setdefault("copies", {})).agree(int(message.scalar("control/copies")))
+        client.scratch["skip"] = message.not_negative("control/skip")
+    client.scratch |= {
         "state": state,
         "optimizer": client.training.optimizer.build(trained, saved) if trained else None,
         "batches": batches(client.examples, client.training, client.generator("batches")),
@@ -59,10 +64,9 @@ def forward(split: Split, client: Client, message: Message) -> Message:
     with measured, torch.set_grad_enabled(split.head_trains(parts)):
         hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     client.scratch["pending"] = (batch, hidden)
-    tensors = {
-        "activations/hidden": strip(hidden.detach(), batch.attention_mask),
-        **lengths_of(batch.attention_mask),
-    }
+    rows = strip(hidden.detach(), batch.attention_mask)
+    sent = {HIDDEN: rows} if split.delta is None else _changes(split.delta, client, rows, chunk)
+    tensors = {**sent, **lengths_of(batch.attention_mask)}
     if split.shape == "two_part":
         per_text = batch.labels.dim() == 1
         labels = batch.labels if per_text else strip(batch.labels, batch.attention_mask)
@@ -132,6 +136,20 @@ def finish(split: Split, client: Client, message: Message) -> Message:
     client.scratch = {}
     weight = {"control/weight": scalar(client.weight)}
     return Message("finish", {**named("parameters", trained), **weight})
+
+
+def _changes(
+    delta: Delta, client: Client, rows: torch.Tensor, chunk: list[Example]
+) -> dict[str, torch.Tensor]:
+    """Return the activations of a batch as changes against the copies that both sides hold."""
+    return Copies(client.store["copies"]).write(
+        torch.split(rows, [example.num_tokens for example in chunk]),
+        [example.index for example in chunk],
+        client.wire,
+        client.round,
+        delta,
+        client.scratch["skip"],
+    )
 
 
 def _take_step(client: Client, message: Message) -> None:

@@ -5,15 +5,18 @@ The client's half is `trillium.frameworks.split_client`; what crosses is drawn i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from trillium.aggregators import Contribution
 from trillium.aggregators.mean import Mean
 from trillium.fleet import Fleet
+from trillium.frameworks.split_delta import Copies, compensated
 from trillium.message import Message, MessageError, named, scalar
 from trillium.models.parts import Body, Parts, Step, load_values
 from trillium.models.pooled import Forwarded, Pooled
@@ -68,8 +71,9 @@ class Exchange:
         server, fleet = self.server, self.fleet
         names = self.split.client_names(self.parts)
         part = {name: server.state[name].detach() for name in names}
-        begin = Message("begin", named("parameters", part))
-        num_steps = dict(fleet.ask(dict.fromkeys(clients, begin), _read_num_steps))
+        num_steps = dict(
+            fleet.ask(self._begin(clients, named("parameters", part)), _read_num_steps)
+        )
         bodies = self._bodies(sorted(num_steps))
 
         due = dict.fromkeys(bodies, Step())  # what each client is told to do with its last gradient
@@ -85,6 +89,23 @@ class Exchange:
         kept = server.store.setdefault("optimizers", {})
         kept.update({body.owner: body.optimizer_state() for body in bodies.values()})
         return seen
+
+    def _begin(self, clients: Sequence[str], part: Tensors) -> dict[str, Message]:
+        """Return what opens the round with each client."""
+        if self.split.delta is None:
+            return dict.fromkeys(clients, Message("begin", part))
+        skip = self.split.delta.threshold(self.server.store.get("losses", ()))
+        asks = {}
+        for client in clients:
+            copies = scalar(self._copies(client).count)
+            control = {"control/copies": copies, "control/skip": scalar(skip)}
+            asks[client] = Message("begin", {**part, **control})
+        return asks
+
+    def _copies(self, client: str) -> Copies:
+        """Return the server's copies of a client's activations."""
+        every = self.server.store.setdefault("copies", {})
+        return Copies(every.setdefault(client, {}))
 
     def _turns(self, num_steps: dict[str, int]) -> Iterator[list[str]]:
         """Yield whose batches the server takes next, as one: in turns, or all that have one left."""
@@ -114,7 +135,7 @@ class Exchange:
         """Take one batch of each client through the model and back, and step every body."""
         server, head_trains = self.server, self.split.head_trains(self.parts)
         forward = {client: Message("forward", due[client].tensors()) for client in bodies}
-        forwarded = dict(self.fleet.ask(forward, self._read))
+        forwarded = dict(self.fleet.ask(forward, {c: self._reader(c) for c in forward}))
         work: list[tuple[Body, Pooled]] = []
         for body in dict.fromkeys(bodies.values()):  # each body once, in order
             members = {c: forwarded[c] for c in bodies if c in forwarded and bodies[c] is body}
@@ -133,16 +154,24 @@ class Exchange:
             due.update(dict.fromkeys(pooled.members, step))
         return [(pooled.loss, pooled.count) for _, pooled in work]
 
-    def _read(self, reply: Message) -> Forwarded:
-        found = Forwarded.read(
-            reply,
-            self.server.task,
-            self.server.training,
-            width=self.parts.width,
-            num_classes=self.parts.num_classes,
-            with_labels=self._task is not None,
-        )
-        return found.to(self.server.model.device, self.server.model.dtype)
+    def _reader(self, client: str) -> Callable[[Message], Forwarded]:
+        """Return what checks a batch of a client."""
+        copies = None if self.split.delta is None else self._copies(client)
+        changes = None if copies is None else partial(copies.read, width=self.parts.width)
+
+        def read(reply: Message) -> Forwarded:
+            found = Forwarded.read(
+                reply,
+                self.server.task,
+                self.server.training,
+                width=self.parts.width,
+                num_classes=self.parts.num_classes,
+                with_labels=self._task is not None,
+                changes=changes,
+            )
+            return found.to(self.server.model.device, self.server.model.dtype)
+
+        return read
 
     def _ask_tails(self, work: Sequence[Pooled]) -> None:
         """Let the clients run their last part on the body's output and collect its gradient."""
@@ -183,12 +212,22 @@ class Exchange:
             for client in pooled.members:
                 if client in self.fleet.cohort:
                     own = pooled.tokens(client, gradient) / pooled.share(client)
+                    own = self._compensated(client, pooled.members[client], own)
                     asks[client] = Message("backward", {"gradients/hidden": own})
                     pooled_of[client] = pooled
         norms = self.fleet.ask(asks, lambda reply: reply.not_negative("control/squared_norm"))
         for client, norm in sorted(norms):
             pooled = pooled_of[client]
             pooled.client_squared_norm += pooled.share(client) * norm
+
+    def _compensated(self, client: str, member: Forwarded, gradient: Tensor) -> Tensor:
+        """Add to the gradient of a batch what codecs took from earlier ones of its samples."""
+        if self.split.delta is None:
+            return gradient
+        lost = self.server.store.setdefault("lost", {}).setdefault(client, {})
+        lengths, wire = member.mask.sum(1).tolist(), self.fleet.wire_of(client)
+        meta, share = {"round": self.fleet.round}, self.split.delta.feedback
+        return compensated(lost, share, gradient, member.samples, lengths, wire, meta)
 
     def _finish(self, part: Tensors, bodies: dict[str, Body], due: dict[str, Step]) -> None:
         """Average the client parts, and in SplitFed v1 the server's copies, by examples."""

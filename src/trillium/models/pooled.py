@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,12 +24,14 @@ class Forwarded:
         mask: `(batch, seq)` int64, 0 where padded.
         labels: as in `Batch`; `None` where they stay with the client.
         count: how many predictions are supervised.
+        samples: the client's numbers of the rows, where it tells them.
     """
 
     hidden: Tensor
     mask: Tensor
     labels: Tensor | None
     count: int
+    samples: tuple[int, ...] = ()
 
     @classmethod
     def read(
@@ -40,6 +43,7 @@ class Forwarded:
         width: int,
         num_classes: int,
         with_labels: bool,
+        changes: Callable[[Message, list[int]], Tensor] | None = None,
     ) -> Forwarded:
         """Check what a client sends from the cut.
 
@@ -50,27 +54,35 @@ class Forwarded:
             width: size of the hidden states at the cut.
             num_classes: labels are below it.
             with_labels: whether labels leave the client.
+            changes: reads activations `(tokens, width)` that are sent as changes, given the lengths.
 
         Raises:
             MessageError: something is missing, larger than agreed, or out of range.
         """
         lengths = read_lengths(reply, training.batch_size, training.max_length)
         mask, tokens = mask_of(lengths), int(lengths.sum())
-        hidden = spread(reply.floats("activations/hidden", (tokens, width)), mask)
+        samples: tuple[int, ...] = ()
+        if changes is None:
+            flat = reply.floats("activations/hidden", (tokens, width))
+        else:
+            flat = changes(reply, lengths.tolist())
+            samples = tuple(reply.tensors["control/samples"].tolist())
+        hidden = spread(flat, mask)
         if not with_labels:
             count = int(reply.scalar("control/count"))
             if not 0 <= count <= tokens:
                 raise MessageError(f"{count} predictions in {tokens} tokens")
-            return cls(hidden, mask, None, count)
+            return cls(hidden, mask, None, count, samples)
         labels = read_labels(reply, task, len(lengths), tokens, num_classes)
         if task.peft_task != "SEQ_CLS":
             labels = spread(labels, mask, IGNORE)
-        return cls(hidden, mask, labels, task.num_supervised(labels))
+        return cls(hidden, mask, labels, task.num_supervised(labels), samples)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Forwarded:
         """Return it where the server computes."""
         labels = None if self.labels is None else self.labels.to(device)
-        return Forwarded(self.hidden.to(device, dtype), self.mask.to(device), labels, self.count)
+        hidden, mask = self.hidden.to(device, dtype), self.mask.to(device)
+        return replace(self, hidden=hidden, mask=mask, labels=labels)
 
 
 def read_labels(
