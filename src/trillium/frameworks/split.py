@@ -21,17 +21,18 @@ from pydantic import Field, model_validator
 from trillium.client import Client, client_verb
 from trillium.errors import UserError
 from trillium.fleet import Fleet
-from trillium.frameworks import Framework, split_cached, split_client, weigh
+from trillium.frameworks import Framework, split_cached, split_client, split_local, weigh
 from trillium.frameworks.activation_cache import ActivationCache
 from trillium.frameworks.split_checks import check_delta, check_split_settings
 from trillium.frameworks.split_delta import Delta
 from trillium.frameworks.split_exchange import Exchange
 from trillium.message import Message
+from trillium.models.auxiliary import Auxiliary
 from trillium.models.load import LanguageModel
 from trillium.models.parts import Parts
 from trillium.server import Server
 from trillium.side import Metrics, Side
-from trillium.tasks import Example
+from trillium.tasks import Example, Task
 
 if TYPE_CHECKING:
     from trillium.config import ExperimentConfig
@@ -58,6 +59,11 @@ class Split(Framework, name="split"):
             shuffled batches of what it keeps. Left out, it does so where it can: in two parts with
             `train=server` and `mode=coalesced`, if nothing in the client's blocks is random (dropout).
         cache_bytes: the file in which the server keeps activations grows no longer.
+        gradients: from where the client's first blocks learn: the `server` sends them the gradients of
+            their activations; or `auxiliary`, a small head of their own, and nothing comes down.
+        local_rounds: in so many rounds at the beginning clients train their first blocks by themselves,
+            with a small head of their own, and these are averaged; then they are frozen. For
+            `train=server`.
         delta: sends activations as changes to those of the same sample before, where the client's first
             blocks train; null sends them whole.
     """
@@ -69,6 +75,8 @@ class Split(Framework, name="split"):
     train: Literal["both", "server", "client"] = "both"
     cache: bool | None = None
     cache_bytes: int = Field(default=CACHE_BYTES, ge=1)
+    gradients: Literal["server", "auxiliary"] = "server"
+    local_rounds: int = Field(default=0, ge=0)
     delta: Delta | None = None
 
     @model_validator(mode="after")
@@ -99,9 +107,11 @@ class Split(Framework, name="split"):
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Train with the cohort, or on what the cohort has sent once."""
         parts = self.parts(server.model, server.test)
+        if server.round <= self.local_rounds:
+            return {"train_loss": split_local.train_first_blocks(server, fleet, parts)}
         if self.caches(parts):
             cache = self._cache(server)
-            split_cached.collect(server, fleet, parts, cache)
+            split_cached.collect(self, server, fleet, parts, cache)
             loss, count = split_cached.train(server, parts, cache)
             return {"train_loss": loss / max(count, 1), "cache_bytes": cache.nbytes}
         exchange = Exchange(self, server, fleet, parts, server.generator("order"))
@@ -150,9 +160,14 @@ class Split(Framework, name="split"):
         return split_client.finish(self, client, message)
 
     @client_verb
+    def train_blocks(self, client: Client, message: Message) -> Message:
+        """Train the first blocks and the small head for a round, and hand both back."""
+        return split_local.train_blocks(self, client, message)
+
+    @client_verb
     def list_samples(self, client: Client, message: Message) -> Message:
         """Answer with the digests of all samples, unless the server has just these."""
-        return split_cached.list_samples(client, message)
+        return split_cached.list_samples(self, client, message)
 
     @client_verb
     def send_activations(self, client: Client, message: Message) -> Message:
@@ -178,10 +193,20 @@ class Split(Framework, name="split"):
         """Whether anything in the client's first blocks trains."""
         return self.train != "server" and bool(parts.head.names)
 
-    def client_names(self, parts: Parts) -> list[str]:
+    def sends_gradients(self, parts: Parts) -> bool:
+        """Whether the client's first blocks learn from the server."""
+        return self.head_trains(parts) and self.gradients == "server"
+
+    def auxiliary(self, parts: Parts, task: Task) -> Auxiliary | None:
+        """Return the small head from which the client's first blocks learn, if they do."""
+        learns = self.head_trains(parts) and self.gradients == "auxiliary"
+        return Auxiliary(parts, task) if learns else None
+
+    def client_names(self, parts: Parts, task: Task) -> list[str]:
         """Return the names of the parameters that train at the clients, sorted."""
         head = parts.head.names if self.head_trains(parts) else ()
-        return sorted({*head, *parts.tail.names})
+        small = self.auxiliary(parts, task)
+        return sorted({*head, *parts.tail.names, *(small.initial() if small else ())})
 
     def caches(self, parts: Parts) -> bool:
         """Whether activations are sent once."""

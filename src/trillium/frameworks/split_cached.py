@@ -27,7 +27,7 @@ from trillium.frameworks.activation_cache import (
     digest_of_all,
 )
 from trillium.frameworks.split_exchange import SHARED, shared_body
-from trillium.message import Message, MessageError, scalar
+from trillium.message import Message, MessageError, named, scalar
 from trillium.models.parts import Parts
 from trillium.models.pooled import Pooled, read_labels
 from trillium.models.ragged import LENGTHS, read_lengths, strip
@@ -48,17 +48,25 @@ _ROWS: Final = "activations/rows"
 # The server
 
 
-def collect(server: Server, fleet: Fleet, parts: Parts, cache: ActivationCache) -> None:
+def collect(
+    split: Split, server: Server, fleet: Fleet, parts: Parts, cache: ActivationCache
+) -> None:
     """Ask the cohort for what the cache lacks of their samples."""
-    asks = {
-        client: Message("list_samples", {"control/held": _to_tensor([cache.state_of(client)])})
-        for client in fleet.cohort
-    }
+    blocks = {name: server.state[name].detach() for name in parts.head.names}
+    knowing = {*server.store.get("knowing", ())} - fleet.newcomers
+    asks = {}
+    for client in fleet.cohort:
+        tensors = {"control/held": _to_tensor([cache.state_of(client)])}
+        if split.local_rounds and client not in knowing:
+            tensors |= named("snapshot", blocks)
+        asks[client] = Message("list_samples", tensors)
     todo: dict[str, list[tuple[int, str]]] = {}
     for client, digests in sorted(fleet.ask(asks, _read_digests)):
+        knowing.add(client)
         if digests is not None:
             cache.announce(client, digests)
             todo[client] = [(p, digests[p]) for p in cache.lacking(client, digests)]
+    server.store["knowing"] = sorted(knowing)
     while any(todo.values()):
         turn = {c: wanted[:UPLOAD] for c, wanted in todo.items() if wanted and c in fleet.cohort}
         todo = {client: todo[client][UPLOAD:] for client in turn}
@@ -132,8 +140,15 @@ def _read_digests(reply: Message) -> list[str] | None:
 # The client
 
 
-def list_samples(client: Client, message: Message) -> Message:
-    """Answer with the digests of all samples, unless the server has just these."""
+def list_samples(split: Split, client: Client, message: Message) -> Message:
+    """Answer with the digests of all samples, unless the server has just these.
+
+    Where the first blocks have been trained, their final values come with the message.
+    """
+    if message.group("snapshot"):
+        names = split.parts(client.model, client.examples).head.names
+        like = {name: client.initial[name] for name in names}
+        client.store["blocks"] = message.expect("snapshot", like)
     held = message.tensor("control/held", torch.uint8, (1, DIGEST))
     digests = [digest_of(example) for example in client.examples]
     if bytes(held[0].numpy()).hex() == digest_of_all(digests):
@@ -148,7 +163,9 @@ def send_activations(split: Split, client: Client, message: Message) -> Message:
         raise MessageError(f"{message.verb}: positions outside 0 … {len(client.examples) - 1}")
     parts = split.parts(client.model, client.examples)
     split.check_fixed(parts)
-    parts.head.mount(client.model.state(client.initial))
+    if split.local_rounds and "blocks" not in client.store:
+        raise MessageError(f"{message.verb}: the trained blocks have not come")
+    parts.head.mount(client.model.state({**client.initial, **client.store.get("blocks", {})}))
     examples = [client.examples[position] for position in positions]
     hidden: dict[int, Tensor] = {}
     places = [replace(example, index=place) for place, example in enumerate(examples)]

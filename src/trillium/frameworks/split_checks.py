@@ -21,6 +21,14 @@ def check_split_settings(framework: Split, config: ExperimentConfig) -> None:
     """
     if framework.cache:
         _check_cache(framework)
+    if framework.local_rounds:
+        _check_local_rounds(framework, config)
+    if framework.gradients == "auxiliary" and framework.train == "server":
+        raise UserError(
+            "framework.gradients=auxiliary with framework.train=server",
+            "nothing of the client's first blocks trains that a head of their own could teach",
+            "Write framework.train=both, or framework.local_rounds=1 or more",
+        )
     if framework.delta is not None:
         _check_delta(framework, framework.delta, config)
 
@@ -44,6 +52,23 @@ def _check_cache(framework: Split) -> None:
             f"framework.cache=true with framework.mode={framework.mode}",
             "the server trains on batches of all samples that it has, and no client takes turns",
             "Leave framework.mode out, or framework.cache",
+        )
+
+
+def _check_local_rounds(framework: Split, config: ExperimentConfig) -> None:
+    """Refuse rounds of the clients alone without others, or before rounds that undo them."""
+    if framework.local_rounds >= config.rounds:
+        raise UserError(
+            f"framework.local_rounds={framework.local_rounds} with rounds={config.rounds}",
+            "no round is left for the server's blocks",
+            f"Write rounds={framework.local_rounds + 1} or more",
+        )
+    if framework.train != "server" or framework.shape != "two_part" or framework.cache is False:
+        raise UserError(
+            f"framework.local_rounds={framework.local_rounds} with framework.train="
+            f"{framework.train}, shape={framework.shape}, cache={framework.cache}",
+            "after these rounds the first blocks are frozen, and their activations sent once",
+            "Write framework.train=server and framework.shape=two_part, and leave cache out",
         )
 
 

@@ -30,11 +30,11 @@ def begin(split: Split, client: Client, message: Message) -> Message:
     """Take the client part and prepare the batches of a round."""
     client.scratch = {}
     parts = split.parts(client.model, client.examples)
-    names = split.client_names(parts)
-    received = message.expect("parameters", {n: client.initial[n] for n in names})
-    mounted = {*parts.head.names, *parts.tail.names}
-    initial = client.model.state(client.initial)
-    state = train_only({name: initial[name] for name in sorted(mounted)}, names)
+    names, small = split.client_names(parts, client.task), split.auxiliary(parts, client.task)
+    start = {**client.initial, **(small.initial() if small else {})}
+    received = message.expect("parameters", {name: start[name] for name in names})
+    mounted = sorted({*names, *parts.head.names, *parts.tail.names})
+    state = train_only(client.model.state({name: start[name] for name in mounted}), names)
     load_values(state, received)
     trained = [state[name] for name in names]
     saved = client.store.get("optimizer")
@@ -61,12 +61,20 @@ def forward(split: Split, client: Client, message: Message) -> Message:
     parts.head.mount(client.scratch["state"])
     head = parts.split.head.train()
     measured = _measured(split, client, "head forward", batch, head)
+    small = split.auxiliary(parts, client.task)
     with measured, torch.set_grad_enabled(split.head_trains(parts)):
         hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        if small is not None:
+            loss, count = small.loss(client.scratch["state"], hidden, batch)
+            (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
+            hidden = hidden.detach()
     client.scratch["pending"] = (batch, hidden)
     rows = strip(hidden.detach(), batch.attention_mask)
     sent = {HIDDEN: rows} if split.delta is None else _changes(split.delta, client, rows, chunk)
     tensors = {**sent, **lengths_of(batch.attention_mask)}
+    if small is not None:
+        norm = squared_norm(client.scratch["state"].values())
+        tensors["control/squared_norm"] = scalar(norm)
     if split.shape == "two_part":
         per_text = batch.labels.dim() == 1
         labels = batch.labels if per_text else strip(batch.labels, batch.attention_mask)
@@ -129,7 +137,7 @@ def backward(split: Split, client: Client, message: Message) -> Message:
 def finish(split: Split, client: Client, message: Message) -> Message:
     """Take the last step and hand back the client part."""
     _take_step(client, message)
-    names = split.client_names(split.parts(client.model, client.examples))
+    names = split.client_names(split.parts(client.model, client.examples), client.task)
     trained = values({name: client.scratch["state"][name] for name in names})
     if client.scratch["optimizer"] is not None:
         client.store["optimizer"] = client.scratch["optimizer"].state_dict()

@@ -6,7 +6,7 @@ The client's half is `trillium.frameworks.split_client`; what crosses is drawn i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,10 @@ from torch import Tensor
 from trillium.aggregators import Contribution
 from trillium.aggregators.mean import Mean
 from trillium.fleet import Fleet
+from trillium.frameworks import split_local
 from trillium.frameworks.split_delta import Copies, compensated
 from trillium.message import Message, MessageError, named, scalar
-from trillium.models.parts import Body, Parts, Step, load_values
+from trillium.models.parts import Body, Parts, Step
 from trillium.models.pooled import Forwarded, Pooled
 from trillium.models.ragged import spread
 from trillium.models.slots import State, Tensors, train_only, values
@@ -69,8 +70,8 @@ class Exchange:
     ) -> list[tuple[float, int]]:
         """Hand out the client part, train batch by batch, average what the clients hand back."""
         server, fleet = self.server, self.fleet
-        names = self.split.client_names(self.parts)
-        part = {name: server.state[name].detach() for name in names}
+        names = self.split.client_names(self.parts, server.task)
+        part = split_local.current(server, self.parts, names)
         num_steps = dict(
             fleet.ask(self._begin(clients, named("parameters", part)), _read_num_steps)
         )
@@ -133,7 +134,7 @@ class Exchange:
         self, bodies: dict[str, Body], due: dict[str, Step], rate: float
     ) -> list[tuple[float, int]]:
         """Take one batch of each client through the model and back, and step every body."""
-        server, head_trains = self.server, self.split.head_trains(self.parts)
+        server, wanted = self.server, self.split.sends_gradients(self.parts)
         forward = {client: Message("forward", due[client].tensors()) for client in bodies}
         forwarded = dict(self.fleet.ask(forward, {c: self._reader(c) for c in forward}))
         work: list[tuple[Body, Pooled]] = []
@@ -142,12 +143,12 @@ class Exchange:
             if members:
                 work.append((body, Pooled(members)))
         for body, pooled in work:
-            body.forward(pooled, gradient=head_trains)
+            body.forward(pooled, gradient=wanted)
         if self.split.shape == "u":
             self._ask_tails([pooled for _, pooled in work])
         for body, pooled in work:
             body.backward(pooled, self._task)
-        if head_trains:
+        if wanted:
             self._send_gradients([pooled for _, pooled in work])
         for body, pooled in work:
             step = body.step(pooled, rate, server.training.max_grad_norm)
@@ -169,6 +170,9 @@ class Exchange:
                 with_labels=self._task is not None,
                 changes=changes,
             )
+            if self.split.auxiliary(self.parts, self.server.task) is not None:
+                norm = reply.not_negative("control/squared_norm")
+                found = replace(found, squared_norm=norm)
             return found.to(self.server.model.device, self.server.model.dtype)
 
         return read
@@ -244,7 +248,7 @@ class Exchange:
             contributions.append(Contribution(client, weight, {**tensors, **on_cpu}))
         if contributions:  # the only client of a relay's session may have dropped out
             mean = Mean().aggregate(contributions, contributions[0].tensors, ())
-            load_values(self.server.state, mean.tensors)
+            split_local.take(self.server, mean.tensors)
 
     def _bodies(self, clients: Sequence[str]) -> dict[str, Body]:
         """Return the server part that serves each client: a shared one, or copies of its own."""

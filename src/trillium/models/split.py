@@ -142,6 +142,12 @@ class Part(nn.Module):
         answer: Tensor = output[0]
         return answer
 
+    def embeddings(self) -> Tensor:
+        """Return the word embeddings `(vocabulary, width)` of a head."""
+        assert self.side == "head", f"a {self.side} holds no embeddings"
+        weight: Tensor = base_model(self._root).get_input_embeddings().weight  # type: ignore[operator]
+        return weight
+
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, as on the unsplit model."""
         self._root.training = mode
