@@ -27,6 +27,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     """How a federation learns; the object is the configuration, state is with server and clients."""
 
     needs_public: ClassVar[bool] = False
+    cuts_models: ClassVar[bool] = False  # whether clients may hold fewer blocks than others
     trains: ClassVar[bool] = True
 
     @property
@@ -46,6 +47,13 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
                     f"tiers.{label} with rank or layers under framework={self.name}",
                     "only fedllm has clients whose adapters differ",
                     "Leave rank and layers out, or write framework=fedllm",
+                )
+        for label, tier in config.tiers.items():
+            if tier.cut is not None and not self.cuts_models:
+                raise UserError(
+                    f"tiers.{label}.cut under framework={self.name}",
+                    "only split divides the model",
+                    "Leave cut out there, or write framework=split",
                 )
         if self.needs_public and config.data.public_size == 0:
             raise UserError(

@@ -14,7 +14,7 @@ setting.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,7 +44,7 @@ class Split(Framework, name="split"):
     """Training across a cut.
 
     Attributes:
-        cut: how many blocks the client runs before the server.
+        cut: how many blocks the client runs before the server; a tier may have fewer.
         shape: `two_part` sends labels to the server; `u` keeps them, and the last blocks, at the
             client.
         tail: first block of the client's last part in the U shape; where it is left out that part
@@ -67,6 +67,8 @@ class Split(Framework, name="split"):
         delta: sends activations as changes to those of the same sample before, where the client's first
             blocks train; null sends them whole.
     """
+
+    cuts_models: ClassVar[bool] = True
 
     cut: int = Field(default=1, ge=1)
     shape: Literal["two_part", "u"] = "two_part"
@@ -99,7 +101,11 @@ class Split(Framework, name="split"):
     def start(self, server: Server, fleet: Fleet) -> None:
         """Cut the model and hold the cut against the whole."""
         parts = self.parts(server.model, server.test)
-        if self.cache:
+        if (
+            self.cache
+            or self.local_rounds
+            or any(tier.cut is not None for tier in server.tiers.values())
+        ):
             self.check_fixed(parts)
         if self.delta is not None:
             check_delta(parts)
@@ -112,7 +118,7 @@ class Split(Framework, name="split"):
         if self.caches(parts):
             cache = self._cache(server)
             split_cached.collect(self, server, fleet, parts, cache)
-            loss, count = split_cached.train(server, parts, cache)
+            loss, count = split_cached.train(self, server, parts, cache)
             return {"train_loss": loss / max(count, 1), "cache_bytes": cache.nbytes}
         exchange = Exchange(self, server, fleet, parts, server.generator("order"))
         loss, count = exchange.run()
@@ -182,6 +188,10 @@ class Split(Framework, name="split"):
 
     # Both
 
+    def parts_of(self, client: Client) -> Parts:
+        """Return the model as a client cuts it where activations are sent once."""
+        return client.model.parts(client.tier.cut or self.cut, None, client.examples[:2])
+
     def parts(self, model: LanguageModel, examples: Sequence[Example]) -> Parts:
         """Return the cut model; the first call in a process checks it on a few examples."""
         tail = self.tail
@@ -223,7 +233,8 @@ class Split(Framework, name="split"):
         """
         if parts.head_is_random:
             raise UserError(
-                "framework.cache=true with dropout in the client's blocks",
+                "activations that are sent once, with dropout in the client's blocks",
                 "the activations of a sample would be others each time",
-                "Write model.dropout=0 and adapter.dropout=0, or framework.cache=false",
+                "Write model.dropout=0 and adapter.dropout=0, or leave framework.cache, "
+                "framework.local_rounds and the cuts of tiers out",
             )

@@ -23,6 +23,7 @@ from trillium.fleet import Fleet
 from trillium.frameworks.activation_cache import (
     DIGEST,
     ActivationCache,
+    Cached,
     digest_of,
     digest_of_all,
 )
@@ -30,7 +31,7 @@ from trillium.frameworks.split_exchange import SHARED, shared_body
 from trillium.message import Message, MessageError, named, scalar
 from trillium.models.parts import Parts
 from trillium.models.pooled import Pooled, read_labels
-from trillium.models.ragged import LENGTHS, read_lengths, strip
+from trillium.models.ragged import LENGTHS, mask_of, read_lengths, spread, strip
 from trillium.server import Server
 from trillium.tasks import Example
 from trillium.tasks.batches import by_length, collate
@@ -80,10 +81,12 @@ def collect(
         read = {client: _reader(server, parts, len(wanted)) for client, wanted in turn.items()}
         # Sorted, so that the file does not depend on who answers first.
         for client, (lengths, rows, labels) in sorted(fleet.ask(asks, read), key=lambda r: r[0]):
-            cache.add(client, [digest for _, digest in turn[client]], lengths, rows, labels)
+            own = [digest for _, digest in turn[client]]
+            source = server.tiers[client].cut or split.cut
+            cache.add(client, own, lengths, rows, labels, source)
 
 
-def train(server: Server, parts: Parts, cache: ActivationCache) -> tuple[float, int]:
+def train(split: Split, server: Server, parts: Parts, cache: ActivationCache) -> tuple[float, int]:
     """Train the server part for a round on shuffled batches of all cached samples.
 
     Returns:
@@ -96,7 +99,8 @@ def train(server: Server, parts: Parts, cache: ActivationCache) -> tuple[float, 
     num_steps = training.num_steps(len(pool))
     lost, count = 0.0, 0
     for step, chunk in enumerate(batches(pool, training, server.generator("batches"))):
-        batch = cache.batch(chunk, server.task).to(server.model.device, server.model.dtype)
+        rows = torch.cat(_at_cut(split, server, cache, chunk))
+        batch = cache.batch(chunk, server.task, rows).to(server.model.device, server.model.dtype)
         pooled = Pooled({SHARED: batch})
         body.forward(pooled, gradient=False)
         body.backward(pooled, server.task)
@@ -105,6 +109,32 @@ def train(server: Server, parts: Parts, cache: ActivationCache) -> tuple[float, 
         lost, count = lost + pooled.loss, count + pooled.count
     server.store.setdefault("optimizers", {})[SHARED] = body.optimizer_state()
     return lost, count
+
+
+def _at_cut(
+    split: Split, server: Server, cache: ActivationCache, chunk: Sequence[Cached]
+) -> list[Tensor]:
+    """Return the activations of samples in front of the blocks that train, each `(tokens, width)`.
+
+    Those of clients that hold fewer blocks pass the frozen ones that these lack.
+    """
+    rows = list(torch.split(cache.rows(chunk), [sample.num_tokens for sample in chunk]))
+    for source in sorted({sample.source for sample in chunk} - {split.cut}):
+        places = [place for place, sample in enumerate(chunk) if sample.source == source]
+        middle = server.model.parts(source, split.cut, server.test[:2])
+        middle.body.mount(server.state)
+        body = middle.split.body.eval()
+        mask = mask_of([len(rows[place]) for place in places]).to(server.model.device)
+        flat = torch.cat([rows[place] for place in places])
+        hidden = spread(flat.to(server.model.device, server.model.dtype), mask)
+        key = ("middle", tuple(mask.shape), bool(mask.all()), source)
+        with server.meter.measure(key, lambda b=body: resident_tensors(b)), torch.no_grad():  # type: ignore[misc]
+            hidden = body(hidden, attention_mask=mask)
+        sizes = [len(rows[place]) for place in places]
+        found = torch.split(strip(hidden, mask).cpu(), sizes)
+        for place, row in zip(places, found, strict=True):
+            rows[place] = row
+    return rows
 
 
 Answer = tuple[list[int], EncodedRows, Tensor]
@@ -161,7 +191,7 @@ def send_activations(split: Split, client: Client, message: Message) -> Message:
     positions = message.tensor("control/positions", torch.int32, (None,)).tolist()
     if not positions or not all(0 <= p < len(client.examples) for p in positions):
         raise MessageError(f"{message.verb}: positions outside 0 … {len(client.examples) - 1}")
-    parts = split.parts(client.model, client.examples)
+    parts = split.parts_of(client)
     split.check_fixed(parts)
     if split.local_rounds and "blocks" not in client.store:
         raise MessageError(f"{message.verb}: the trained blocks have not come")
@@ -188,7 +218,7 @@ def _run(split: Split, client: Client, parts: Parts, chunk: list[Example]) -> li
     """Return the activations of each example, without padding."""
     batch = collate(chunk, client.model.tokenizer.pad_token_id, client.model.device)
     head = parts.split.head.eval()
-    key = ("head upload", batch.layout, split.cut)
+    key = ("head upload", batch.layout, client.tier.cut or split.cut)
     with client.meter.measure(key, lambda: resident_tensors(head)):
         hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     sizes = [example.num_tokens for example in chunk]

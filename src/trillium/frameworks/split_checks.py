@@ -21,6 +21,9 @@ def check_split_settings(framework: Split, config: ExperimentConfig) -> None:
     """
     if framework.cache:
         _check_cache(framework)
+    for label, tier in config.tiers.items():
+        if tier.cut is not None:
+            _check_cut(framework, label, tier.cut)
     if framework.local_rounds:
         _check_local_rounds(framework, config)
     if framework.gradients == "auxiliary" and framework.train == "server":
@@ -52,6 +55,25 @@ def _check_cache(framework: Split) -> None:
             f"framework.cache=true with framework.mode={framework.mode}",
             "the server trains on batches of all samples that it has, and no client takes turns",
             "Leave framework.mode out, or framework.cache",
+        )
+
+
+def _check_cut(framework: Split, label: str, cut: int) -> None:
+    """Refuse clients with blocks that others train, or with more than are frozen."""
+    fixed = framework.train == "server" and framework.shape == "two_part"
+    if not fixed or framework.mode != "coalesced" or framework.cache is False:
+        raise UserError(
+            f"tiers.{label}.cut={cut} with framework.train={framework.train}, "
+            f"shape={framework.shape}, mode={framework.mode}, cache={framework.cache}",
+            "clients can differ in their blocks only where these are frozen and activations sent once",
+            "Write framework.train=server, framework.shape=two_part, and leave mode and cache out",
+        )
+    if cut > framework.cut or framework.local_rounds:
+        raise UserError(
+            f"tiers.{label}.cut={cut} with framework.cut={framework.cut}, "
+            f"local_rounds={framework.local_rounds}",
+            "what is behind framework.cut trains at the server, what is in front is trained by all",
+            f"Write a cut of at most {framework.cut}, and framework.local_rounds=0",
         )
 
 
