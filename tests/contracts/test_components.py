@@ -15,6 +15,7 @@ from trillium.codecs import Codec
 from trillium.component import Choice, Component, known, resolve
 from trillium.data.partitions import Partition
 from trillium.data.sources import Source
+from trillium.defences import Defence
 from trillium.downloads import Download
 from trillium.drifts import Drift
 from trillium.ensembles import Ensemble
@@ -41,6 +42,7 @@ KINDS: list[type[Component]] = [
     Ensemble,
     Sharpening,
     Filter,
+    Defence,
 ]
 MEMBERS = [(kind, name) for kind in KINDS for name in known(kind)]
 IDS = [f"{kind.kind} {name}" for kind, name in MEMBERS]

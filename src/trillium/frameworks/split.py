@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from trillium.client import Client, client_verb
+from trillium.component import Choice
+from trillium.defences import Defence
+from trillium.defences.none import NoDefence
 from trillium.errors import UserError
 from trillium.fleet import Fleet
 from trillium.frameworks import Framework, split_cached, split_client, split_local, weigh
@@ -26,6 +29,7 @@ from trillium.frameworks.activation_cache import ActivationCache
 from trillium.frameworks.split_checks import check_delta, check_split_settings
 from trillium.frameworks.split_delta import Delta
 from trillium.frameworks.split_exchange import Exchange
+from trillium.frameworks.split_leakage import leakage
 from trillium.message import Message
 from trillium.models.auxiliary import Auxiliary
 from trillium.models.load import LanguageModel
@@ -64,6 +68,9 @@ class Split(Framework, name="split"):
         local_rounds: in so many rounds at the beginning clients train their first blocks by themselves,
             with a small head of their own, and these are averaged; then they are frozen. For
             `train=server`.
+        defence: what clients do to activations before these leave.
+        leakage: whether the last evaluation says what activations give away: it attacks held-out texts,
+            with the public set to train on.
         delta: sends activations as changes to those of the same sample before, where the client's first
             blocks train; null sends them whole.
     """
@@ -79,6 +86,8 @@ class Split(Framework, name="split"):
     cache_bytes: int = Field(default=CACHE_BYTES, ge=1)
     gradients: Literal["server", "auxiliary"] = "server"
     local_rounds: int = Field(default=0, ge=0)
+    defence: Choice[Defence] = NoDefence()
+    leakage: bool = False
     delta: Delta | None = None
 
     @model_validator(mode="after")
@@ -125,6 +134,19 @@ class Split(Framework, name="split"):
         mean = loss / max(count, 1)
         server.store["losses"] = [*server.store.get("losses", ())[-1:], mean]
         return {"train_loss": mean}
+
+    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+        """Return the metrics of the assembled model; in the end also what activations give away."""
+        found = super().evaluate(server, fleet, batch_size, last)
+        if not last:
+            return found
+        parts, training = self.parts(server.model, server.test), server.training
+        passes = server.num_rounds * (training.local_steps or training.local_epochs)
+        num_releases = 1 if self.caches(parts) else passes
+        found |= self.defence.epsilon(training.max_length, num_releases)
+        if self.leakage:
+            found["leakage"] = leakage(self, server, fleet, batch_size)
+        return found
 
     def finish_run(self, server: Server) -> None:
         """Remove the activations."""

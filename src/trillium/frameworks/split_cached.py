@@ -206,7 +206,7 @@ def send_activations(split: Split, client: Client, message: Message) -> Message:
     return Message(
         "send_activations",
         {
-            _ROWS: torch.cat([hidden[place] for place in range(len(examples))]),
+            _ROWS: split.defence.apply(torch.cat([hidden[p] for p in range(len(examples))])),
             LENGTHS: torch.tensor([e.num_tokens for e in examples], dtype=torch.int32),
             "labels/labels": torch.cat(labels).int(),
         },

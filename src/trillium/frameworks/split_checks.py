@@ -21,6 +21,12 @@ def check_split_settings(framework: Split, config: ExperimentConfig) -> None:
     """
     if framework.cache:
         _check_cache(framework)
+    if framework.leakage and not config.data.public_size:
+        raise UserError(
+            "framework.leakage=true with data.public_size=0",
+            "the attack trains on texts that are not the clients'",
+            "Write data.public_size=200 or more",
+        )
     for label, tier in config.tiers.items():
         if tier.cut is not None:
             _check_cut(framework, label, tier.cut)
@@ -95,7 +101,13 @@ def _check_local_rounds(framework: Split, config: ExperimentConfig) -> None:
 
 
 def _check_delta(framework: Split, delta: Delta, config: ExperimentConfig) -> None:
-    """Refuse changes where nothing changes, and feedback that would diverge."""
+    """Refuse changes where nothing or everything changes, and feedback that would diverge."""
+    if framework.defence.name != "none":
+        raise UserError(
+            f"framework.delta with framework.defence={framework.defence.name}",
+            "a defence alters the same activations otherwise each time",
+            "Leave one of them out",
+        )
     if framework.train == "server":
         raise UserError(
             "framework.delta with framework.train=server",

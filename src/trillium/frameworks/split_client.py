@@ -69,7 +69,7 @@ def forward(split: Split, client: Client, message: Message) -> Message:
             (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
             hidden = hidden.detach()
     client.scratch["pending"] = (batch, hidden)
-    rows = strip(hidden.detach(), batch.attention_mask)
+    rows = split.defence.apply(strip(hidden.detach(), batch.attention_mask))
     sent = {HIDDEN: rows} if split.delta is None else _changes(split.delta, client, rows, chunk)
     tensors = {**sent, **lengths_of(batch.attention_mask)}
     if small is not None:
