@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,10 @@ def test_the_estimate_against_the_ledger(hub: Path, model: str, task: str) -> No
 def _chunks(examples: list[Any]) -> list[list[Any]]:
     ordered = sorted(examples, key=lambda e: e.num_tokens)
     return [ordered[at : at + 8] for at in range(0, len(ordered), 8)]
+
+
+def test_the_example_of_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "split.md"
+    [source] = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(source, {})
+    assert "Proposal(cut=3" in capsys.readouterr().out
