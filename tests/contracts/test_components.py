@@ -23,6 +23,7 @@ from trillium.errors import UserError
 from trillium.filters import Filter
 from trillium.frameworks import Framework
 from trillium.heads import Head
+from trillium.hiddens import Hidden
 from trillium.masks import Mask
 from trillium.sharpenings import Sharpening
 from trillium.tasks import Task
@@ -43,6 +44,7 @@ KINDS: list[type[Component]] = [
     Sharpening,
     Filter,
     Defence,
+    Hidden,
 ]
 MEMBERS = [(kind, name) for kind in KINDS for name in known(kind)]
 IDS = [f"{kind.kind} {name}" for kind, name in MEMBERS]

@@ -28,6 +28,8 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
 
     needs_public: ClassVar[bool] = False
     cuts_models: ClassVar[bool] = False  # whether clients may hold fewer blocks than others
+    slices_adapters: ClassVar[bool] = False  # whether clients may hold parts of the adapter
+    mixes_models: ClassVar[bool] = False  # whether sides may have different models
     trains: ClassVar[bool] = True
 
     @property
@@ -42,10 +44,11 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
             UserError: says which, why, and what to write instead.
         """
         for label, tier in config.tiers.items():
-            if tier.rank is not None or tier.layers is not None:
+            has_part = tier.rank is not None or tier.layers is not None
+            if has_part and not self.slices_adapters:
                 raise UserError(
                     f"tiers.{label} with rank or layers under framework={self.name}",
-                    "only fedllm has clients whose adapters differ",
+                    "only fedllm has clients that hold a part of the adapter",
                     "Leave rank and layers out, or write framework=fedllm",
                 )
         for label, tier in config.tiers.items():
@@ -55,6 +58,12 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
                     "only split divides the model",
                     "Leave cut out there, or write framework=split",
                 )
+        if config.has_other_models and not self.mixes_models:
+            raise UserError(
+                f"server or tiers with model or adapter under framework={self.name}",
+                "it exchanges parameters or activations, which have a meaning in one model only",
+                "Leave model and adapter out there, or write framework=kd",
+            )
         if self.needs_public and config.data.public_size == 0:
             raise UserError(
                 f"framework={self.name} with data.public_size=0",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,14 @@ from torch import Tensor
 
 from trillium.client import Client
 from trillium.ensembles import Ensemble, Opinions, entropy
+from trillium.frameworks.kd_hidden import PUBLIC, read_hidden
+from trillium.hiddens.probe import Probe
 from trillium.message import Message, MessageError
 from trillium.rng import derive_seed
 from trillium.server import Server
 from trillium.sharpenings import Sharpening
 from trillium.side import Side
-from trillium.soft_labels import SoftLabels, Writer, chunks, received
+from trillium.soft_labels import SoftLabels, Teacher, Writer, chunks, received
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.public import read_mask, row_slices, rows_of
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from trillium.frameworks.kd import KD
 
 log = logging.getLogger(__name__)
+
+# Examples, rows of those that were sent, what was sent; returns the labels of all.
+Completion = Callable[[Sequence[int], dict[int, slice], SoftLabels], SoftLabels]
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class Opinion:
         indices: the public examples that it speaks of, sorted.
         labels: its predictions for these, in order.
         counts: how many examples of each class it has, `(classes,)`, if asked for.
+        present: which of these predictions could be told in the server's tokens, bool `(rows,)`; all
+            where it is left out.
+        hidden: the hidden states behind these predictions `(rows, size)`, if asked for.
     """
 
     weight: float
@@ -45,24 +53,41 @@ class Opinion:
     indices: Sequence[int]
     labels: SoftLabels
     counts: Tensor | None = None
+    present: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 def read_opinion(
-    reply: Message, server: Server, examples: Sequence[Example], ensemble: Ensemble
+    reply: Message,
+    task: Task,
+    examples: Sequence[Example],
+    num_classes: int,
+    ensemble: Ensemble,
+    complete: Completion | None = None,
+    probe: Probe | None = None,
 ) -> Opinion:
     """Check what a client has answered.
 
     Args:
         reply: from the client.
-        server: who asked.
-        examples: what it was asked about.
+        task: of the run.
+        examples: what it was asked about, in its tokens.
+        num_classes: of its predictions.
         ensemble: says what else was asked.
+        complete: makes the labels whole of which a client sends only those that have changed.
+        probe: says of which size hidden states are, if there are to be any.
 
     Raises:
         MessageError: something is missing, of a wrong shape, or unreadable.
     """
     kept = [examples[i] for i in read_mask(reply, "control/kept", len(examples))]
-    num_rows, num_classes = predictions(server, kept)
+    sent = kept
+    if complete is not None:
+        sent = [kept[i] for i in read_mask(reply, "control/changed", len(kept))]
+    slices = row_slices(task, sent)
+    num_rows = sum(task.num_targets(example) for example in sent)
+    labels = received(reply, "logits/public", num_rows, num_classes)
+    indices = [example.index for example in kept]
     counts = None
     if ensemble.needs_counts:
         counts = reply.tensor("control/counts", torch.float64, (num_classes,))
@@ -71,8 +96,9 @@ def read_opinion(
     return Opinion(
         weight=reply.positive("control/weight"),
         loss=reply.scalar("control/loss"),
-        indices=[example.index for example in kept],
-        labels=received(reply, "logits/public", num_rows, num_classes),
+        indices=indices,
+        labels=labels if complete is None else complete(indices, slices, labels),
+        hidden=read_hidden(reply, PUBLIC, sum(map(task.num_targets, kept)), probe),
         counts=counts,
     )
 
@@ -107,8 +133,8 @@ def make_teacher(
     opinions: Sequence[Opinion],
     examples: Sequence[Example],
     writer: Writer,
-) -> tuple[list[int], SoftLabels]:
-    """Return the examples that have a teacher, and its rows in their order.
+) -> tuple[list[int], Teacher]:
+    """Return the examples that have a teacher, and what it says of them.
 
     An example is left out if nobody speaks of it, or if the teacher does not know it either.
 
@@ -133,15 +159,16 @@ def make_teacher(
         unsure[rows] = entropy(found) / math.log(max(num_classes, 2))
         writer.add(found)
         seed = derive_seed(seed)
-    silent = (places < 0).all(0)
+    present = (places >= 0).any(0)
     most = framework.max_entropy or math.inf
     kept = []
     for example in examples:
         own = slices[example.index]
-        is_known = own.start < own.stop and not bool(silent[own].any())
-        if is_known and float(unsure[own].mean()) <= most:
+        known = unsure[own][present[own]]
+        if len(known) and float(known.mean()) <= most:
             kept.append(example.index)
-    return kept, writer.done().of(slices, kept)
+    labels = writer.done()
+    return kept, Teacher(labels.joined([labels.records[present]]), present).of(slices, kept)
 
 
 def _opinions(
@@ -168,7 +195,8 @@ def _places(opinion: Opinion, slices: dict[int, slice], num_rows: int) -> Tensor
     """Return where in a client's rows each row is, -1 where it said nothing."""
     places = torch.full((num_rows,), -1, dtype=torch.int64)
     own = rows_of(slices, opinion.indices)
-    places[own] = torch.arange(len(own))
+    own_places = torch.arange(len(own))
+    places[own] = own_places if opinion.present is None else own_places.where(opinion.present, -1)
     return places
 
 
