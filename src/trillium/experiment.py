@@ -170,6 +170,7 @@ class Experiment:
         if self.config.framework.ships == SERVER_MODEL:
             self.model.save(self.server.state, self.folder.path / "adapter", self.server.folds)
         self.folder.status("finished")
+        self.config.framework.finish_run(self.server)
         self.folder.checkpoints.clear()
 
 
@@ -271,6 +272,7 @@ def build_server(
         test=tokenize(config, model, data.test),
         pooled=[example for client in clients for example in client.examples],
         tiers=tiers,
+        folder=None if folder is None else folder.checkpoints.folder,
         groups=groups_by_model(config, engine.clients),
         dialects=find_dialects(config, model, public, data.public, engine.clients),
         training=config.training,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trillium.dialects import Dialect
@@ -26,6 +27,7 @@ class Server(Side):
         tiers: by client, what it does differently from others.
         groups: the clients by model; those of the server's own come first, and may be none.
         dialects: by client, what it speaks instead of what the server does.
+        folder: where what is too large for memory may lie until the run ends, if anywhere.
         state: the server's trainable parameters; at the end of a round those it would ship.
         public: the public set, empty where the run has none.
         public_rows: the same as texts.
@@ -41,6 +43,7 @@ class Server(Side):
     tiers: Mapping[str, Tier]
     groups: Sequence[Sequence[str]]
     dialects: Mapping[str, Dialect] = field(default_factory=dict)
+    folder: Path | None = None
 
     @cached_property
     def dialect(self) -> Dialect:

@@ -58,6 +58,8 @@ class Tier(OwnModel):
         layers: indices of the blocks whose adapters these clients hold and train; all others stay at
             their start values for them.
         local_steps: optimiser steps in one round.
+        cut: how many blocks these clients run in a split whose activations are sent once; the server
+            runs those up to `framework.cut`.
         up, down: codecs, as in `wire`.
         link: what their network carries; codecs such as `adaptive` go by it.
         model, adapter: of these clients, where they have a model of their own; keys that are left out
@@ -68,6 +70,7 @@ class Tier(OwnModel):
     rank: int | None = Field(default=None, ge=1)
     layers: tuple[int, ...] | None = None
     local_steps: int | None = Field(default=None, ge=1)
+    cut: int | None = Field(default=None, ge=1)
     up: tuple[Choice[Codec], ...] | None = None
     down: tuple[Choice[Codec], ...] | None = None
     link: Link = Link()

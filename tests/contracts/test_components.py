@@ -15,6 +15,7 @@ from trillium.codecs import Codec
 from trillium.component import Choice, Component, known, resolve
 from trillium.data.partitions import Partition
 from trillium.data.sources import Source
+from trillium.defences import Defence
 from trillium.downloads import Download
 from trillium.drifts import Drift
 from trillium.ensembles import Ensemble
@@ -46,6 +47,7 @@ KINDS: list[type[Component]] = [
     Filter,
     Public,
     Selection,
+    Defence,
     Hidden,
 ]
 MEMBERS = [(kind, name) for kind in KINDS for name in known(kind)]

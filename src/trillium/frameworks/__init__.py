@@ -27,6 +27,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     """How a federation learns; the object is the configuration, state is with server and clients."""
 
     needs_public: ClassVar[bool] = False
+    cuts_models: ClassVar[bool] = False  # whether clients may hold fewer blocks than others
     slices_adapters: ClassVar[bool] = False  # whether clients may hold parts of the adapter
     mixes_models: ClassVar[bool] = False  # whether sides may have different models
     trains: ClassVar[bool] = True
@@ -49,6 +50,13 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
                     f"tiers.{label} with rank or layers under framework={self.name}",
                     "only fedllm has clients that hold a part of the adapter",
                     "Leave rank and layers out, or write framework=fedllm",
+                )
+        for label, tier in config.tiers.items():
+            if tier.cut is not None and not self.cuts_models:
+                raise UserError(
+                    f"tiers.{label}.cut under framework={self.name}",
+                    "only split divides the model",
+                    "Leave cut out there, or write framework=split",
                 )
         if config.has_other_models and not self.mixes_models:
             raise UserError(
@@ -73,6 +81,9 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
         """Return the metrics of the model that would be shipped, on held-out data."""
         return server.evaluate(server.state, batch_size)
+
+    def finish_run(self, server: Server) -> None:
+        """Remove what the server has laid down in `server.folder`; the run has come to its end."""
 
     def once_bytes(self, side: Side) -> dict[str, int]:
         """Return what a client must hold before the run beside what messages bring, in bytes.
