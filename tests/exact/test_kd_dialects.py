@@ -154,7 +154,7 @@ def test_an_opinion_and_a_teacher_keep_their_places(hub: Path) -> None:
     told = torch.randn(count, VOCABULARY, generator=torch.Generator().manual_seed(0)).log_softmax(
         -1
     )
-    writer: Writer = fed.fleet.wire.writer("teach", "logits/public", 1, tuple(told.shape), "up")
+    writer: Writer = fed.fleet.wire.writer("teach", "logits/public", 1, (count, VOCABULARY), "up")
     writer.add(told)
     opinion = Opinion(1.0, 0.0, indices, writer.done())
     own, _ = opinion_of(fed.server, fed.fleet, "client-1", opinion, "opening")
