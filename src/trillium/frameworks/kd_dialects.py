@@ -136,8 +136,8 @@ def read_classes(message: Message, num_logits: int) -> tuple[Tensor | None, int]
 
 def _align(source: Dialect, target: Dialect, indices: Sequence[int]) -> Alignment:
     """Return which predictions of public examples correspond."""
-    texts = [[dialect.public[i] for i in indices] for dialect in (source, target)]
-    return align(*texts, source.pieces, target.pieces)
+    one, other = ([dialect.public[i] for i in indices] for dialect in (source, target))
+    return align(one, other, source.pieces, target.pieces)
 
 
 def _vocabularies(source: Dialect, target: Dialect, rule: Rule) -> Vocabularies:

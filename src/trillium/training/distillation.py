@@ -75,7 +75,7 @@ def distillation_loss(
 def _regrouped(log_probs: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Return a student's distributions over the teacher's classes that it has, and which these are."""
     has = classes >= 0
-    shared, places = classes[has].unique(return_inverse=True)
+    shared, places = torch.unique(classes[has], return_inverse=True)
     return summed(log_probs[:, has], places, len(shared)).log_softmax(-1), shared
 
 
