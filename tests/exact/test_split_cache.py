@@ -31,8 +31,9 @@ from trillium.frameworks.split import Split
 from trillium.message import decode
 from trillium.rng import generator
 from trillium.tasks import Example
-from trillium.tasks.batches import by_length, collate
+from trillium.tasks.batches import collate, of_one_length
 from trillium.training.loop import batches
+from trillium.training.meters import Meter
 
 CASES = [("gpt2", "classification"), ("bert", "classification"), ("gpt2", "causal_lm"),
          ("llama", "causal_lm")]  # fmt: skip
@@ -91,7 +92,7 @@ def test_it_is_training_the_unsplit_model_with_frozen_first_blocks(
 def test_what_is_kept_is_what_would_be_computed_again(
     hub: Path, model: str, task: str, dtype: str
 ) -> None:
-    """Bit for bit in batches of the same padding; the server's random batches pad otherwise."""
+    """Bit for bit in the same batches, without padding; the server's random batches have some."""
     fed = cached(hub, f"model.dtype={dtype}", model=model, task=task)
     run_rounds(fed, 1)
     cache, framework = store_of(fed), cast(Split, fed.config.framework)
@@ -99,18 +100,19 @@ def test_what_is_kept_is_what_would_be_computed_again(
     parts.head.mount(fed.model.state(fed.server.initial))
     pool = dict(zip(map(id, pooled(fed)), cache.pool(), strict=True))
     for client in fed.clients:
-        for chunk in by_length(client.examples, fed.config.training.batch_size):
-            batch = collate(chunk, 0, fed.model.device)
+        for chunk in of_one_length(client.examples, fed.config.training.batch_size):
+            batch = collate(chunk, 0, fed.model.device, exact=True)
             with torch.no_grad():
                 again = parts.split.head.eval()(
                     None, input_ids=batch.input_ids, attention_mask=batch.attention_mask
                 )
             kept = cache.batch([pool[id(example)] for example in chunk], fed.config.task)
-            real = batch.attention_mask.bool()
-            assert torch.equal(kept.mask, batch.attention_mask)
+            assert bool(batch.attention_mask.all())
+            padded = collate(chunk, 0, fed.model.device)
+            assert torch.equal(kept.mask, padded.attention_mask)
             assert kept.hidden.dtype == again.dtype
-            assert torch.equal(kept.hidden[real], again[real])
-            assert torch.equal(kept.labels, batch.labels)  # type: ignore[arg-type]
+            assert torch.equal(kept.hidden[kept.mask.bool()], again.flatten(0, 1))
+            assert torch.equal(kept.labels, padded.labels)  # type: ignore[arg-type]
 
 
 def test_activations_cross_once_and_without_padding(hub: Path) -> None:
@@ -129,6 +131,24 @@ def test_activations_cross_once_and_without_padding(hub: Path) -> None:
     assert max(e.bytes for e in later) < 400
     assert not any(e.flops for e in later)
     assert store_of(fed).nbytes == crossed + 4 * len(pooled(fed))
+
+
+def test_the_client_computes_nothing_for_padding(hub: Path) -> None:
+    fed = cached(hub)
+    run_rounds(fed, 1)
+    spent = sum(entry.flops or 0 for entry in fed.fleet.ledger.entries)
+    parts = cast(Split, fed.config.framework).parts(fed.model, fed.server.test)
+    parts.head.mount(fed.model.state(fed.server.initial))
+    alone, padded = Meter({}), Meter({})
+    for example in pooled(fed):
+        for meter, exact in ((alone, True), (padded, False)):
+            batch = collate([example], 0, fed.model.device, exact=exact)
+            with meter.measure(batch.layout), torch.no_grad():
+                parts.split.head.eval()(
+                    None, input_ids=batch.input_ids, attention_mask=batch.attention_mask
+                )
+    assert spent == alone.read().flops
+    assert padded.read().flops > 1.1 * spent
 
 
 def test_the_plain_exchange_sends_them_in_every_epoch(hub: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -144,19 +143,10 @@ def test_the_estimate_against_the_ledger(hub: Path, model: str, task: str) -> No
     size = size_of(fed.model)
     assert (size.num_blocks, size.width, size.itemsize) == (3, 12, 8)
     for client in fed.clients:
-        padded = sum(
-            math.ceil(max(e.num_tokens for e in chunk) / 8) * 8 * len(chunk)
-            for chunk in _chunks(client.examples)
-        )
-        work = Work(num_tokens=padded, batch_tokens=1)
+        work = Work(num_tokens=sum(e.num_tokens for e in client.examples), batch_tokens=1)
         device = Device(1e12, 1.0)
         expected = estimate(size, device, work, 2).seconds  # at one FLOP a second
         assert flops(fed)[client.name] == pytest.approx(expected, rel=0.35)
-
-
-def _chunks(examples: list[Any]) -> list[list[Any]]:
-    ordered = sorted(examples, key=lambda e: e.num_tokens)
-    return [ordered[at : at + 8] for at in range(0, len(ordered), 8)]
 
 
 def test_the_example_of_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:

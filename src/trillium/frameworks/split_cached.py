@@ -34,7 +34,7 @@ from trillium.models.pooled import Pooled, read_labels
 from trillium.models.ragged import LENGTHS, mask_of, read_lengths, spread, strip
 from trillium.server import Server
 from trillium.tasks import Example
-from trillium.tasks.batches import by_length, collate
+from trillium.tasks.batches import collate, of_one_length
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
 
@@ -199,7 +199,8 @@ def send_activations(split: Split, client: Client, message: Message) -> Message:
     examples = [client.examples[position] for position in positions]
     hidden: dict[int, Tensor] = {}
     places = [replace(example, index=place) for place, example in enumerate(examples)]
-    for chunk in by_length(places, client.training.batch_size):
+    # Order is free here, so nothing is spent on padding.
+    for chunk in of_one_length(places, client.training.batch_size):
         rows = _run(split, client, parts, chunk)
         hidden |= {example.index: row for example, row in zip(chunk, rows, strict=True)}
     labels = [example.labels.reshape(-1) for example in examples]
@@ -215,14 +216,14 @@ def send_activations(split: Split, client: Client, message: Message) -> Message:
 
 @torch.no_grad()
 def _run(split: Split, client: Client, parts: Parts, chunk: list[Example]) -> list[Tensor]:
-    """Return the activations of each example, without padding."""
-    batch = collate(chunk, client.model.tokenizer.pad_token_id, client.model.device)
+    """Return the activations of each example; all are of one length."""
+    pad_id = client.model.tokenizer.pad_token_id
+    batch = collate(chunk, pad_id, client.model.device, exact=True)
     head = parts.split.head.eval()
     key = ("head upload", batch.layout, client.tier.cut or split.cut)
     with client.meter.measure(key, lambda: resident_tensors(head)):
         hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    sizes = [example.num_tokens for example in chunk]
-    return list(torch.split(strip(hidden, batch.attention_mask), sizes))
+    return list(hidden)
 
 
 def _to_tensor(digests: Sequence[str]) -> Tensor:

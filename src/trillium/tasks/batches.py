@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Protocol, TypeVar
 
 import torch
@@ -29,9 +30,19 @@ def padded(length: int) -> int:
     return -(-length // MULTIPLE) * MULTIPLE
 
 
-def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> Batch:
-    """Pad examples on the right to a common length, a multiple of eight."""
-    length = padded(max(len(example.input_ids) for example in examples))
+def collate(
+    examples: Sequence[Example], pad_id: int, device: torch.device, *, exact: bool = False
+) -> Batch:
+    """Pad examples on the right to a common length.
+
+    Args:
+        examples: of one batch.
+        pad_id: token id of padding.
+        device: where the tensors go.
+        exact: whether that length is the longest example's, and not the next multiple of eight.
+    """
+    longest = max(len(example.input_ids) for example in examples)
+    length = longest if exact else padded(longest)
     input_ids = torch.full((len(examples), length), pad_id)
     attention_mask = torch.zeros_like(input_ids)
     labels = [example.labels for example in examples]
@@ -73,3 +84,10 @@ def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Exa
     """Yield the examples once in batches of similar length, for inference."""
     ordered = sorted(examples, key=lambda example: (len(example.input_ids), example.index))
     yield from in_order(ordered, batch_size)
+
+
+def of_one_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Yield the examples once in batches that need no padding: those of one have the same length."""
+    ordered = sorted(examples, key=lambda example: (len(example.input_ids), example.index))
+    for _, same in groupby(ordered, key=lambda example: len(example.input_ids)):
+        yield from in_order(list(same), batch_size)
