@@ -12,11 +12,12 @@ import itertools
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bag_of_words import bag_of_words
 from banking77 import DATA, read_rows, smaller
-from frontier_jobs import Job, is_done, run_all
+from frontier_jobs import Job, is_done, looked_up, run_all
 from frontier_results import Results
 from trillium.config import Tree, comparison, experiment, merge, parse_overrides, read_yaml
 from trillium.errors import UserError
@@ -118,10 +119,10 @@ class Frontier:
             scores = bag_of_words(read_rows(data / "train.csv"), read_rows(data / "test.csv"))
             results.reference("TF-IDF (1-2 grams), linear SVM", scores)
         print(f"{len(todo)} runs to make", flush=True)
-        num_failed, caches = 0, options.runs / "cache"
+        num_failed, make = 0, partial(looked_up, options.runs / "cache")
         first, rest = todo[:1], todo[1:]  # the first alone, because it fills the cache
         ended = itertools.chain(
-            run_all(first, 1, caches), run_all(rest, min(options.workers, len(rest) or 1), caches)
+            run_all(first, 1, make), run_all(rest, min(options.workers, len(rest) or 1), make)
         )
         for number, (job, failure) in enumerate(ended, start=1):
             num_failed += bool(failure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from trillium.config import ExperimentConfig, Tree, experiment, read_yaml
 from trillium.errors import UserError
 from trillium.experiment import build
 from trillium.run_folder import RunFolder, is_finished
+from trillium.side import Metrics
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def is_done(job: Job) -> bool:
         UserError: there is one of the same name and another configuration.
     """
     written = job.folder / "config.yaml"
-    if written.is_file() and read_yaml(written) != job.tree:
+    if written.is_file() and experiment(read_yaml(written)).tree() != job.tree:
         raise UserError(
             str(job.folder),
             "it holds a run of other settings",
@@ -63,7 +64,11 @@ def is_done(job: Job) -> bool:
     return (job.folder / "status.json").is_file() and is_finished(job.folder)
 
 
-def run(job: Job, caches: Path) -> str:
+Make = Callable[[ExperimentConfig, RunFolder], None]
+"""Makes a run of a configuration in a folder; started processes must be able to import it."""
+
+
+def run(job: Job, make: Make) -> str:
     """Make one run, or go on with it; returns what failed, nothing if all went well."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -71,7 +76,7 @@ def run(job: Job, caches: Path) -> str:
     begun = (job.folder / "status.json").is_file()
     folder = RunFolder.reopen(job.folder) if begun else RunFolder(job.folder, job.arm)
     try:
-        _run(job.config(), folder, caches)
+        make(job.config(), folder)
     except Exception as error:  # the others go on
         reason = f"{type(error).__name__}: {error}"
         folder.status("failed", reason)
@@ -79,7 +84,8 @@ def run(job: Job, caches: Path) -> str:
     return ""
 
 
-def _run(config: ExperimentConfig, folder: RunFolder, caches: Path) -> None:
+def looked_up(caches: Path, config: ExperimentConfig, folder: RunFolder) -> None:
+    """Make a run whose frozen blocks are looked up in files in the folder `caches`."""
     built = build(config, folder, argv=sys.argv)
     assert isinstance(config.adapter, Lora)
     examples = [*built.server.pooled, *built.server.test, *built.server.public]
@@ -90,15 +96,28 @@ def _run(config: ExperimentConfig, folder: RunFolder, caches: Path) -> None:
         built.run()
 
 
-def run_all(todo: Iterable[Job], workers: int, caches: Path) -> Iterator[tuple[Job, str]]:
+def shipped_only(config: ExperimentConfig, folder: RunFolder) -> None:
+    """Make a run in which the model before the first round is not measured: two rows stand for it."""
+    built = build(config, folder, argv=sys.argv)
+    test, built.server.test = built.server.test, built.server.test[:2]
+    if built.server.round:
+        built.server.test = test
+
+    def see(line: Metrics) -> None:
+        built.server.test = test
+
+    built.run(see)
+
+
+def run_all(todo: Iterable[Job], workers: int, make: Make) -> Iterator[tuple[Job, str]]:
     """Make runs in so many processes and yield each, when it has ended, with what failed."""
     if workers == 1:
         for job in todo:
-            yield job, run(job, caches)
+            yield job, run(job, make)
         return
     # A started process: one that is forked would inherit PyTorch's threads in an unknown state.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(run, job, caches): job for job in todo}
+        futures = {pool.submit(run, job, make): job for job in todo}
         for future in as_completed(futures):
             yield futures[future], future.result()

@@ -1,0 +1,64 @@
+"""The table of e2e_nlg.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from frontier_markdown import table
+from trillium.report import human
+from trillium.report.measures import show_bytes
+from trillium.report.summary import Stat
+
+BASELINE = "centralised"
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Return what was found."""
+    settings = content["settings"]
+    rows, bleus = [], {}
+    for arm, how in settings["arms"].items():
+        own = [run for run in content["runs"].values() if run["arm"] == arm]
+        if own:
+            bleus[arm] = [run["bleu"] for run in own]
+            sent = sum(run["bytes"] for run in own) / len(own)
+            shown = [_shown([run[n] for run in own]) for n in ("bleu", "loss", "token_accuracy")]
+            rows.append([how["title"], *shown, show_bytes(sent) if sent else "none"])
+    seeds = sorted({run["seed"] for run in content["runs"].values()})
+    sizes, plan = settings["rows"], content["warm_up"]
+    text = (
+        f"A GPT-2 of {plan['sizes']['n_layer']} blocks of width {plan['sizes']['n_embd']}, which has "
+        f"read some megabytes of dialogues ({plan['steps']} steps), LoRA r = "
+        f"{settings['adapter']['r']} on all its linear layers. {sizes['train']} rows of the "
+        f"development set at three clients, {settings['rounds']} epochs, batches of 24; greedy "
+        f"descriptions of {sizes['answered']} meanings of the test set, BLEU against all references, "
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}."
+    )
+    titles = ["Arm", "BLEU", "Loss", "Token accuracy", "Bytes of a client"]
+    lines = ["# E2E NLG: centralised, federated and split", "", text, "", *table(titles, rows), ""]
+    lines += _claims(content, bleus)
+    return "\n".join(lines) + "\n"
+
+
+def _claims(content: dict[str, Any], bleus: dict[str, list[float]]) -> list[str]:
+    """Return a line for each arm: whether it lies within noise of the centralised one."""
+    lines = [
+        "p: how often answers that are exchanged at random between an arm and the centralised one "
+        "differ as much (approximate randomisation); from 0.05 on a difference is within noise.",
+        "",
+    ]
+    base = Stat.of(bleus.get(BASELINE, []))
+    for arm, p_value in content["p_values"].items():
+        stat = Stat.of(bleus[arm])
+        assert base is not None, "p-values are of differences to it"
+        assert stat is not None, "p-values are of arms that have run"
+        verdict = "within noise" if p_value >= 0.05 else "beyond noise"
+        title = content["settings"]["arms"][arm]["title"]
+        lines.append(
+            f"- {title}: {stat.mean - base.mean:+.1f} BLEU, p = {p_value:.2f}: **{verdict}**"
+        )
+    return lines
+
+
+def _shown(values: list[float]) -> str:
+    stat = Stat.of(values)
+    return human.NONE if stat is None else human.plain(stat.mean, stat.sd)
