@@ -1,0 +1,310 @@
+"""A federation on paper: the real server and clients of a run around a model without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trillium.client import Client
+from trillium.config import ExperimentConfig
+from trillium.fleet import Fleet, Gathered, Lost
+from trillium.ledger import Ledger
+from trillium.message import Message
+from trillium.models.load import LanguageModel
+from trillium.models.slots import State
+from trillium.plan.data import Texts
+from trillium.plan.fakes import Paper
+from trillium.plan.models import architecture, paper_model
+from trillium.plan.sizes import Scales, Weight
+from trillium.plan.waves import Memory
+from trillium.server import Server
+from trillium.side import Side
+from trillium.tasks import Example
+from trillium.tasks.batches import padded
+from trillium.tiers import tier_of
+from trillium.training.loop import batches
+from trillium.training.meters import Cost, Meter, resident_tensors
+from trillium.training.optimizers import Optimizer
+
+EXACT = 50_000  # batches in all rounds; above, every round is planned with the batches of the first
+Chunk = list[Example]
+Layout = tuple[int, int, bool]
+
+
+class _Nobody:
+    """An engine without a way to anybody, for drawing cohorts."""
+
+    def __init__(self, clients: Sequence[str]) -> None:
+        self.clients = sorted(clients)
+
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
+        raise AssertionError("a plan sends nothing")
+
+    def gather(self, need: int) -> Gathered:
+        return Gathered(frozenset(self.clients))
+
+    def save(self, number: int) -> None:
+        """Write nothing."""
+
+    def restore(self, number: int) -> None:
+        """Read nothing."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who is asked in a round.
+
+    Attributes:
+        asked: names, sorted.
+        lost: those of them that are asked once, and never answer.
+    """
+
+    asked: tuple[str, ...]
+    lost: frozenset[str]
+
+    @property
+    def present(self) -> list[str]:
+        """Those that answer."""
+        return [name for name in self.asked if name not in self.lost]
+
+
+@dataclass
+class Federation:
+    """Both sides of a run on paper.
+
+    Attributes:
+        config: of the run.
+        texts: who has which data.
+    """
+
+    config: ExperimentConfig
+    texts: Texts
+    paper: Paper = field(default_factory=Paper)
+    _costs: dict[Hashable, Cost] = field(default_factory=dict)
+    _layouts: dict[Hashable, list[Chunk]] = field(default_factory=dict)
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The resident model."""
+        found = architecture(self.config, self.texts.num_classes)
+        return paper_model(self.config, found, self.paper)
+
+    @cached_property
+    def meter(self) -> Meter:
+        """Counts what is run on paper."""
+        return Meter({}, "cpu")
+
+    @cached_property
+    def server(self) -> Server:
+        """The server."""
+        return Server(
+            **self._side("server"),
+            training=self.config.training,
+            state=self.model.state(),
+            public=self.texts.public,
+            pooled=[e for examples in self.texts.clients.values() for e in examples],
+            tiers={name: tier_of(self.config.tiers, name) for name in self.texts.clients},
+        )
+
+    @cached_property
+    def clients(self) -> dict[str, Client]:
+        """The clients by name."""
+        found = {}
+        for name, examples in self.texts.clients.items():
+            tier = self.server.tiers[name]
+            found[name] = Client(
+                **self._side(name),
+                training=tier.training(self.config.training),
+                examples=examples,
+                verbs={},
+                wire=self._wires[id(tier)],
+                tier=tier,
+            )
+        return found
+
+    @cached_property
+    def scales(self) -> Scales:
+        """Weighs messages."""
+        return Scales(self.paper, len(self.model.tokenizer))
+
+    @cached_property
+    def _wires(self) -> dict[int, Any]:
+        tiers = {id(tier): tier for tier in self.server.tiers.values()}
+        return {key: tier.wire(self.config.wire) for key, tier in tiers.items()}
+
+    @cached_property
+    def _fleet(self) -> Fleet:
+        engine = _Nobody(list(self.texts.clients))
+        return Fleet(engine, self.config.wire, Ledger(), self.config.fleet, self.config.seed)
+
+    def _side(self, name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "model": self.model,
+            "task": self.config.task,
+            "test": [],
+            "meter": self.meter,
+            "seed": self.config.seed,
+            "num_rounds": self.config.rounds,
+        }
+
+    def begin(self, number: int) -> Cohort:
+        """Set both sides to a round and return its cohort, which the seed of the run draws."""
+        self._fleet.begin_round(number)
+        asked = tuple(self._fleet.asked)
+        self.server.round = number
+        for client in self.clients.values():
+            client.round = number
+        return Cohort(asked, frozenset(name for name in asked if self._fleet.fails(name)))
+
+    def everyone(self) -> Cohort:
+        """Return the cohort before the first round."""
+        return Cohort(tuple(sorted(self.clients)), frozenset())
+
+    # Messages
+
+    def down(
+        self, client: str, message: Message, rows: Mapping[str, tuple[int, int]] | None = None
+    ) -> Weight:
+        """Return what a message to a client weighs."""
+        message = Message(
+            message.verb, message.tensors, {**message.meta, "round": self.server.round}
+        )
+        return self.scales.weigh(self.clients[client].wire, "down", message, rows)
+
+    def up(
+        self, client: str, message: Message, rows: Mapping[str, tuple[int, int]] | None = None
+    ) -> Weight:
+        """Return what the reply of a client weighs, with the figures that every reply carries."""
+        tensors: dict[str, Tensor] = dict(message.tensors)
+        tensors["control/cost"] = torch.zeros(4, dtype=torch.float64)
+        message = Message(message.verb, tensors, {**message.meta, "round": self.server.round})
+        return self.scales.weigh(self.clients[client].wire, "up", message, rows)
+
+    # Work
+
+    def measure(self, key: Hashable, work: Callable[[], object]) -> Cost:
+        """Return what some work costs; it runs on paper the first time its key is seen."""
+        if key not in self._costs:
+            self.meter.reset()
+            with self.paper.running():
+                work()
+            self._costs[key] = self.meter.read()
+        return self._costs[key]
+
+    def summed(
+        self,
+        chunks: Sequence[Chunk],
+        key: Hashable,
+        run: Callable[[Chunk], object],
+        rows: Callable[[Chunk], Hashable] = lambda chunk: None,
+    ) -> Cost:
+        """Return what batches cost, each layout run once.
+
+        Args:
+            chunks: the batches.
+            key: what the costs depend on beside the layout of a batch.
+            run: runs one batch.
+            rows: what else of a batch they depend on.
+        """
+        total = Cost()
+        for chunk in chunks:
+            wanted = (key, layout(chunk), rows(chunk))
+            total += self.measure(wanted, lambda chunk=chunk: run(chunk))  # type: ignore[misc]
+        return total
+
+    def chunks(self, client: Client) -> list[Chunk]:
+        """Return the batches on which a client trains in the current round."""
+        own = client.examples
+        if self._is_uniform(own):
+            key: Hashable = (id(own), client.training.local_steps)
+        else:
+            number = client.round if self._exact else 1
+            key = (client.name, number)
+            client.round, now = number, client.round
+        if key not in self._layouts:
+            draw = client.generator("batches")
+            self._layouts[key] = list(batches(own, client.training, draw))
+        if not self._is_uniform(own):
+            client.round = now
+        return self._layouts[key]
+
+    @cached_property
+    def _exact(self) -> bool:
+        steps = sum(c.training.num_steps(len(c.examples)) for c in self.clients.values())
+        return steps * self.config.rounds <= EXACT
+
+    def _is_uniform(self, examples: list[Example]) -> bool:
+        key = ("uniform", id(examples))
+        if key not in self._layouts:
+            lengths = {len(example.input_ids) for example in examples}
+            self._layouts[key] = [[]] if len(lengths) == 1 else []
+        return bool(self._layouts[key])
+
+    def memory(self, side: Side, peak_bytes: int, state: State, optimizer: Optimizer) -> Memory:
+        """Divide a peak into its parts.
+
+        Args:
+            side: who trains.
+            peak_bytes: the most bytes at once.
+            state: what is mounted into the model.
+            optimizer: over those of its parameters that train.
+        """
+        module = side.model.mount(state)
+        return divided(
+            peak_bytes,
+            unique_bytes(resident_tensors(module)),
+            [p for p in state.values() if p.requires_grad],
+            optimizer,
+            self.paper,
+        )
+
+
+def divided(
+    peak_bytes: int,
+    weights: int,
+    trained: Sequence[torch.nn.Parameter],
+    optimizer: Optimizer,
+    paper: Paper,
+) -> Memory:
+    """Divide a peak of memory into weights, gradients, optimiser state and the rest."""
+    gradients = sum(parameter.nbytes for parameter in trained)
+    kept = state_bytes(trained, optimizer, paper)
+    left = max(peak_bytes - weights - kept, 0)
+    gradients = min(gradients, left)
+    return Memory(weights, gradients, min(kept, peak_bytes - weights), left - gradients)
+
+
+def state_bytes(
+    parameters: Sequence[torch.nn.Parameter], optimizer: Optimizer, paper: Paper
+) -> int:
+    """Return what the state of an optimiser weighs after its first step."""
+    if not parameters:
+        return 0
+    with paper.running():
+        copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+        for copy in copies:
+            copy.grad = torch.zeros_like(copy)
+        built = optimizer.build(copies)
+        built.step()
+    return unique_bytes(tensor for tensor in resident_tensors(torch.nn.Module(), built))
+
+
+def unique_bytes(tensors: Iterator[Tensor]) -> int:
+    """Return the bytes of the storages behind some tensors, each once."""
+    storages = {
+        id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in tensors
+    }
+    return sum(storages.values())
+
+
+def layout(chunk: Chunk) -> Layout:
+    """Return the layout of the batch that a chunk is collated to."""
+    lengths = [len(example.input_ids) for example in chunk]
+    length = padded(max(lengths))
+    return len(chunk), length, min(lengths) < length

@@ -1,0 +1,64 @@
+"""What a round is made of: waves of messages, with what clients and server compute for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from trillium.ledger import Purpose
+from trillium.plan.sizes import Weight
+from trillium.training.meters import Cost
+
+FREE: Final = Cost()
+"""Of what computes nothing that is counted."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a client holds at the moment when it holds most, in bytes.
+
+    Attributes:
+        weights: parameters and buffers, the trained ones included.
+        gradients: of the trained parameters.
+        optimizer: its state.
+        activations: all else: what the forward pass keeps for the backward one, and temporaries.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+
+    @property
+    def peak(self) -> int:
+        """The sum, which is what the meter of a run shows."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One message to a client and its reply.
+
+    Attributes:
+        client: who is asked.
+        verb: for what.
+        down: what the message weighs.
+        up: what the reply weighs; `None` where none comes.
+        cost: what the client computes for it; seconds are not known here.
+        purpose: as in the ledger.
+    """
+
+    client: str
+    verb: str
+    down: Weight
+    up: Weight | None
+    cost: Cost = FREE
+    purpose: Purpose = "train"
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Messages that go out together, and what the server computes once all replies are there."""
+
+    asks: tuple[Ask, ...]
+    server: Cost = FREE
