@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from trillium.client import Client
 from trillium.frameworks import Framework
 from trillium.message import Message, scalar
-from trillium.plan.federation import Chunk, Cohort, Federation
+from trillium.plan.federation import Cohort, Federation
 from trillium.plan.waves import Ask, Memory, Wave
+from trillium.tasks import Example
 from trillium.training.loop import batches, task_objective
 from trillium.training.meters import Cost
 
@@ -37,12 +38,12 @@ class BaselineRounds:
         elif self.framework.name == "centralised":
             yield Wave((), self._pooled(cohort))
 
-    def memory(self, client: Client) -> Memory:
-        """Divide the peak of a client's round into its parts."""
+    def memory(self, client: Client, peak_bytes: int) -> Memory:
+        """Divide the most that a client holds into its parts."""
         if self.framework.name != "local_only":
             return Memory()
-        peak, state = self._train(client).peak_bytes, client.model.state()
-        return self.federation.memory(client, peak, state, client.training.optimizer)
+        state = client.model.state()
+        return self.federation.memory(client, peak_bytes, state, client.training.optimizer)
 
     def _alone(self, name: str, lost: bool) -> Ask:
         client, federation = self.federation.clients[name], self.federation
@@ -55,7 +56,7 @@ class BaselineRounds:
     def _train(self, client: Client) -> Cost:
         objective = task_objective(client.task, client.examples)
 
-        def run(chunk: Chunk) -> None:
+        def run(chunk: list[Example]) -> None:
             loop = client.loop("train", client.model.state())
             loop.fit([chunk], objective, client.training, client.progress, 1)
 
@@ -73,9 +74,9 @@ class BaselineRounds:
         budget = training.model_copy(update={"local_steps": num_steps})
         objective = task_objective(server.task, server.pooled)
 
-        def run(chunk: Chunk) -> None:
+        def run(chunk: list[Example]) -> None:
             loop = server.loop("train", server.state)
             loop.fit([chunk], objective, training, server.progress, 1)
 
-        chunks = list(batches(server.pooled, budget, server.generator("batches")))
-        return self.federation.summed(chunks, "train", run)
+        chunks = batches(server.pooled, budget, server.generator("batches"))
+        return self.federation.summed(self.federation.chunked(chunks, "clients"), "train", run)

@@ -84,7 +84,8 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers what code asks of values that do not exist.
 
     A number read from a fake tensor is one: losses, norms and "is all of it finite" are then what no
-    code objects to. A choice of entries by a real mask becomes one by places, whose number is known.
+    code objects to. Tensors are equal if they are the same. A choice of entries by a real mask
+    becomes one by places, whose number is known.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -92,13 +93,19 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is aten._local_scalar_dense.default and is_fake(args[0]):
             return _one(args[0].dtype)
         if func is aten.equal.default and any(is_fake(tensor) for tensor in args[:2]):
-            return False
+            return _is_same(*args[:2])
         if func.overloadpacket in _BY_MASK and any(map(is_fake, _tensors(args))):
             args = (args[0], _places(args[1]), *args[2:])
         return func(*args, **kwargs)
 
 
 _BY_MASK = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
+
+
+def _is_same(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors must be equal, because they are one."""
+    form = left.shape == right.shape and left.storage_offset() == right.storage_offset()
+    return form and left.untyped_storage() is right.untyped_storage()
 
 
 def _one(dtype: torch.dtype) -> bool | int | float:

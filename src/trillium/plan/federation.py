@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from trillium.models.load import LanguageModel
 from trillium.models.slots import State
 from trillium.plan.data import Texts
 from trillium.plan.fakes import Paper
-from trillium.plan.models import architecture, paper_model
-from trillium.plan.sizes import Scales, Weight
-from trillium.plan.waves import Memory
+from trillium.plan.models import architecture, paper_model, with_blocks
+from trillium.plan.sizes import NOTHING, Scales, Weight
+from trillium.plan.waves import FREE, Memory
 from trillium.server import Server
 from trillium.side import Side
 from trillium.tasks import Example
@@ -32,8 +33,22 @@ from trillium.training.meters import Cost, Meter, resident_tensors
 from trillium.training.optimizers import Optimizer
 
 EXACT = 50_000  # batches in all rounds; above, every round is planned with the batches of the first
-Chunk = list[Example]
 Layout = tuple[int, int, bool]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The examples of one batch, and what is to be known of them.
+
+    Attributes:
+        examples: of the batch.
+        layout: as `Batch.layout`.
+        count: predictions that count.
+    """
+
+    examples: list[Example]
+    layout: Layout
+    count: int
 
 
 class _Nobody:
@@ -80,18 +95,27 @@ class Federation:
     Attributes:
         config: of the run.
         texts: who has which data.
+        num_blocks: how many blocks the model has here; as the architecture says where left out.
+        counts, weighs: whether work is counted, and messages are weighed; else they are nothing.
     """
 
     config: ExperimentConfig
     texts: Texts
+    num_blocks: int | None = None
+    counts: bool = True
+    weighs: bool = True
     paper: Paper = field(default_factory=Paper)
     _costs: dict[Hashable, Cost] = field(default_factory=dict)
-    _layouts: dict[Hashable, list[Chunk]] = field(default_factory=dict)
+    _chunks: dict[Hashable, list[Chunk]] = field(default_factory=dict)
+    _same: dict[Hashable, Chunk] = field(default_factory=dict)
+    _targets: dict[int, int] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> LanguageModel:
         """The resident model."""
         found = architecture(self.config, self.texts.num_classes)
+        if self.num_blocks is not None:
+            found = with_blocks(found, self.num_blocks)
         return paper_model(self.config, found, self.paper)
 
     @cached_property
@@ -172,6 +196,8 @@ class Federation:
         self, client: str, message: Message, rows: Mapping[str, tuple[int, int]] | None = None
     ) -> Weight:
         """Return what a message to a client weighs."""
+        if not self.weighs:
+            return NOTHING
         message = Message(
             message.verb, message.tensors, {**message.meta, "round": self.server.round}
         )
@@ -181,6 +207,8 @@ class Federation:
         self, client: str, message: Message, rows: Mapping[str, tuple[int, int]] | None = None
     ) -> Weight:
         """Return what the reply of a client weighs, with the figures that every reply carries."""
+        if not self.weighs:
+            return NOTHING
         tensors: dict[str, Tensor] = dict(message.tensors)
         tensors["control/cost"] = torch.zeros(4, dtype=torch.float64)
         message = Message(message.verb, tensors, {**message.meta, "round": self.server.round})
@@ -190,6 +218,8 @@ class Federation:
 
     def measure(self, key: Hashable, work: Callable[[], object]) -> Cost:
         """Return what some work costs; it runs on paper the first time its key is seen."""
+        if not self.counts:
+            return FREE
         if key not in self._costs:
             self.meter.reset()
             with self.paper.running():
@@ -201,8 +231,8 @@ class Federation:
         self,
         chunks: Sequence[Chunk],
         key: Hashable,
-        run: Callable[[Chunk], object],
-        rows: Callable[[Chunk], Hashable] = lambda chunk: None,
+        run: Callable[[list[Example]], object],
+        by_count: bool = False,
     ) -> Cost:
         """Return what batches cost, each layout run once.
 
@@ -210,41 +240,60 @@ class Federation:
             chunks: the batches.
             key: what the costs depend on beside the layout of a batch.
             run: runs one batch.
-            rows: what else of a batch they depend on.
+            by_count: whether they also depend on how many predictions count.
         """
-        total = Cost()
+        kinds: dict[Hashable, list[Chunk]] = defaultdict(list)
         for chunk in chunks:
-            wanted = (key, layout(chunk), rows(chunk))
-            total += self.measure(wanted, lambda chunk=chunk: run(chunk))  # type: ignore[misc]
-        return total
+            kinds[chunk.layout, chunk.count if by_count else None].append(chunk)
+        flops, peak = 0.0, 0
+        for kind, alike in kinds.items():
+            cost = self.measure((key, kind), partial(run, alike[0].examples))
+            flops, peak = flops + len(alike) * cost.flops, max(peak, cost.peak_bytes)
+        return Cost(flops, 0.0, peak)
+
+    def chunked(self, lists: Iterable[list[Example]], of: str) -> list[Chunk]:
+        """Return batches with what is to be known of them; equal ones are one object.
+
+        Args:
+            lists: the examples of each batch.
+            of: whose they are, the `clients` or of the `public` set.
+        """
+        found = []
+        for examples in lists:
+            lengths = [len(example.input_ids) for example in examples]
+            count = sum(map(self._num_targets, examples))
+            length = padded(max(lengths))
+            form = (len(examples), length, min(lengths) < length)
+            key = (of, form, count, tuple(lengths) if self.texts.assumed else id(examples))
+            found.append(self._same.setdefault(key, Chunk(examples, form, count)))
+        return found
 
     def chunks(self, client: Client) -> list[Chunk]:
         """Return the batches on which a client trains in the current round."""
-        own = client.examples
-        if self._is_uniform(own):
-            key: Hashable = (id(own), client.training.local_steps)
+        number = client.round if self._exact else 1
+        if self.texts.assumed:  # all examples are alike, and so are all rounds
+            key: Hashable = (id(client.examples), client.training.local_steps)
         else:
-            number = client.round if self._exact else 1
             key = (client.name, number)
-            client.round, now = number, client.round
-        if key not in self._layouts:
+        if key not in self._chunks:
+            now, client.round = client.round, number
             draw = client.generator("batches")
-            self._layouts[key] = list(batches(own, client.training, draw))
-        if not self._is_uniform(own):
             client.round = now
-        return self._layouts[key]
+            self._chunks[key] = self.chunked(
+                batches(client.examples, client.training, draw), "clients"
+            )
+        return self._chunks[key]
 
     @cached_property
     def _exact(self) -> bool:
         steps = sum(c.training.num_steps(len(c.examples)) for c in self.clients.values())
         return steps * self.config.rounds <= EXACT
 
-    def _is_uniform(self, examples: list[Example]) -> bool:
-        key = ("uniform", id(examples))
-        if key not in self._layouts:
-            lengths = {len(example.input_ids) for example in examples}
-            self._layouts[key] = [[]] if len(lengths) == 1 else []
-        return bool(self._layouts[key])
+    def _num_targets(self, example: Example) -> int:
+        key = id(example.labels)
+        if key not in self._targets:
+            self._targets[key] = self.config.task.num_targets(example)
+        return self._targets[key]
 
     def memory(self, side: Side, peak_bytes: int, state: State, optimizer: Optimizer) -> Memory:
         """Divide a peak into its parts.
@@ -301,10 +350,3 @@ def unique_bytes(tensors: Iterator[Tensor]) -> int:
         id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in tensors
     }
     return sum(storages.values())
-
-
-def layout(chunk: Chunk) -> Layout:
-    """Return the layout of the batch that a chunk is collated to."""
-    lengths = [len(example.input_ids) for example in chunk]
-    length = padded(max(lengths))
-    return len(chunk), length, min(lengths) < length

@@ -13,9 +13,10 @@ from trillium.frameworks.fedllm import FedLLM
 from trillium.message import Message, named, scalar
 from trillium.models.shares import Share
 from trillium.models.slots import State, train_only, values
-from trillium.plan.federation import Chunk, Cohort, Federation
+from trillium.plan.federation import Cohort, Federation
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import Ask, Memory, Wave
+from trillium.tasks import Example
 from trillium.training.loop import task_objective
 from trillium.training.meters import Cost
 
@@ -37,7 +38,10 @@ class FedLLMRounds:
     _held: dict[str, int] = field(default_factory=dict)  # round whose values a client holds
     _took_part: set[str] = field(default_factory=set)
     _weights: dict[Hashable, tuple[Weight, Weight]] = field(default_factory=dict)
-    _runs: dict[Hashable, Callable[[Chunk], object]] = field(default_factory=dict)
+    _moved: dict[Hashable, tuple[str, ...]] = field(default_factory=dict)
+    _shares: dict[Hashable, Share] = field(default_factory=dict)
+    _totals: dict[Hashable, Cost] = field(default_factory=dict)
+    _runs: dict[Hashable, Callable[[list[Example]], object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rule = self.framework.aggregator
@@ -57,16 +61,15 @@ class FedLLMRounds:
         yield Wave(tuple(self._ask(name, number, name in cohort.lost) for name in cohort.asked))
         self._settle(number, cohort)
 
-    def memory(self, client: Client) -> Memory:
-        """Divide the peak of a client's round into its parts."""
-        share = self.framework.share(client, client.tier)
-        peak = self._train(client, share).peak_bytes
+    def memory(self, client: Client, peak_bytes: int) -> Memory:
+        """Divide the most that a client holds into its parts."""
+        share = self._share(client)
         state = self._state(client, share)
-        return self.federation.memory(client, peak, state, client.training.optimizer)
+        return self.federation.memory(client, peak_bytes, state, client.training.optimizer)
 
     def _ask(self, name: str, number: int, lost: bool) -> Ask:
         client = self.federation.clients[name]
-        share = self.framework.share(client, client.tier)
+        share = self._share(client)
         since, kind, meta = 0, "parameters", {"start": _DIGEST}
         if isinstance(self.framework.download, ChangeDownload):
             last = self._held.get(name)
@@ -74,18 +77,28 @@ class FedLLMRounds:
                 kind, meta = "snapshot", {"base": "start", "start": _DIGEST}
             else:
                 since, meta = last, {"base": "held"}
-        key = (number, id(client.tier), since, kind)
-        if key not in self._weights:
+        now = (number, id(client.tier), since, kind)
+        if now not in self._moved:
             # What a client holds in round r is what was made of rounds up to r - 1.
-            moved = [n for n in share.down if self._changed.get(n, 0) >= max(since, 1)]
+            held = max(since, 1)
+            self._moved[now] = tuple(n for n in share.down if self._changed.get(n, 0) >= held)
+        moved = self._moved[now]
+        key = (id(client.tier), share.up, moved, kind, number == 1, len(str(number)))
+        if key not in self._weights:
             self._weights[key] = self._weigh(client, share, moved, kind, meta)
         down, up = self._weights[key]
         if lost:
             return Ask(name, "train", down, None)
         return Ask(name, "train", down, up, self._train(client, share))
 
+    def _share(self, client: Client) -> Share:
+        key = (client.round, id(client.tier))
+        if key not in self._shares:
+            self._shares[key] = self.framework.share(client, client.tier)
+        return self._shares[key]
+
     def _weigh(
-        self, client: Client, share: Share, moved: list[str], kind: str, meta: dict[str, str]
+        self, client: Client, share: Share, moved: tuple[str, ...], kind: str, meta: dict[str, str]
     ) -> tuple[Weight, Weight]:
         """Return what the message and the reply of a client weigh."""
         framework = self.framework
@@ -107,7 +120,7 @@ class FedLLMRounds:
         """Note which values have changed, and who holds what."""
         for name in cohort.present:
             client = self.federation.clients[name]
-            share = self.framework.share(client, client.tier)
+            share = self._share(client)
             for tensor in share.up:
                 if number > 1 or share.factors.get(tensor) != "A" or self._moves_a(client):
                     self._changed[tensor] = number
@@ -133,11 +146,14 @@ class FedLLMRounds:
         key = (id(client.tier), share.trained, later, known)
         if key not in self._runs:
             self._runs[key] = self._runner(client, share, later, known)
-        return self.federation.summed(self.federation.chunks(client), key, self._runs[key])
+        chunks = self.federation.chunks(client)
+        if (key, id(chunks)) not in self._totals:
+            self._totals[key, id(chunks)] = self.federation.summed(chunks, key, self._runs[key])
+        return self._totals[key, id(chunks)]
 
     def _runner(
         self, client: Client, share: Share, later: bool, known: bool
-    ) -> Callable[[Chunk], object]:
+    ) -> Callable[[list[Example]], object]:
         """Return what trains a client of this kind on one batch."""
         framework, state = self.framework, self._state(client, share)
         with self.federation.paper.running():
@@ -146,7 +162,7 @@ class FedLLMRounds:
             received = dict(framework.drift.send({"common": {}} if later else {}, like))
         objective, training = task_objective(client.task, client.examples), client.training
 
-        def run(chunk: Chunk) -> None:
+        def run(chunk: list[Example]) -> None:
             own = {"own": dict(like)} if known else {}
             correction = framework.drift.correction(own, state, begun, received)
             loop = client.loop(f"train{correction.label}", state)

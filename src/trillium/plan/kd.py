@@ -14,7 +14,7 @@ from trillium.frameworks.kd_cache import LabelCache
 from trillium.frameworks.kd_teacher import predictions
 from trillium.message import Message, scalar
 from trillium.plan.fakes import DEPENDS_ON_VALUES
-from trillium.plan.federation import Chunk, Cohort, Federation
+from trillium.plan.federation import Cohort, Federation
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import Ask, Memory, Wave
 from trillium.side import Side
@@ -95,15 +95,10 @@ class KDRounds:
                 cache.confirm(name, sent)
         yield Wave(tuple(asks), distilling)
 
-    def memory(self, client: Client) -> Memory:
-        """Divide the peak of a client's round into its parts."""
-        framework, public = self.framework, self._public
-        peak = (self._train(client) + self._predict(client, public)).peak_bytes
-        if framework.direction != "server":
-            used = framework.chosen(self.federation.server)
-            peak = max(peak, self._distil(client, used).peak_bytes)
+    def memory(self, client: Client, peak_bytes: int) -> Memory:
+        """Divide the most that a client holds into its parts."""
         state = client.model.state()
-        return self.federation.memory(client, peak, state, client.training.optimizer)
+        return self.federation.memory(client, peak_bytes, state, client.training.optimizer)
 
     @property
     def _public(self) -> list[Example]:
@@ -168,7 +163,7 @@ class KDRounds:
     # Work
 
     def _train(self, client: Client) -> Cost:
-        def run(chunk: Chunk) -> None:
+        def run(chunk: list[Example]) -> None:
             client.loop("train", client.model.state()).fit(
                 [chunk],
                 task_objective(client.task, client.examples),
@@ -177,16 +172,23 @@ class KDRounds:
                 1,
             )
 
-        return self.federation.summed(self.federation.chunks(client), "train", run)
+        chunks = self.federation.chunks(client)
+        key = ("train", id(chunks))
+        if key not in self._known:
+            self._known[key] = self.federation.summed(chunks, "train", run)
+        found: Cost = self._known[key]
+        return found
 
     def _predict(self, client: Client, examples: list[Example]) -> Cost:
         key = ("predict", id(client.wire), tuple(example.index for example in examples))
         if key not in self._known:
-            chunks = list(in_order(examples, PREDICT_BATCH))
+            chunks = self.federation.chunked(in_order(examples, PREDICT_BATCH), "public")
             state = client.model.state()
-            wide = is_wide(client.loop("predict", state), client.task, client.model.num_classes)
+            with self.federation.paper.running():
+                loop = client.loop("predict", state)
+                wide = is_wide(loop, client.task, client.model.num_classes)
 
-            def run(chunk: Chunk) -> None:
+            def run(chunk: list[Example]) -> None:
                 wire = client.wire
                 try:
                     self._predict_one(client, chunk, wire)
@@ -194,12 +196,12 @@ class KDRounds:
                     self._predict_one(client, chunk, Wire())
 
             self._known[key] = self.federation.summed(
-                chunks, ("predict", id(client.wire)), run, lambda chunk: _rows(client, wide, chunk)
+                chunks, ("predict", id(client.wire)), run, by_count=wide
             )
         found: Cost = self._known[key]
         return found
 
-    def _predict_one(self, client: Client, chunk: Chunk, wire: Wire) -> None:
+    def _predict_one(self, client: Client, chunk: list[Example], wire: Wire) -> None:
         shape = predictions(client, chunk)
         writer = wire.writer("teach", "logits/public", client.round, shape, "up")
         with self.federation.paper.running():
@@ -221,9 +223,10 @@ class KDRounds:
         )
         loss = Loss(framework.temperature, framework.weight, framework.public_labels)
         shape = predictions(side, public)
-        wide = is_wide(side.loop("distil", side.model.state()), side.task, shape[1])
+        with self.federation.paper.running():
+            wide = is_wide(side.loop("distil", side.model.state()), side.task, shape[1])
 
-        def run(chunk: Chunk) -> None:
+        def run(chunk: list[Example]) -> None:
             for codec_wire in (wire, Wire()):
                 teacher = self._teacher(codec_wire, shape)
                 state = side.model.state()
@@ -236,10 +239,10 @@ class KDRounds:
                     continue
                 return
 
-        chunks = list(batches(public, training, side.generator("distil")))
-        cost = self.federation.summed(
-            chunks, ("distil", id(wire)), run, lambda chunk: _rows(side, wide, chunk)
+        chunks = self.federation.chunked(
+            batches(public, training, side.generator("distil")), "public"
         )
+        cost = self.federation.summed(chunks, ("distil", id(wire)), run, by_count=wide)
         self._known[key] = cost
         return cost
 
@@ -257,8 +260,3 @@ class KDRounds:
         one = codec.sized(*shape).encode_rows(torch.zeros(1, shape[1]).log_softmax(-1), 0)
         records = self.federation.paper.empty(shape[0], *one.shape[1:], dtype=one.dtype)
         return SoftLabels(codec, records, shape[1])
-
-
-def _rows(side: Side, wide: bool, chunk: Chunk) -> int:
-    """Return on what costs depend beside the layout: the rows of the last layer, where it is apart."""
-    return sum(side.task.num_targets(example) for example in chunk) if wide else 0

@@ -68,6 +68,18 @@ def architecture(config: ExperimentConfig, num_labels: int) -> Any:
     return found
 
 
+def with_blocks(hf_config: Any, num_blocks: int) -> Any:
+    """Return the configuration of an architecture with another number of blocks."""
+    found = copy.deepcopy(hf_config)
+    text = found.get_text_config()
+    before = text.num_hidden_layers
+    text.num_hidden_layers = num_blocks
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == before:  # what each block is, such as its type
+            setattr(text, name, value[:num_blocks])
+    return found
+
+
 def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> LanguageModel:
     """Return the resident model of a run, without weights.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from trillium.client import Client
 from trillium.config import ExperimentConfig
 from trillium.errors import UserError
 from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
@@ -17,7 +15,8 @@ from trillium.frameworks.split import Split
 from trillium.ledger import Purpose
 from trillium.plan.baselines import BaselineRounds
 from trillium.plan.data import Texts
-from trillium.plan.federation import Cohort, Federation
+from trillium.plan.depth import Rounds, course_of
+from trillium.plan.federation import Federation
 from trillium.plan.fedllm import FedLLMRounds
 from trillium.plan.kd import KDRounds
 from trillium.plan.sizes import Weight
@@ -26,19 +25,6 @@ from trillium.plan.waves import Ask, Memory, Wave
 from trillium.wire import Direction
 
 ASKS = 200_000  # planned one by one; from then on, a round is taken to be as the last one
-
-
-class Rounds(Protocol):
-    """What a framework does, on paper."""
-
-    def start(self) -> Iterator[Wave]:
-        """Return what crosses before the first round."""
-
-    def round(self, number: int, cohort: Cohort) -> Iterator[Wave]:
-        """Return the messages of a round; called for one round after the other."""
-
-    def memory(self, client: Client) -> Memory:
-        """Divide the peak of a client's round into its parts."""
 
 
 def rounds_of(federation: Federation) -> Rounds:
@@ -122,12 +108,12 @@ class Sums:
     flops: float = 0
     peak_bytes: int = 0
 
-    def add(self, ask: Ask) -> None:
-        """Add one message and its reply."""
-        self._of("down", ask.purpose).add(ask.down)
+    def add(self, ask: Ask, times: int = 1) -> None:
+        """Add one message and its reply, so many times."""
+        self._of("down", ask.purpose).add(ask.down, times)
         if ask.up is not None:
-            self._of("up", ask.purpose).add(ask.up)
-        self.flops += ask.cost.flops
+            self._of("up", ask.purpose).add(ask.up, times)
+        self.flops += ask.cost.flops * times
         self.peak_bytes = max(self.peak_bytes, ask.cost.peak_bytes)
 
     def merge(self, other: Sums, times: float = 1) -> None:
@@ -200,16 +186,16 @@ def predict(config: ExperimentConfig, texts: Texts) -> Prediction:
         UserError: the settings do not fit together, or there is no plan for them.
     """
     federation = Federation(config, texts)
-    rounds = rounds_of(federation)
+    course = course_of(federation, rounds_of)
     clients: dict[str, Sums] = {name: Sums() for name in federation.clients}
-    _add(clients, rounds.start())
+    _add(clients, course.start())
     later: dict[str, Sums] = {}
     waves: list[Wave] = []
     server_flops, server_peak, asks, number = 0.0, 0, 0, 0
     total = config.rounds if config.framework.trains else 0
     while number < total:
         number += 1
-        last = list(rounds.round(number, federation.begin(number)))
+        last = list(course.round(number))
         own = _add({}, last)
         for name, sums in own.items():
             clients[name].merge(sums)
@@ -224,12 +210,7 @@ def predict(config: ExperimentConfig, texts: Texts) -> Prediction:
         if number >= 2 and asks + asks / number > ASKS and _is_steady(config):
             left = total - number
             server_flops += left * flops
-            mean = Sums()
-            for sums in own.values():
-                mean.merge(sums, 1 / len(own))
-            share = len(own) / len(clients)
-            for name in clients:
-                clients[name].merge(own[name] if share == 1 else mean, left * share)
+            _repeat(clients, own, left)
             break
     federation.begin(min(2, max(total, 1)))
     module = federation.model.module
@@ -240,10 +221,10 @@ def predict(config: ExperimentConfig, texts: Texts) -> Prediction:
         once_bytes=config.framework.once_bytes(federation.server),
         server_flops=server_flops,
         server_peak_bytes=server_peak,
-        memory=_memories(federation, rounds, set(later)),
+        memory=_memories(federation, course.rounds, {name: clients[name] for name in later}),
         waves=waves,
         planned_rounds=number,
-        upper_bound=isinstance(rounds, KDRounds) and rounds.upper_bound,
+        upper_bound=isinstance(course.rounds, KDRounds) and course.rounds.upper_bound,
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         num_trained=sum(tensor.numel() for tensor in federation.model.initial.values()),
         texts=texts,
@@ -259,22 +240,35 @@ def _is_steady(config: ExperimentConfig) -> bool:
 
 
 def _add(clients: dict[str, Sums], waves: Iterable[Wave]) -> dict[str, Sums]:
-    for wave in waves:
+    found = list(waves)
+    times = Counter(map(id, found))
+    for wave in {id(wave): wave for wave in found}.values():
         for ask in wave.asks:
-            clients.setdefault(ask.client, Sums()).add(ask)
+            clients.setdefault(ask.client, Sums()).add(ask, times[id(wave)])
     return clients
 
 
-def _memories(federation: Federation, rounds: Rounds, names: set[str]) -> dict[str, Memory]:
-    """Return the memory of the clients that take part; equal clients are looked at once."""
-    found: dict[tuple[int, int], Memory] = {}
+def _repeat(clients: dict[str, Sums], last: Mapping[str, Sums], times: int) -> None:
+    """Add rounds like the last one; whoever is drawn for them costs what those of the last one did."""
+    mean = Sums()
+    for sums in last.values():
+        mean.merge(sums, 1 / len(last))
+    share = len(last) / len(clients)
+    for name, found in clients.items():
+        found.merge(last[name] if share == 1 else mean, times * share)
+
+
+def _memories(
+    federation: Federation, rounds: Rounds, clients: Mapping[str, Sums]
+) -> dict[str, Memory]:
+    """Return the memory of clients by part; equal clients are looked at once."""
+    found: dict[tuple[int, int, int], Memory] = {}
     result = {}
-    for name, client in federation.clients.items():
-        if name not in names:
-            continue
-        key = id(client.tier), id(client.examples)
+    for name, sums in clients.items():
+        client = federation.clients[name]
+        key = id(client.tier), id(client.examples), sums.peak_bytes
         if key not in found:
-            found[key] = rounds.memory(client)
+            found[key] = rounds.memory(client, sums.peak_bytes)
         result[name] = found[key]
     return result
 

@@ -14,7 +14,7 @@ from trillium.message import Message, named, scalar
 from trillium.models.parts import Body, Parts, Step
 from trillium.models.pooled import Forwarded, Pooled
 from trillium.models.slots import train_only
-from trillium.plan.federation import Chunk, Cohort, Federation, divided, layout, unique_bytes
+from trillium.plan.federation import Chunk, Cohort, Federation, divided, unique_bytes
 from trillium.plan.models import cut_model
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import Ask, Memory, Wave
@@ -61,28 +61,32 @@ class SplitRounds:
             yield from self._session(session, cohort, order)
         self._stepped = True
 
-    def memory(self, client: Client) -> Memory:
-        """Divide the peak of a client's round into its parts."""
-        chunks = self.federation.chunks(client)
-        costs = [cost for c in chunks for cost in self._batch(client, c, True).costs.values()]
-        peak = max(cost.peak_bytes for cost in costs)
+    def memory(self, client: Client, peak_bytes: int) -> Memory:
+        """Divide the most that a client holds into its parts."""
         parts = self._parts.split
         own = [parts.head] if parts.tail is None else [parts.head, parts.tail]
         names = self.framework._client_names(self._parts)
         state = client.model.state({name: client.initial[name] for name in names})
         weights = unique_bytes(tensor for part in own for tensor in resident_tensors(part))
         return divided(
-            peak, weights, list(state.values()), client.training.optimizer, self.federation.paper
+            peak_bytes,
+            weights,
+            list(state.values()),
+            client.training.optimizer,
+            self.federation.paper,
         )
 
     @property
     def _parts(self) -> Parts:
-        framework, model = self.framework, self.federation.model
-        tail = framework.tail
-        if framework.shape == "u" and tail is None:
-            tail = model.num_blocks
-        with self.federation.paper.running():
-            return cut_model(model, framework.cut, tail)
+        if "parts" not in self._known:
+            framework, model = self.framework, self.federation.model
+            tail = framework.tail
+            if framework.shape == "u" and tail is None:
+                tail = model.num_blocks
+            with self.federation.paper.running():
+                self._known["parts"] = cut_model(model, framework.cut, tail)
+        found: Parts = self._known["parts"]
+        return found
 
     def _session(
         self, names: Sequence[str], cohort: Cohort, order: torch.Generator
@@ -98,46 +102,38 @@ class SplitRounds:
         taken: dict[str, int] = dict.fromkeys(present, 0)
         for group in self.framework._turns(num_steps, order):
             batches = {name: chunks[name][taken[name]] for name in group}
-            yield from self._turn(
-                {n: (present[n], chunk, taken[n] > 0) for n, chunk in batches.items()}
-            )
+            stepped = {name: self._stepped or taken[name] > 0 for name in group}
+            yield from self._turn({n: (present[n], batches[n], stepped[n]) for n in group})
             for name in group:
                 taken[name] += 1
-        step = self._step_cost(next(iter(present.values()))) if present else Cost()
-        yield Wave(tuple(Ask(name, "finish", *finish, step) for name in sorted(present)))
+        yield Wave(tuple(Ask(name, "finish", *finish) for name in sorted(present)))
 
-    def _turn(self, batches: Mapping[str, tuple[Client, Chunk, bool]]) -> Iterator[Wave]:
+    def _turn(self, batches: Mapping[str, tuple[Client, Chunk, bool]]) -> Sequence[Wave]:
         """Return the messages for the batches that the server takes next."""
-        found = {
-            name: self._batch(client, chunk, later or self._stepped)
-            for name, (client, chunk, later) in batches.items()
-        }
-        forward, backward = Cost(), Cost()
-        groups = (
-            [batches]
-            if self.framework.mode == "coalesced"
-            else [{n: b} for n, b in batches.items()]
-        )
-        if self.framework.mode == "splitfed_v1":
-            alone = [{name: batch} for name, batch in batches.items()]
+        key = ("turn", *((name, id(chunk), later) for name, (_, chunk, later) in batches.items()))
+        if key not in self._known:
+            self._known[key] = list(self._waves(batches))
+        found: list[Wave] = self._known[key]
+        return found
+
+    def _waves(self, batches: Mapping[str, tuple[Client, Chunk, bool]]) -> Iterator[Wave]:
+        found = {name: self._batch(*batch) for name, batch in batches.items()}
+        alone = [{name: batch} for name, batch in batches.items()]
         groups = [dict(batches)] if self.framework.mode == "coalesced" else alone
+        forward, backward = Cost(), Cost()
         for group in groups:
-            costs = self._body([(client, chunk) for client, chunk, _ in group.values()])
+            costs = self._body([chunk for _, chunk, _ in group.values()])
             forward, backward = forward + costs[0], backward + costs[1]
-        verbs = [("forward", forward)]
+        verbs = [("forward", forward + backward)]
         if self.framework.shape == "u":
-            verbs.append(("finish_batch", backward))
-        else:
-            verbs[0] = ("forward", forward + backward)
+            verbs = [("forward", forward), ("finish_batch", backward)]
         if self._head_trains:
             verbs.append(("backward", Cost()))
         for verb, server in verbs:
-            asks = []
-            for name, (client, _, later) in batches.items():
-                cost = found[name].costs[verb]
-                if verb == "forward" and later:
-                    cost = cost + self._step_cost(client)
-                asks.append(Ask(name, verb, *found[name].weights[verb], cost))
+            asks = [
+                Ask(name, verb, *batch.weights[verb], batch.costs[verb])
+                for name, batch in found.items()
+            ]
             yield Wave(tuple(asks), server)
 
     @property
@@ -146,7 +142,7 @@ class SplitRounds:
 
     def _begin(self, client: Client) -> tuple[tuple[Weight, Weight], tuple[Weight, Weight]]:
         """Return what the messages at both ends of a round weigh."""
-        key = ("begin", client.round)
+        key = ("begin", id(client.tier), len(str(client.round)))
         if key not in self._known:
             names = self.framework._client_names(self._parts)
             part = named("parameters", {name: client.initial[name] for name in names})
@@ -166,14 +162,10 @@ class SplitRounds:
         found: tuple[tuple[Weight, Weight], tuple[Weight, Weight]] = self._known[key]
         return found
 
-    def _step_cost(self, client: Client) -> Cost:
-        """Return what an optimiser step on the client part costs, which is memory alone."""
-        return Cost()
-
     def _batch(self, client: Client, chunk: Chunk, stepped: bool) -> _Batch:
         """Return what a client's batch weighs and costs; the verbs run once for each layout."""
-        count = sum(client.task.num_targets(example) for example in chunk)
-        key = ("batch", id(client.tier), len(str(client.round)), layout(chunk), count, stepped)
+        digits = len(str(client.round))
+        key = ("batch", id(client.tier), digits, chunk.layout, chunk.count, stepped)
         if key not in self._known:
             with self.federation.paper.running():
                 self._known[key] = self._run(client, chunk, stepped)
@@ -221,20 +213,18 @@ class SplitRounds:
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        client.scratch = {"state": state, "optimizer": optimizer, "batches": iter([chunk])}
+        client.scratch = {"state": state, "optimizer": optimizer, "batches": iter([chunk.examples])}
 
-    def _body(self, members: Sequence[tuple[Client, Chunk]]) -> tuple[Cost, Cost]:
+    def _body(self, chunks: Sequence[Chunk]) -> tuple[Cost, Cost]:
         """Return what the server computes for a pooled batch, forward and backward."""
-        task = self.federation.server.task
-        counts = [sum(task.num_targets(example) for example in chunk) for _, chunk in members]
-        pool = [layout(chunk) for _, chunk in members]
+        pool, count = [chunk.layout for chunk in chunks], sum(chunk.count for chunk in chunks)
         length = max(found[1] for found in pool)
         is_padded = any(found[2] or found[1] < length for found in pool)
         rows = sum(found[0] for found in pool)
         key = ("body", rows, length, is_padded)
         if key not in self._known:
             with self.federation.paper.running():
-                self._known[key] = self._run_body(rows, length, sum(counts), is_padded)
+                self._known[key] = self._run_body(rows, length, count, is_padded)
         found: tuple[Cost, Cost] = self._known[key]
         return found
 
