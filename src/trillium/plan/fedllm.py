@@ -80,7 +80,9 @@ class FedLLMRounds:
         now = (number, id(client.tier), since, kind)
         if now not in self._moved:
             # What a client holds in round r is what was made of rounds up to r - 1.
-            held = max(since, 1)
+            # A lossy codec leaves a rest of whatever changed, which is sent again and again.
+            exact = client.wire.is_lossless("parameters", "down")
+            held = max(since, 1) if exact else 1
             self._moved[now] = tuple(n for n in share.down if self._changed.get(n, 0) >= held)
         moved = self._moved[now]
         key = (id(client.tier), share.up, moved, kind, number == 1, len(str(number)))

@@ -25,6 +25,7 @@ from trillium.wire import Direction, Wire
 
 ENTRIES = 2**21  # a tensor of at most so many is encoded to see what becomes of it
 ROWS = 64  # as many rows of soft labels
+SLACK = 0.01  # a range is so much wider than what was seen: other draws compress a little otherwise
 _START = len(MAGIC) + 1 + 8  # magic, version, and safetensors' length of the header
 # The order in which safetensors lays tensors out: by dtype, the widest first, then by name.
 _ORDER = ["I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL"]
@@ -109,7 +110,9 @@ class Scales:
             }
             sizes.append(_weight(message, parts))
         totals = [size[0] for size in sizes]
-        return Weight(sizes[0][0], sizes[0][1], min(totals), max(totals))
+        slack = 0.0 if min(totals) == max(totals) else SLACK
+        low, high = math.floor((1 - slack) * min(totals)), math.ceil((1 + slack) * max(totals))
+        return Weight(sizes[0][0], sizes[0][1], low, high)
 
     def _encoded(self, stack: Sequence[Codec], tensor: Tensor) -> list[dict[str, _Form]]:
         """Return the parts that codecs make of a tensor: the likely ones, then of other values."""

@@ -1,0 +1,85 @@
+"""A plan as plain values: what `plan.json` holds, and what tables and plots are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from trillium.config import ExperimentConfig
+from trillium.errors import UserError
+from trillium.plan.data import Texts
+from trillium.plan.predict import Prediction, Sums, Traffic, by_tier, predict
+from trillium.rng import scoped_rng
+
+if TYPE_CHECKING:
+    from trillium.client import Client
+    from trillium.server import Server
+
+
+def plan_of_run(config: ExperimentConfig, server: Server, clients: Sequence[Client]) -> Any:
+    """Return the plan of a simulated run, from the data that it has, as plain values.
+
+    A run never fails for want of a plan: where there is none, it says why.
+    """
+    texts = Texts(
+        clients={client.name: client.examples for client in clients},
+        public=server.public,
+        num_classes=server.model.num_classes if config.task.peft_task == "SEQ_CLS" else 0,
+    )
+    try:
+        with scoped_rng(config.seed, "plan"):
+            return to_dict(predict(config, texts))
+    except UserError as error:
+        return {"not_planned": f"{error.given}: {error.why}"}
+    except Exception as error:
+        return {"not_planned": f"{type(error).__name__}: {error}"}
+
+
+def to_dict(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as values that JSON can hold."""
+    config, total = prediction.config, prediction.total
+    tiers = by_tier(config, prediction.clients)
+    labels = {name: label for label, names in tiers.items() for name in names}
+    return {
+        "framework": config.framework.name,
+        "model": config.model.id,
+        "num_parameters": prediction.num_parameters,
+        "num_trained": prediction.num_trained,
+        "rounds": config.rounds,
+        "planned_rounds": prediction.planned_rounds,
+        "assumed": prediction.texts.assumed,
+        "upper_bound": prediction.upper_bound,
+        "once_bytes": dict(prediction.once_bytes),
+        "total": _sums(total),
+        "server": {
+            "flops": prediction.server_flops,
+            "peak_bytes": prediction.server_peak_bytes,
+        },
+        "clients": {
+            name: {
+                "tier": labels[name],
+                **_sums(sums),
+                "memory": asdict(prediction.memory[name]) if name in prediction.memory else {},
+                "later_round": _sums(prediction.later.get(name, Sums())),
+            }
+            for name, sums in prediction.clients.items()
+        },
+    }
+
+
+def _sums(sums: Sums) -> dict[str, Any]:
+    return {
+        "up": _traffic(sums.up),
+        "down": _traffic(sums.down),
+        "once": _traffic(sums.once),
+        "flops": sums.flops,
+        "peak_bytes": sums.peak_bytes,
+    }
+
+
+def _traffic(traffic: Traffic) -> dict[str, Any]:
+    found: dict[str, Any] = {"bytes": round(traffic.bytes), "messages": round(traffic.messages)}
+    if traffic.low != traffic.high:
+        found |= {"low": round(traffic.low), "high": round(traffic.high)}
+    return {**found, "kinds": {kind: round(n) for kind, n in sorted(traffic.kinds.items())}}
