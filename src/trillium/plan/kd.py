@@ -16,7 +16,7 @@ from trillium.message import Message, scalar
 from trillium.plan.fakes import DEPENDS_ON_VALUES
 from trillium.plan.federation import Cohort, Federation
 from trillium.plan.sizes import Weight
-from trillium.plan.waves import Ask, Memory, Wave
+from trillium.plan.waves import FREE, Ask, Memory, Wave
 from trillium.side import Side
 from trillium.soft_labels import SoftLabels
 from trillium.tasks import Example
@@ -180,6 +180,8 @@ class KDRounds:
         return found
 
     def _predict(self, client: Client, examples: list[Example]) -> Cost:
+        if not self.federation.counts:
+            return FREE
         key = ("predict", id(client.wire), tuple(example.index for example in examples))
         if key not in self._known:
             chunks = self.federation.chunked(in_order(examples, PREDICT_BATCH), "public")
@@ -209,6 +211,8 @@ class KDRounds:
 
     def _distil(self, side: Side, used: Sequence[int]) -> Cost:
         """Return what distilling costs a side; the first round's batches stand for those of all."""
+        if not self.federation.counts:
+            return FREE
         framework, wire = self.framework, self.federation.config.wire
         if isinstance(side, Client):
             wire = side.wire

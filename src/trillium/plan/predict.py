@@ -231,6 +231,26 @@ def predict(config: ExperimentConfig, texts: Texts) -> Prediction:
     )
 
 
+def bytes_of_a_round(config: ExperimentConfig, texts: Texts) -> float:
+    """Return the bytes up and down of one client in a round after the first; nothing is computed.
+
+    Args:
+        config: of the run.
+        texts: its data, or what is assumed of it.
+
+    Raises:
+        UserError: as `predict`.
+    """
+    federation = Federation(config, texts, counts=False)
+    rounds, sums = rounds_of(federation), Sums()
+    list(rounds.start())
+    for number in (1, 2):
+        own = _add({}, rounds.round(number, federation.begin(number)))
+    for one in own.values():
+        sums.merge(one, 1 / len(own))
+    return sums.up.bytes + sums.down.bytes
+
+
 def _is_steady(config: ExperimentConfig) -> bool:
     """Whether one round after the first costs what the others do."""
     framework = config.framework

@@ -1,0 +1,112 @@
+"""`trillium plan`: what a run will cost, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from trillium.config import Tree
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE]...",
+        help="A YAML recipe, settings such as adapter.r=4, and what a plan is told beside them: "
+        "plan.data.examples=1000 plan.client.device.memory=8GB plan.client.link.up=10Mbit.",
+    ),
+]
+
+
+def plan(
+    words: Words = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A public shape such as llama-3-8b, a hub id or a folder."),
+    ] = None,
+    constraint: Annotated[
+        list[str] | None,
+        typer.Option(help="The most that a measure may be: client_memory=8GB, up=1GB, round=60s."),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="File for the settings that are recommended.")
+    ] = None,
+    shapes: Annotated[
+        bool, typer.Option("--shapes", help="Say which public shapes are known.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
+    ] = False,
+) -> None:
+    """Say what a run will send, compute and hold, for each framework, without any weights.
+
+    Without a framework or arms: FedLLM with the adapter and in full, KD-FedLLM and Split-FedLLM.
+    """
+    if shapes:
+        from trillium.plan.shapes import shapes as known
+
+        for name, shape in known().items():
+            print(f"{name:26} {shape.source}")
+        return
+    from trillium.quiet import quiet
+
+    quiet()
+    tree, told = _parse(words or [], model)
+    from rich.console import Console
+
+    from trillium.plan.advice import advise, constraints
+    from trillium.plan.arms import arm_to_dict, arms_of, plan_arms
+    from trillium.plan.planning import planning_of
+    from trillium.plan.show import advice_lines, memory_lines, plan_table
+
+    planning, limits = planning_of(told), constraints(constraint or [])
+    trees = arms_of(tree)
+    arms = plan_arms(trees, planning)
+    advice = advise(arms, trees, planning, limits)
+    if recipe is not None and advice.chosen is not None:
+        _write(recipe, trees[advice.chosen], advice_lines(advice))
+    if as_json:
+        found = {"arms": [arm_to_dict(arm) for arm in arms], "advice": vars(advice)}
+        print(json.dumps(found, indent=1))
+        return
+    console = Console()
+    console.print(plan_table(arms))
+    print()
+    for line in [*memory_lines(arms), "", *advice_lines(advice)]:
+        print(line)
+    if recipe is not None and advice.chosen is not None:
+        print(f"\n{recipe} written. Run it with: trillium run {recipe}")
+
+
+def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any]]:
+    """Divide words and recipe into the settings of runs and what a plan alone is told."""
+    from trillium.config import merge, parse_overrides, read_yaml
+    from trillium.errors import UserError
+
+    recipes = [word for word in words if "=" not in word]
+    if len(recipes) > 1:
+        raise UserError(
+            " ".join(recipes), "one recipe at most can be planned", "Write settings as key=value"
+        )
+    tree: Tree = read_yaml(Path(recipes[0])) if recipes else {}
+    if model is not None:
+        tree = merge(tree, {"model": {"id": model}})
+    tree = merge(tree, parse_overrides(word for word in words if "=" in word))
+    told = tree.pop("plan", {})
+    return tree, told
+
+
+def _write(path: Path, tree: Tree, reasons: list[str]) -> None:
+    from trillium.files import write_atomic
+    from trillium.run_folder import to_yaml
+
+    comment = "".join(f"# {line}\n" for line in reasons)
+    write_atomic(path, comment + to_yaml(tree))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(plan)
