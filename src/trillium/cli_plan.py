@@ -59,13 +59,15 @@ def plan(
 
     from trillium.plan.advice import advise, constraints
     from trillium.plan.arms import arm_to_dict, arms_of, plan_arms
+    from trillium.plan.models import Models
     from trillium.plan.planning import planning_of
     from trillium.plan.show import advice_lines, memory_lines, plan_table
 
     planning, limits = planning_of(told), constraints(constraint or [])
     trees = arms_of(tree)
-    arms = plan_arms(trees, planning)
-    advice = advise(arms, trees, planning, limits)
+    models = Models()
+    arms = plan_arms(trees, planning, models)
+    advice = advise(arms, trees, planning, limits, models)
     if recipe is not None and advice.chosen is not None:
         _write(recipe, trees[advice.chosen], advice_lines(advice))
     if as_json:

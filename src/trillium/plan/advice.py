@@ -12,6 +12,7 @@ from trillium.frameworks.kd import KD
 from trillium.frameworks.split import Split
 from trillium.plan.arms import Arm
 from trillium.plan.data import assumed_texts
+from trillium.plan.models import Models
 from trillium.plan.places import Planning, quantity
 from trillium.plan.predict import bytes_of_a_round
 from trillium.report.human import prefixed
@@ -26,6 +27,9 @@ MEASURES: Mapping[str, tuple[str, str, Callable[[Arm], float | None]]] = {
 }
 """What can be constrained: its words, its unit, and how an arm gives it; all but the memory and the
 round over the whole run."""
+
+SMALL = 256  # where a break-even point is looked for first
+EXACT = 10_000  # up to which it is found exactly; above, to three digits
 
 _COMPARED = ("bytes", "client_flops", "client_memory")
 
@@ -89,7 +93,11 @@ class Advice:
 
 
 def advise(
-    arms: Sequence[Arm], trees: Mapping[str, Tree], planning: Planning, limits: Sequence[Constraint]
+    arms: Sequence[Arm],
+    trees: Mapping[str, Tree],
+    planning: Planning,
+    limits: Sequence[Constraint],
+    models: Models,
 ) -> Advice:
     """Return advice on some plans.
 
@@ -98,6 +106,7 @@ def advise(
         trees: the settings that they are of, by label.
         planning: data, devices and links.
         limits: what may not be exceeded.
+        models: makes their models.
     """
     broken = {}
     for arm in arms:
@@ -111,7 +120,7 @@ def advise(
         fits=tuple(arm.label for arm in fits),
         broken=broken,
         pareto=tuple(arm.label for arm in best),
-        tips=tuple(tips(arms, trees, planning)),
+        tips=tuple(tips(arms, trees, planning, models)),
         chosen=None if chosen is None else chosen.label,
         reasons=tuple(_reasons(chosen, fits, broken)),
     )
@@ -174,7 +183,9 @@ def _reasons(chosen: Arm | None, fits: Sequence[Arm], broken: Mapping[str, str])
     return reasons
 
 
-def tips(arms: Sequence[Arm], trees: Mapping[str, Tree], planning: Planning) -> list[str]:
+def tips(
+    arms: Sequence[Arm], trees: Mapping[str, Tree], planning: Planning, models: Models
+) -> list[str]:
     """Return in words up to which size one setting moves fewer bytes in a round than another."""
     planned = [arm for arm in arms if arm.prediction is not None and arm.config is not None]
     found = []
@@ -184,7 +195,9 @@ def tips(arms: Sequence[Arm], trees: Mapping[str, Tree], planning: Planning) -> 
             if about is None:
                 continue
             key, words, start = about
-            most = break_even(_cost(trees[arm.label], planning, key), _round_bytes(other), start)
+            most = break_even(
+                _cost(trees[arm.label], planning, key, models), _round_bytes(other), start
+            )
             if most is not None:
                 found.append(
                     f"{arm.label} moves fewer bytes in a round than {other.label} as long as {words} "
@@ -213,7 +226,7 @@ def _about(arm: Arm, other: Arm) -> tuple[str, str, int] | None:
     return None
 
 
-def _cost(tree: Tree, planning: Planning, key: str) -> Callable[[int], float]:
+def _cost(tree: Tree, planning: Planning, key: str, models: Models) -> Callable[[int], float]:
     """Return what gives the bytes of a round by the value of one setting."""
 
     def cost(value: int) -> float:
@@ -225,7 +238,7 @@ def _cost(tree: Tree, planning: Planning, key: str) -> Callable[[int], float]:
             section, name = key.split(".")
             changed = merge(tree, {section: {name: value}})
         config = experiment(changed)
-        return bytes_of_a_round(config, assumed_texts(config, assumed))
+        return bytes_of_a_round(config, assumed_texts(config, assumed), models)
 
     return cost
 
@@ -235,7 +248,7 @@ def _round_bytes(arm: Arm) -> float:
 
 
 def break_even(cost: Callable[[int], float], most: float, start: int) -> int | None:
-    """Return the largest whole number whose cost is below `most`; 0 if there is none.
+    """Return the largest whole number whose cost is below `most`, if large to three digits.
 
     Args:
         cost: grows evenly, or nearly so, with its argument, which is at least 1.
@@ -243,17 +256,19 @@ def break_even(cost: Callable[[int], float], most: float, start: int) -> int | N
         start: where to look first.
 
     Returns:
-        The number, or `None` where the cost does not grow.
+        The number, 0 if there is none, or `None` where the cost does not grow.
     """
-    low, high = max(start, 1), max(2 * start, 2)
-    slope = (cost(high) - cost(low)) / (high - low)
+    low, high = max(min(start, SMALL), 1), max(2 * min(start, SMALL), 2)
+    at_low = cost(low)
+    slope = (cost(high) - at_low) / (high - low)
     if slope <= 0:
         return None
-    guess = max(int(low + (most - cost(low)) / slope), 1)
-    for _ in range(64):  # the header of a message grows by steps of eight bytes
-        if cost(guess) >= most:
-            if guess == 1:
-                return 0
+    guess = max(int(low + (most - at_low) / slope), 0)
+    if guess > EXACT:
+        unit: int = 10 ** (len(str(guess)) - 3)
+        return guess // unit * unit
+    for _ in range(8):  # headers grow by steps of eight bytes, batches by steps of their size
+        if guess > 0 and cost(guess) >= most:
             guess -= 1
         elif cost(guess + 1) < most:
             guess += 1

@@ -10,6 +10,7 @@ from typing import Any
 from trillium.config import ExperimentConfig, Tree, experiment, merge
 from trillium.errors import UserError
 from trillium.plan.data import assumed_texts
+from trillium.plan.models import Models
 from trillium.plan.places import Place, Planning
 from trillium.plan.predict import Prediction, Sums, by_tier, predict
 from trillium.plan.result import to_dict
@@ -120,22 +121,23 @@ def arms_of(tree: Tree) -> dict[str, Tree]:
     return {label: merge(merge(base, arm or {}), own.get(label, {})) for label, arm in arms.items()}
 
 
-def plan_arms(trees: Mapping[str, Tree], planning: Planning) -> list[Arm]:
+def plan_arms(trees: Mapping[str, Tree], planning: Planning, models: Models) -> list[Arm]:
     """Return a plan for each setting; one that cannot be planned says why.
 
     Args:
         trees: settings by label.
         planning: data, devices and links.
+        models: makes their models.
     """
-    return [plan_arm(label, tree, planning) for label, tree in trees.items()]
+    return [plan_arm(label, tree, planning, models) for label, tree in trees.items()]
 
 
-def plan_arm(label: str, tree: Tree, planning: Planning) -> Arm:
+def plan_arm(label: str, tree: Tree, planning: Planning, models: Models) -> Arm:
     """Return the plan of one setting."""
     config = None
     try:
         config = experiment(tree)
-        found = predict(config, assumed_texts(config, planning.data))
+        found = predict(config, assumed_texts(config, planning.data), models)
     except UserError as error:
         return Arm(label, config, refused=f"{error.given}: {error.why}")
     return bear(label, found, planning)

@@ -19,7 +19,7 @@ from trillium.plan.waves import Ask, Memory, Wave
 from trillium.training.meters import Cost
 
 DEEP = 17  # blocks from which on a model is not run as a whole
-FEW = (3, 4)  # blocks of each part of it that are run instead
+FEW = (2, 3)  # blocks of each part of it that are run instead
 MORE = (8, 12)  # the same where all parameters train: the step itself may then take most memory
 
 
@@ -101,7 +101,7 @@ def course_of(federation: Federation, make: Make) -> Course:
     for few_blocks in most:
         some = {part: min(size, few_blocks) for part, size in sizes.items()}
         config, count = _shallow(federation.config, some)
-        found = Federation(config, federation.texts, count, weighs=False)
+        found = Federation(config, federation.texts, count, weighs=False, models=federation.models)
         few.append((found, make(found)))
     wide = most[1] - most[0]
     factors = {part: max(size - most[0], 0) / wide for part, size in sizes.items()}

@@ -20,7 +20,7 @@ from trillium.models.load import LanguageModel
 from trillium.models.slots import State
 from trillium.plan.data import Texts
 from trillium.plan.fakes import Paper
-from trillium.plan.models import architecture, paper_model, with_blocks
+from trillium.plan.models import Models
 from trillium.plan.sizes import NOTHING, Scales, Weight
 from trillium.plan.waves import FREE, Memory
 from trillium.server import Server
@@ -96,6 +96,7 @@ class Federation:
         config: of the run.
         texts: who has which data.
         num_blocks: how many blocks the model has here; as the architecture says where left out.
+        models: makes the model.
         counts, weighs: whether work is counted, and messages are weighed; else they are nothing.
     """
 
@@ -104,7 +105,7 @@ class Federation:
     num_blocks: int | None = None
     counts: bool = True
     weighs: bool = True
-    paper: Paper = field(default_factory=Paper)
+    models: Models = field(default_factory=Models)
     _costs: dict[Hashable, Cost] = field(default_factory=dict)
     _chunks: dict[Hashable, list[Chunk]] = field(default_factory=dict)
     _same: dict[Hashable, Chunk] = field(default_factory=dict)
@@ -113,10 +114,12 @@ class Federation:
     @cached_property
     def model(self) -> LanguageModel:
         """The resident model."""
-        found = architecture(self.config, self.texts.num_classes)
-        if self.num_blocks is not None:
-            found = with_blocks(found, self.num_blocks)
-        return paper_model(self.config, found, self.paper)
+        return self.models.get(self.config, self.texts.num_classes, self.num_blocks)
+
+    @property
+    def paper(self) -> Paper:
+        """Makes tensors without values."""
+        return self.models.paper
 
     @cached_property
     def meter(self) -> Meter:

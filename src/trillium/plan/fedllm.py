@@ -15,7 +15,7 @@ from trillium.models.shares import Share
 from trillium.models.slots import State, train_only, values
 from trillium.plan.federation import Cohort, Federation
 from trillium.plan.sizes import Weight
-from trillium.plan.waves import Ask, Memory, Wave
+from trillium.plan.waves import FREE, Ask, Memory, Wave
 from trillium.tasks import Example
 from trillium.training.loop import task_objective
 from trillium.training.meters import Cost
@@ -144,6 +144,8 @@ class FedLLMRounds:
 
     def _train(self, client: Client, share: Share) -> Cost:
         """Return what a client's training costs in the current round."""
+        if not self.federation.counts:
+            return FREE
         later, known = client.round > 1, client.name in self._took_part
         key = (id(client.tier), share.trained, later, known)
         if key not in self._runs:

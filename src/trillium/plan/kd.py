@@ -182,7 +182,8 @@ class KDRounds:
     def _predict(self, client: Client, examples: list[Example]) -> Cost:
         if not self.federation.counts:
             return FREE
-        key = ("predict", id(client.wire), tuple(example.index for example in examples))
+        codec = repr(client.wire.row_codec("up"))
+        key = ("predict", codec, tuple(example.index for example in examples))
         if key not in self._known:
             chunks = self.federation.chunked(in_order(examples, PREDICT_BATCH), "public")
             state = client.model.state()
@@ -198,7 +199,7 @@ class KDRounds:
                     self._predict_one(client, chunk, Wire())
 
             self._known[key] = self.federation.summed(
-                chunks, ("predict", id(client.wire)), run, by_count=wide
+                chunks, ("predict", codec), run, by_count=wide
             )
         found: Cost = self._known[key]
         return found
@@ -217,7 +218,8 @@ class KDRounds:
         if isinstance(side, Client):
             wire = side.wire
         name = side.name if self._varies else ""
-        key = ("distil", id(wire), name, tuple(used))
+        codec = repr(wire.row_codec("down"))
+        key = ("distil", codec, name, tuple(used))
         if key in self._known:
             found: Cost = self._known[key]
             return found
@@ -246,7 +248,7 @@ class KDRounds:
         chunks = self.federation.chunked(
             batches(public, training, side.generator("distil")), "public"
         )
-        cost = self.federation.summed(chunks, ("distil", id(wire)), run, by_count=wide)
+        cost = self.federation.summed(chunks, ("distil", codec), run, by_count=wide)
         self._known[key] = cost
         return cost
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,36 @@ def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> Langu
     text = hf_config.get_text_config()
     words = Vocabulary(int(text.pad_token_id), int(text.vocab_size))
     return LanguageModel(paper.fake(module).eval(), words, torch.device("cpu"), task.peft_task)
+
+
+@dataclass
+class Models:
+    """Makes models on paper, each once; plans of several settings share them.
+
+    Attributes:
+        paper: makes their tensors.
+    """
+
+    paper: Paper = field(default_factory=Paper)
+    _made: dict[str, LanguageModel] = field(default_factory=dict)
+
+    def get(
+        self, config: ExperimentConfig, num_labels: int, num_blocks: int | None
+    ) -> LanguageModel:
+        """Return the resident model of a run.
+
+        Args:
+            config: of the run.
+            num_labels: classes; 0 for language modelling.
+            num_blocks: how many blocks it is to have; its own number where left out.
+        """
+        key = repr((config.model, config.adapter, config.task, num_labels, num_blocks))
+        if key not in self._made:
+            found = architecture(config, num_labels)
+            if num_blocks is not None:
+                found = with_blocks(found, num_blocks)
+            self._made[key] = paper_model(config, found, self.paper)
+        return self._made[key]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from trillium.plan.depth import Rounds, course_of
 from trillium.plan.federation import Federation
 from trillium.plan.fedllm import FedLLMRounds
 from trillium.plan.kd import KDRounds
+from trillium.plan.models import Models
 from trillium.plan.sizes import Weight
 from trillium.plan.split import SplitRounds
 from trillium.plan.waves import Ask, Memory, Wave
@@ -172,7 +173,7 @@ class Prediction:
         return total
 
 
-def predict(config: ExperimentConfig, texts: Texts) -> Prediction:
+def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None) -> Prediction:
     """Return what a run will send, receive and compute.
 
     Nothing is trained and no weight exists: the code of the run is followed on tensors without
@@ -181,15 +182,17 @@ def predict(config: ExperimentConfig, texts: Texts) -> Prediction:
     Args:
         config: of the run.
         texts: its data, or what is assumed of it.
+        models: makes the model; give the same one to plans of the same model.
 
     Raises:
         UserError: the settings do not fit together, or there is no plan for them.
     """
-    federation = Federation(config, texts)
+    federation = Federation(config, texts, models=models or Models())
     course = course_of(federation, rounds_of)
     clients: dict[str, Sums] = {name: Sums() for name in federation.clients}
     _add(clients, course.start())
     later: dict[str, Sums] = {}
+    since: dict[str, int] = {}
     waves: list[Wave] = []
     server_flops, server_peak, asks, number = 0.0, 0, 0, 0
     total = config.rounds if config.framework.trains else 0
@@ -199,8 +202,8 @@ def predict(config: ExperimentConfig, texts: Texts) -> Prediction:
         own = _add({}, last)
         for name, sums in own.items():
             clients[name].merge(sums)
-            if number <= 2 or name not in later:
-                later[name] = sums
+            if since.get(name, 1) == 1:  # in the first round nothing comes down
+                later[name], since[name] = sums, number
         if number <= 2:
             waves = last
         flops = sum(wave.server.flops for wave in last)
@@ -231,17 +234,18 @@ def predict(config: ExperimentConfig, texts: Texts) -> Prediction:
     )
 
 
-def bytes_of_a_round(config: ExperimentConfig, texts: Texts) -> float:
+def bytes_of_a_round(config: ExperimentConfig, texts: Texts, models: Models) -> float:
     """Return the bytes up and down of one client in a round after the first; nothing is computed.
 
     Args:
         config: of the run.
         texts: its data, or what is assumed of it.
+        models: makes the model.
 
     Raises:
         UserError: as `predict`.
     """
-    federation = Federation(config, texts, counts=False)
+    federation = Federation(config, texts, counts=False, models=models)
     rounds, sums = rounds_of(federation), Sums()
     list(rounds.start())
     for number in (1, 2):

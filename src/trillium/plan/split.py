@@ -17,7 +17,7 @@ from trillium.models.slots import train_only
 from trillium.plan.federation import Chunk, Cohort, Federation, divided, unique_bytes
 from trillium.plan.models import cut_model
 from trillium.plan.sizes import Weight
-from trillium.plan.waves import Ask, Memory, Wave
+from trillium.plan.waves import FREE, Ask, Memory, Wave
 from trillium.training.meters import Cost, resident_tensors
 
 Pool = tuple[tuple[int, int, int, bool], ...]
@@ -217,6 +217,8 @@ class SplitRounds:
 
     def _body(self, chunks: Sequence[Chunk]) -> tuple[Cost, Cost]:
         """Return what the server computes for a pooled batch, forward and backward."""
+        if not self.federation.counts:
+            return FREE, FREE
         pool, count = [chunk.layout for chunk in chunks], sum(chunk.count for chunk in chunks)
         length = max(found[1] for found in pool)
         is_padded = any(found[2] or found[1] < length for found in pool)
