@@ -66,13 +66,17 @@ def compare(
 
     Without arguments: the built-in task and model, all frameworks and baselines, about four minutes
     on two cores. A key that begins with the label of an arm changes that arm alone:
-    fedllm.adapter.r=4.
+    fedllm.adapter.r=4. Several values make several arms: fedllm.adapter.r=1,4,8,32.
     """
-    from trillium.config import comparison, read_yaml, recipe_path
+    from trillium.config import CompareConfig, comparison, read_yaml, recipe_path
+    from trillium.plan.sweep import divide, swept
 
-    recipe, tree = _parse(words, model, data)
+    plain, sweeps = divide(words or [])
+    recipe, tree = _parse(plain, model, data)
     found = read_yaml(recipe if recipe is not None else recipe_path("compare"))
     comparing = comparison(found, tree, only.split(",") if only else ())
+    if sweeps:
+        comparing = CompareConfig(base=comparing.base, arms=swept(comparing.arms, sweeps))
     experiments = comparing.experiments(_seeds(seeds))
     source = next(iter(experiments.values())).data.source.name
     _run_all(experiments, f"compare_{source}", out, as_json)

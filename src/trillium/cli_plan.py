@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from trillium.config import Tree
+    from trillium.plan.sweep import Sweep
 
 Words = Annotated[
     list[str] | None,
@@ -37,6 +38,10 @@ def plan(
     shapes: Annotated[
         bool, typer.Option("--shapes", help="Say which public shapes are known.")
     ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a measured run, to be replayed on these devices and links."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
     ] = False,
@@ -54,7 +59,10 @@ def plan(
     from trillium.quiet import quiet
 
     quiet()
-    tree, told = _parse(words or [], model)
+    tree, told, sweeps = _parse(words or [], model)
+    if replay is not None:
+        _replay(replay, told, as_json)
+        return
     from rich.console import Console
 
     from trillium.plan.advice import advise, constraints
@@ -62,9 +70,10 @@ def plan(
     from trillium.plan.models import Models
     from trillium.plan.planning import planning_of
     from trillium.plan.show import advice_lines, memory_lines, plan_table
+    from trillium.plan.sweep import swept
 
     planning, limits = planning_of(told), constraints(constraint or [])
-    trees = arms_of(tree)
+    trees = swept(arms_of(tree), sweeps)
     models = Models()
     arms = plan_arms(trees, planning, models)
     advice = advise(arms, trees, planning, limits, models)
@@ -83,10 +92,11 @@ def plan(
         print(f"\n{recipe} written. Run it with: trillium run {recipe}")
 
 
-def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any]]:
-    """Divide words and recipe into the settings of runs and what a plan alone is told."""
+def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any], list[Sweep]]:
+    """Divide words and recipe into the settings of runs, what a plan alone is told, and sweeps."""
     from trillium.config import merge, parse_overrides, read_yaml
     from trillium.errors import UserError
+    from trillium.plan.sweep import divide
 
     recipes = [word for word in words if "=" not in word]
     if len(recipes) > 1:
@@ -96,9 +106,33 @@ def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any]]:
     tree: Tree = read_yaml(Path(recipes[0])) if recipes else {}
     if model is not None:
         tree = merge(tree, {"model": {"id": model}})
-    tree = merge(tree, parse_overrides(word for word in words if "=" in word))
+    plain, sweeps = divide(word for word in words if "=" in word)
+    tree = merge(tree, parse_overrides(plain))
     told = tree.pop("plan", {})
-    return tree, told
+    return tree, told, sweeps
+
+
+def _replay(folder: Path, told: dict[str, Any], as_json: bool) -> None:
+    """Show when each round of a measured run would end."""
+    from dataclasses import asdict
+
+    from trillium.plan.planning import planning_of
+    from trillium.plan.replay import replay
+    from trillium.report.human import duration
+
+    rounds = replay(folder, planning_of(told))
+    if as_json:
+        print(json.dumps([asdict(found) for found in rounds], indent=1))
+        return
+    for found in rounds:
+        share = found.time.slowest
+        accuracy = found.metrics.get("accuracy")
+        shown = "" if accuracy is None else f"   accuracy {100 * accuracy:.1f} %"
+        print(
+            f"round {found.number:3}   ends after {duration(found.seconds)}   compute "
+            f"{duration(share.compute)}, wire {duration(share.wire)}, "
+            f"waiting {duration(max(share.waiting, 0.0))}{shown}"
+        )
 
 
 def _write(path: Path, tree: Tree, reasons: list[str]) -> None:

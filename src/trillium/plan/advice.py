@@ -258,20 +258,23 @@ def break_even(cost: Callable[[int], float], most: float, start: int) -> int | N
     Returns:
         The number, 0 if there is none, or `None` where the cost does not grow.
     """
-    low, high = max(min(start, SMALL), 1), max(2 * min(start, SMALL), 2)
-    at_low = cost(low)
-    slope = (cost(high) - at_low) / (high - low)
+    near = max(min(start, SMALL), 1)
+    at_near = cost(near)
+    slope = (cost(near + SMALL) - at_near) / SMALL
     if slope <= 0:
         return None
-    guess = max(int(low + (most - at_low) / slope), 0)
+    guess = max(int(near + (most - at_near) / slope), 0)
     if guess > EXACT:
         unit: int = 10 ** (len(str(guess)) - 3)
         return guess // unit * unit
-    for _ in range(8):  # headers grow by steps of eight bytes, batches by steps of their size
-        if guess > 0 and cost(guess) >= most:
-            guess -= 1
-        elif cost(guess + 1) < most:
-            guess += 1
-        else:
-            break
-    return guess
+    # Headers grow by steps of eight bytes, batches by steps of their size.
+    low, step = guess, 1
+    while low > 0 and cost(low) >= most:
+        low, step = max(low - step, 0), 2 * step
+    high, step = low + 1, 1
+    while cost(high) < most:
+        low, high, step = high, high + step, 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) < most else (low, middle)
+    return low

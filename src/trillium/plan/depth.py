@@ -20,7 +20,7 @@ from trillium.training.meters import Cost
 
 DEEP = 17  # blocks from which on a model is not run as a whole
 FEW = (2, 3)  # blocks of each part of it that are run instead
-MORE = (8, 12)  # the same where all parameters train: the step itself may then take most memory
+MORE = (4, 6)  # the same where all parameters train: the step itself may then take most memory
 
 
 class Rounds(Protocol):

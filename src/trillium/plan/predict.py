@@ -215,6 +215,8 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
             server_flops += left * flops
             _repeat(clients, own, left)
             break
+    if max(since.values(), default=1) > 1:
+        later = {name: sums for name, sums in later.items() if since[name] > 1}
     federation.begin(min(2, max(total, 1)))
     module = federation.model.module
     return Prediction(
@@ -224,7 +226,7 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
         once_bytes=config.framework.once_bytes(federation.server),
         server_flops=server_flops,
         server_peak_bytes=server_peak,
-        memory=_memories(federation, course.rounds, {name: clients[name] for name in later}),
+        memory=_memories(federation, course.rounds, {name: clients[name] for name in since}),
         waves=waves,
         planned_rounds=number,
         upper_bound=isinstance(course.rounds, KDRounds) and course.rounds.upper_bound,
