@@ -38,6 +38,9 @@ def plan(
     shapes: Annotated[
         bool, typer.Option("--shapes", help="Say which public shapes are known.")
     ] = False,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for plots and a page of the plan.")
+    ] = None,
     replay: Annotated[
         Path | None,
         typer.Option(help="Folder of a measured run, to be replayed on these devices and links."),
@@ -83,11 +86,19 @@ def plan(
         found = {"arms": [arm_to_dict(arm) for arm in arms], "advice": vars(advice)}
         print(json.dumps(found, indent=1))
         return
-    console = Console()
+    console = Console(record=plots is not None)
     console.print(plan_table(arms))
-    print()
-    for line in [*memory_lines(arms), "", *advice_lines(advice)]:
-        print(line)
+    from trillium.plan.plots import terminal_bars
+
+    lines = [*memory_lines(arms), "", *terminal_bars(arms), "", *advice_lines(advice)]
+    print("", *lines, sep="\n")
+    if plots is not None:
+        from trillium.plan.plots import write_plots
+
+        text = "\n".join([console.export_text(), *lines])
+        key = sweeps[0][0] if len(sweeps) == 1 else None
+        for path in write_plots(plots, arms, key, text):
+            print(f"{path} written.")
     if recipe is not None and advice.chosen is not None:
         print(f"\n{recipe} written. Run it with: trillium run {recipe}")
 

@@ -38,6 +38,17 @@ def test_a_plan_is_shown_and_written(tmp_path: Path) -> None:
     assert experiment(read_yaml(recipe)).model.id == "distilgpt2"
 
 
+def test_plots_of_a_sweep(tmp_path: Path) -> None:
+    told = ["plan.client.device.flops=1TFLOPS", "plan.client.link={up: 1Mbit, down: 1Mbit}"]
+    words = [*WORDS, *told, "framework=fedllm", "adapter.r=2,4", "--plots", str(tmp_path)]
+    shown = CliRunner().invoke(app, ["plan", *words])
+    assert shown.exit_code == 0, shown.output
+    assert "▒" in shown.output
+    for name in ("plan_costs.png", "plan_time.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert "fedllm_r4" in (tmp_path / "plan.html").read_text(encoding="utf-8")
+
+
 def test_a_plan_as_json() -> None:
     shown = CliRunner().invoke(app, ["plan", *WORDS, "framework=fedllm", "adapter.r=2,4", "--json"])
     assert shown.exit_code == 0, shown.output

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import tiny
 from trillium.experiment import Experiment
-from trillium.ledger import Direction, Purpose
+from trillium.ledger import Purpose
 from trillium.plan.data import Texts
 from trillium.plan.predict import Prediction, predict
+from trillium.wire import Direction
 
 
 @dataclass(frozen=True)

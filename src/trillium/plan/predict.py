@@ -41,6 +41,12 @@ def rounds_of(federation: Federation) -> Rounds:
             "its phase before the first round is not planned yet",
             "Write head=random to see what the rounds will cost",
         )
+    if config.model.quantize != "none":
+        raise UserError(
+            f"a plan for model.quantize={config.model.quantize}",
+            "what a quantised base takes is not planned yet",
+            "Write model.quantize=none to see what it would take without",
+        )
     if isinstance(framework, FedLLM):
         return FedLLMRounds(framework, federation)
     if isinstance(framework, KD):
