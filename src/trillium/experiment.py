@@ -241,11 +241,6 @@ def build_server(
         folder.config(config.tree())
         if newest is None:
             folder.json("env.json", environment(device_name(model.device), argv))
-            if clients:
-                # Imported here: fake tensors take a second to load, and only a new run needs them.
-                from trillium.plan.result import plan_of_run
-
-                folder.json("plan.json", plan_of_run(config, server, clients))
         folder.json("data.json", data.summary())
         folder.json("once.json", config.framework.once_bytes(server))
     ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
