@@ -1,4 +1,4 @@
-"""What benchmarks/frontier_fedllm.py compares: accuracy and bytes, evaluation by evaluation."""
+"""What a frontier benchmark compares: accuracy and bytes, evaluation by evaluation."""
 
 from __future__ import annotations
 
@@ -53,3 +53,8 @@ def a_round(curve: Curve) -> float | None:
         return None
     begin, end = curve[0], curve[-1]
     return (end.bytes_total - begin.bytes_total) / (end.round - begin.round)
+
+
+def points(share: float) -> str:
+    """Return a difference of accuracies in words."""
+    return f"{100 * share:g} {'pt' if share == 0.01 else 'pts'}"

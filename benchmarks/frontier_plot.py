@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from frontier_curves import Point
+from frontier_curves import Point, points
 from trillium.report import human
 from trillium.report.style import arm_styles, png, quiet_style, scale_axis
 from trillium.report.summary import Stat
@@ -33,13 +33,14 @@ class Series:
     is_ours: bool = False
 
 
-def plot(series: Sequence[Series], partition: str, reference: Point | None) -> bytes:
+def plot(series: Sequence[Series], partition: str, reference: Point | None, margin: float) -> bytes:
     """Return a PNG.
 
     Args:
         series: the arms, in the order of the legend.
         partition: for the title.
-        reference: the baseline's best point; a dotted line is drawn one percentage point below.
+        reference: the baseline's best point.
+        margin: how far below it a dotted line is drawn.
     """
     with quiet_style():
         figure = Figure(figsize=(9.0, 5.2), layout="constrained")
@@ -66,8 +67,8 @@ def plot(series: Sequence[Series], partition: str, reference: Point | None) -> b
                 )  # fmt: skip
         if reference is not None:
             axes.axhline(
-                reference.accuracy.mean - 0.01, color="#777777", linestyle=":", linewidth=1.2,
-                label="FedAvg-LoRA's best − 1 pt",
+                reference.accuracy.mean - margin, color="#777777", linestyle=":", linewidth=1.2,
+                label=f"FedAvg-LoRA's best − {points(margin)}",
             )  # fmt: skip
         axes.plot(
             [], [], marker="*", markersize=11, linestyle="none", color="white",

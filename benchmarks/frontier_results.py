@@ -1,4 +1,4 @@
-"""The runs of benchmarks/frontier_fedllm.py: one JSON entry per run, and curves over the seeds."""
+"""The runs of a frontier benchmark: one JSON entry per run, and curves over the seeds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from banking77_results import command
 from frontier_curves import Curve, Point, best
 from frontier_plot import Series, plot
 from frontier_tables import tables
+from frontier_teacher import read_teachers
 from trillium.config import Tree
 from trillium.files import write_atomic
 from trillium.report.read import Run, read_run
@@ -18,6 +19,7 @@ from trillium.report.summary import Stat
 
 Entry = dict[str, Any]
 Key = tuple[str, str, int]
+SETTINGS = ("rounds", "framework", "head", "task", "adapter", "training", "wire")
 
 
 class Results:
@@ -42,6 +44,10 @@ class Results:
         """All runs, in an order of their own."""
         return [self._entries[key] for key in sorted(self._entries)]
 
+    def of_arm(self, partition: str, arm: str) -> list[Entry]:
+        """Return the runs of an arm, by seed."""
+        return [e for e in self.entries if (e["partition"], e["arm"]) == (partition, arm)]
+
     @property
     def partitions(self) -> list[str]:
         """Those of which there are runs, in the recipe's order."""
@@ -58,7 +64,7 @@ class Results:
             if status.parent in self._read:
                 continue
             if json.loads(status.read_text(encoding="utf-8"))["state"] == "finished":
-                entry = _entry(status.parent.parent.name, read_run(status.parent))
+                entry = entry_of(status.parent.parent.name, read_run(status.parent))
                 self._entries[_key(entry)] = entry
                 self._read.add(status.parent)
         content = {"references": self.references, "runs": self.entries}
@@ -72,13 +78,13 @@ class Results:
 
     def seeds(self, partition: str, arm: str) -> list[int]:
         """Return the seeds of an arm's runs."""
-        return sorted(seed for p, a, seed in self._entries if (p, a) == (partition, arm))
+        return [entry["seed"] for entry in self.of_arm(partition, arm)]
 
     def curve(self, partition: str, arm: str) -> Curve:
         """Return an arm's evaluations over its seeds, those that all of them have."""
         runs = [
-            {point["round"]: point for point in self._entries[partition, arm, seed]["points"]}
-            for seed in self.seeds(partition, arm)
+            {point["round"]: point for point in entry["points"]}
+            for entry in self.of_arm(partition, arm)
         ]
         found = []
         for number in sorted(set.intersection(*map(set, runs))) if runs else []:
@@ -119,7 +125,8 @@ class Results:
                 if found
             ]
             if series:
-                image = plot(series, partition, best(curves.get("fedavg", [])))
+                reference = best(self.curve(partition, self.recipe["baseline_schedules"][0]))
+                image = plot(series, partition, reference, self.recipe["margin"])
                 self.image(partition).write_bytes(image)
 
 
@@ -127,10 +134,14 @@ def _key(entry: Entry) -> Key:
     return entry["partition"], entry["arm"], entry["seed"]
 
 
-def _entry(partition: str, run: Run) -> Entry:
-    """Return what is kept of a run."""
+def entry_of(partition: str, run: Run) -> Entry:
+    """Return what is kept of a run.
+
+    What is sent once, as a public set is, comes before the first round and counts from there on.
+    """
     assert run.traffic is not None
     points = []
+    once = run.traffic.bytes_once / run.num_clients
     for line in run.evaluations:
         sent = run.traffic.until(line["round"])
         points.append(
@@ -140,20 +151,21 @@ def _entry(partition: str, run: Run) -> Entry:
                 "f1": line["f1"],
                 "loss": line["loss"],
                 "bytes_up": sent.bytes_up / run.num_clients,
-                "bytes_down": sent.bytes_down / run.num_clients,
+                "bytes_down": sent.bytes_down / run.num_clients + once,
             }
         )
-    kept = ("rounds", "framework", "head", "task", "adapter", "training", "wire")
     return {
         "partition": partition,
         "arm": run.arm,
         "seed": run.seed,
-        "settings": {name: run.config[name] for name in kept},
+        "settings": {name: run.config[name] for name in SETTINGS},
         "num_clients": run.num_clients,
         "num_train": sum(c["num_examples"] for c in run.data["clients"].values()),
         "num_test": run.data["test"]["num_examples"],
-        "bytes_once": run.traffic.bytes_once / run.num_clients,
+        "bytes_once": once,
+        "kinds": {" ".join(k): v / run.num_clients for k, v in run.traffic.kinds.items()},
         "points": points,
+        "teachers": read_teachers(run.folder),
         "seconds": run.status["seconds"],
         "device": run.env["device"],
         "dtype": run.config["model"]["dtype"],

@@ -1,26 +1,26 @@
-"""The tables of benchmarks/frontier_fedllm.py in Markdown."""
+"""The tables of a frontier benchmark in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from frontier_curves import Curve, Point, a_round, best, first, within
+from frontier_curves import Curve, Point, a_round, best, first, points, within
+from frontier_distillation import distillation
+from frontier_markdown import table
+from trillium.config import Tree
 from trillium.report import human
 from trillium.report.measures import show_bytes
 
 if TYPE_CHECKING:
     from frontier_results import Entry, Results
 
-BUDGETS = (0.05e6, 0.1e6, 0.2e6, 0.5e6, 0.85e6, 2e6, 5e6, 10e6)
-ROUNDS = (0, 2, 4, 6, 10, 14, 20, 30)
 BASELINE, CENTRAL = "fedavg", "centralised"
-MARGIN, FEWER, SHARE, MOST = 0.01, 100.0, 0.9, 0.85e6  # of the two targets
 
 
 def tables(results: Results) -> str:
     """Return all tables of what has finished."""
-    lines = ["# Accuracy against bytes: FedLLM on Banking77", "", results.recipe["preface"]]
+    lines = [f"# {results.recipe['title']}", "", results.recipe["preface"]]
     for partition in results.partitions:
         lines += _partition(results, partition)
     if results.references:
@@ -44,22 +44,25 @@ def _partition(results: Results, partition: str) -> list[str]:
     lines += [*_targets(results, arms), ""]
     lines += ["At equal bytes, the last evaluation that cost no more:", ""]
     sending = {arm: curve for arm, curve in arms.items() if arm != CENTRAL}
+    budgets = results.recipe["budgets"]
     rows = [
-        [results.title(arm), *(_accuracy(within(curve, limit)) for limit in BUDGETS)]
+        [results.title(arm), *(_accuracy(within(curve, limit)) for limit in budgets)]
         for arm, curve in sending.items()
     ]
-    lines += [*_table(["Arm", *map(show_bytes, BUDGETS)], rows), "", "At equal rounds:", ""]
-    rounds = [n for n in ROUNDS if any(p.round == n for c in arms.values() for p in c)]
+    lines += [*table(["Arm", *map(show_bytes, budgets)], rows), "", "At equal rounds:", ""]
+    shown = results.recipe["shown_rounds"]
+    rounds = [n for n in shown if any(p.round == n for c in arms.values() for p in c)]
     rows = [
         [results.title(arm), *(_accuracy(_at(curve, number)) for number in rounds)]
         for arm, curve in arms.items()
     ]
-    return [*lines, *_table(["Arm", *(f"round {n}" for n in rounds)], rows), ""]
+    lines += [*table(["Arm", *(f"round {n}" for n in rounds)], rows), ""]
+    return [*lines, *distillation(results, partition, arms)]
 
 
 def _frontier(results: Results, partition: str, arms: Mapping[str, Curve]) -> list[str]:
     """Return the main table."""
-    reference, goal = _goal(arms)
+    reference, goal = _goal(results, arms)
     others = [arms[arm] for arm in results.recipe["baseline_schedules"] if arm in arms]
     reached = [point for curve in others if (point := _first(curve, goal)) is not None]
     cheapest = min((point.bytes_total for point in reached), default=None)
@@ -81,36 +84,58 @@ def _frontier(results: Results, partition: str, arms: Mapping[str, Curve]) -> li
             str(len(results.seeds(partition, arm))),
         ])  # fmt: skip
     wanted = "the goal" if goal is None else f"{human.percent(goal)}"
+    margin = points(results.recipe["margin"])
     titles = ["Arm", "Head alone", "Best accuracy", "Round", "Bytes until then",
-              "Bytes of a round", f"Bytes to {wanted} (FedAvg-LoRA's best − 1 pt)",
+              "Bytes of a round", f"Bytes to {wanted} (FedAvg-LoRA's best − {margin})",
               "Times fewer than FedAvg-LoRA to its best",
               f"Times fewer than FedAvg-LoRA to {wanted}", "Seeds"]  # fmt: skip
-    return _table(titles, rows)
+    return table(titles, rows)
 
 
 def _targets(results: Results, arms: Mapping[str, Curve]) -> list[str]:
     """Return a line for each target: met or not, and by which arm."""
     ours = {arm: arms[arm] for arm in results.recipe["ours"] if arm in arms}
-    reference, goal = _goal(arms)
-    central = best(arms.get(CENTRAL, []))
     lines = ["Targets:", ""]
-    if reference is not None:
-        found = _cheapest(ours, lambda curve: _first(curve, goal))
-        ratio = reference.bytes_total / found[1].bytes_total if found else 0.0
-        by = _by(results, found) + (f", {ratio:.0f} times fewer" if found else "")
-        lines.append(
-            f"- FedAvg-LoRA's best ({_accuracy(reference)} for {_bytes(reference.bytes_total)}) "
-            f"less 1 pt, for at least 100 times fewer bytes: **{_met(ratio >= FEWER)}** ({by})"
-        )
-    if central is not None:
-        share = SHARE * central.accuracy.mean
-        found = _cheapest(ours, lambda curve: first(curve, share))
-        met = found is not None and found[1].bytes_total <= MOST
-        lines.append(
-            f"- 90 % of centralised accuracy ({human.percent(share)}, of {_accuracy(central)}), "
-            f"for at most 0.85 MB in all: **{_met(met)}** ({_by(results, found)})"
-        )
+    for target in results.recipe["targets"]:
+        reference = best(arms.get(target["of"], []))
+        if reference is not None:
+            lines.append(f"- {_target(results, target, reference, ours)}")
     return lines
+
+
+def _target(results: Results, target: Tree, reference: Point, ours: Mapping[str, Curve]) -> str:
+    """Return a target in words, and whether it is met.
+
+    Args:
+        results: has the titles and the margin.
+        target: an accuracy (a `share` of that of the arm `of`, or its best less the margin), and bytes
+            (`max_bytes`, or so many `times_fewer` than that arm sends until then).
+        reference: the best of that arm.
+        ours: the arms that may meet it.
+    """
+    title, margin = results.title(target["of"]), results.recipe["margin"]
+    if "share" in target:
+        goal = target["share"] * reference.accuracy.mean
+        wanted = (
+            f"{100 * target['share']:.0f} % of {title.lower()} accuracy ({human.percent(goal)}, "
+            f"of {_accuracy(reference)})"
+        )
+    else:
+        goal = reference.accuracy.mean - margin
+        sent = f" for {_bytes(reference.bytes_total)}" if reference.bytes_total else ""
+        wanted = f"{title}'s best ({_accuracy(reference)}{sent}) less {points(margin)}"
+    found = _cheapest(ours, lambda curve: first(curve, goal))
+    by, ratio = _by(results, found), 0.0
+    if found is not None and reference.bytes_total:
+        ratio = reference.bytes_total / found[1].bytes_total
+        by += f", {ratio:.0f} times fewer"
+    if "max_bytes" in target:
+        limit = f"at most {target['max_bytes'] / 1e6:g} MB in all"
+        met = found is not None and found[1].bytes_total <= target["max_bytes"]
+    else:
+        limit = f"at least {target['times_fewer']} times fewer bytes"
+        met = ratio >= target["times_fewer"]
+    return f"{wanted}, for {limit}: **{_met(met)}** ({by})"
 
 
 def _tuning(results: Results) -> list[str]:
@@ -125,7 +150,7 @@ def _tuning(results: Results) -> list[str]:
         if any(found):
             shown = [human.NONE if value is None else human.percent(value) for value in found]
             rows.append([results.title(label.partition("~")[0]), f"`{' '.join(words)}`", *shown])
-    return [*lines, *_table(["Arm", "Settings", *results.partitions], rows)]
+    return [*lines, *table(["Arm", "Settings", *results.partitions], rows)]
 
 
 def _made(results: Results) -> list[str]:
@@ -148,10 +173,11 @@ def _made(results: Results) -> list[str]:
     return lines
 
 
-def _goal(arms: Mapping[str, Curve]) -> tuple[Point | None, float | None]:
+def _goal(results: Results, arms: Mapping[str, Curve]) -> tuple[Point | None, float | None]:
     """Return the baseline's best, and the accuracy that is to be reached."""
     reference = best(arms.get(BASELINE, []))
-    return reference, None if reference is None else reference.accuracy.mean - MARGIN
+    margin = results.recipe["margin"]
+    return reference, None if reference is None else reference.accuracy.mean - margin
 
 
 def _first(curve: Curve, goal: float | None) -> Point | None:
@@ -193,7 +219,3 @@ def _times(reference: float | None, point: Point | None) -> str:
     if reference is None or point is None or not point.bytes_total:
         return human.NONE
     return f"{human.significant(reference / point.bytes_total)}×"
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]

@@ -113,6 +113,10 @@ def _choices(
             place, found = _place(f"{path}.{key}", option)
             if found is not None and issubclass(found, Component) and place == f"{path}.{key}":
                 yield from _choices(place, found, option, f"{level}##")
+            elif found is not None and place == f"{path}.{key}":
+                yield f"{level}## `{place}`\n"
+                yield _summary(found) + "\n"
+                yield from _table(place, found)
 
 
 def _table(path: str, model: type[BaseModel]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from trillium.experiment import Observer, build
 from trillium.files import write_atomic
 from trillium.fleet import RoundFailed
 from trillium.ledger import Entry
-from trillium.run_folder import RunFolder, is_finished, to_yaml
+from trillium.run_folder import RunFolder, claim, is_finished, to_yaml
 
 
 def compare(
@@ -29,12 +29,12 @@ def compare(
 
     Args:
         experiments: checked configurations by arm and seed.
-        folder: made; gets `compare.yaml` and a run folder for each arm and seed.
+        folder: made, or empty; gets `compare.yaml` and a run folder for each arm and seed.
         begin: called before each run; what it returns is called with each evaluation.
         watch: called with every entry of the ledgers.
         argv: the command, for the record.
     """
-    folder.mkdir(parents=True)
+    claim(folder)
     arms = {f"{arm}_s{seed}": config.tree() for (arm, seed), config in experiments.items()}
     write_atomic(folder / "compare.yaml", to_yaml(arms))
     return run_arms(experiments, folder, begin=begin, watch=watch, argv=argv)

@@ -24,7 +24,7 @@ from trillium.heads.random import Random
 from trillium.models.base import ModelConfig
 from trillium.tasks import Task
 from trillium.tasks.classification import Classification
-from trillium.tiers import Tier
+from trillium.tiers import OwnModel, Tier, tier_of
 from trillium.training.loop import Training
 from trillium.wire import Wire
 
@@ -54,6 +54,7 @@ class ExperimentConfig(BaseModel):
         framework: how the federation learns.
         head: what the task head starts as.
         tiers: clients that differ from the others, by a label of your own.
+        server: a model that only the server has.
         model, task, data, adapter, training, fleet, wire, evaluation: see their classes.
     """
 
@@ -71,11 +72,23 @@ class ExperimentConfig(BaseModel):
     fleet: FleetConfig = FleetConfig()
     wire: Wire = Wire()
     tiers: dict[str, Tier] = {}
+    server: OwnModel = OwnModel()
     evaluation: Evaluation = Evaluation()
 
     def tree(self) -> Tree:
         """Return the resolved configuration as plain values; it reads back to an equal one."""
         return self.model_dump(mode="json")
+
+    def of(self, client: str | None) -> ExperimentConfig:
+        """Return the same with model and adapter of one client, or of the server for `None`."""
+        own = self.server if client is None else tier_of(self.tiers, client)
+        changes = {"model": own.model or self.model, "adapter": own.adapter or self.adapter}
+        return self.model_copy(update=changes)
+
+    @property
+    def has_other_models(self) -> bool:
+        """Whether a tier, or the server, has a model or an adapter of its own."""
+        return self.server.differs or any(tier.differs for tier in self.tiers.values())
 
 
 def experiment(tree: Mapping[str, Any]) -> ExperimentConfig:
@@ -84,7 +97,7 @@ def experiment(tree: Mapping[str, Any]) -> ExperimentConfig:
     Raises:
         UserError: a key is unknown, a value cannot be used, or two settings contradict each other.
     """
-    merged = merge(ExperimentConfig().tree(), tree)
+    merged = _with_common(merge(ExperimentConfig().tree(), tree))
     try:
         config = ExperimentConfig.model_validate(merged)
     except ValidationError as error:
@@ -92,6 +105,16 @@ def experiment(tree: Mapping[str, Any]) -> ExperimentConfig:
     config.framework.check(config)
     config.head.check(config)
     return config
+
+
+def _with_common(tree: Tree) -> Tree:
+    """Lay the models and adapters of tiers and server over those of the run."""
+    tiers = tree["tiers"].values() if isinstance(tree["tiers"], Mapping) else ()
+    for own in (tree["server"], *tiers):
+        for key in ("model", "adapter"):
+            if isinstance(own, dict) and own.get(key) is not None:
+                own[key] = merge({key: tree[key]}, {key: own[key]})[key]
+    return tree
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:

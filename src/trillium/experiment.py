@@ -12,6 +12,8 @@ import torch
 from trillium.client import Client, verbs_of
 from trillium.config import ExperimentConfig
 from trillium.data.federated import FederatedData, load_data
+from trillium.data.written import with_public
+from trillium.dialects import find_dialects
 from trillium.engines.local import LocalEngine
 from trillium.fleet import Engine, Fleet
 from trillium.frameworks import SERVER_MODEL
@@ -21,7 +23,7 @@ from trillium.models.slots import values
 from trillium.rng import scoped_rng
 from trillium.run_folder import RunFolder, environment
 from trillium.server import Server
-from trillium.side import Metrics
+from trillium.side import Metrics, Side
 from trillium.tasks import Example
 from trillium.tiers import tier_of
 from trillium.training.meters import Cost, CostCache, Meter
@@ -168,6 +170,7 @@ class Experiment:
         if self.config.framework.ships == SERVER_MODEL:
             self.model.save(self.server.state, self.folder.path / "adapter", self.server.folds)
         self.folder.status("finished")
+        self.config.framework.finish_run(self.server)
         self.folder.checkpoints.clear()
 
 
@@ -191,15 +194,48 @@ def build(
         UserError: data, model and framework do not fit together.
     """
     data = load_data(config.data, config.task.data_form, config.seed)
-    model = resident_model(config, data.labels)
-    cache: CostCache = {}
-    test = tokenize(config, model, data.test)
-    clients = [
-        build_client(config, model, name, rows, cache=cache, test=test)
-        for name, rows in data.clients.items()
-    ]
+    residents = Residents(config, data)
+    clients = []
+    for name, rows in data.clients.items():
+        own = residents.of(name)
+        clients.append(build_client(config, own.model, name, rows, cache=own.cache, test=own.test))
     engine = LocalEngine(clients, None if folder is None else folder.checkpoints)
+    model = residents.of(None).model
     return build_server(config, model, data, engine, folder, watch, argv, clients)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A model of this process, and what the clients who have it share.
+
+    Attributes:
+        model: in memory once.
+        cache: costs already counted.
+        test: held-out data in its tokens.
+    """
+
+    model: LanguageModel
+    cache: CostCache
+    test: list[Example]
+
+
+class Residents:
+    """The models of this process, each loaded when it is first asked for."""
+
+    def __init__(self, config: ExperimentConfig, data: FederatedData) -> None:
+        self._config, self._data = config, data
+        self._found: list[tuple[ExperimentConfig, Resident]] = []
+
+    def of(self, client: str | None) -> Resident:
+        """Return the model of a client, or of the server for `None`."""
+        own = self._config.of(client)
+        for config, resident in self._found:
+            if config == own:
+                return resident
+        model = resident_model(own, self._data.labels)
+        resident = Resident(model, {}, tokenize(own, model, self._data.test))
+        self._found.append((own, resident))
+        return resident
 
 
 def build_server(
@@ -216,33 +252,41 @@ def build_server(
 
     Args:
         config, folder, watch, argv: as in `build`.
-        model: the resident model.
+        model: the server's model.
         data: of it the test and the public set; the clients' rows only in a simulation.
         engine: reaches the clients.
         clients: those that live in this process.
     """
     tiers = {client: tier_of(config.tiers, client) for client in engine.clients}
+    meter = Meter({}, model.device)
+    newest = None if folder is None else folder.checkpoints.newest(SERVER)
+    path = None if folder is None else folder.path
+    data = with_public(config, model, data, meter, path, resumes=newest is not None)
+    public = tokenize(config, model, data.public)
     server = Server(
         model=model,
         task=config.task,
         state=model.state(),
-        public=tokenize(config, model, data.public),
+        public=public,
+        public_rows=data.public,
         test=tokenize(config, model, data.test),
         pooled=[example for client in clients for example in client.examples],
         tiers=tiers,
+        folder=None if folder is None else folder.checkpoints.folder,
+        groups=groups_by_model(config, engine.clients),
+        dialects=find_dialects(config, model, public, data.public, engine.clients),
         training=config.training,
-        meter=Meter({}, model.device),
+        meter=meter,
         seed=config.seed,
         num_rounds=config.rounds,
     )
     if folder is not None:
-        newest = folder.checkpoints.newest(SERVER)
         folder.cut({} if newest is None else newest[1]["positions"])
         folder.config(config.tree())
         if newest is None:
             folder.json("env.json", environment(device_name(model.device), argv))
         folder.json("data.json", data.summary())
-        folder.json("once.json", config.framework.once_bytes(server))
+        folder.json("once.json", once_bytes(config, server, clients))
     ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
     made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}
     wires = {client: made[id(tier)] for client, tier in tiers.items()}
@@ -289,11 +333,37 @@ def build_client(
     )
 
 
+def once_bytes(
+    config: ExperimentConfig, server: Server, clients: Sequence[Client]
+) -> dict[str, int]:
+    """Return what a client must hold before the run, the most that any does.
+
+    Empty where that is not known: a server whose clients are elsewhere knows no model but its own.
+    """
+    by_model: dict[int, Side] = {id(client.model): client for client in clients}
+    if not clients and server.groups[0]:
+        by_model = {id(server.model): server}
+    found = [config.framework.once_bytes(side) for side in by_model.values()]
+    return max(found, key=lambda parts: sum(parts.values()), default={})
+
+
+def groups_by_model(config: ExperimentConfig, clients: Sequence[str]) -> list[list[str]]:
+    """Return the clients by what model they have; those with the server's come first."""
+    found: list[tuple[ExperimentConfig, list[str]]] = [(config.of(None), [])]
+    for client in clients:
+        own = config.of(client)
+        names = next((names for other, names in found if other == own), None)
+        if names is None:
+            found.append((own, names := []))
+        names.append(client)
+    return [names for _, names in found]
+
+
 def resident_model(config: ExperimentConfig, labels: Sequence[str]) -> LanguageModel:
-    """Load the model that all sides of a process share.
+    """Load the model of a configuration.
 
     Args:
-        config: what to run.
+        config: as one side sees it (`ExperimentConfig.of`).
         labels: class names; none for language modelling.
     """
     return load_model(

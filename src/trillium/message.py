@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from trillium.encoded_rows import EncodedRows
     from trillium.soft_labels import SoftLabels
 
 Kind = Literal[
@@ -90,12 +91,15 @@ class Message:
             that the size of a message does not depend on the values in it.
         encoded: tensors of the kind `logits` that stay as a codec of rows has written them, until they
             are read some rows at a time (`trillium.soft_labels.received`).
+        written: of a message that came, the activations once more, as they crossed, where their codecs
+            write every row by itself.
     """
 
     verb: str
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Meta = field(default_factory=dict)
     encoded: Mapping[str, SoftLabels] = field(default_factory=dict)
+    written: Mapping[str, EncodedRows] = field(default_factory=dict)
 
     @property
     def bytes_raw(self) -> int:

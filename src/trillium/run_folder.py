@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -37,12 +38,12 @@ class RunFolder:
     """Writes the files of one run.
 
     Attributes:
-        path: the folder, which is made.
+        path: the folder; it is made, or is empty.
         arm: label of the run within a comparison.
     """
 
     def __init__(self, path: Path, arm: str) -> None:
-        path.mkdir(parents=True, exist_ok=False)
+        claim(path)
         self.path, self.arm = path, arm
         self._started, self._resumed = time.time(), 0
         self._lock = _locked(path)
@@ -184,12 +185,25 @@ def _git_sha() -> str | None:
     return done.stdout.strip()
 
 
+def claim(path: Path) -> None:
+    """Make a folder, or take one that is empty.
+
+    Raises:
+        FileExistsError: it holds something.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise FileExistsError(f"{path} holds something already")
+
+
 def new_folder(parent: Path, name: str) -> Path:
-    """Return a path in `parent` that does not exist yet, named by the time and `name`."""
+    """Make an empty folder in `parent`, named by the time and `name`, which is nobody else's."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = parent / f"{stamp}_{name}"
-    number = 1
-    while path.exists():
-        number += 1
-        path = parent / f"{stamp}_{name}_{number}"
-    return path
+    for number in itertools.count(1):
+        path = parent / f"{stamp}_{name}{f'_{number}' if number > 1 else ''}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # of a run that began in the same second
+            continue
+        return path
+    raise AssertionError("there is always a further number")

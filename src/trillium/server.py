@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from trillium.dialects import Dialect
 from trillium.models.folds import Fold, as_fold
 from trillium.models.slots import State
 from trillium.side import Side
 from trillium.tasks import Example
 from trillium.tiers import Tier
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(kw_only=True)
@@ -18,8 +25,12 @@ class Server(Side):
 
     Attributes:
         tiers: by client, what it does differently from others.
+        groups: the clients by model; those of the server's own come first, and may be none.
+        dialects: by client, what it speaks instead of what the server does.
+        folder: where what is too large for memory may lie until the run ends, if anywhere.
         state: the server's trainable parameters; at the end of a round those it would ship.
         public: the public set, empty where the run has none.
+        public_rows: the same as texts.
         pooled: the clients' data in one place, which only a simulation has; for the baseline that
             shows what moving the data would give.
     """
@@ -27,8 +38,17 @@ class Server(Side):
     name: str = "server"
     state: State
     public: list[Example]
+    public_rows: Dataset
     pooled: list[Example]
     tiers: Mapping[str, Tier]
+    groups: Sequence[Sequence[str]]
+    dialects: Mapping[str, Dialect] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @cached_property
+    def dialect(self) -> Dialect:
+        """What the server itself speaks."""
+        return Dialect(self.model.tokenizer, self.model.num_classes, self.public)
 
     @property
     def folds(self) -> list[Fold]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from trillium.rng import generator
 from trillium.tasks import Example, Task
 from trillium.training.loop import Loop, Training
 from trillium.training.meters import Meter
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Metrics = dict[str, Any]
 
@@ -67,6 +70,10 @@ class Side:
     def progress(self, fraction: float) -> float:
         """Return how far the run is, from 0 to 1, at a fraction of this round."""
         return (max(self.round, 1) - 1 + fraction) / self.num_rounds
+
+    def tokenize(self, rows: Dataset) -> list[Example]:
+        """Return rows in the columns of the task as examples, in the tokens of the model."""
+        return self.task.tokenize(rows, self.model.tokenizer, self.training.max_length)
 
     def loop(self, label: str, state: State) -> Loop:
         """Return the local loop over a state, mounted into the model."""

@@ -88,6 +88,39 @@ class SoftLabels:
         return writer.done()
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """What students learn from: soft labels for the predictions of some examples, or for some of them.
+
+    Attributes:
+        labels: of the predictions that it speaks of, in order.
+        present: which of all predictions these are, bool `(rows,)`.
+        hidden: hidden states behind all of them, `(rows, size)`, where they are part of the lesson.
+    """
+
+    labels: SoftLabels
+    present: Tensor
+    hidden: Tensor | None = None
+
+    @classmethod
+    def of_all(cls, labels: SoftLabels) -> Teacher:
+        """Return a teacher that speaks of all predictions."""
+        return cls(labels, torch.ones(len(labels), dtype=torch.bool))
+
+    @property
+    def places(self) -> Tensor:
+        """Where in the labels each prediction is, int64 `(rows,)`; -1 where there is nothing of it."""
+        return (self.present.cumsum(0) - 1).where(self.present, -1)
+
+    def of(self, slices: Mapping[int, slice], indices: Sequence[int]) -> Teacher:
+        """Return what it says of some examples, whose predictions are those slices of the rows."""
+        rows = [torch.arange(slices[index].start, slices[index].stop) for index in indices]
+        wanted = torch.cat([torch.zeros(0, dtype=torch.int64), *rows])
+        places = self.places[wanted]
+        labels = self.labels.joined([self.labels.records[places[places >= 0]]])
+        return Teacher(labels, places >= 0, None if self.hidden is None else self.hidden[wanted])
+
+
 class Writer:
     """Encodes soft labels as they come, some rows at a time.
 

@@ -8,8 +8,10 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trillium.adapters import Adapter
 from trillium.codecs import Codec
 from trillium.component import Choice
+from trillium.models.base import ModelConfig
 from trillium.training.loop import Training
 from trillium.wire import Wire
 
@@ -27,7 +29,25 @@ class Link(BaseModel):
     down: float | None = Field(default=None, gt=0)
 
 
-class Tier(BaseModel):
+class OwnModel(BaseModel):
+    """A model that only a part of the federation has; for frameworks that exchange no parameters.
+
+    Attributes:
+        model, adapter: keys that are left out are those of the run, and so is what is left out whole.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig | None = None
+    adapter: Choice[Adapter] | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether there is anything in it."""
+        return self.model is not None or self.adapter is not None
+
+
+class Tier(OwnModel):
     """What some clients do differently; what is left out they do as all.
 
     Attributes:
@@ -38,16 +58,19 @@ class Tier(BaseModel):
         layers: indices of the blocks whose adapters these clients hold and train; all others stay at
             their start values for them.
         local_steps: optimiser steps in one round.
+        cut: how many blocks these clients run in a split whose activations are sent once; the server
+            runs those up to `framework.cut`.
         up, down: codecs, as in `wire`.
         link: what their network carries; codecs such as `adaptive` go by it.
+        model, adapter: of these clients, where they have a model of their own; keys that are left out
+            are those of the run. For frameworks that exchange no parameters.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     clients: tuple[str, ...] = ()
     rank: int | None = Field(default=None, ge=1)
     layers: tuple[int, ...] | None = None
     local_steps: int | None = Field(default=None, ge=1)
+    cut: int | None = Field(default=None, ge=1)
     up: tuple[Choice[Codec], ...] | None = None
     down: tuple[Choice[Codec], ...] | None = None
     link: Link = Link()

@@ -15,6 +15,7 @@ from trillium.codecs import Codec
 from trillium.codecs.rows import FullRows, RowCodec
 from trillium.codecs.stack import decode_stack, encode_stack
 from trillium.component import Choice
+from trillium.encoded_rows import EncodedRows
 from trillium.errors import UserError
 from trillium.message import FLAT, FLAT_KINDS, Kind, Limits, Message, MessageError, decode, encode
 from trillium.rng import derive_seed
@@ -128,6 +129,7 @@ class Wire(BaseModel):
             parts[name][part] = tensor
         tensors: dict[str, Tensor] = {}
         encoded: dict[str, SoftLabels] = {}
+        written: dict[str, EncodedRows] = {}
         room = limits.max_bytes
         for name, found in parts.items():
             row_codec, stack = self._split(_kind(name), direction)
@@ -142,8 +144,11 @@ class Wire(BaseModel):
                 raise MessageError(f"the tensors hold more than {limits.max_bytes} bytes")
             if row_codec is not None:
                 encoded[name] = SoftLabels(row_codec, tensors.pop(name), 0)
+            elif _kind(name) == "activations" and all(codec.row_wise for codec in stack):
+                written[name] = EncodedRows(tuple(stack), found, _key(message, name))
         kinds = _weigh(message.tensors, len(data))
-        return Packed(data, Message(message.verb, tensors, message.meta, encoded), kinds)
+        read = Message(message.verb, tensors, message.meta, encoded, written)
+        return Packed(data, read, kinds)
 
     def preview(self, message: Message, direction: Direction) -> Message:
         """Return what the other side will read when this message is packed, without sending it.

@@ -15,6 +15,7 @@ from trillium.codecs import Codec
 from trillium.component import Choice, Component, known, resolve
 from trillium.data.partitions import Partition
 from trillium.data.sources import Source
+from trillium.defences import Defence
 from trillium.downloads import Download
 from trillium.drifts import Drift
 from trillium.ensembles import Ensemble
@@ -22,7 +23,10 @@ from trillium.errors import UserError
 from trillium.filters import Filter
 from trillium.frameworks import Framework
 from trillium.heads import Head
+from trillium.hiddens import Hidden
 from trillium.masks import Mask
+from trillium.publics import Public
+from trillium.selections import Selection
 from trillium.sharpenings import Sharpening
 from trillium.tasks import Task
 
@@ -41,6 +45,10 @@ KINDS: list[type[Component]] = [
     Ensemble,
     Sharpening,
     Filter,
+    Public,
+    Selection,
+    Defence,
+    Hidden,
 ]
 MEMBERS = [(kind, name) for kind in KINDS for name in known(kind)]
 IDS = [f"{kind.kind} {name}" for kind, name in MEMBERS]

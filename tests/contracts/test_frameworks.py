@@ -23,6 +23,9 @@ MODES = ("relay", "splitfed_v1", "splitfed_v2", "coalesced")
 VARIANTS: dict[str, tuple[str, ...]] = {name: (f"framework={name}",) for name in FRAMEWORKS}
 VARIANTS |= {f"split {m}": ("framework=split", f"framework.mode={m}") for m in MODES[:3]}
 VARIANTS["split u"] = ("framework=split", "framework.shape=u")
+VARIANTS["split cached"] = ("framework=split", "framework.train=server", "framework.cache=true")
+VARIANTS["split local first"] = (*VARIANTS["split cached"], "framework.local_rounds=1")
+VARIANTS["split auxiliary"] = ("framework=split", "framework.gradients=auxiliary")
 VARIANTS["fedllm gradient"] = ("framework=fedllm", "framework.upload=gradient")
 VARIANTS["fedllm ridge"] = ("framework=fedllm", "head=ridge")
 VARIANTS["local_only class_means"] = ("framework=local_only", "head=class_means")
@@ -31,11 +34,18 @@ VARIANTS["kd cached"] = (
     "framework.ensemble=confidence", "framework.sharpening=power",
     "wire.up=[{name: top_classes, k: 2}]", "wire.down=[{name: top_classes, k: 2}]",
 )  # fmt: skip
+VARIANTS["kd hidden"] = ("framework=kd", "framework.hidden={name: projected, size: 5}")
 VARIANTS["kd client"] = ("framework=kd", "framework.direction=client")
+CACHED = ("split cached", "split local first")
 ASKS = [name for name in VARIANTS if name not in ("zero_shot", "centralised")]
 STAY = ("zero_shot", "local_only", "local_only class_means", "kd client")  # the server's own model
 DROPOUT = ("model.dropout=0.2", "adapter.dropout=0.2")
 each = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def rounds(variant: str) -> str:
+    """As few rounds as there can be."""
+    return "rounds=2" if variant == "split local first" else "rounds=1"
 
 
 def numbers(value: object) -> Iterator[float]:
@@ -78,7 +88,8 @@ def test_the_same_seed_gives_the_same_run(hub: Path, variant: str) -> None:
     """Twice in one process, with dropout, and with other random numbers drawn in between."""
     runs = []
     for _ in range(2):
-        fed = federation(hub, *VARIANTS[variant], *DROPOUT, "rounds=1")
+        noise = () if variant in CACHED else DROPOUT  # which must not be random
+        fed = federation(hub, *VARIANTS[variant], *noise, rounds(variant))
         log = Recorder(fed)
         history = without_seconds(fed.run())
         replies = [digest(reply) for _, _, reply in log.log]
@@ -134,12 +145,13 @@ FAILURES += [
     ("split", 3),
     ("split u", 3),
 ]
+FAILURES += [("split cached", 2)]
 FAILURES += [("split u", 4), ("split splitfed_v1", 4), ("split splitfed_v2", 2)]
 
 
 @pytest.mark.parametrize(("variant", "at"), FAILURES)
 def test_a_client_that_fails_is_done_without(hub: Path, variant: str, at: int) -> None:
-    fed = federation(hub, *VARIANTS[variant], "fleet.min_replies=2", "rounds=1")
+    fed = federation(hub, *VARIANTS[variant], "fleet.min_replies=2", rounds(variant))
     client = failing(fed, at)
     history = fed.run()
     for line in history[1:]:
@@ -178,7 +190,7 @@ def test_clients_answer_anything_with_a_message(hub: Path, variant: str) -> None
 @pytest.mark.parametrize("variant", ASKS)
 def test_replies_that_are_not_what_was_asked_are_refused(hub: Path, variant: str) -> None:
     """The server survives a client that answers with an empty message of the right verb."""
-    fed = federation(hub, *VARIANTS[variant], "fleet.min_replies=2", "rounds=1")
+    fed = federation(hub, *VARIANTS[variant], "fleet.min_replies=2", rounds(variant))
     client = fed.clients[2]
 
     def empty(me: Client, message: Message) -> Message:

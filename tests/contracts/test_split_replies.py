@@ -16,12 +16,23 @@ WRONG = [
     ("begin", "control/num_steps", scalar(1e12), "no number of steps"),
     ("begin", "control/num_steps", scalar(2.5), "no number of steps"),
     ("finish_batch", "control/squared_norm", scalar(-1.0), "below zero"),
-    ("finish_batch", "gradients/output", torch.zeros(1, 1, 1).double(), "a gradient of"),
+    ("finish_batch", "gradients/output", torch.zeros(1, 1).double(), "a gradient of"),
     ("finish_batch", "gradients/output", torch.zeros(3).double(), "gradients/output is"),
     ("backward", "control/squared_norm", scalar(-1.0), "below zero"),
     ("backward", "control/squared_norm", scalar(float("nan")), "NaN"),
     ("forward", "control/count", scalar(1e9), "predictions in"),
+    ("forward", "control/lengths", torch.full((1,), 10**6).int(), "rows of"),
+    ("forward", "control/lengths", torch.full((10**4,), 4).int(), "10000 rows"),
+    ("forward", "control/lengths", torch.zeros(2).int(), "rows of 0"),
+    ("forward", "activations/hidden", torch.zeros(7, 5).double(), "activations/hidden is"),
     ("finish", "control/weight", scalar(0.0), "not above zero"),
+]
+WRONG_ONCE = [
+    ("list_samples", "control/digests", torch.zeros(3, 4, dtype=torch.uint8), "control/digests is"),
+    ("list_samples", "control/digests", torch.zeros(2, 16), "control/digests is"),
+    ("send_activations", "control/lengths", torch.ones(3).int(), "3 samples, asked for"),
+    ("send_activations", "activations/rows", torch.zeros(7, 12).double(), "activations/rows is"),
+    ("send_activations", "labels/labels", torch.zeros(2).int(), "labels/labels is"),
 ]
 
 
@@ -29,8 +40,18 @@ WRONG = [
 def test_a_wrong_answer_drops_the_client_and_not_the_run(
     hub: Path, verb: str, name: str, tensor: torch.Tensor, reason: str
 ) -> None:
-    words = ("framework=split", "framework.shape=u", "fleet.min_replies=2", "rounds=1")
-    fed = federation(hub, *words)
+    lied(hub, verb, name, tensor, reason, "framework.shape=u")
+
+
+@pytest.mark.parametrize(("verb", "name", "tensor", "reason"), WRONG_ONCE)
+def test_so_does_a_wrong_upload(
+    hub: Path, verb: str, name: str, tensor: torch.Tensor, reason: str
+) -> None:
+    lied(hub, verb, name, tensor, reason, "framework.train=server")
+
+
+def lied(hub: Path, verb: str, name: str, tensor: torch.Tensor, reason: str, *words: str) -> None:
+    fed = federation(hub, "framework=split", "fleet.min_replies=2", "rounds=1", *words)
     (bad,) = [client for client in fed.clients if client.name == "client-1"]
     honest = bad.verbs[verb]
 

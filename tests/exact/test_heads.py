@@ -48,10 +48,10 @@ def start(hub: Path, *words: str, model: str = "bert") -> Experiment:
     return fed
 
 
-def head_of(fed: Experiment, which: str = "unscaled_head") -> tuple[np.ndarray, np.ndarray | None]:
+def head_of(fed: Experiment, *, scaled: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
     """Return weight and bias of the server's head."""
-    head = fed.server.store[which]
-    parts = {name.rsplit(".", 1)[1]: tensor.numpy() for name, tensor in head.items()}
+    head = fed.server.store["head"] if scaled else fed.server.store["heads"]["0"]["unscaled"]
+    parts = {name.rpartition(".")[2]: tensor.numpy() for name, tensor in head.items()}
     return parts["weight"], parts.get("bias")
 
 
@@ -307,7 +307,7 @@ def test_round_zero_shows_the_head_alone(hub: Path, framework: str, head: str) -
 
 def test_the_scale_is_the_best_on_the_clients_rows(hub: Path) -> None:
     fed = start(hub, "head={name: ridge, scales: [0.5, 8.0, 64.0]}")
-    assert fed.server.store["head_scale"] == 8.0
+    assert fed.server.store["heads"]["0"]["scale"] == 8.0
     ours = fed.history[0]["loss"]
     for scale in (0.5, 64.0):
         other = start(hub, f"head={{name: ridge, scales: [{scale}]}}")

@@ -35,6 +35,8 @@ RUNS = {
                    "wire.up=[{name: top_classes, k: 2}]"),
     "coalesced": ("framework=split",),
     "in turns": ("framework=split", "framework.mode=splitfed_v2", "framework.shape=u"),
+    "cached": ("framework=split", "framework.train=server", "framework.cache=true",
+               "model.dropout=0", "adapter.dropout=0"),
     "copies": ("framework=split", "framework.mode=splitfed_v1", "framework.tail=2",
                "framework.shape=u"),
 }  # fmt: skip

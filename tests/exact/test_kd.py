@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from kd_help import T, distil, wanted_rows
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ from trillium.ensembles.size_weighted import SizeWeighted
 from trillium.experiment import Experiment
 from trillium.message import Message, decode
 from trillium.rng import generator
-from trillium.soft_labels import SoftLabels, Writer
+from trillium.soft_labels import SoftLabels, Teacher, Writer
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import collate
 from trillium.tasks.causal_lm import CausalLM
@@ -62,7 +63,8 @@ def labels(log_probs: Tensor) -> SoftLabels:
 def objective(
     task: Task, examples: list[Example], teacher: Tensor, weight: float = 1.0, ce: bool = False
 ) -> Objective:
-    return distillation_objective(task, examples, labels(teacher.log()), Loss(T, weight, ce))
+    found = Teacher.of_all(labels(teacher.log()))
+    return distillation_objective(task, examples, found, Loss(T, weight, ce))
 
 
 def test_loss_and_gradient_are_those_of_hinton() -> None:
@@ -197,6 +199,9 @@ def test_public_labels_cannot_be_seen_unless_they_may(hub: Path, use: bool) -> N
         fed.server.public = [
             Example(e.index, e.input_ids, (e.labels + shift) % 3) for e in fed.server.public
         ]
+        rows = fed.server.public_rows
+        labels = [(label + shift) % 3 for label in rows["label"]]
+        fed.server.public_rows = Dataset.from_dict({"text": list(rows["text"]), "label": labels})
         log = Recorder(fed)
         run_rounds(fed, 2)
         return [digest(reply) for _, _, reply in log.log], [ask for _, ask, _ in log.log], fed

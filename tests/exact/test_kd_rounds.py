@@ -145,7 +145,7 @@ def test_a_label_that_is_used_again_is_the_one_that_was_made(hub: Path) -> None:
     made = fed.server.store["labels"]["records"]
     assert fed.server.store["labels"]["made"] == dict.fromkeys(range(12), 1)
     for client in fed.clients:
-        held = client.store["labels"]
+        held = client.store["labels"]["records"]
         assert held.keys() == made.keys()
         assert all(torch.equal(held[index], made[index]) for index in made)
 
@@ -184,7 +184,7 @@ def test_a_client_that_was_away_gets_what_it_missed(hub: Path) -> None:
 def test_a_client_refuses_labels_that_it_is_wrongly_said_to_hold(hub: Path) -> None:
     fed = kd(hub, "framework.cache_rounds=2", "fleet.min_replies=2")
     run_rounds(fed, 1)
-    fed.clients[1].store["labels"].pop(3)
+    fed.clients[1].store["labels"]["made"].pop(3)
     fed.server.round = 2
     fed.fleet.begin_round(2)
     fed.config.framework.round(fed.server, fed.fleet)

@@ -30,12 +30,19 @@ WORDS = {
     "split v1": ("framework=split", "framework.mode=splitfed_v1", "framework.shape=u"),
     "split v2": ("framework=split", "framework.mode=splitfed_v2"),
     "split coalesced": ("framework=split", "framework.mode=coalesced"),
+    "split cached": ("framework=split", "framework.train=server", "model.dropout=0",
+                     "wire.up=[int4]", "model.dtype=float32", "fleet.clients_per_round=2"),
+    "split delta": ("framework=split", "framework.delta={skip: 0.3}", "model.dropout=0",
+                    "wire.up=[int4]", "wire.down=[int8]", "model.dtype=float32"),
+    "split local first": ("framework=split", "framework.train=server", "model.dropout=0",
+                          "framework.local_rounds=1", "model.dtype=float32", "wire.up=[int8]"),
+    "split auxiliary": ("framework=split", "framework.gradients=auxiliary"),
     "fedkseed": ("framework=fedkseed", "training.local_steps=3"),
     "ridge partial": ("framework=local_only", "head=ridge", "fleet.clients_per_round=2"),
     "local_only": ("framework=local_only",),
     "centralised": ("framework=centralised",),
 }  # fmt: skip
-DROPOUT = ("model.dropout=0.2", f"rounds={ROUNDS}")
+DROPOUT = ("model.dropout=0.2", f"rounds={ROUNDS}")  # what comes later may switch it off
 
 
 class Killed(BaseException):
@@ -83,7 +90,7 @@ def killed_in(fed: Experiment, number: int) -> None:
 def test_killed_in_a_round_and_resumed(
     hub: Path, tmp_path: Path, words: tuple[str, ...], number: int
 ) -> None:
-    config = experiment_config(hub, *words, *DROPOUT)
+    config = experiment_config(hub, *DROPOUT, *words)
     whole = build(config, RunFolder(tmp_path / "whole", "whole"))
     history = whole.run()
 

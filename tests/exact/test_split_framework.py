@@ -83,7 +83,7 @@ def unsplit(fed: Experiment, keep: Callable[[str], bool] = lambda name: True) ->
 def test_one_client_is_unsplit_adamw_with_clipping(
     hub: Path, model: str, task: str, shape: str, train: str
 ) -> None:
-    words = (*SHAPES[shape], f"framework.train={train}")
+    words = (*SHAPES[shape], f"framework.train={train}", "framework.cache=false")
     fed = split(hub, *words, model=model, task=task)
     plain = unsplit(fed, chosen(shape, train))
     figures = run_rounds(fed, ROUNDS)

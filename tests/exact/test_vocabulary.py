@@ -78,7 +78,7 @@ def test_models_that_cap_their_logits_are_told_apart() -> None:
 def test_memory_does_not_grow_with_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """What autograd keeps for the backward pass: parts of the hidden states, and no logits."""
     from trillium.codecs.top_classes import TopClasses
-    from trillium.soft_labels import Writer
+    from trillium.soft_labels import Teacher, Writer
     from trillium.tasks import Example
     from trillium.tasks.batches import collate
     from trillium.tasks.causal_lm import CausalLM
@@ -93,7 +93,11 @@ def test_memory_does_not_grow_with_the_vocabulary(monkeypatch: pytest.MonkeyPatc
         writer.add(torch.randn(8 * 23, size).log_softmax(-1))
         for apart in (False, True):
             objective = distillation.distillation_objective(
-                CausalLM(), examples, writer.done(), distillation.Loss(2.0), apart=apart
+                CausalLM(),
+                examples,
+                Teacher.of_all(writer.done()),
+                distillation.Loss(2.0),
+                apart=apart,
             )
             saved: dict[int, int] = {}
 

@@ -22,6 +22,8 @@ class Codec(Component, kind="codec", package="trillium.codecs"):
         matrices: it wants each tensor with its shape; the tensors of a kind are else sent as one.
         lossless: what is decoded is what was encoded, bit by bit.
         any_dtype: it also encodes integers; the others are given floats alone.
+        row_wise: each row `(…, n)` of the last dimension is written by itself: all parts have the
+            tensor's leading shape, but for those without dimensions, which hold for all rows.
         for_changes: it drops so much that it makes sense only on changes with error feedback.
 
     Attributes:
@@ -32,6 +34,7 @@ class Codec(Component, kind="codec", package="trillium.codecs"):
     matrices: ClassVar[bool] = False
     lossless: ClassVar[bool] = False
     any_dtype: ClassVar[bool] = False
+    row_wise: ClassVar[bool] = False
     for_changes: ClassVar[bool] = False
 
     kinds: tuple[Kind, ...] = ("parameters", "gradients", "logits", "activations")

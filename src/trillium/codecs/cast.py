@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ class Cast(Codec, name="cast"):
         dtype: `bfloat16` keeps float32's range with 8 bits of precision; `float16` has 11 bits of
             precision and ends at 65,504, so larger values are clamped to it.
     """
+
+    row_wise: ClassVar[bool] = True
 
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
 

@@ -6,6 +6,7 @@ Suresh et al. (2017, "Distributed mean estimation with limited communication", a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -26,6 +27,8 @@ class Hadamard(Codec, name="hadamard"):
         block: length of what is rotated together, a power of two; the rest of a row is rotated in
             smaller powers of two.
     """
+
+    row_wise: ClassVar[bool] = True
 
     block: int = Field(256, ge=2)
 

@@ -7,6 +7,7 @@ distortion") finds best for a Gaussian, with the scale fitted to each block by l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -31,6 +32,8 @@ class Int2(Codec, name="int2"):
         block: entries that share a scale.
         rounding: `nearest`, or `stochastic`, which is unbiased.
     """
+
+    row_wise: ClassVar[bool] = True
 
     block: int = Field(64, ge=1)
     rounding: blocks.Rounding = "nearest"

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -24,6 +25,8 @@ class Int4(Codec, name="int4"):
         block: entries that share a scale.
         rounding: `nearest`, or `stochastic`, which is unbiased.
     """
+
+    row_wise: ClassVar[bool] = True
 
     block: int = Field(64, ge=1)
     rounding: blocks.Rounding = "nearest"

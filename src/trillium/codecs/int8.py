@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -24,6 +25,8 @@ class Int8(Codec, name="int8"):
         block: entries that share a scale.
         rounding: `nearest`, or `stochastic`, which is unbiased.
     """
+
+    row_wise: ClassVar[bool] = True
 
     block: int = Field(64, ge=1)
     rounding: blocks.Rounding = "nearest"

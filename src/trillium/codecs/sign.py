@@ -25,6 +25,7 @@ class Sign(Codec, name="sign"):
         block: entries that share a magnitude.
     """
 
+    row_wise: ClassVar[bool] = True
     for_changes: ClassVar[bool] = True
 
     block: int = Field(256, ge=1)

@@ -16,6 +16,8 @@ from trillium.data.partitions.iid import IID
 from trillium.data.sources import RawData, Source
 from trillium.data.sources.builtin import Builtin
 from trillium.errors import UserError, suggest
+from trillium.publics import Public
+from trillium.publics.rows import Rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,7 +32,8 @@ class DataConfig(BaseModel):
         source: where the rows come from.
         partition: how the training rows are divided among the clients.
         num_clients: number of clients.
-        public_size: number of rows that all sides hold, taken from the training rows.
+        public: where the public set comes from.
+        public_size: number of rows that all sides hold.
         test_size: most test rows to keep, a random sample; null keeps all.
         test_fraction: share of the training rows held back where the source has no test split.
     """
@@ -40,6 +43,7 @@ class DataConfig(BaseModel):
     source: Choice[Source] = Builtin()
     partition: Choice[Partition] = IID()
     num_clients: int = Field(default=4, ge=1)
+    public: Choice[Public] = Rows()
     public_size: int = Field(default=256, ge=0)
     test_size: int | None = Field(default=None, ge=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
@@ -52,9 +56,11 @@ class FederatedData:
     Attributes:
         clients: rows by client id, `client-0`, `client-1`, …, padded so that ids sort by number.
         test: held-out rows; no client and no public row has a text of theirs.
-        public: rows that all sides hold, without `client`; no client has their texts.
+        public: rows that all sides hold, without `client`; no client has their texts. Those that the
+            server writes come later (`trillium.data.written`), and have no `label`.
         labels: class names, indexed by `label`; `()` for `causal_lm`.
         removed: number of training rows left out, by reason.
+        public_from: name of what the public set comes from.
     """
 
     clients: dict[str, Dataset]
@@ -62,6 +68,7 @@ class FederatedData:
     public: Dataset
     labels: tuple[str, ...]
     removed: dict[str, int] = field(default_factory=dict)
+    public_from: str = Rows.name
 
     def summary(self) -> dict[str, Any]:
         """Return sizes and label histograms in a form that JSON can hold.
@@ -74,7 +81,7 @@ class FederatedData:
                 for client, rows in self.clients.items()
             },
             "test": {"num_examples": len(self.test)},
-            "public": {"num_examples": len(self.public)},
+            "public": {"num_examples": len(self.public), "from": self.public_from},
             "labels": list(self.labels),
             "removed": dict(self.removed),
         }
@@ -106,15 +113,14 @@ def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
     raw = config.source.load(task, seed)
     raw, num_leaks = _with_test(raw, config, derive_seed(seed, "test"))
     pool = raw.train
-    if config.public_size >= len(pool):
+    public_size = 0 if config.public.is_written else config.public_size
+    if public_size >= len(pool):
         raise UserError(
-            f"public_size: {config.public_size}",
+            f"public_size: {public_size}",
             f"{len(pool)} training rows would leave nothing for the clients",
             "Write a smaller public_size, or use more data",
         )
-    public, rest, num_duplicates = _draw_public(
-        pool, config.public_size, derive_seed(seed, "public")
-    )
+    public, rest, num_duplicates = _draw_public(pool, public_size, derive_seed(seed, "public"))
     parts = config.partition.assign(rest, config.num_clients, derive_seed(seed, "partition"))
     width = len(str(len(parts) - 1))
     assert raw.test is not None

@@ -85,7 +85,7 @@ def main(grid: Grid, context: Context) -> None:
                 f"{len(engine.clients)} have come in {settings.wait_seconds:g} s",
                 "Start the nodes, or raise wait-seconds; `flwr supernode list` says who is online",
             )
-        model = resident_model(config, data.labels)
+        model = resident_model(config.of(None), data.labels)
         progress = Progress(config.rounds)
         built = build_server(config, model, data, engine, folder, progress.watch, COMMAND)
         built.run(progress.observe)

@@ -240,11 +240,7 @@ class Node:
 
 
 def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:
-    tree = {**opening.tree}
-    if settings.model is not None:
-        tree["model"] = {**tree["model"], "id": settings.model}
-    config = experiment(tree)
-    model = _model(json.dumps(tree, sort_keys=True), tuple(opening.labels))
+    config = experiment(opening.tree)
     form = config.task.data_form
     if settings.partition_id is not None:
         data = load_data(config.data, form, config.seed)
@@ -256,10 +252,12 @@ def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:
                 f"Start {len(names)} nodes, or write data.num_clients in the recipe",
             )
         name = names[settings.partition_id]
+        model = _model_of(config, name, settings, opening)
         test = tokenize(config, model, data.test)
         return name, build_client(config, model, name, data.clients[name], test=test)
     assert settings.name is not None
     assert settings.data is not None
+    model = _model_of(config, settings.name, settings, opening)
     source, labels = config.data.source, opening.labels
     rows = read_rows(settings.data, source, form, labels)
     held_out = (
@@ -268,6 +266,16 @@ def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:
         else tokenize(config, model, read_rows(settings.test, source, form, labels))
     )
     return settings.name, build_client(config, model, settings.name, rows, test=held_out)
+
+
+def _model_of(
+    config: ExperimentConfig, name: str, settings: NodeConfig, opening: Opening
+) -> LanguageModel:
+    own = config.of(name)
+    if settings.model is not None:
+        model = own.model.model_copy(update={"id": settings.model})
+        own = own.model_copy(update={"model": model})
+    return _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels))
 
 
 @lru_cache(maxsize=1)

@@ -27,6 +27,9 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     """How a federation learns; the object is the configuration, state is with server and clients."""
 
     needs_public: ClassVar[bool] = False
+    cuts_models: ClassVar[bool] = False  # whether clients may hold fewer blocks than others
+    slices_adapters: ClassVar[bool] = False  # whether clients may hold parts of the adapter
+    mixes_models: ClassVar[bool] = False  # whether sides may have different models
     trains: ClassVar[bool] = True
 
     @property
@@ -41,12 +44,26 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
             UserError: says which, why, and what to write instead.
         """
         for label, tier in config.tiers.items():
-            if tier.rank is not None or tier.layers is not None:
+            has_part = tier.rank is not None or tier.layers is not None
+            if has_part and not self.slices_adapters:
                 raise UserError(
                     f"tiers.{label} with rank or layers under framework={self.name}",
-                    "only fedllm has clients whose adapters differ",
+                    "only fedllm has clients that hold a part of the adapter",
                     "Leave rank and layers out, or write framework=fedllm",
                 )
+        for label, tier in config.tiers.items():
+            if tier.cut is not None and not self.cuts_models:
+                raise UserError(
+                    f"tiers.{label}.cut under framework={self.name}",
+                    "only split divides the model",
+                    "Leave cut out there, or write framework=split",
+                )
+        if config.has_other_models and not self.mixes_models:
+            raise UserError(
+                f"server or tiers with model or adapter under framework={self.name}",
+                "it exchanges parameters or activations, which have a meaning in one model only",
+                "Leave model and adapter out there, or write framework=kd",
+            )
         if self.needs_public and config.data.public_size == 0:
             raise UserError(
                 f"framework={self.name} with data.public_size=0",
@@ -64,6 +81,9 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
         """Return the metrics of the model that would be shipped, on held-out data."""
         return server.evaluate(server.state, batch_size)
+
+    def finish_run(self, server: Server) -> None:
+        """Remove what the server has laid down in `server.folder`; the run has come to its end."""
 
     def once_bytes(self, side: Side) -> dict[str, int]:
         """Return what a client must hold before the run beside what messages bring, in bytes.

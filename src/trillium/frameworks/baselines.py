@@ -32,6 +32,8 @@ class ZeroShot(Framework, name="zero_shot"):
 class LocalOnly(OwnModels, name="local_only"):
     """Every client trains alone and shares nothing: what a client has without the federation."""
 
+    mixes_models: ClassVar[bool] = True
+
     @property
     def ships(self) -> str:
         """The clients' own models."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -85,6 +85,8 @@ class FedLLM(OwnModels, name="fedllm"):
     aggregator: Choice[Aggregator] = Mean()
     server_optimizer: Optimizer | None = None
 
+    slices_adapters: ClassVar[bool] = True
+
     @property
     def ships(self) -> str:
         """The server's model; the clients' own where they keep a part to themselves."""
@@ -92,6 +94,7 @@ class FedLLM(OwnModels, name="fedllm"):
 
     def check(self, config: ExperimentConfig) -> None:
         """Refuse settings that contradict each other."""
+        super().check(config)
         check_fedllm(self, config)
 
     def share(self, side: Side, tier: Tier) -> Share:

@@ -6,18 +6,19 @@ of Yan et al. (2025, arXiv 2501.04436). No parameter ever travels.
 
 Once: the public set, down. Then, each round, down: of which examples the server wants to hear; up: a
 client's log-probabilities for those, and one weight; down, where the clients distil: the teacher, a
-distribution for every prediction of this round's examples. docs/kd.md says which published method is
-which setting.
+distribution for every prediction of this round's examples. Both ways, if asked for: hidden states in
+few dimensions. docs/kd.md says which published method is which setting.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
+from trillium.alignment.vocabulary import Rule
 from trillium.client import Client, client_verb
 from trillium.component import Choice
 from trillium.ensembles import Average, Ensemble
@@ -28,27 +29,34 @@ from trillium.fleet import Fleet
 from trillium.frameworks import CLIENT_MODELS, SERVER_MODEL, OwnModels, mean_metrics
 from trillium.frameworks.kd_cache import LabelCache
 from trillium.frameworks.kd_checks import check_kd
+from trillium.frameworks.kd_dialects import describe_dialects
+from trillium.frameworks.kd_hidden import PUBLIC, TEACHER, mean_hidden, read_hidden, write_hidden
+from trillium.frameworks.kd_lesson import read_lesson, send_lessons
+from trillium.frameworks.kd_opinions import ask_opinions
+from trillium.frameworks.kd_resend import only_changed
 from trillium.frameworks.kd_teacher import (
-    Opinion,
     class_counts,
     make_teacher,
     predictions,
-    read_opinion,
     warn_of_flattening,
 )
-from trillium.message import Message, MessageError, named, scalar
+from trillium.hiddens import Hidden
+from trillium.hiddens.none import NoHidden
+from trillium.message import Message, MessageError, scalar
 from trillium.models.slots import State, values
-from trillium.rng import generator
+from trillium.selections import Selection
+from trillium.selections.random import Random
 from trillium.server import Server
 from trillium.sharpenings import Sharpening
 from trillium.sharpenings.none import NoSharpening
 from trillium.side import Metrics, Side
-from trillium.soft_labels import SoftLabels, received
+from trillium.soft_labels import Teacher
 from trillium.tasks import IGNORE, Example
 from trillium.tasks.public import (
     choice,
     decode_public,
     encode_public,
+    examples_at,
     read_mask,
     row_slices,
     write_mask,
@@ -57,6 +65,8 @@ from trillium.training.distillation import Loss, distillation, predict
 from trillium.training.loop import batches, task_objective
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from trillium.config import ExperimentConfig
 
 
@@ -75,9 +85,15 @@ class KD(OwnModels, name="kd"):
         filter: of which public examples a client says nothing.
         max_entropy: public examples on which the teacher's entropy is above this share of the largest
             possible one are left out of distillation (Selective-FD's server); null keeps all.
-        public_per_round: how many public examples a round is about, drawn anew each time; null is all.
+        public_per_round: how many public examples a round is about; null is all.
+        selection: which ones, where they are not all.
         cache_rounds: rounds that the teacher's label of an example serves; with more than 1, clients
             keep labels, and are asked only about examples whose label has expired.
+        hidden: which hidden states of the public examples are exchanged, too, and drawn together.
+        resend: clients send a label again only if it is at least so far (total variation distance, 0
+            to 1) from the one that they last sent for the same example; null sends all.
+        unmatched_tokens: where tokenizers differ, what stands for a token that the other one lacks: the
+            longest `opening` of it that there is, or what is at the smallest `edit_distance`.
         distill_epochs: passes over this round's public examples.
     """
 
@@ -91,10 +107,15 @@ class KD(OwnModels, name="kd"):
     filter: Choice[Filter] = NoFilter()
     max_entropy: float | None = Field(default=None, gt=0, le=1)
     public_per_round: int | None = Field(default=None, ge=1)
+    selection: Choice[Selection] = Random()
     cache_rounds: int = Field(default=1, ge=1)
+    hidden: Choice[Hidden] = NoHidden()
+    resend: float | None = Field(default=None, gt=0, le=1)
+    unmatched_tokens: Rule = "opening"
     distill_epochs: int = Field(default=1, ge=1)
 
     needs_public: ClassVar[bool] = True
+    mixes_models: ClassVar[bool] = True
 
     @property
     def ships(self) -> str:
@@ -111,20 +132,22 @@ class KD(OwnModels, name="kd"):
     def start(self, server: Server, fleet: Fleet) -> None:
         """Send the public set to every client, once."""
         warn_of_flattening(self.sharpening, server.model.num_classes)
+        describe_dialects(server, self.unmatched_tokens)
+        self.hidden.probe(server)  # a model without such hidden states is refused before it learns
         server.store["informed"] = []
         self._inform(server, fleet)
 
     def _inform(self, server: Server, fleet: Fleet) -> None:
         """Send the public set to those of the cohort who do not have it yet."""
         informed = {*server.store["informed"]} - fleet.newcomers
-        message = encode_public(self.public_set(server))
+        message = encode_public(server.public_rows, labelled=self.public_labels)
         asks = {client: message for client in fleet.cohort if client not in informed}
         for client, _ in fleet.ask(asks, lambda reply: None, "once"):
             informed.add(client)
         server.store["informed"] = sorted(informed)
 
     def public_set(self, server: Server) -> list[Example]:
-        """Return the public set as the clients get it: without classes where labels may not be used.
+        """Return the public set as all sides use it: without classes where labels may not be used.
 
         In language modelling the labels stay: they say which tokens the response is.
         """
@@ -140,8 +163,7 @@ class KD(OwnModels, name="kd"):
         count = len(server.public)
         if self.public_per_round is None or self.public_per_round >= count:
             return list(range(count))
-        draw = torch.randperm(count, generator=generator(server.seed, "public", server.round))
-        return sorted(draw[: self.public_per_round].tolist())
+        return self.selection.choose(server, self.public_per_round)
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Let clients train and predict, make a teacher of their predictions, distil from it."""
@@ -153,53 +175,24 @@ class KD(OwnModels, name="kd"):
             cache.lose(client)
         wanted = [index for index in chosen if not cache.is_fresh(index, server.round)]
         examples = [public[index] for index in wanted]
-        opinions = self._ask(server, fleet, examples)
+        opinions, metrics = ask_opinions(self, server, fleet, wanted)
         shape = predictions(server, examples)
         writer = fleet.wire.writer("learn", "logits/teacher", server.round, shape, "down")
-        made, labels = make_teacher(self, server, opinions, examples, writer)
-        cache.keep(server.round, made, labels, row_slices(server.task, public))
+        made, teacher = make_teacher(self, server, opinions, examples, writer)
+        cache.keep(server.round, made, teacher, row_slices(server.task, examples_at(public, made)))
         used = [index for index in chosen if cache.is_fresh(index, server.round)]
-        metrics: Metrics = {"train_loss": sum(o.loss for o in opinions) / len(opinions)}
+        metrics["train_loss"] = sum(opinion.loss for opinion in opinions) / len(opinions)
         if not used:
             return metrics
-        teacher = cache.labels(used, labels.codec, shape[1])
+        hidden = mean_hidden(opinions, row_slices(server.task, examples), used)
+        teacher = replace(cache.teacher(used, teacher.labels.codec, shape[1]), hidden=hidden)
         if self.direction != "server":
-            self._send(server, fleet, cache, used, teacher)
+            send_lessons(self, server, fleet, cache, used, teacher)
         if self.direction != "client":
-            examples = [public[index] for index in used]
-            metrics["distil_loss"] = self._distil(server, server.state, examples, teacher)
+            metrics["distil_loss"] = self._distil(
+                server, server.state, examples_at(public, used), teacher
+            )
         return metrics
-
-    def _ask(self, server: Server, fleet: Fleet, examples: list[Example]) -> list[Opinion]:
-        """Return what the clients say of examples, sorted by name."""
-        indices = [example.index for example in examples]
-        message = Message("teach", choice("control/wanted", indices, len(server.public)))
-
-        def read(reply: Message) -> Opinion:
-            return read_opinion(reply, server, examples, self.ensemble)
-
-        replies = dict(fleet.ask(dict.fromkeys(fleet.cohort, message), read))
-        return [replies[client] for client in sorted(replies)]
-
-    def _send(
-        self, server: Server, fleet: Fleet, cache: LabelCache, used: list[int], teacher: SoftLabels
-    ) -> None:
-        """Send each client those labels of the round that it does not hold, and let it distil."""
-        count = len(server.public)
-        slices = row_slices(server.task, [server.public[index] for index in used])
-        asks, sent = {}, {}
-        for client in fleet.cohort:
-            sent[client] = cache.lacking(client, used)
-            tensors, labels = choice("control/used", used, count), teacher
-            if sent[client] != used:
-                tensors["control/sent"] = write_mask(sent[client], count)
-                labels = teacher.of(slices, sent[client])
-            asks[client] = Message("learn", tensors, encoded={"logits/teacher": labels})
-        done = [client for client, _ in fleet.ask(asks, lambda reply: None)]
-        for client in done if self.cache_rounds > 1 else []:
-            cache.confirm(client, sent[client])
-        for client in asks.keys() - done:
-            cache.lose(client)
 
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
         """Return the metrics of the server's model, and in the end of the clients' own models."""
@@ -216,15 +209,16 @@ class KD(OwnModels, name="kd"):
     @client_verb
     def receive_public(self, client: Client, message: Message) -> Message:
         """Keep the public set."""
-        decode_public(message, len(client.model.tokenizer))
-        client.store["public"], client.store["labels"] = message.group("public"), {}
+        rows = _public_rows(client, message)
+        client.scratch["public"] = client.tokenize(rows)
+        client.store["public"], client.store["labels"] = message.tensors["public/rows"], {}
         return Message("receive_public")
 
     @client_verb
     def teach(self, client: Client, message: Message) -> Message:
         """Train on the client's own data and answer with soft labels of the wanted examples."""
         public = self._received(client)
-        wanted = [public[index] for index in read_mask(message, "control/wanted", len(public))]
+        wanted = examples_at(public, read_mask(message, "control/wanted", len(public)))
         state = client.model.state(client.store.get("tensors", client.initial))
         trained = client.loop("train", state).fit(
             batches(client.examples, client.training, client.generator("batches")),
@@ -239,12 +233,17 @@ class KD(OwnModels, name="kd"):
         if kept is not None:
             places = kept.nonzero()[:, 0].tolist()
             tensors["control/kept"] = write_mask(places, len(wanted))
-            wanted = [wanted[place] for place in places]
+            wanted = examples_at(wanted, places)
         if self.ensemble.needs_counts:
             tensors["control/counts"] = class_counts(client)
         shape = predictions(client, wanted)
         writer = client.wire.writer("teach", "logits/public", client.round, shape, "up")
-        found = predict(client.loop("predict", state), client.task, wanted, writer)
+        probe = self.hidden.probe(client)
+        found, hidden = predict(client.loop("predict", state), client.task, wanted, writer, probe)
+        tensors |= write_hidden(PUBLIC, hidden)
+        if self.resend is not None:
+            found, changed = only_changed(client, message, wanted, found, self.resend)
+            tensors |= choice("control/changed", changed, len(wanted))
         return Message("teach", tensors, encoded={"logits/public": found})
 
     @client_verb
@@ -252,38 +251,42 @@ class KD(OwnModels, name="kd"):
         """Distil the teacher into the client's own model."""
         public = self._received(client)
         own = _kept(client, "tensors", "teach")
-        used = read_mask(message, "control/used", len(public))
-        which = "control/sent" if "control/sent" in message.tensors else "control/used"
-        sent = read_mask(message, which, len(public))
-        examples = [public[index] for index in sent]
-        labels = received(message, "logits/teacher", *predictions(client, examples))
-        records: dict[int, Tensor] = client.store["labels"] if self.cache_rounds > 1 else {}
-        for index, rows in row_slices(client.task, examples).items():
-            records[index] = labels.records[rows].clone()
-        if not set(used) <= records.keys() or not used:
+        store = client.store["labels"] if self.cache_rounds > 1 else {}
+        cache = LabelCache(store, self.cache_rounds)
+        used = read_lesson(message, client, public, cache)
+        if not used or not all(cache.is_fresh(index, client.round) for index in used):
             raise MessageError("the server relies on labels that this client does not hold")
-        teacher = labels.joined([records[index] for index in used])
+        learnt = examples_at(public, used)
+        num_rows, num_classes = predictions(client, learnt)
+        teacher = replace(
+            cache.teacher(used, client.wire.row_codec("down"), num_classes),
+            hidden=read_hidden(message, TEACHER, num_rows, self.hidden.probe(client)),
+        )
         state = client.model.state(own)
-        self._distil(client, state, [public[index] for index in used], teacher)
+        self._distil(client, state, learnt, teacher)
         client.store["tensors"] = values(state)
         return Message("learn")
 
     def _received(self, client: Client) -> list[Example]:
-        """Return the public set as this client has received it."""
-        public = named("public", _kept(client, "public", "receive_public"))
-        return decode_public(Message("receive_public", public), len(client.model.tokenizer))
+        """Return the public set as this client has received it, in the tokens of its model."""
+        public = {"public/rows": _kept(client, "public", "receive_public")}
+        if "public" not in client.scratch:
+            rows = _public_rows(client, Message("receive_public", public))
+            client.scratch["public"] = client.tokenize(rows)
+        found: list[Example] = client.scratch["public"]
+        return found
 
     # Both
 
-    def _distil(
-        self, side: Side, state: State, public: list[Example], teacher: SoftLabels
-    ) -> float:
+    def _distil(self, side: Side, state: State, public: list[Example], teacher: Teacher) -> float:
         """Distil a teacher into a state and return the mean loss."""
         training = side.training.model_copy(
             update={"local_epochs": self.distill_epochs, "local_steps": None}
         )
         loss = Loss(self.temperature, self.weight, self.public_labels)
-        loop, objective = distillation(side.loop("distil", state), side.task, public, teacher, loss)
+        loop, objective = distillation(
+            side.loop("distil", state), side.task, public, teacher, loss, self.hidden.probe(side)
+        )
         trained = loop.fit(
             batches(public, training, side.generator("distil")),
             objective,
@@ -292,6 +295,10 @@ class KD(OwnModels, name="kd"):
             training.num_steps(len(public)),
         )
         return trained.loss
+
+
+def _public_rows(client: Client, message: Message) -> Dataset:
+    return decode_public(message, client.task.data_form, client.model.num_classes)
 
 
 def _kept(client: Client, what: str, verb: str) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trillium.codecs.rows import RowCodec
-from trillium.soft_labels import SoftLabels
+from trillium.soft_labels import SoftLabels, Teacher
 
 
 class LabelCache:
@@ -27,6 +27,7 @@ class LabelCache:
     def __init__(self, store: dict[str, Any], duration: int) -> None:
         self._made: dict[int, int] = store.setdefault("made", {})
         self._records: dict[int, Tensor] = store.setdefault("records", {})
+        self._present: dict[int, Tensor] = store.setdefault("present", {})
         self._held: dict[str, dict[int, int]] = store.setdefault("held", {})
         self._duration = duration
 
@@ -35,28 +36,28 @@ class LabelCache:
         return index in self._made and number - self._made[index] < self._duration
 
     def keep(
-        self, number: int, indices: Sequence[int], labels: SoftLabels, slices: dict[int, slice]
+        self, number: int, indices: Sequence[int], teacher: Teacher, slices: dict[int, slice]
     ) -> None:
         """Take in labels that were made in a round, and let go of those that have expired.
 
         Args:
             number: of the round.
-            indices: the examples, in the order of the rows.
-            labels: their rows.
-            slices: the rows of examples within any list that has these in the same order.
+            indices: the examples.
+            teacher: speaks of them.
+            slices: the rows of examples in it.
         """
-        start = 0
         for index in indices:
-            end = start + slices[index].stop - slices[index].start
-            self._made[index], self._records[index] = number, labels.records[start:end].clone()
-            start = end
+            found = teacher.of(slices, [index])
+            self._made[index], self._records[index] = number, found.labels.records
+            self._present[index] = found.present
         for index in [i for i in self._made if not self.is_fresh(i, number)]:
-            del self._made[index], self._records[index]
+            del self._made[index], self._records[index], self._present[index]
 
-    def labels(self, indices: Sequence[int], codec: RowCodec, num_classes: int) -> SoftLabels:
-        """Return the rows of some examples, in order."""
+    def teacher(self, indices: Sequence[int], codec: RowCodec, num_classes: int) -> Teacher:
+        """Return the labels of some examples, in order."""
         records = torch.cat([self._records[index] for index in indices])
-        return SoftLabels(codec, records, num_classes)
+        present = torch.cat([self._present[index] for index in indices])
+        return Teacher(SoftLabels(codec, records, num_classes), present)
 
     def lacking(self, client: str, indices: Sequence[int]) -> list[int]:
         """Return of some examples those whose newest label a client does not hold."""

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING
 
 from trillium.codecs.rows import RowCodec
 from trillium.codecs.top_classes import TopClasses
+from trillium.ensembles.noisy_mean import NoisyMean
 from trillium.errors import UserError
+from trillium.hiddens.none import NoHidden
+from trillium.selections.random import Random
 
 if TYPE_CHECKING:
     from trillium.config import ExperimentConfig
@@ -20,6 +23,11 @@ def check_kd(framework: KD, config: ExperimentConfig) -> None:
         UserError: says which settings, why, and what to write instead.
     """
     framework.filter.check(config)
+    framework.selection.check(config)
+    config.data.public.check(config)
+    _check_written(framework, config)
+    _check_selection(framework)
+    _check_hidden(framework, config)
     given = f"framework.ensemble={framework.ensemble.name}"
     if framework.ensemble.needs_labels and not framework.public_labels:
         raise UserError(
@@ -47,6 +55,12 @@ def check_kd(framework: KD, config: ExperimentConfig) -> None:
                 "the shares of what was drawn are right on average; softened shares are not",
                 "Write framework.temperature=1, or the codec top_classes",
             )
+        if framework.resend is not None and isinstance(up, TopClasses) and _has_budget(up):
+            raise UserError(
+                f"{where}.up: {up.name} with a budget and framework.resend={framework.resend}",
+                "labels of several rounds are used together, and would be of different lengths",
+                "Write a fixed k for what goes up, or framework.resend=null",
+            )
         if framework.cache_rounds > 1 and isinstance(down, TopClasses) and _has_budget(down):
             raise UserError(
                 f"{where}.down: {down.name} with a budget and framework.cache_rounds="
@@ -54,6 +68,61 @@ def check_kd(framework: KD, config: ExperimentConfig) -> None:
                 "labels of several rounds are used together, and would be of different lengths",
                 "Write a fixed k for what goes down, or framework.cache_rounds=1",
             )
+
+
+def _check_written(framework: KD, config: ExperimentConfig) -> None:
+    """Refuse to use labels of texts that the server writes, which have none."""
+    for given, uses_labels, instead in (
+        ("public_labels=true", framework.public_labels, "public_labels=false"),
+        (
+            f"ensemble={framework.ensemble.name}",
+            framework.ensemble.needs_labels,
+            "ensemble=confidence",
+        ),
+    ):
+        if uses_labels and config.data.public.is_written:
+            raise UserError(
+                f"framework.{given} with data.public={config.data.public.name}",
+                "texts that the server writes have no labels",
+                f"Write framework.{instead}, or data.public=rows",
+            )
+
+
+def _check_selection(framework: KD) -> None:
+    """Refuse a selection that has nothing to select from, or nobody to ask."""
+    given = f"framework.selection={framework.selection.name}"
+    if framework.public_per_round is None and not isinstance(framework.selection, Random):
+        raise UserError(
+            f"{given} without framework.public_per_round",
+            "each round is about the whole public set",
+            "Write framework.public_per_round, fewer than data.public_size",
+        )
+    if framework.selection.needs_learner and framework.direction == "client":
+        raise UserError(
+            f"{given} with framework.direction=client",
+            "it asks the server's model, which does not learn then",
+            "Write framework.direction=both, or framework.selection=diverse",
+        )
+
+
+def _check_hidden(framework: KD, config: ExperimentConfig) -> None:
+    """Refuse hidden states where labels of old rounds are used, or labels have noise."""
+    framework.hidden.check(config)
+    given = f"framework.hidden={framework.hidden.name}"
+    if isinstance(framework.hidden, NoHidden):
+        return
+    if framework.cache_rounds > 1:
+        raise UserError(
+            f"{given} with framework.cache_rounds={framework.cache_rounds}",
+            "labels are kept for several rounds, hidden states are not",
+            "Write framework.cache_rounds=1, or framework.hidden=none",
+        )
+    if isinstance(framework.ensemble, NoisyMean):
+        raise UserError(
+            f"{given} with framework.ensemble={framework.ensemble.name}",
+            "the teacher's hidden states would tell what the noise on its labels is to hide",
+            "Write framework.hidden=none",
+        )
 
 
 def _has_budget(codec: TopClasses) -> bool:

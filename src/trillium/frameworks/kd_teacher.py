@@ -5,76 +5,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trillium.client import Client
-from trillium.ensembles import Ensemble, Opinions, entropy
-from trillium.message import Message, MessageError
+from trillium.ensembles import Opinions, entropy
 from trillium.rng import derive_seed
 from trillium.server import Server
 from trillium.sharpenings import Sharpening
 from trillium.side import Side
-from trillium.soft_labels import SoftLabels, Writer, chunks, received
+from trillium.soft_labels import Teacher, Writer, chunks
 from trillium.tasks import IGNORE, Example, Task
-from trillium.tasks.public import read_mask, row_slices, rows_of
+from trillium.tasks.public import row_slices, rows_of
 
 if TYPE_CHECKING:
     from trillium.frameworks.kd import KD
+    from trillium.frameworks.kd_opinions import Opinion
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What one client has answered.
-
-    Attributes:
-        weight: of the client in means.
-        loss: of its training.
-        indices: the public examples that it speaks of, sorted.
-        labels: its predictions for these, in order.
-        counts: how many examples of each class it has, `(classes,)`, if asked for.
-    """
-
-    weight: float
-    loss: float
-    indices: Sequence[int]
-    labels: SoftLabels
-    counts: Tensor | None = None
-
-
-def read_opinion(
-    reply: Message, server: Server, examples: Sequence[Example], ensemble: Ensemble
-) -> Opinion:
-    """Check what a client has answered.
-
-    Args:
-        reply: from the client.
-        server: who asked.
-        examples: what it was asked about.
-        ensemble: says what else was asked.
-
-    Raises:
-        MessageError: something is missing, of a wrong shape, or unreadable.
-    """
-    kept = [examples[i] for i in read_mask(reply, "control/kept", len(examples))]
-    num_rows, num_classes = predictions(server, kept)
-    counts = None
-    if ensemble.needs_counts:
-        counts = reply.tensor("control/counts", torch.float64, (num_classes,))
-        if bool((counts < 0).any()):
-            raise MessageError("a class that a client has less than none of")
-    return Opinion(
-        weight=reply.positive("control/weight"),
-        loss=reply.scalar("control/loss"),
-        indices=[example.index for example in kept],
-        labels=received(reply, "logits/public", num_rows, num_classes),
-        counts=counts,
-    )
 
 
 def class_counts(client: Client) -> Tensor:
@@ -107,8 +57,8 @@ def make_teacher(
     opinions: Sequence[Opinion],
     examples: Sequence[Example],
     writer: Writer,
-) -> tuple[list[int], SoftLabels]:
-    """Return the examples that have a teacher, and its rows in their order.
+) -> tuple[list[int], Teacher]:
+    """Return the examples that have a teacher, and what it says of them.
 
     An example is left out if nobody speaks of it, or if the teacher does not know it either.
 
@@ -133,15 +83,16 @@ def make_teacher(
         unsure[rows] = entropy(found) / math.log(max(num_classes, 2))
         writer.add(found)
         seed = derive_seed(seed)
-    silent = (places < 0).all(0)
+    present = (places >= 0).any(0)
     most = framework.max_entropy or math.inf
     kept = []
     for example in examples:
         own = slices[example.index]
-        is_known = own.start < own.stop and not bool(silent[own].any())
-        if is_known and float(unsure[own].mean()) <= most:
+        known = unsure[own][present[own]]
+        if len(known) and float(known.mean()) <= most:
             kept.append(example.index)
-    return kept, writer.done().of(slices, kept)
+    labels = writer.done()
+    return kept, Teacher(labels.joined([labels.records[present]]), present).of(slices, kept)
 
 
 def _opinions(
@@ -168,7 +119,8 @@ def _places(opinion: Opinion, slices: dict[int, slice], num_rows: int) -> Tensor
     """Return where in a client's rows each row is, -1 where it said nothing."""
     places = torch.full((num_rows,), -1, dtype=torch.int64)
     own = rows_of(slices, opinion.indices)
-    places[own] = torch.arange(len(own))
+    own_places = torch.arange(len(own))
+    places[own] = own_places if opinion.present is None else own_places.where(opinion.present, -1)
     return places
 
 

@@ -6,53 +6,49 @@ arXiv 2407.00952). The third of the three frameworks of Yan et al. (2025, arXiv 
 
 Each batch, up: activations at the cut, with labels in two parts; down: their gradient. In the U
 shape the server's output goes down to the client's last blocks, and its gradient comes up. Once a
-round the client parts go up and, averaged, down.
+round the client parts go up and, averaged, down. Where nothing in front of the cut trains or is
+random, activations go up once, and that is all. docs/split.md says which published method is which
+setting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import nn
 
-from trillium.aggregators import Contribution
-from trillium.aggregators.mean import Mean
 from trillium.client import Client, client_verb
+from trillium.component import Choice
+from trillium.defences import Defence
+from trillium.defences.none import NoDefence
 from trillium.errors import UserError
 from trillium.fleet import Fleet
-from trillium.frameworks import Framework, weigh
-from trillium.message import Message, MessageError, named, scalar
+from trillium.frameworks import Framework, split_cached, split_client, split_local, weigh
+from trillium.frameworks.activation_cache import ActivationCache
+from trillium.frameworks.split_checks import check_delta, check_split_settings
+from trillium.frameworks.split_delta import Delta
+from trillium.frameworks.split_exchange import Exchange
+from trillium.frameworks.split_leakage import leakage
+from trillium.message import Message
+from trillium.models.auxiliary import Auxiliary
 from trillium.models.load import LanguageModel
-from trillium.models.parts import (
-    Body,
-    Parts,
-    Step,
-    load_values,
-    scaled_step,
-    squared_norm,
-)
-from trillium.models.pooled import Forwarded, Pooled
-from trillium.models.slots import State, Tensors, train_only, values
+from trillium.models.parts import Parts
 from trillium.server import Server
 from trillium.side import Metrics, Side
-from trillium.tasks import Batch, Example
-from trillium.tasks.batches import collate
-from trillium.training.loop import batches
-from trillium.training.meters import resident_tensors
+from trillium.tasks import Example, Task
 
-SHARED = "shared"  # the server part of all clients, where they have no copies
-MAX_STEPS = 1_000_000  # of one client in one round; more can only be an error
+if TYPE_CHECKING:
+    from trillium.config import ExperimentConfig
+
+CACHE_BYTES = 16 * 1024**3
 
 
 class Split(Framework, name="split"):
     """Training across a cut.
 
     Attributes:
-        cut: how many blocks the client runs before the server.
+        cut: how many blocks the client runs before the server; a tier may have fewer.
         shape: `two_part` sends labels to the server; `u` keeps them, and the last blocks, at the
             client.
         tail: first block of the client's last part in the U shape; where it is left out that part
@@ -63,13 +59,36 @@ class Split(Framework, name="split"):
             batches of all clients as one. Client parts are averaged per round in all but `relay`.
         train: whose adapter trains; a client that is frozen gets no gradients. The last part of the U
             shape, which holds the task head, always trains.
+        cache: whether a client sends the activations of each sample once, and the server trains on
+            shuffled batches of what it keeps. Left out, it does so where it can: in two parts with
+            `train=server` and `mode=coalesced`, if nothing in the client's blocks is random (dropout).
+        cache_bytes: the file in which the server keeps activations grows no longer.
+        gradients: from where the client's first blocks learn: the `server` sends them the gradients of
+            their activations; or `auxiliary`, a small head of their own, and nothing comes down.
+        local_rounds: in so many rounds at the beginning clients train their first blocks by themselves,
+            with a small head of their own, and these are averaged; then they are frozen. For
+            `train=server`.
+        defence: what clients do to activations before these leave.
+        leakage: whether the last evaluation says what activations give away: it attacks held-out texts,
+            with the public set to train on.
+        delta: sends activations as changes to those of the same sample before, where the client's first
+            blocks train; null sends them whole.
     """
+
+    cuts_models: ClassVar[bool] = True
 
     cut: int = Field(default=1, ge=1)
     shape: Literal["two_part", "u"] = "two_part"
     tail: int | None = Field(default=None, ge=2)
     mode: Literal["relay", "splitfed_v1", "splitfed_v2", "coalesced"] = "coalesced"
     train: Literal["both", "server", "client"] = "both"
+    cache: bool | None = None
+    cache_bytes: int = Field(default=CACHE_BYTES, ge=1)
+    gradients: Literal["server", "auxiliary"] = "server"
+    local_rounds: int = Field(default=0, ge=0)
+    defence: Choice[Defence] = NoDefence()
+    leakage: bool = False
+    delta: Delta | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Split:
@@ -81,358 +100,163 @@ class Split(Framework, name="split"):
             )
         return self
 
+    def check(self, config: ExperimentConfig) -> None:
+        """Refuse settings that contradict each other."""
+        super().check(config)
+        check_split_settings(self, config)
+
     # The server
 
     def start(self, server: Server, fleet: Fleet) -> None:
         """Cut the model and hold the cut against the whole."""
-        self._parts(server.model, server.test)
+        parts = self.parts(server.model, server.test)
+        if (
+            self.cache
+            or self.local_rounds
+            or any(tier.cut is not None for tier in server.tiers.values())
+        ):
+            self.check_fixed(parts)
+        if self.delta is not None:
+            check_delta(parts)
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
-        """Train with the cohort and bring the parts of the clients together."""
-        order = server.generator("order")
-        cohort = _shuffled(fleet.cohort, order)
-        sessions = [[client] for client in cohort] if self.mode == "relay" else [cohort]
-        loss, count = 0.0, 0
-        for position, clients in enumerate(sessions):
-            share = 1.0 / len(sessions)
-            for lost, predictions in self._session(
-                server, fleet, clients, order, position * share, share
-            ):
-                loss, count = loss + lost, count + predictions
-        return {"train_loss": loss / max(count, 1)}
+        """Train with the cohort, or on what the cohort has sent once."""
+        parts = self.parts(server.model, server.test)
+        if server.round <= self.local_rounds:
+            return {"train_loss": split_local.train_first_blocks(server, fleet, parts)}
+        if self.caches(parts):
+            cache = self._cache(server)
+            split_cached.collect(self, server, fleet, parts, cache)
+            loss, count = split_cached.train(self, server, parts, cache)
+            return {"train_loss": loss / max(count, 1), "cache_bytes": cache.nbytes}
+        exchange = Exchange(self, server, fleet, parts, server.generator("order"))
+        loss, count = exchange.run()
+        mean = loss / max(count, 1)
+        server.store["losses"] = [*server.store.get("losses", ())[-1:], mean]
+        return {"train_loss": mean}
 
-    def _session(
-        self,
-        server: Server,
-        fleet: Fleet,
-        clients: Sequence[str],
-        order: torch.Generator,
-        start: float,
-        share: float,
-    ) -> list[tuple[float, int]]:
-        """Hand out the client part, train batch by batch, average what the clients hand back."""
-        parts = self._parts(server.model, server.test)
-        names = self._client_names(parts)
-        part = {name: server.state[name].detach() for name in names}
-        begin = Message("begin", named("parameters", part))
-        num_steps = dict(fleet.ask(dict.fromkeys(clients, begin), _read_num_steps))
-        bodies = self._bodies(server, parts, sorted(num_steps))
+    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+        """Return the metrics of the assembled model; in the end also what activations give away."""
+        found = super().evaluate(server, fleet, batch_size, last)
+        if not last:
+            return found
+        parts, training = self.parts(server.model, server.test), server.training
+        passes = server.num_rounds * (training.local_steps or training.local_epochs)
+        num_releases = 1 if self.caches(parts) else passes
+        found |= self.defence.epsilon(training.max_length, num_releases)
+        if self.leakage:
+            found["leakage"] = leakage(self, server, fleet, batch_size)
+        return found
 
-        due = dict.fromkeys(bodies, Step())  # what each client is told to do with its last gradient
-        seen: list[tuple[float, int]] = []
-        total = self._num_turns(num_steps)
-        for done, group in enumerate(self._turns(num_steps, order)):
-            present = {client: bodies[client] for client in group if client in fleet.cohort}
-            progress = server.progress(start + share * done / total)
-            rate = server.training.learning_rate(progress)
-            seen += self._step(server, fleet, parts, present, due, rate)
+    def finish_run(self, server: Server) -> None:
+        """Remove the activations."""
+        if "cache" in server.scratch:
+            server.scratch.pop("cache").close(remove=True)
 
-        present = {client: body for client, body in bodies.items() if client in fleet.cohort}
-        self._finish(server, fleet, part, present, due)
-        kept = server.store.setdefault("optimizers", {})
-        kept.update({body.owner: body.optimizer_state() for body in bodies.values()})
-        return seen
-
-    def _turns(self, num_steps: dict[str, int], order: torch.Generator) -> Iterator[list[str]]:
-        """Yield whose batches the server takes next, as one: in turns, or all that have one left."""
-        for turn in range(max(num_steps.values(), default=0)):
-            active = [client for client in sorted(num_steps) if turn < num_steps[client]]
-            if self._in_turns:
-                yield from ([client] for client in _shuffled(active, order))
-            else:
-                yield active
-
-    def _num_turns(self, num_steps: dict[str, int]) -> int:
-        steps = num_steps.values()
-        return sum(steps) if self._in_turns else max(steps, default=0)
-
-    @property
-    def _in_turns(self) -> bool:
-        return self.mode in ("relay", "splitfed_v2")
-
-    def _step(
-        self,
-        server: Server,
-        fleet: Fleet,
-        parts: Parts,
-        bodies: dict[str, Body],
-        due: dict[str, Step],
-        rate: float,
-    ) -> list[tuple[float, int]]:
-        """Take one batch of each client through the model and back, and step every body."""
-        head_trains = self._head_trains(parts)
-
-        def read(reply: Message) -> Forwarded:
-            found = Forwarded.read(
-                reply,
-                server.task,
-                server.training,
-                width=parts.width,
-                num_classes=parts.num_classes,
-                with_labels=self.shape == "two_part",
-            )
-            return found.to(server.model.device, server.model.dtype)
-
-        forward = {client: Message("forward", due[client].tensors()) for client in bodies}
-        forwarded = dict(fleet.ask(forward, read))
-        work: list[tuple[Body, Pooled]] = []
-        for body in dict.fromkeys(bodies.values()):  # each body once, in order
-            members = {c: forwarded[c] for c in bodies if c in forwarded and bodies[c] is body}
-            if members:
-                work.append((body, Pooled(members)))
-        for body, pooled in work:
-            body.forward(pooled, gradient=head_trains)
-        if self.shape == "u":
-            self._ask_tails(fleet, [pooled for _, pooled in work])
-        for body, pooled in work:
-            body.backward(pooled, server.task if self.shape == "two_part" else None)
-        if head_trains:
-            self._send_gradients(fleet, [pooled for _, pooled in work])
-        for body, pooled in work:
-            step = body.step(pooled, rate, server.training.max_grad_norm)
-            due.update(dict.fromkeys(pooled.members, step))
-        return [(pooled.loss, pooled.count) for _, pooled in work]
-
-    def _ask_tails(self, fleet: Fleet, work: Sequence[Pooled]) -> None:
-        """Let the clients run their last part on the body's output and collect its gradient."""
-        pooled_of = {client: pooled for pooled in work for client in pooled.members}
-        asks = {
-            client: Message(
-                "finish_batch",
-                {
-                    "activations/output": pooled.rows(client, pooled.output.detach()),
-                    "control/share": scalar(pooled.share(client)),
-                },
-            )
-            for client, pooled in pooled_of.items()
-        }
-
-        def read(reply: Message) -> tuple[torch.Tensor, float, float]:
-            gradient = reply.floats("gradients/output", (None, None, None))
-            loss = reply.scalar("control/loss")
-            return gradient, loss, reply.not_negative("control/squared_norm")
-
-        # Sorted, because sums of floats depend on their order, and replies come in any.
-        for client, (gradient, loss, norm) in sorted(fleet.ask(asks, read)):
-            pooled = pooled_of[client]
-            rows = pooled.rows(client, pooled.output_gradient)
-            if gradient.shape != rows.shape:
-                fleet.missing[client] = f"finish_batch: a gradient of {tuple(gradient.shape)}"
-                continue
-            rows.copy_(gradient)
-            pooled.loss += loss
-            pooled.client_squared_norm += pooled.share(client) * norm
-
-    def _send_gradients(self, fleet: Fleet, work: Sequence[Pooled]) -> None:
-        """Send the clients the gradients of their activations, of the mean over their own batch."""
-        asks, pooled_of = {}, {}
-        for pooled in work:
-            gradient = pooled.hidden.grad
-            assert gradient is not None
-            for client in pooled.members:
-                if client in fleet.cohort:
-                    own = pooled.rows(client, gradient) / pooled.share(client)
-                    asks[client] = Message("backward", {"gradients/hidden": own})
-                    pooled_of[client] = pooled
-        norms = fleet.ask(asks, lambda reply: reply.not_negative("control/squared_norm"))
-        for client, norm in sorted(norms):
-            pooled = pooled_of[client]
-            pooled.client_squared_norm += pooled.share(client) * norm
-
-    def _finish(
-        self,
-        server: Server,
-        fleet: Fleet,
-        part: Tensors,
-        bodies: dict[str, Body],
-        due: dict[str, Step],
-    ) -> None:
-        """Average the client parts, and in SplitFed v1 the server's copies, by examples."""
-        asks = {client: Message("finish", due[client].tensors()) for client in bodies}
-
-        def read(reply: Message) -> tuple[float, Tensors]:
-            return reply.positive("control/weight"), reply.expect("parameters", part)
-
-        replies = sorted(fleet.ask(asks, read))
-        contributions = []
-        for client, (weight, tensors) in replies:
-            body = values(bodies[client].state) if self.mode == "splitfed_v1" else {}
-            on_cpu = {name: tensor.cpu() for name, tensor in body.items()}
-            contributions.append(Contribution(client, weight, {**tensors, **on_cpu}))
-        if contributions:  # the only client of a relay's session may have dropped out
-            mean = Mean().aggregate(contributions, contributions[0].tensors, ())
-            load_values(server.state, mean.tensors)
-
-    def _bodies(self, server: Server, parts: Parts, clients: Sequence[str]) -> dict[str, Body]:
-        """Return the server part that serves each client: a shared one, or copies of its own."""
-        if self.mode != "splitfed_v1":
-            return dict.fromkeys(clients, self._body(server, parts, server.state, SHARED))
-        current = values(server.state)
-        return {c: self._body(server, parts, server.model.state(current), c) for c in clients}
-
-    def _body(self, server: Server, parts: Parts, state: State, owner: str) -> Body:
-        names = parts.body.names
-        own = train_only(
-            {name: state[name] for name in names}, () if self.train == "client" else names
-        )
-        saved = server.store.get("optimizers", {}).get(owner)
-        return Body(owner, parts, own, server.training.optimizer, saved, server.meter)
+    def _cache(self, server: Server) -> ActivationCache:
+        if "cache" not in server.scratch:
+            store = server.store.setdefault("cache", {})
+            server.scratch["cache"] = ActivationCache(store, server.folder, self.cache_bytes)
+        cache: ActivationCache = server.scratch["cache"]
+        return cache
 
     # The client
 
     @client_verb
     def begin(self, client: Client, message: Message) -> Message:
         """Take the client part and prepare the batches of a round."""
-        parts = self._parts(client.model, client.examples)
-        names = self._client_names(parts)
-        received = message.expect("parameters", {n: client.initial[n] for n in names})
-        mounted = {*parts.head.names, *parts.tail.names}
-        initial = client.model.state(client.initial)
-        state = train_only({name: initial[name] for name in sorted(mounted)}, names)
-        load_values(state, received)
-        trained = [state[name] for name in names]
-        saved = client.store.get("optimizer")
-        client.scratch = {
-            "state": state,
-            "optimizer": client.training.optimizer.build(trained, saved) if trained else None,
-            "batches": batches(client.examples, client.training, client.generator("batches")),
-        }
-        num_steps = client.training.num_steps(len(client.examples))
-        return Message("begin", {"control/num_steps": scalar(num_steps)})
+        return split_client.begin(self, client, message)
 
     @client_verb
     def forward(self, client: Client, message: Message) -> Message:
         """Take the step that is due, then run the first blocks on the next batch."""
-        self._take_step(client, message)
-        parts = self._parts(client.model, client.examples)
-        chunk = next(client.scratch["batches"], None)
-        if chunk is None:
-            raise MessageError("forward: the round has no batches left")
-        batch = collate(chunk, client.model.tokenizer.pad_token_id, client.model.device)
-        parts.head.mount(client.scratch["state"])
-        head = parts.split.head.train()
-        measured = self._measured(client, "head forward", batch, head)
-        with measured, torch.set_grad_enabled(self._head_trains(parts)):
-            hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        client.scratch["pending"] = (batch, hidden)
-        tensors = {
-            "activations/hidden": hidden.detach(),
-            "control/mask": batch.attention_mask.to(torch.uint8),
-        }
-        if self.shape == "two_part":
-            tensors["labels/labels"] = batch.labels.int()
-        else:
-            tensors["control/count"] = scalar(client.task.num_supervised(batch.labels))
-        return Message("forward", tensors)
+        return split_client.forward(self, client, message)
 
     @client_verb
     def finish_batch(self, client: Client, message: Message) -> Message:
         """Run the last blocks and the loss on the server's output; answer with its gradient."""
-        parts = self._parts(client.model, client.examples)
-        tail = parts.split.tail
-        if tail is None or "pending" not in client.scratch:
-            raise MessageError("finish_batch: there is no batch that ends at the client")
-        batch, hidden = client.scratch["pending"]
-        share = message.positive("control/share")
-        output = message.floats("activations/output", tuple(hidden.shape))
-        output = output.to(hidden.device, hidden.dtype).requires_grad_()
-        state: State = client.scratch["state"]
-        parts.tail.mount(state)
-        with self._measured(client, "tail", batch, tail.train()):
-            logits = tail(output, **batch.inputs)
-            loss, count = client.task.loss_sum(logits, batch.labels)
-            (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
-        assert output.grad is not None
-        return Message(
-            "finish_batch",
-            {
-                # The server's gradients are of the mean over all clients' predictions.
-                "gradients/output": output.grad * share,
-                "control/loss": scalar(float(loss.detach())),
-                "control/squared_norm": scalar(squared_norm(state[n] for n in parts.tail.names)),
-            },
-        )
+        return split_client.finish_batch(self, client, message)
 
     @client_verb
     def backward(self, client: Client, message: Message) -> Message:
         """Take the gradient of the activations through the first blocks."""
-        if "pending" not in client.scratch:
-            raise MessageError("backward: there is no batch under way")
-        parts = self._parts(client.model, client.examples)
-        batch, hidden = client.scratch["pending"]
-        gradient = message.floats("gradients/hidden", tuple(hidden.shape))
-        if not hidden.requires_grad:
-            raise MessageError("backward: the first blocks of this client are frozen")
-        parts.head.mount(client.scratch["state"])  # another client's may be there since `forward`
-        with self._measured(client, "head backward", batch, parts.split.head):
-            hidden.backward(gradient.to(hidden.device, hidden.dtype))
-        del client.scratch["pending"]
-        state: State = client.scratch["state"]
-        norm = squared_norm(state[name] for name in parts.head.names)
-        return Message("backward", {"control/squared_norm": scalar(norm)})
+        return split_client.backward(self, client, message)
 
     @client_verb
     def finish(self, client: Client, message: Message) -> Message:
         """Take the last step and hand back the client part."""
-        self._take_step(client, message)
-        names = self._client_names(self._parts(client.model, client.examples))
-        trained = values({name: client.scratch["state"][name] for name in names})
-        if client.scratch["optimizer"] is not None:
-            client.store["optimizer"] = client.scratch["optimizer"].state_dict()
-        client.scratch = {}
-        weight = {"control/weight": scalar(client.weight)}
-        return Message("finish", {**named("parameters", trained), **weight})
+        return split_client.finish(self, client, message)
 
-    def _take_step(self, client: Client, message: Message) -> None:
-        """Step with the scale and learning rate of the server, if a gradient is waiting."""
-        if "state" not in client.scratch:
-            raise MessageError(f"{message.verb}: no round was begun with this client")
-        scale, rate = message.tensor("control/step", torch.float64, (2,)).tolist()
-        optimizer = client.scratch["optimizer"]
-        due = any(parameter.grad is not None for parameter in client.scratch["state"].values())
-        if optimizer is not None and due:
-            with client.meter.measure("client step"):
-                scaled_step(optimizer, scale, rate)
+    @client_verb
+    def train_blocks(self, client: Client, message: Message) -> Message:
+        """Train the first blocks and the small head for a round, and hand both back."""
+        return split_local.train_blocks(self, client, message)
 
-    def _measured(
-        self, client: Client, what: str, batch: Batch, part: nn.Module
-    ) -> AbstractContextManager[None]:
-        optimizer = client.scratch["optimizer"]
-        optimizers = [optimizer] if optimizer is not None else []
-        stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
-        key = (what, batch.layout, self.cut, self.tail, self.train, stepped)
-        return client.meter.measure(key, lambda: resident_tensors(part, *optimizers))
+    @client_verb
+    def list_samples(self, client: Client, message: Message) -> Message:
+        """Answer with the digests of all samples, unless the server has just these."""
+        return split_cached.list_samples(self, client, message)
+
+    @client_verb
+    def send_activations(self, client: Client, message: Message) -> Message:
+        """Run the first blocks on some samples, and answer with what comes out and the labels."""
+        return split_cached.send_activations(self, client, message)
 
     def once_bytes(self, side: Side) -> dict[str, int]:
         """Return the weight of the frozen tensors of the client's parts."""
-        split = self._parts(side.model, side.test).split
+        split = self.parts(side.model, side.test).split
         client_parts = [split.head] if split.tail is None else [split.head, split.tail]
         return {"base_model": sum(weigh(part) for part in client_parts)}
 
     # Both
 
-    def _parts(self, model: LanguageModel, examples: Sequence[Example]) -> Parts:
+    def parts_of(self, client: Client) -> Parts:
+        """Return the model as a client cuts it where activations are sent once."""
+        return client.model.parts(client.tier.cut or self.cut, None, client.examples[:2])
+
+    def parts(self, model: LanguageModel, examples: Sequence[Example]) -> Parts:
         """Return the cut model; the first call in a process checks it on a few examples."""
         tail = self.tail
         if self.shape == "u" and tail is None:
             tail = model.num_blocks
         return model.parts(self.cut, tail, examples[:2])
 
-    def _head_trains(self, parts: Parts) -> bool:
+    def head_trains(self, parts: Parts) -> bool:
+        """Whether anything in the client's first blocks trains."""
         return self.train != "server" and bool(parts.head.names)
 
-    def _client_names(self, parts: Parts) -> list[str]:
+    def sends_gradients(self, parts: Parts) -> bool:
+        """Whether the client's first blocks learn from the server."""
+        return self.head_trains(parts) and self.gradients == "server"
+
+    def auxiliary(self, parts: Parts, task: Task) -> Auxiliary | None:
+        """Return the small head from which the client's first blocks learn, if they do."""
+        learns = self.head_trains(parts) and self.gradients == "auxiliary"
+        return Auxiliary(parts, task) if learns else None
+
+    def client_names(self, parts: Parts, task: Task) -> list[str]:
         """Return the names of the parameters that train at the clients, sorted."""
-        head = parts.head.names if self._head_trains(parts) else ()
-        return sorted({*head, *parts.tail.names})
+        head = parts.head.names if self.head_trains(parts) else ()
+        small = self.auxiliary(parts, task)
+        return sorted({*head, *parts.tail.names, *(small.initial() if small else ())})
 
+    def caches(self, parts: Parts) -> bool:
+        """Whether activations are sent once."""
+        if self.cache is not None:
+            return self.cache
+        can = self.shape == "two_part" and self.train == "server" and self.mode == "coalesced"
+        return can and not parts.head_is_random
 
-def _read_num_steps(reply: Message) -> int:
-    steps = reply.positive("control/num_steps")
-    if steps > MAX_STEPS or not steps.is_integer():
-        raise MessageError(f"begin: {steps} is no number of steps")
-    return int(steps)
+    def check_fixed(self, parts: Parts) -> None:
+        """Refuse to send activations once that would be others the next time.
 
-
-def _shuffled(names: Sequence[str], order: torch.Generator) -> list[str]:
-    return [names[index] for index in torch.randperm(len(names), generator=order).tolist()]
+        Raises:
+            UserError: something in the client's blocks is random, or trains.
+        """
+        if parts.head_is_random:
+            raise UserError(
+                "activations that are sent once, with dropout in the client's blocks",
+                "the activations of a sample would be others each time",
+                "Write model.dropout=0 and adapter.dropout=0, or leave framework.cache, "
+                "framework.local_rounds and the cuts of tiers out",
+            )

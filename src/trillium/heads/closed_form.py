@@ -4,8 +4,8 @@ Fed3R (Fanì et al., 2024, ICML, arXiv 2406.01116), AFL (He et al., 2025, CVPR) 
 al., 2023, NeurIPS): features of the frozen model enter a linear head's solution through sums alone,
 and sums over owners are the sums over the pooled data.
 
-The clients are asked four times, before the first round:
- feature_moments   up: count, mean and deviation of each feature
+The clients are asked four times, before the first round, and those with different models apart:
+ feature_moments   up: count, mean and deviation of each feature, whether the head has a bias
  head_statistics   down: the pooled mean and deviation; up: of features standardised by them, class
                    counts, the mean of each class the client has, and for some heads the mean of
                    products of features (upper triangle)
@@ -22,7 +22,10 @@ cast to float16 too. The rest is control, and always exact. So the smallest wire
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 import torch
 from pydantic import Field
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from trillium.config import ExperimentConfig
 
 BATCH = 32  # examples at once when features are computed; changes memory, not results
+_OWN: Final = "0"  # the group of the clients that have the server's model
 Scale = Annotated[float, Field(gt=0)]
 
 
@@ -102,38 +106,63 @@ class ClosedForm(Head):
             UserError: the adapter leaves the head frozen, or codecs bring it differently to clients.
         """
         names = _names(server)
-        intercept = "bias" in names
-        width = server.model.initial[names["weight"]].shape[1]
-        dtype = _dtype(server)
+        server.store["heads"], server.store["head_informed"] = {}, []
+        for number, group in enumerate(server.groups):
+            if clients := [client for client in fleet.cohort if client in group]:
+                self._find(server, fleet, str(number), clients)
+        own = server.store["heads"].get(_OWN)
+        if own is not None:
+            scaled = _scaled(own["unscaled"], own["scale"])
+            server.store["head"] = {names[role]: tensor for role, tensor in scaled.items()}
+            server.state = server.model.state(server.initial)
 
-        def read_moments(reply: Message) -> tuple[float, Tensor, Tensor]:
-            mean = reply.tensor("control/mean", dtype, (width,)).double()
-            deviation = reply.tensor("control/deviation", dtype, (width,)).double()
-            return reply.positive("control/weight"), mean, deviation
+    def _find(self, server: Server, fleet: Fleet, group: str, clients: Sequence[str]) -> None:
+        """Find the head of the clients that have one model, and hand it out."""
+        expected = _Form.of(server) if group == _OWN else None
 
-        asks = dict.fromkeys(fleet.cohort, Message("feature_moments"))
+        def read_moments(reply: Message) -> tuple[_Form, tuple[float, Tensor, Tensor]]:
+            mean = reply.floats("control/mean", (None,))
+            deviation = reply.tensor("control/deviation", mean.dtype, tuple(mean.shape)).double()
+            intercept = bool(reply.tensor("control/intercept", torch.bool, ()))
+            form = _Form(len(mean), intercept, mean.dtype)
+            if expected is not None and form != expected:
+                raise MessageError(f"feature_moments: {form}, expected {expected}")
+            return form, (reply.positive("control/weight"), mean.double(), deviation)
+
+        asks = dict.fromkeys(clients, Message("feature_moments"))
         moments = dict(fleet.ask(asks, read_moments))
-        scaling = pooled_scaling([moments[c] for c in sorted(moments)], intercept).to(dtype)
+        form = _most_common([moments[client][0] for client in sorted(moments)])
+        for client in [c for c, (other, _) in moments.items() if other != form]:
+            fleet.missing[client] = f"feature_moments: {moments.pop(client)[0]}, others {form}"
+        scaling = pooled_scaling([moments[c][1] for c in sorted(moments)], form.intercept)
 
-        basis = self.basis(server, width)
-        fewer = width if basis is None else basis.shape[1]
-        message = Message("head_statistics", scaling.tensors())
+        basis = self.basis(server, form.width)
+        fewer = form.width if basis is None else basis.shape[1]
+        message = Message("head_statistics", scaling.to(form.dtype).tensors())
 
         def read(reply: Message) -> Statistics:
             return read_statistics(reply, server.model.num_classes, fewer, self.sends_products)
 
-        found = dict(fleet.ask(dict.fromkeys(fleet.cohort, message), read))
-        solution = self.solve(pool([found[c] for c in sorted(found)]), intercept)
-        weight, bias = scaling.unfold(solution, basis)
-        head = {names["weight"]: weight} | ({names["bias"]: bias} if intercept else {})
-        like = server.model.initial
-        head = {name: tensor.to(like[name].dtype) for name, tensor in head.items()}
-        self._scale_and_use(server, fleet, _crossed(fleet, head), solution)
+        found = dict(fleet.ask(dict.fromkeys(sorted(moments), message), read))
+        solution = self.solve(pool([found[c] for c in sorted(found)]), form.intercept)
+        weight, bias = scaling.to(form.dtype).unfold(solution, basis)
+        head = {"weight": weight} | ({"bias": bias} if form.intercept else {})
+        names, like = _names(server), server.model.initial
+        dtype = like[names["weight"]].dtype if group == _OWN else form.dtype
+        head = {role: tensor.to(dtype) for role, tensor in head.items()}
+        self._scale_and_use(server, fleet, group, sorted(found), head, solution)
 
     def _scale_and_use(
-        self, server: Server, fleet: Fleet, head: Tensors, solution: Solution
+        self,
+        server: Server,
+        fleet: Fleet,
+        group: str,
+        clients: Sequence[str],
+        head: Tensors,
+        solution: Solution,
     ) -> None:
-        """Let the clients try the head, then all sides use it at the best scale."""
+        """Let the clients try the head, then all of them use it at the best scale."""
+        head = _crossed(fleet, clients, head)
         tensors = {
             **named("snapshot", head),
             "control/scales": torch.tensor(self.scales, dtype=torch.float64),
@@ -145,24 +174,25 @@ class ClosedForm(Head):
         def read(reply: Message) -> Tensor:
             return reply.tensor("control/losses", torch.float64, (len(self.scales),))
 
-        losses = sorted(fleet.ask(dict.fromkeys(fleet.cohort, message), read))
+        losses = sorted(fleet.ask(dict.fromkeys(clients, message), read))
         best = int(torch.stack([loss for _, loss in losses]).sum(0).argmin())
-        server.store["unscaled_head"], server.store["head_scale"] = head, self.scales[best]
-        server.store["head"] = _scaled(head, self.scales[best])
-        server.state = server.model.state(server.initial)
-
+        server.store["heads"][group] = {"unscaled": head, "scale": self.scales[best]}
         message = Message("use_head", {"control/scale": scalar(self.scales[best])})
-        asks = dict.fromkeys(fleet.cohort, message)
-        server.store["head_informed"] = sorted(c for c, _ in fleet.ask(asks, lambda reply: None))
+        asks = {client: message for client, _ in losses}
+        informed = {client for client, _ in fleet.ask(asks, lambda reply: None)}
+        server.store["head_informed"] = sorted(informed.union(server.store["head_informed"]))
 
     def inform(self, server: Server, fleet: Fleet) -> None:
         """Give the head to clients that come late or have lost it."""
         informed = {*server.store["head_informed"]} - fleet.newcomers
-        tensors = named("snapshot", server.store["unscaled_head"])
-        tensors["control/scale"] = scalar(server.store["head_scale"])
-        asks = {c: Message("use_head", tensors) for c in fleet.cohort if c not in informed}
-        if asks:
-            informed |= {client for client, _ in fleet.ask(asks, lambda reply: None)}
+        for number, group in enumerate(server.groups):
+            late = [client for client in fleet.cohort if client in group and client not in informed]
+            found = server.store["heads"].get(str(number))
+            if late and found is not None:
+                scale = scalar(found["scale"])
+                tensors = {**named("snapshot", found["unscaled"]), "control/scale": scale}
+                asks = dict.fromkeys(late, Message("use_head", tensors))
+                informed |= {client for client, _ in fleet.ask(asks, lambda reply: None)}
         server.store["head_informed"] = sorted(informed)
 
     # The client
@@ -178,6 +208,7 @@ class ClosedForm(Head):
                 "control/weight": scalar(len(found)),
                 "control/mean": mean.to(_dtype(client)),
                 "control/deviation": deviation.to(_dtype(client)),
+                "control/intercept": torch.tensor("bias" in _names(client)),
             },
         )
 
@@ -197,13 +228,13 @@ class ClosedForm(Head):
     @client_verb
     def receive_head(self, client: Client, message: Message) -> Message:
         """Answer with the summed cross-entropy of the head at each scale."""
-        head, names = _received(client, message), _names(client)
+        head = _received(client, message)
         scales = message.tensor("control/scales", torch.float64, (None,))
         penalty = message.tensor("control/penalty", torch.float64, (client.model.num_classes,))
         found, labels = _features(client)
-        bias = head[names["bias"]].double() if "bias" in names else None
+        bias = head["bias"].double() if "bias" in head else None
         with client.meter.measure(("head logits", *found.shape, len(penalty))):
-            logits = functional.linear(found.double(), head[names["weight"]].double(), bias)
+            logits = functional.linear(found.double(), head["weight"].double(), bias)
         logits *= message.positive("control/gain")
         logits[torch.arange(len(labels)), labels] -= penalty[labels]
         losses = [functional.cross_entropy(logits * s, labels, reduction="sum") for s in scales]
@@ -218,7 +249,8 @@ class ClosedForm(Head):
         head = _received(client, message) if message.group("snapshot") else kept
         if head is None:
             raise MessageError("use_head: this client has received no head")
-        client.store["head"] = _scaled(head, message.positive("control/scale"))
+        names, scaled = _names(client), _scaled(head, message.positive("control/scale"))
+        client.store["head"] = {names[role]: tensor for role, tensor in scaled.items()}
         return Message("use_head")
 
 
@@ -237,14 +269,35 @@ def _names(side: Side) -> dict[str, str]:
 
 
 def _received(client: Client, message: Message) -> Tensors:
-    names = _names(client).values()
-    return message.expect("snapshot", {name: client.model.initial[name] for name in names})
+    """Return weight and bias of a message, under these names."""
+    names = _names(client)
+    return message.expect("snapshot", {role: client.model.initial[n] for role, n in names.items()})
 
 
-def _crossed(fleet: Fleet, head: Tensors) -> Tensors:
+@dataclass(frozen=True)
+class _Form:
+    """What the heads of one model have: features, whether a bias, and the dtype of statistics."""
+
+    width: int
+    intercept: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, side: Side) -> _Form:
+        names = _names(side)
+        width = side.model.initial[names["weight"]].shape[1]
+        return cls(width, "bias" in names, _dtype(side))
+
+
+def _most_common(forms: Sequence[_Form]) -> _Form:
+    """Return the form that most have, the first of these."""
+    return Counter(forms).most_common(1)[0][0]
+
+
+def _crossed(fleet: Fleet, clients: Sequence[str], head: Tensors) -> Tensors:
     """Return the head as the codecs leave it, so that all sides start from equal bits."""
     wires: list[Wire] = []
-    for client in fleet.engine.clients:
+    for client in clients:
         if fleet.wire_of(client) not in wires:
             wires.append(fleet.wire_of(client))
 

@@ -15,6 +15,7 @@ from trillium.models.blocks import evaluating
 from trillium.models.pooled import Pooled
 from trillium.models.slots import Slots, State, Tensors
 from trillium.models.split import SplitModel, shared_parameters
+from trillium.rng import scoped_rng
 from trillium.tasks import Task
 from trillium.training.meters import Meter, resident_tensors
 from trillium.training.optimizers import Optimizer, set_learning_rate
@@ -28,6 +29,7 @@ class Parts:
         head, body, tail: slots of each; `tail` has none in two parts.
         width: size of the hidden states at the cut.
         num_classes: size of the last dimension of the logits.
+        head_is_random: whether the head draws random numbers in training, as dropout does.
     """
 
     def __init__(self, split: SplitModel, probe: Mapping[str, Tensor]) -> None:
@@ -46,9 +48,28 @@ class Parts:
         with evaluating(*split.parts), torch.no_grad():
             hidden = split.head(None, input_ids=probe["input_ids"], attention_mask=mask)
             self.width = hidden.shape[-1]
+            self.head_is_random = _draws(split.head, probe, hidden)
             for part in split.parts[1:]:
                 hidden = part(hidden, attention_mask=mask)
             self.num_classes = hidden.shape[-1]
+
+
+def _draws(head: nn.Module, probe: Mapping[str, Tensor], expected: Tensor) -> bool:
+    """Whether a part in training mode uses a generator, or gives something else than in evaluation."""
+    with scoped_rng(0, "probe"):
+        before = _generators(expected.device)
+        found = head.train()(
+            None, input_ids=probe["input_ids"], attention_mask=probe["attention_mask"]
+        )
+        drew = not all(map(torch.equal, before, _generators(expected.device)))
+    head.eval()
+    return drew or not torch.equal(found, expected)
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """Return the states of the generators that a model on a device may use."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 @dataclass(frozen=True)

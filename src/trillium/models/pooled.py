@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from trillium.message import Message, MessageError
+from trillium.models.ragged import mask_of, read_lengths, spread, strip
 from trillium.tasks import IGNORE, Task
-from trillium.tasks.batches import padded
 from trillium.training.loop import Training
 
 
@@ -23,12 +24,16 @@ class Forwarded:
         mask: `(batch, seq)` int64, 0 where padded.
         labels: as in `Batch`; `None` where they stay with the client.
         count: how many predictions are supervised.
+        samples: the client's numbers of the rows, where it tells them.
+        squared_norm: squared l2 norm of the gradients that the client has already.
     """
 
     hidden: Tensor
     mask: Tensor
     labels: Tensor | None
     count: int
+    samples: tuple[int, ...] = ()
+    squared_norm: float = 0.0
 
     @classmethod
     def read(
@@ -40,45 +45,62 @@ class Forwarded:
         width: int,
         num_classes: int,
         with_labels: bool,
+        changes: Callable[[Message, list[int]], Tensor] | None = None,
     ) -> Forwarded:
         """Check what a client sends from the cut.
 
         Args:
-            reply: activations, mask, and labels or their number.
+            reply: activations without padding, lengths, and labels or their number.
             task: says of which shape labels are, and which of them count.
             training: bounds the size of a batch.
             width: size of the hidden states at the cut.
             num_classes: labels are below it.
             with_labels: whether labels leave the client.
+            changes: reads activations `(tokens, width)` that are sent as changes, given the lengths.
 
         Raises:
             MessageError: something is missing, larger than agreed, or out of range.
         """
-        mask = reply.tensor("control/mask", torch.uint8, (None, None)).long()
-        rows, length = mask.shape
-        if not 0 < rows <= training.batch_size or not 0 < length <= padded(training.max_length):
-            raise MessageError(f"a batch of {rows} x {length} tokens is larger than agreed")
-        if int(mask.max()) > 1 or int(mask.sum(1).min()) < 1:
-            raise MessageError(
-                "the attention mask is not one of zeros and ones with text in each row"
-            )
-        hidden = reply.floats("activations/hidden", (rows, length, width))
+        lengths = read_lengths(reply, training.batch_size, training.max_length)
+        mask, tokens = mask_of(lengths), int(lengths.sum())
+        samples: tuple[int, ...] = ()
+        if changes is None:
+            flat = reply.floats("activations/hidden", (tokens, width))
+        else:
+            flat = changes(reply, lengths.tolist())
+            samples = tuple(reply.tensors["control/samples"].tolist())
+        hidden = spread(flat, mask)
         if not with_labels:
             count = int(reply.scalar("control/count"))
-            if not 0 <= count <= rows * length:
-                raise MessageError(f"{count} predictions in {rows} x {length} tokens")
-            return cls(hidden, mask, None, count)
-        shape = (rows,) if task.peft_task == "SEQ_CLS" else (rows, length)
-        labels = reply.tensor("labels/labels", torch.int32, shape).long()
-        known = (labels == IGNORE) | ((labels >= 0) & (labels < num_classes))
-        if not bool(known.all()):
-            raise MessageError(f"labels outside 0 … {num_classes - 1}")
-        return cls(hidden, mask, labels, task.num_supervised(labels))
+            if not 0 <= count <= tokens:
+                raise MessageError(f"{count} predictions in {tokens} tokens")
+            return cls(hidden, mask, None, count, samples)
+        labels = read_labels(reply, task, len(lengths), tokens, num_classes)
+        if task.peft_task != "SEQ_CLS":
+            labels = spread(labels, mask, IGNORE)
+        return cls(hidden, mask, labels, task.num_supervised(labels), samples)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Forwarded:
         """Return it where the server computes."""
         labels = None if self.labels is None else self.labels.to(device)
-        return Forwarded(self.hidden.to(device, dtype), self.mask.to(device), labels, self.count)
+        hidden, mask = self.hidden.to(device, dtype), self.mask.to(device)
+        return replace(self, hidden=hidden, mask=mask, labels=labels)
+
+
+def read_labels(
+    message: Message, task: Task, num_rows: int, num_tokens: int, num_classes: int
+) -> Tensor:
+    """Return the labels that a client sends, int64, `(rows,)` in classification, else `(tokens,)`.
+
+    Raises:
+        MessageError: they are missing, of another number, or of no class that there is.
+    """
+    count = num_rows if task.peft_task == "SEQ_CLS" else num_tokens
+    labels = message.tensor("labels/labels", torch.int32, (count,)).long()
+    known = (labels == IGNORE) | ((labels >= 0) & (labels < num_classes))
+    if not bool(known.all()):
+        raise MessageError(f"labels outside 0 … {num_classes - 1}")
+    return labels
 
 
 @dataclass
@@ -111,6 +133,8 @@ class Pooled:
             hidden.append(functional.pad(member.hidden, (0, 0, 0, extra)))
             mask.append(functional.pad(member.mask, (0, extra)))
         self.hidden, self.mask = torch.cat(hidden), torch.cat(mask)
+        for client, member in self.members.items():
+            self.client_squared_norm += self.share(client) * member.squared_norm
 
     @property
     def count(self) -> int:
@@ -142,3 +166,7 @@ class Pooled:
             start += len(member.mask)
         member = self.members[client]
         return tensor[start : start + len(member.mask), : member.mask.shape[1]]
+
+    def tokens(self, client: str, tensor: Tensor) -> Tensor:
+        """Return the client's entries `(tokens, …)` of a tensor `(rows, seq, …)`, without padding."""
+        return strip(self.rows(client, tensor), self.members[client].mask)

@@ -16,6 +16,7 @@ refuses.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -111,7 +112,12 @@ class Part(nn.Module):
         self.__dict__["_root"] = root  # past nn.Module, which would count it as a submodule
 
     def forward(
-        self, hidden: Tensor | None, *, input_ids: Tensor | None = None, attention_mask: Tensor
+        self,
+        hidden: Tensor | None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor,
+        **options: object,
     ) -> Tensor:
         """Run this party's piece of the model.
 
@@ -121,7 +127,9 @@ class Part(nn.Module):
             input_ids: token ids `(batch, seq)`; only the head needs them. Without them, padding is
                 where the mask is 0, which differs from the unsplit model only where a sequence
                 classifier meets `pad_token_id` as a real, final token.
-            attention_mask: `(batch, seq)`, 1 for text and 0 for padding.
+            attention_mask: `(batch, seq)`, 1 for text and 0 for padding; with what a cache holds in
+                front, where there is one.
+            options: further arguments of the model's forward, such as a cache.
 
         Returns:
             Hidden states `(batch, seq, hidden)`; from the last part the model's logits.
@@ -132,7 +140,9 @@ class Part(nn.Module):
             input_ids = placeholder_ids(self._root, attention_mask)
         self._received.hidden = hidden
         try:
-            output = base_model(self._root)(input_ids=input_ids, attention_mask=attention_mask)
+            output = base_model(self._root)(
+                input_ids=input_ids, attention_mask=attention_mask, **options
+            )
         except _LeftError as left:
             output = left.args
         else:
@@ -141,6 +151,16 @@ class Part(nn.Module):
             self._received.hidden = None
         answer: Tensor = output[0]
         return answer
+
+    def takes(self, option: str) -> bool:
+        """Whether the model's forward has an argument of this name."""
+        return option in inspect.signature(base_model(self._root).forward).parameters
+
+    def embeddings(self) -> Tensor:
+        """Return the word embeddings `(vocabulary, width)` of a head."""
+        assert self.side == "head", f"a {self.side} holds no embeddings"
+        weight: Tensor = base_model(self._root).get_input_embeddings().weight  # type: ignore[operator]
+        return weight
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, as on the unsplit model."""

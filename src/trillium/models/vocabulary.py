@@ -22,7 +22,7 @@ def before_vocabulary(module: nn.Module) -> Iterator[nn.Module]:
     Yields:
         The last layer, which makes logits of them.
     """
-    layer = _output_layer(module)
+    layer = output_layer(module)
     name = next(name for name, found in module.named_modules() if found is layer)
     owner, _, attribute = name.rpartition(".")
     place = module.get_submodule(owner)
@@ -40,7 +40,7 @@ def ends_in_vocabulary(module: nn.Module) -> bool:
     Some models scale or cap them afterwards, which cannot be told from their class; so some tokens
     go through the model and are looked at.
     """
-    layer = _output_layer(module)
+    layer = output_layer(module)
     if layer is None:
         return False
     seen: list[Tensor] = []
@@ -56,6 +56,7 @@ def ends_in_vocabulary(module: nn.Module) -> bool:
     return len(seen) == 1 and seen[0].shape == logits.shape and torch.equal(seen[0], logits)
 
 
-def _output_layer(module: nn.Module) -> Any:
+def output_layer(module: nn.Module) -> Any:
+    """Return the last layer of a language model, or what stands in its place; `None` if it has none."""
     model: Any = base_model(module)
     return model.get_output_embeddings()

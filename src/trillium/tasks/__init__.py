@@ -32,6 +32,11 @@ class Example:
     labels: Tensor
     prompt_tokens: int = 0
 
+    @property
+    def num_tokens(self) -> int:
+        """How long it is."""
+        return len(self.input_ids)
+
 
 @dataclass(frozen=True)
 class Batch:

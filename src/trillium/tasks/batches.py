@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -10,6 +11,17 @@ from trillium.tasks import IGNORE, Batch, Example
 
 MULTIPLE = 8  # lengths are rounded up, so that few distinct shapes occur and costs can be cached
 WINDOW = 50  # batches; wide enough to group lengths, narrow enough to mix the data
+
+
+class Sized(Protocol):
+    """What can be grouped by length."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How long it is."""
+
+
+T = TypeVar("T", bound=Sized)
 
 
 def padded(length: int) -> int:
@@ -35,9 +47,7 @@ def collate(examples: Sequence[Example], pad_id: int, device: torch.device) -> B
     return Batch(input_ids.to(device), attention_mask.to(device), stacked.to(device), indices)
 
 
-def epoch(
-    examples: Sequence[Example], batch_size: int, generator: torch.Generator
-) -> Iterator[list[Example]]:
+def epoch(examples: Sequence[T], batch_size: int, generator: torch.Generator) -> Iterator[list[T]]:
     """Yield the examples once in random batches.
 
     Examples of similar length share a batch, so that little is spent on padding: the shuffled
@@ -45,15 +55,15 @@ def epoch(
     """
     order = torch.randperm(len(examples), generator=generator).tolist()
     window = WINDOW * batch_size
-    chunks: list[list[Example]] = []
+    chunks: list[list[T]] = []
     for start in range(0, len(order), window):
         inside = [examples[index] for index in order[start : start + window]]
-        chunks += in_order(sorted(inside, key=lambda example: len(example.input_ids)), batch_size)
+        chunks += in_order(sorted(inside, key=lambda example: example.num_tokens), batch_size)
     for index in torch.randperm(len(chunks), generator=generator).tolist():
         yield chunks[index]
 
 
-def in_order(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
+def in_order(examples: Sequence[T], batch_size: int) -> Iterator[list[T]]:
     """Yield the examples once in batches, in their order."""
     for start in range(0, len(examples), batch_size):
         yield list(examples[start : start + batch_size])

@@ -33,10 +33,11 @@ class Classification(Task, name="classification"):
     data_form: ClassVar[str] = "classification"
 
     def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
-        """Tokenise the columns `text` and `label`."""
-        texts, labels = list(rows["text"]), list(rows["label"])
+        """Tokenise the columns `text` and `label`; without a label an example counts for nothing."""
+        texts = list(rows["text"])
         if not texts:
             return []
+        labels = rows["label"] if "label" in rows.column_names else [IGNORE] * len(texts)
         encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
         return [
             Example(index, torch.tensor(tokens), torch.tensor(label))

@@ -1,8 +1,13 @@
-"""The public set as a message, and choices from it."""
+"""The public set as a message, and choices from it.
+
+It crosses as text, which every client tokenises as its own model wants it.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -10,43 +15,74 @@ from torch import Tensor
 
 from trillium.message import Message, MessageError
 from trillium.tasks import Example, Task
-from trillium.tasks.batches import collate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# The columns that a public set may have, by the form of the task's data.
+_COLUMNS: Final[dict[str, tuple[frozenset[str], ...]]] = {
+    "classification": (frozenset({"text"}), frozenset({"text", "label"})),
+    "causal_lm": (frozenset({"prompt", "completion"}), frozenset({"messages"})),
+}
 
 
-def encode_public(public: Sequence[Example]) -> Message:
-    """Return the message that carries the public set: token ids, lengths and labels, int32."""
-    batch = collate(public, 0, torch.device("cpu"))
+def encode_public(rows: Dataset, *, labelled: bool) -> Message:
+    """Return the message that carries the public set.
+
+    Args:
+        rows: in the columns of the task.
+        labelled: whether the classes may be told.
+    """
+    names = [name for name in rows.column_names if labelled or name != "label"]
+    columns = {name: list(rows[name]) for name in sorted(names)}
+    data = json.dumps(columns, ensure_ascii=False, separators=(",", ":")).encode()
     return Message(
-        "receive_public",
-        {
-            "public/input_ids": batch.input_ids.int(),
-            "public/lengths": batch.attention_mask.sum(1).int(),
-            "public/labels": batch.labels.int(),
-        },
+        "receive_public", {"public/rows": torch.frombuffer(bytearray(data), dtype=torch.uint8)}
     )
 
 
-def decode_public(message: Message, vocabulary: int) -> list[Example]:
+def decode_public(message: Message, data_form: str, num_classes: int) -> Dataset:
     """Return the public set of a message.
 
+    Args:
+        message: from the server.
+        data_form: of the task.
+        num_classes: of a classification.
+
     Raises:
-        MessageError: token ids or lengths are out of range.
+        MessageError: it is no JSON, or holds other columns, types or classes than the task has.
     """
-    tokens = message.tensor("public/input_ids", torch.int32, (None, None)).long()
-    lengths = message.tensor("public/lengths", torch.int32, (len(tokens),)).tolist()
-    labels = message.tensors.get("public/labels", torch.empty(0)).long()
-    if labels.shape not in (tokens.shape[:1], tokens.shape):
-        raise MessageError(f"public labels are {tuple(labels.shape)}")
-    if not all(1 <= length <= tokens.shape[1] for length in lengths):
-        raise MessageError("public lengths are out of range")
-    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
-        raise MessageError("public token ids are outside the vocabulary")
-    return [
-        Example(
-            row, tokens[row, :length], labels[row] if labels.dim() == 1 else labels[row, :length]
-        )
-        for row, length in enumerate(lengths)
-    ]
+    # Imported here: this module is part of the config tree, which must not wait for the library.
+    from datasets import Dataset
+
+    data = message.tensor("public/rows", torch.uint8, (None,))
+    try:
+        columns = json.loads(data.numpy().tobytes())
+    except (ValueError, RecursionError) as error:
+        raise MessageError("the public set is not JSON") from error
+    if not isinstance(columns, dict) or frozenset(columns) not in _COLUMNS[data_form]:
+        raise MessageError(f"the public set has not the columns of {data_form}")
+    if not all(isinstance(values, list) for values in columns.values()):
+        raise MessageError("the public set is no table")
+    if len({len(values) for values in columns.values()}) != 1:
+        raise MessageError("the columns of the public set are not of one length")
+    for name, values in columns.items():
+        if not all(_is_value(name, value, num_classes) for value in values):
+            raise MessageError(f"the public set has a {name} that is none")
+    return Dataset.from_dict(columns)
+
+
+def _is_value(column: str, value: Any, num_classes: int) -> bool:
+    if column == "label":
+        return type(value) is int and 0 <= value < num_classes
+    if column != "messages":
+        return isinstance(value, str)
+    return isinstance(value, list) and all(
+        isinstance(turn, dict)
+        and turn.keys() == {"role", "content"}
+        and all(isinstance(part, str) for part in turn.values())
+        for turn in value
+    )
 
 
 def row_slices(task: Task, public: Sequence[Example]) -> dict[int, slice]:
@@ -90,3 +126,8 @@ def read_mask(message: Message, name: str, count: int) -> list[int]:
     if chosen[count:].any():
         raise MessageError(f"{message.verb}: {name} chooses more examples than there are")
     return [int(index) for index in chosen[:count].nonzero()[0]]
+
+
+def examples_at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
+    """Return the examples at some places of a list, in this order."""
+    return [examples[place] for place in places]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trillium.models.slots import State, matches
 from trillium.tasks import Batch, Example, Task
-from trillium.tasks.batches import collate, epoch
+from trillium.tasks.batches import T, collate, epoch
 from trillium.training.meters import Meter, resident_tensors
 from trillium.training.optimizers import Optimizer, set_learning_rate
 
@@ -87,8 +87,8 @@ class Training(BaseModel):
 
 
 def batches(
-    examples: Sequence[Example], training: Training, generator: torch.Generator
-) -> Iterator[list[Example]]:
+    examples: Sequence[T], training: Training, generator: torch.Generator
+) -> Iterator[list[T]]:
     """Yield the batches of one round, each epoch in a new order."""
     left = training.num_steps(len(examples))
     while left > 0:

@@ -1,0 +1,285 @@
+"""The server's half of Split-FedLLM batch by batch: activations up, gradients down.
+
+The client's half is `trillium.frameworks.split_client`; what crosses is drawn in docs/concepts.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trillium.aggregators import Contribution
+from trillium.aggregators.mean import Mean
+from trillium.fleet import Fleet
+from trillium.frameworks import split_local
+from trillium.frameworks.split_delta import Copies, compensated
+from trillium.message import Message, MessageError, named, scalar
+from trillium.models.parts import Body, Parts, Step
+from trillium.models.pooled import Forwarded, Pooled
+from trillium.models.ragged import spread
+from trillium.models.slots import State, Tensors, train_only, values
+from trillium.server import Server
+from trillium.tasks import Task
+
+if TYPE_CHECKING:
+    from trillium.frameworks.split import Split
+
+SHARED = "shared"  # the server part of all clients, where they have no copies
+MAX_STEPS = 1_000_000  # of one client in one round; more can only be an error
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One round of a cut model with the cohort.
+
+    Attributes:
+        split: the settings.
+        server, fleet: who works with whom.
+        parts: the cut model.
+        order: draws whose turn it is.
+    """
+
+    split: Split
+    server: Server
+    fleet: Fleet
+    parts: Parts
+    order: torch.Generator
+
+    def run(self) -> tuple[float, int]:
+        """Train with the cohort and bring the parts of the clients together.
+
+        Returns:
+            The summed loss and the number of predictions.
+        """
+        cohort = _shuffled(self.fleet.cohort, self.order)
+        sessions = [[client] for client in cohort] if self.split.mode == "relay" else [cohort]
+        loss, count = 0.0, 0
+        for position, clients in enumerate(sessions):
+            share = 1.0 / len(sessions)
+            for lost, predictions in self._session(clients, position * share, share):
+                loss, count = loss + lost, count + predictions
+        return loss, count
+
+    def _session(
+        self, clients: Sequence[str], start: float, share: float
+    ) -> list[tuple[float, int]]:
+        """Hand out the client part, train batch by batch, average what the clients hand back."""
+        server, fleet = self.server, self.fleet
+        names = self.split.client_names(self.parts, server.task)
+        part = split_local.current(server, self.parts, names)
+        num_steps = dict(
+            fleet.ask(self._begin(clients, named("parameters", part)), _read_num_steps)
+        )
+        bodies = self._bodies(sorted(num_steps))
+
+        due = dict.fromkeys(bodies, Step())  # what each client is told to do with its last gradient
+        seen: list[tuple[float, int]] = []
+        total = self._num_turns(num_steps)
+        for done, group in enumerate(self._turns(num_steps)):
+            present = {client: bodies[client] for client in group if client in fleet.cohort}
+            progress = server.progress(start + share * done / total)
+            seen += self._step(present, due, server.training.learning_rate(progress))
+
+        present = {client: body for client, body in bodies.items() if client in fleet.cohort}
+        self._finish(part, present, due)
+        kept = server.store.setdefault("optimizers", {})
+        kept.update({body.owner: body.optimizer_state() for body in bodies.values()})
+        return seen
+
+    def _begin(self, clients: Sequence[str], part: Tensors) -> dict[str, Message]:
+        """Return what opens the round with each client."""
+        if self.split.delta is None:
+            return dict.fromkeys(clients, Message("begin", part))
+        skip = self.split.delta.threshold(self.server.store.get("losses", ()))
+        asks = {}
+        for client in clients:
+            copies = scalar(self._copies(client).count)
+            control = {"control/copies": copies, "control/skip": scalar(skip)}
+            asks[client] = Message("begin", {**part, **control})
+        return asks
+
+    def _copies(self, client: str) -> Copies:
+        """Return the server's copies of a client's activations."""
+        every = self.server.store.setdefault("copies", {})
+        return Copies(every.setdefault(client, {}))
+
+    def _turns(self, num_steps: dict[str, int]) -> Iterator[list[str]]:
+        """Yield whose batches the server takes next, as one: in turns, or all that have one left."""
+        for turn in range(max(num_steps.values(), default=0)):
+            active = [client for client in sorted(num_steps) if turn < num_steps[client]]
+            if self._in_turns:
+                yield from ([client] for client in _shuffled(active, self.order))
+            else:
+                yield active
+
+    def _num_turns(self, num_steps: dict[str, int]) -> int:
+        steps = num_steps.values()
+        return sum(steps) if self._in_turns else max(steps, default=0)
+
+    @property
+    def _in_turns(self) -> bool:
+        return self.split.mode in ("relay", "splitfed_v2")
+
+    @property
+    def _task(self) -> Task | None:
+        """The task, if the server has the labels."""
+        return self.server.task if self.split.shape == "two_part" else None
+
+    def _step(
+        self, bodies: dict[str, Body], due: dict[str, Step], rate: float
+    ) -> list[tuple[float, int]]:
+        """Take one batch of each client through the model and back, and step every body."""
+        server, wanted = self.server, self.split.sends_gradients(self.parts)
+        forward = {client: Message("forward", due[client].tensors()) for client in bodies}
+        forwarded = dict(self.fleet.ask(forward, {c: self._reader(c) for c in forward}))
+        work: list[tuple[Body, Pooled]] = []
+        for body in dict.fromkeys(bodies.values()):  # each body once, in order
+            members = {c: forwarded[c] for c in bodies if c in forwarded and bodies[c] is body}
+            if members:
+                work.append((body, Pooled(members)))
+        for body, pooled in work:
+            body.forward(pooled, gradient=wanted)
+        if self.split.shape == "u":
+            self._ask_tails([pooled for _, pooled in work])
+        for body, pooled in work:
+            body.backward(pooled, self._task)
+        if wanted:
+            self._send_gradients([pooled for _, pooled in work])
+        for body, pooled in work:
+            step = body.step(pooled, rate, server.training.max_grad_norm)
+            due.update(dict.fromkeys(pooled.members, step))
+        return [(pooled.loss, pooled.count) for _, pooled in work]
+
+    def _reader(self, client: str) -> Callable[[Message], Forwarded]:
+        """Return what checks a batch of a client."""
+        copies = None if self.split.delta is None else self._copies(client)
+        changes = None if copies is None else partial(copies.read, width=self.parts.width)
+
+        def read(reply: Message) -> Forwarded:
+            found = Forwarded.read(
+                reply,
+                self.server.task,
+                self.server.training,
+                width=self.parts.width,
+                num_classes=self.parts.num_classes,
+                with_labels=self._task is not None,
+                changes=changes,
+            )
+            if self.split.auxiliary(self.parts, self.server.task) is not None:
+                norm = reply.not_negative("control/squared_norm")
+                found = replace(found, squared_norm=norm)
+            return found.to(self.server.model.device, self.server.model.dtype)
+
+        return read
+
+    def _ask_tails(self, work: Sequence[Pooled]) -> None:
+        """Let the clients run their last part on the body's output and collect its gradient."""
+        pooled_of = {client: pooled for pooled in work for client in pooled.members}
+        asks = {
+            client: Message(
+                "finish_batch",
+                {
+                    "activations/output": pooled.tokens(client, pooled.output.detach()),
+                    "control/share": scalar(pooled.share(client)),
+                },
+            )
+            for client, pooled in pooled_of.items()
+        }
+
+        def read(reply: Message) -> tuple[torch.Tensor, float, float]:
+            gradient = reply.floats("gradients/output", (None, None))
+            loss = reply.scalar("control/loss")
+            return gradient, loss, reply.not_negative("control/squared_norm")
+
+        # Sorted, because sums of floats depend on their order, and replies come in any.
+        for client, (gradient, loss, norm) in sorted(self.fleet.ask(asks, read)):
+            pooled = pooled_of[client]
+            rows, mask = pooled.rows(client, pooled.output_gradient), pooled.members[client].mask
+            if gradient.shape != (int(mask.sum()), rows.shape[-1]):
+                self.fleet.missing[client] = f"finish_batch: a gradient of {tuple(gradient.shape)}"
+                continue
+            rows.copy_(spread(gradient.to(mask.device), mask))
+            pooled.loss += loss
+            pooled.client_squared_norm += pooled.share(client) * norm
+
+    def _send_gradients(self, work: Sequence[Pooled]) -> None:
+        """Send the clients the gradients of their activations, of the mean over their own batch."""
+        asks, pooled_of = {}, {}
+        for pooled in work:
+            gradient = pooled.hidden.grad
+            assert gradient is not None
+            for client in pooled.members:
+                if client in self.fleet.cohort:
+                    own = pooled.tokens(client, gradient) / pooled.share(client)
+                    own = self._compensated(client, pooled.members[client], own)
+                    asks[client] = Message("backward", {"gradients/hidden": own})
+                    pooled_of[client] = pooled
+        norms = self.fleet.ask(asks, lambda reply: reply.not_negative("control/squared_norm"))
+        for client, norm in sorted(norms):
+            pooled = pooled_of[client]
+            pooled.client_squared_norm += pooled.share(client) * norm
+
+    def _compensated(self, client: str, member: Forwarded, gradient: Tensor) -> Tensor:
+        """Add to the gradient of a batch what codecs took from earlier ones of its samples."""
+        if self.split.delta is None:
+            return gradient
+        lost = self.server.store.setdefault("lost", {}).setdefault(client, {})
+        lengths, wire = member.mask.sum(1).tolist(), self.fleet.wire_of(client)
+        meta, share = {"round": self.fleet.round}, self.split.delta.feedback
+        return compensated(lost, share, gradient, member.samples, lengths, wire, meta)
+
+    def _finish(self, part: Tensors, bodies: dict[str, Body], due: dict[str, Step]) -> None:
+        """Average the client parts, and in SplitFed v1 the server's copies, by examples."""
+        asks = {client: Message("finish", due[client].tensors()) for client in bodies}
+
+        def read(reply: Message) -> tuple[float, Tensors]:
+            return reply.positive("control/weight"), reply.expect("parameters", part)
+
+        replies = sorted(self.fleet.ask(asks, read))
+        contributions = []
+        for client, (weight, tensors) in replies:
+            body = values(bodies[client].state) if self.split.mode == "splitfed_v1" else {}
+            on_cpu = {name: tensor.cpu() for name, tensor in body.items()}
+            contributions.append(Contribution(client, weight, {**tensors, **on_cpu}))
+        if contributions:  # the only client of a relay's session may have dropped out
+            mean = Mean().aggregate(contributions, contributions[0].tensors, ())
+            split_local.take(self.server, mean.tensors)
+
+    def _bodies(self, clients: Sequence[str]) -> dict[str, Body]:
+        """Return the server part that serves each client: a shared one, or copies of its own."""
+        server, parts = self.server, self.parts
+        trains = self.split.train != "client"
+        if self.split.mode != "splitfed_v1":
+            return dict.fromkeys(clients, shared_body(server, parts, trains=trains))
+        current = values(server.state)
+        return {
+            c: _body(server, parts, server.model.state(current), c, trains=trains) for c in clients
+        }
+
+
+def shared_body(server: Server, parts: Parts, *, trains: bool) -> Body:
+    """Return the server part that serves all clients; what it trains is the server's state."""
+    return _body(server, parts, server.state, SHARED, trains=trains)
+
+
+def _body(server: Server, parts: Parts, state: State, owner: str, *, trains: bool) -> Body:
+    names = parts.body.names
+    own = train_only({name: state[name] for name in names}, names if trains else ())
+    saved = server.store.get("optimizers", {}).get(owner)
+    return Body(owner, parts, own, server.training.optimizer, saved, server.meter)
+
+
+def _read_num_steps(reply: Message) -> int:
+    steps = reply.positive("control/num_steps")
+    if steps > MAX_STEPS or not steps.is_integer():
+        raise MessageError(f"begin: {steps} is no number of steps")
+    return int(steps)
+
+
+def _shuffled(names: Sequence[str], order: torch.Generator) -> list[str]:
+    return [names[index] for index in torch.randperm(len(names), generator=order).tolist()]

@@ -1,0 +1,52 @@
+"""Publics: where the public set comes from, on which clients of KD-FedLLM give their opinions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from trillium.component import Component
+
+if TYPE_CHECKING:
+    from trillium.config import ExperimentConfig
+    from trillium.models.load import LanguageModel
+    from trillium.training.meters import Meter
+
+Row = dict[str, str]
+"""A row without label: `text`, or `prompt` and `completion`."""
+
+
+class Public(Component, kind="public", package="trillium.publics"):
+    """Where the public set comes from.
+
+    Class variables:
+        is_written: the server writes the texts itself, once, before the first round. No training row
+            is taken for them then, and they have no labels.
+    """
+
+    is_written: ClassVar[bool] = True
+
+    def check(self, config: ExperimentConfig) -> None:
+        """Refuse settings that contradict each other.
+
+        Raises:
+            UserError: says which, why, and what to write instead.
+        """
+
+    def write(
+        self, config: ExperimentConfig, model: LanguageModel, meter: Meter
+    ) -> Iterator[list[Row]]:
+        """Yield rows without end, some at a time, the same ones for the same seed.
+
+        Rows may occur twice, may be blank and may be those of others: `trillium.data.written` leaves
+        such rows out.
+
+        Args:
+            config: of the run; its seed is the seed of the rows.
+            model: the server's, as it was loaded.
+            meter: counts what a model computes to write.
+
+        Raises:
+            UserError: this model cannot write, or has no words.
+        """
+        raise NotImplementedError
