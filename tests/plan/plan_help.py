@@ -8,8 +8,8 @@ from pathlib import Path
 import tiny
 from trillium.experiment import Experiment
 from trillium.ledger import Purpose
-from trillium.plan.data import Texts
 from trillium.plan.predict import Prediction, predict
+from trillium.plan.result import texts_of
 from trillium.wire import Direction
 
 
@@ -46,16 +46,10 @@ class Held:
         )
 
 
-def texts_of(run: Experiment) -> Texts:
-    """The data of a run, as a plan sees it."""
-    own = {client.name: client.examples for client in run.clients}
-    return Texts(own, run.server.public, len(run.data.labels))
-
-
 def plan_and_run(hub: Path, *words: str, model: str = "gpt2", task: str = "classification") -> Held:
     """Plan a federation, then run it."""
     run = tiny.federation(hub, *words, model=model, task=task)
-    plan = predict(run.config, texts_of(run))
+    plan = predict(run.config, texts_of(run.config, run.server, run.clients))
     run.run()
     return Held(plan, run)
 

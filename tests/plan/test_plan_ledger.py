@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from plan_help import Held, close, plan_and_run, texts_of
+from plan_help import Held, close, plan_and_run
 
 import tiny
 from trillium.plan.predict import predict
+from trillium.plan.result import texts_of
 
 INT8 = "wire={up: [int8], down: [cast]}"
 FEDLLM = {
@@ -102,14 +103,14 @@ def test_a_codec_that_depends_on_values_has_a_range_that_holds(hub: Path) -> Non
 def test_another_rank_is_not_what_was_planned(hub: Path) -> None:
     run = tiny.federation(hub, "framework=fedllm")
     other = tiny.federation(hub, "framework=fedllm", "adapter.r=4")
-    plan = predict(other.config, texts_of(other))
+    plan = predict(other.config, texts_of(other.config, other.server, other.clients))
     run.run()
     assert not close(plan.total.up.bytes, run.fleet.ledger.bytes_total("up"), 0.02)
 
 
 def test_a_peak_is_the_sum_of_its_parts(hub: Path) -> None:
     run = tiny.federation(hub, "framework=fedllm", "adapter=full")
-    plan = predict(run.config, texts_of(run))
+    plan = predict(run.config, texts_of(run.config, run.server, run.clients))
     for client, memory in plan.memory.items():
         assert memory.peak == plan.clients[client].peak_bytes
         assert memory.optimizer >= 2 * memory.gradients  # AdamW keeps two moments

@@ -27,6 +27,8 @@ class BaselineRounds:
     framework: Framework
     federation: Federation
 
+    upper_bound = False
+
     def start(self) -> Iterator[Wave]:
         """Return what crosses before the first round: nothing."""
         yield from ()

@@ -15,11 +15,13 @@ from trillium.config import ExperimentConfig
 from trillium.frameworks.fedllm import FedLLM
 from trillium.frameworks.split import Split
 from trillium.plan.federation import Cohort, Federation
+from trillium.plan.heads import HeadPhase
 from trillium.plan.waves import Ask, Memory, Wave
 from trillium.training.meters import Cost
 
 DEEP = 17  # blocks from which on a model is not run as a whole
 FEW = (2, 3)  # blocks of each part of it that are run instead
+_PARTS = {"finish_batch": "tail", "feature_moments": "whole"}  # what a verb runs; else the head
 MORE = (4, 6)  # the same where all parameters train: the step itself may then take most memory
 
 
@@ -34,6 +36,10 @@ class Rounds(Protocol):
 
     def memory(self, client: Client, peak_bytes: int) -> Memory:
         """Divide the most that a client holds into its parts."""
+
+    @property
+    def upper_bound(self) -> bool:
+        """Whether a run may take less than is planned."""
 
 
 Make = Callable[[Federation], Rounds]
@@ -56,8 +62,14 @@ class Course:
     factors: Mapping[str, float] = field(default_factory=dict)
 
     def start(self) -> Iterator[Wave]:
-        """Return what crosses before the first round."""
-        return self._joined([rounds.start() for rounds in self._all])
+        """Return what crosses before the first round: for the head, then for the framework."""
+        yield from self._joined(
+            [
+                HeadPhase(f.config.head, f).start()
+                for f in (self.federation, *(f for f, _ in self.few))
+            ]
+        )
+        yield from self._joined([rounds.start() for rounds in self._all])
 
     def round(self, number: int) -> Iterator[Wave]:
         """Return the messages of a round, with their costs."""
@@ -85,8 +97,8 @@ class Course:
             yield seen[key][1]
 
     def _with_cost(self, whole: Ask, less: Ask, more: Ask) -> Ask:
-        part = "tail" if whole.verb == "finish_batch" else "head"
-        return replace(whole, cost=_grown(less.cost, more.cost, self.factors[part]))
+        factor = self.factors[_PARTS.get(whole.verb, "head")]
+        return replace(whole, cost=_grown(less.cost, more.cost, factor))
 
 
 def course_of(federation: Federation, make: Make) -> Course:
@@ -105,13 +117,17 @@ def course_of(federation: Federation, make: Make) -> Course:
         few.append((found, make(found)))
     wide = most[1] - most[0]
     factors = {part: max(size - most[0], 0) / wide for part, size in sizes.items()}
+    fewest, more = (sum(min(size, most_of) for size in sizes.values()) for most_of in most)
+    factors["whole"] = (num_blocks - fewest) / (more - fewest)
     if not isinstance(federation.config.framework, Split):
-        factors = dict.fromkeys(("head", "body", "tail"), factors["body"])
+        factors = dict.fromkeys(("head", "body", "tail", "whole"), factors["body"])
     return Course(federation, make(federation), tuple(few), factors)
 
 
 def _is_even(config: ExperimentConfig) -> bool:
     """Whether every block trains alike."""
+    if config.has_other_models or any(tier.cut is not None for tier in config.tiers.values()):
+        return False
     layers = [getattr(config.adapter, "layers", None), *(t.layers for t in config.tiers.values())]
     if any(found is not None for found in layers):
         return False

@@ -75,6 +75,22 @@ class Paper:
             yield
 
 
+class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices whether the enclosed work draws random numbers, as dropout does.
+
+    Attributes:
+        seen: whether it does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
 def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor has no values."""
     return isinstance(tensor, FakeTensor)

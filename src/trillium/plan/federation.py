@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trillium.client import Client
 from trillium.config import ExperimentConfig
+from trillium.experiment import groups_by_model
 from trillium.fleet import Fleet, Gathered, Lost
 from trillium.ledger import Ledger
 from trillium.message import Message
@@ -49,6 +50,11 @@ class Chunk:
     examples: list[Example]
     layout: Layout
     count: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Without padding."""
+        return sum(example.num_tokens for example in self.examples)
 
 
 class _Nobody:
@@ -113,8 +119,13 @@ class Federation:
 
     @cached_property
     def model(self) -> LanguageModel:
-        """The resident model."""
-        return self.models.get(self.config, self.texts.num_classes, self.num_blocks)
+        """The server's model."""
+        return self.model_of(None)
+
+    def model_of(self, client: str | None) -> LanguageModel:
+        """Return the model of a client, or of the server for `None`."""
+        config = self.config.of(client) if self.config.has_other_models else self.config
+        return self.models.get(config, self.texts.num_classes, self.num_blocks)
 
     @property
     def paper(self) -> Paper:
@@ -130,12 +141,14 @@ class Federation:
     def server(self) -> Server:
         """The server."""
         return Server(
-            **self._side("server"),
+            **self._side("server", self.model),
             training=self.config.training,
             state=self.model.state(),
             public=self.texts.public,
+            public_rows=self.texts.rows,
             pooled=[e for examples in self.texts.clients.values() for e in examples],
             tiers={name: tier_of(self.config.tiers, name) for name in self.texts.clients},
+            groups=groups_by_model(self.config, sorted(self.texts.clients)),
         )
 
     @cached_property
@@ -145,7 +158,7 @@ class Federation:
         for name, examples in self.texts.clients.items():
             tier = self.server.tiers[name]
             found[name] = Client(
-                **self._side(name),
+                **self._side(name, self.model_of(name)),
                 training=tier.training(self.config.training),
                 examples=examples,
                 verbs={},
@@ -165,14 +178,15 @@ class Federation:
         return {key: tier.wire(self.config.wire) for key, tier in tiers.items()}
 
     @cached_property
-    def _fleet(self) -> Fleet:
+    def fleet(self) -> Fleet:
+        """The clients as the server sees them; it asks nobody."""
         engine = _Nobody(list(self.texts.clients))
         return Fleet(engine, self.config.wire, Ledger(), self.config.fleet, self.config.seed)
 
-    def _side(self, name: str) -> dict[str, Any]:
+    def _side(self, name: str, model: LanguageModel) -> dict[str, Any]:
         return {
             "name": name,
-            "model": self.model,
+            "model": model,
             "task": self.config.task,
             "test": [],
             "meter": self.meter,
@@ -182,12 +196,12 @@ class Federation:
 
     def begin(self, number: int) -> Cohort:
         """Set both sides to a round and return its cohort, which the seed of the run draws."""
-        self._fleet.begin_round(number)
-        asked = tuple(self._fleet.asked)
+        self.fleet.begin_round(number)
+        asked = tuple(self.fleet.asked)
         self.server.round = number
         for client in self.clients.values():
             client.round = number
-        return Cohort(asked, frozenset(name for name in asked if self._fleet.fails(name)))
+        return Cohort(asked, frozenset(name for name in asked if self.fleet.fails(name)))
 
     def everyone(self) -> Cohort:
         """Return the cohort before the first round."""

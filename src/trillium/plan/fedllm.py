@@ -52,6 +52,8 @@ class FedLLMRounds:
                 "Write framework.aggregator=mean to see what all but the folds will cost",
             )
 
+    upper_bound = False
+
     def start(self) -> Iterator[Wave]:
         """Return what crosses before the first round: nothing."""
         yield from ()

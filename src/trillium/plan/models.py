@@ -19,7 +19,7 @@ from trillium.models.hub import explained, locate, set_dropout
 from trillium.models.load import LanguageModel
 from trillium.models.parts import Parts
 from trillium.models.split import split_model
-from trillium.plan.fakes import Paper
+from trillium.plan.fakes import Draws, Paper
 from trillium.plan.shapes import shapes
 
 
@@ -160,5 +160,10 @@ def cut_model(model: LanguageModel, cut: int, tail: int | None) -> Parts:
         split = split_model(model.module, cut, tail)
         ids = torch.ones(2, 8, dtype=torch.int64)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        model._parts[cut, tail] = Parts(split, inputs)
+        parts = model._parts[cut, tail] = Parts(split, inputs)
+        draws = Draws()
+        with torch.no_grad(), draws:
+            split.head.train()(None, **inputs)
+        split.head.eval()
+        parts.head_is_random = draws.seen  # by values, which there are none of, it always looks so
     return model._parts[cut, tail]

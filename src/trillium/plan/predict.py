@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from trillium.config import ExperimentConfig
 from trillium.errors import UserError
+from trillium.experiment import once_bytes
 from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
 from trillium.frameworks.fedllm import FedLLM
 from trillium.frameworks.kd import KD
@@ -35,12 +36,6 @@ def rounds_of(federation: Federation) -> Rounds:
         UserError: there is no plan for these settings.
     """
     framework, config = federation.config.framework, federation.config
-    if config.head.name != "random":
-        raise UserError(
-            f"a plan for head={config.head.name}",
-            "its phase before the first round is not planned yet",
-            "Write head=random to see what the rounds will cost",
-        )
     if config.model.quantize != "none":
         raise UserError(
             f"a plan for model.quantize={config.model.quantize}",
@@ -196,11 +191,12 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
     federation = Federation(config, texts, models=models or Models())
     course = course_of(federation, rounds_of)
     clients: dict[str, Sums] = {name: Sums() for name in federation.clients}
-    _add(clients, course.start())
+    first = list(course.start())
+    _add(clients, first)
     later: dict[str, Sums] = {}
     since: dict[str, int] = {}
     waves: list[Wave] = []
-    server_flops, server_peak, asks, number = 0.0, 0, 0, 0
+    server_flops, server_peak, asks, number = texts.written, 0, 0, 0
     total = config.rounds if config.framework.trains else 0
     while number < total:
         number += 1
@@ -229,13 +225,13 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
         config=config,
         clients=clients,
         later=later,
-        once_bytes=config.framework.once_bytes(federation.server),
+        once_bytes=once_bytes(config, federation.server, list(federation.clients.values())),
         server_flops=server_flops,
         server_peak_bytes=server_peak,
         memory=_memories(federation, course.rounds, {name: clients[name] for name in since}),
         waves=waves,
         planned_rounds=number,
-        upper_bound=isinstance(course.rounds, KDRounds) and course.rounds.upper_bound,
+        upper_bound=course.rounds.upper_bound,
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         num_trained=sum(tensor.numel() for tensor in federation.model.initial.values()),
         texts=texts,
@@ -255,7 +251,7 @@ def bytes_of_a_round(config: ExperimentConfig, texts: Texts, models: Models) -> 
     """
     federation = Federation(config, texts, counts=False, models=models)
     rounds, sums = rounds_of(federation), Sums()
-    list(rounds.start())
+    list(rounds.start())  # of a round after the first, so without the head's phase
     for number in (1, 2):
         own = _add({}, rounds.round(number, federation.begin(number)))
     for one in own.values():

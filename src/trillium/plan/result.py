@@ -11,6 +11,7 @@ from trillium.errors import UserError
 from trillium.plan.data import Texts
 from trillium.plan.predict import Prediction, Sums, Traffic, by_tier, predict
 from trillium.rng import scoped_rng
+from trillium.tasks import Example
 
 if TYPE_CHECKING:
     from trillium.client import Client
@@ -22,18 +23,39 @@ def plan_of_run(config: ExperimentConfig, server: Server, clients: Sequence[Clie
 
     A run never fails for want of a plan: where there is none, it says why.
     """
-    texts = Texts(
-        clients={client.name: client.examples for client in clients},
-        public=server.public,
-        num_classes=server.model.num_classes if config.task.peft_task == "SEQ_CLS" else 0,
-    )
     try:
         with scoped_rng(config.seed, "plan"):
-            return to_dict(predict(config, texts))
+            return to_dict(predict(config, texts_of(config, server, clients)))
     except UserError as error:
         return {"not_planned": f"{error.given}: {error.why}"}
     except Exception as error:
         return {"not_planned": f"{type(error).__name__}: {error}"}
+
+
+def texts_of(config: ExperimentConfig, server: Server, clients: Sequence[Client]) -> Texts:
+    """Return the data of a simulated run as a plan sees it.
+
+    Args:
+        config: of the run.
+        server: has the public set, and has written it by now if it does.
+        clients: with their own data.
+    """
+    public_of: dict[str, list[Example]] = {}
+    if config.framework.needs_public:
+        by_model: dict[int, list[Example]] = {id(server.model): server.public}
+        for client in clients:
+            if id(client.model) not in by_model:
+                by_model[id(client.model)] = client.tokenize(server.public_rows)
+            public_of[client.name] = by_model[id(client.model)]
+    return Texts(
+        clients={client.name: client.examples for client in clients},
+        public=server.public,
+        num_classes=server.model.num_classes if config.task.peft_task == "SEQ_CLS" else 0,
+        rows=server.public_rows,
+        public_of=public_of,
+        foreign=frozenset(server.dialects),
+        written=server.meter.read().flops,
+    )
 
 
 def to_dict(prediction: Prediction) -> dict[str, Any]:
