@@ -36,6 +36,20 @@ KD = {
     "server": ["framework.direction=server", "framework.ensemble=class_counts"],
     "cache": ["framework={cache_rounds: 2, public_per_round: 7}", "rounds=4"],
     "top classes": ["wire={up: [{name: top_classes, k: 2}], down: [log_probabilities]}"],
+    "client": ["framework.direction=client", "head=class_means"],
+    "hidden": ["framework.hidden={name: projected, size: 5}", "wire={up: [int8], down: [cast]}"],
+    "hidden of LoRA, labels": ["framework={hidden: lora, public_labels: true, distill_epochs: 2}"],
+    "other models": [
+        "tiers={wide: {clients: [client-0], adapter: {r: 5}}, slow: {clients: [client-1]}}",
+        "server.adapter.r=2",
+        "head=ridge",
+    ],
+    "words": ["data.public={name: words, longest: 9, shortest: 3}"],
+}
+# Of these the plan is the most that a run takes, since it does not know what values leave out.
+KD_AT_MOST = {
+    "resend": ["framework.resend=0.2", "rounds=3"],
+    "filter": ["framework.filter={name: feature_distance, quantile: 0.5}"],
 }
 SPLIT = {
     "coalesced": [],
@@ -43,6 +57,23 @@ SPLIT = {
     "v1": ["framework.mode=splitfed_v1", "fleet.clients_per_round=2"],
     "v2 of the server": ["framework={mode: splitfed_v2, train: server}"],
     "relay": ["framework.mode=relay", "training.local_steps=2"],
+    "cache": ["framework.train=server", "head=class_means", "wire={up: [int4], down: [cast]}"],
+    "cache of a cohort": ["framework.train=server", "fleet.clients_per_round=2", "rounds=3"],
+    "cache, failures": [
+        "framework.train=server",
+        "fleet={failure_rate: 0.4, min_replies: 1}",
+        "rounds=3",
+    ],
+    "cuts": ["framework={train: server, cut: 2}", "tiers={small: {clients: [client-0], cut: 1}}"],
+    "local rounds": ["framework={train: server, local_rounds: 1}", "rounds=3"],
+    "auxiliary": ["framework={gradients: auxiliary, cut: 2}"],
+    "delta": ["framework={delta: {feedback: 0.5}}", "wire={up: [int4], down: [int8]}"],
+    "dropout": ["framework.train=server", "model.dropout=0.1", "framework.defence=gaussian"],
+}
+HEADS = {
+    "class means": ["head=class_means", "wire={up: [{name: cast, kinds: [statistics]}]}"],
+    "ridge": ["head=ridge"],
+    "projected": ["head={name: ridge, project: 5}"],
 }
 
 
@@ -69,6 +100,21 @@ def test_fedllm(hub: Path, words: list[str]) -> None:
 @pytest.mark.parametrize("words", KD.values(), ids=KD.keys())
 def test_kd(hub: Path, words: list[str]) -> None:
     check(plan_and_run(hub, "framework=kd", *words))
+
+
+@pytest.mark.parametrize("words", KD_AT_MOST.values(), ids=KD_AT_MOST.keys())
+def test_kd_takes_no_more_than_planned(hub: Path, words: list[str]) -> None:
+    found = plan_and_run(hub, "framework=kd", *words)
+    assert found.plan.upper_bound
+    assert found.bytes("up") < found.plan.total.up.bytes < 1.5 * found.bytes("up")
+    for client, sums in found.plan.clients.items():
+        assert 0.999 * found.flops(client) <= sums.flops <= 1.5 * found.flops(client)
+
+
+@pytest.mark.parametrize("words", HEADS.values(), ids=HEADS.keys())
+@pytest.mark.parametrize("model", ["bert", "gpt2"])
+def test_heads(hub: Path, words: list[str], model: str) -> None:
+    check(plan_and_run(hub, "framework=fedllm", *words, model=model))
 
 
 @pytest.mark.parametrize("words", SPLIT.values(), ids=SPLIT.keys())

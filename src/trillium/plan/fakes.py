@@ -87,8 +87,12 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen = self.seen or torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            names = [argument.name for argument in func._schema.arguments]
+            rate = {**dict(zip(names, args, strict=False)), **kwargs}.get("dropout_p", 1.0)
+            self.seen = self.seen or rate > 0  # fused attention may draw, but without dropout does not
+        return func(*args, **kwargs)
 
 
 def is_fake(tensor: Tensor) -> bool:
