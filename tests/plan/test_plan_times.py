@@ -15,9 +15,8 @@ from trillium.plan.places import Place, Planning, quantity
 from trillium.plan.replay import replay, waves_of
 from trillium.plan.sizes import Weight
 from trillium.plan.times import round_time
-from trillium.plan.waves import Ask, Wave
+from trillium.plan.waves import Ask, Wave, Work
 from trillium.run_folder import RunFolder
-from trillium.training.meters import Cost
 
 
 def weight(count: int) -> Weight:
@@ -34,8 +33,8 @@ SERVER = place(device={"flops": "1000"})
 
 
 def test_a_round_lasts_as_long_as_its_slowest_client() -> None:
-    asks = tuple(Ask(c, "train", weight(100), weight(20), Cost(flops=200)) for c in ("a", "b"))
-    time = round_time([Wave(asks, Cost(flops=3000))], {"a": SLOW, "b": FAST}, SERVER)
+    asks = tuple(Ask(c, "train", weight(100), weight(20), Work(flops=200)) for c in ("a", "b"))
+    time = round_time([Wave(asks, Work(flops=3000))], {"a": SLOW, "b": FAST}, SERVER)
     assert time is not None
     # a: 1 + 800/80, 200/10, 1 + 160/8; b: 800/800, 200/100, 160/80; the server: 3.
     assert time.seconds == pytest.approx(11 + 20 + 21 + 3)
@@ -54,7 +53,7 @@ def test_through_the_link_of_the_server_goes_one_message_after_the_other() -> No
 
 
 def test_what_nobody_knows_is_not_made_up() -> None:
-    asks = (Ask("a", "train", weight(100), weight(20), Cost(flops=1)),)
+    asks = (Ask("a", "train", weight(100), weight(20), Work(flops=1)),)
     assert round_time([Wave(asks)], {"a": Place()}, SERVER) is None
 
 

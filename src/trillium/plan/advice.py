@@ -195,9 +195,9 @@ def tips(
             if about is None:
                 continue
             key, words, start = about
-            most = break_even(
-                _cost(trees[arm.label], planning, key, models), _round_bytes(other), start
-            )
+            cost = _cost(trees[arm.label], planning, key, models)
+            exact = 0 if key == "adapter.r" else EXACT  # each rank is a model of its own
+            most = break_even(cost, _round_bytes(other), start, exact)
             if most is not None:
                 found.append(
                     f"{arm.label} moves fewer bytes in a round than {other.label} as long as {words} "
@@ -247,13 +247,16 @@ def _round_bytes(arm: Arm) -> float:
     return max(tier.round.up.bytes + tier.round.down.bytes for tier in arm.tiers)
 
 
-def break_even(cost: Callable[[int], float], most: float, start: int) -> int | None:
+def break_even(
+    cost: Callable[[int], float], most: float, start: int, exact: int = EXACT
+) -> int | None:
     """Return the largest whole number whose cost is below `most`, if large to three digits.
 
     Args:
         cost: grows evenly, or nearly so, with its argument, which is at least 1.
         most: to stay below.
         start: where to look first.
+        exact: up to which number it is found exactly.
 
     Returns:
         The number, 0 if there is none, or `None` where the cost does not grow.
@@ -264,8 +267,8 @@ def break_even(cost: Callable[[int], float], most: float, start: int) -> int | N
     if slope <= 0:
         return None
     guess = max(int(near + (most - at_near) / slope), 0)
-    if guess > EXACT:
-        unit: int = 10 ** (len(str(guess)) - 3)
+    if guess > exact:
+        unit: int = 10 ** max(len(str(guess)) - 3, 0)
         return guess // unit * unit
     # Headers grow by steps of eight bytes, batches by steps of their size.
     low, step = guess, 1

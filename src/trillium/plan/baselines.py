@@ -9,10 +9,9 @@ from trillium.client import Client
 from trillium.frameworks import Framework
 from trillium.message import Message, scalar
 from trillium.plan.federation import Cohort, Federation
-from trillium.plan.waves import Ask, Memory, Wave
+from trillium.plan.waves import Ask, Memory, Wave, Work
 from trillium.tasks import Example
 from trillium.training.loop import batches, task_objective
-from trillium.training.meters import Cost
 
 
 @dataclass
@@ -55,16 +54,20 @@ class BaselineRounds:
         up = federation.up(name, Message("train_alone", {"control/loss": scalar(0.0)}))
         return Ask(name, "train_alone", down, up, self._train(client))
 
-    def _train(self, client: Client) -> Cost:
+    def _train(self, client: Client) -> Work:
         objective = task_objective(client.task, client.examples)
 
         def run(chunk: list[Example]) -> None:
             loop = client.loop("train", client.model.state())
             loop.fit([chunk], objective, client.training, client.progress, 1)
 
-        return self.federation.summed(self.federation.chunks(client), "train", run)
+        return self.federation.summed(
+            self.federation.chunks(client),
+            self.federation.training_key(client, client.model.initial),
+            run,
+        )
 
-    def _pooled(self, cohort: Cohort) -> Cost:
+    def _pooled(self, cohort: Cohort) -> Work:
         """As `Centralised.round`: as many steps as the clients of a round take together."""
         server, training = self.federation.server, self.federation.config.training
         if training.local_steps is None:
@@ -81,4 +84,6 @@ class BaselineRounds:
             loop.fit([chunk], objective, training, server.progress, 1)
 
         chunks = batches(server.pooled, budget, server.generator("batches"))
-        return self.federation.summed(self.federation.chunked(chunks, "clients"), "train", run)
+        return self.federation.summed(
+            self.federation.chunked(chunks, "clients"), ("pooled", id(server.model)), run
+        )

@@ -14,15 +14,17 @@ from trillium.client import Client
 from trillium.config import ExperimentConfig
 from trillium.frameworks.fedllm import FedLLM
 from trillium.frameworks.split import Split
+from trillium.models.blocks import find_blocks
+from trillium.models.load import LanguageModel
 from trillium.plan.federation import Cohort, Federation
 from trillium.plan.heads import HeadPhase
-from trillium.plan.waves import Ask, Memory, Wave
-from trillium.training.meters import Cost
+from trillium.plan.waves import Ask, Memory, Wave, Work
 
-DEEP = 17  # blocks from which on a model is not run as a whole
-FEW = (2, 3)  # blocks of each part of it that are run instead
+FEW = (1, 2)  # blocks of each part of a model that are run instead of all, where that is less work
 _PARTS = {"finish_batch": "tail", "feature_moments": "whole"}  # what a verb runs; else the head
-MORE = (4, 6)  # the same where all parameters train: the step itself may then take most memory
+# The same where all parameters train: then either the pass or the step may take most memory, and which
+# of them depends on the depth, so that small models are run as a whole.
+MORE, DEEP = (4, 6), 17
 
 
 class Rounds(Protocol):
@@ -104,11 +106,18 @@ class Course:
 def course_of(federation: Federation, make: Make) -> Course:
     """Return the rounds of a run; of a deep model the costs are counted on few blocks."""
     num_blocks = federation.model.num_blocks
-    if num_blocks < DEEP or not _is_even(federation.config):
+    sizes = _part_sizes(federation.config, num_blocks)
+    freezes = federation.config.adapter.freezes
+    most = FEW if freezes else MORE
+    effort = sum(min(size, few_blocks) for size in sizes.values() for few_blocks in most)
+    if (
+        effort >= num_blocks
+        or (num_blocks < DEEP and not freezes)
+        or not _is_even(federation.config)
+        or not _are_alike(federation.model)
+    ):
         return Course(federation, make(federation))
     federation.counts = False
-    most = FEW if federation.config.adapter.freezes else MORE
-    sizes = _part_sizes(federation.config, num_blocks)
     few = []
     for few_blocks in most:
         some = {part: min(size, few_blocks) for part, size in sizes.items()}
@@ -135,6 +144,16 @@ def _is_even(config: ExperimentConfig) -> bool:
     return not isinstance(framework, FedLLM) or framework.mask.name != "segments"
 
 
+def _are_alike(model: LanguageModel) -> bool:
+    """Whether all blocks have parameters of the same names and shapes."""
+    _, blocks = find_blocks(model.module)
+    forms = {
+        tuple((name, parameter.shape) for name, parameter in block.named_parameters())
+        for block in blocks
+    }
+    return len(forms) == 1
+
+
 def _part_sizes(config: ExperimentConfig, num_blocks: int) -> dict[str, int]:
     """Return how many blocks are whose: of a client's first part, the server's, a client's last."""
     framework = config.framework
@@ -154,8 +173,8 @@ def _shallow(config: ExperimentConfig, sizes: Mapping[str, int]) -> tuple[Experi
     return config, sum(sizes.values())
 
 
-def _grown(less: Cost, more: Cost, factor: float) -> Cost:
+def _grown(less: Work, more: Work, factor: float) -> Work:
     """Return the cost with so many times the further blocks that `more` has over `less`."""
     flops = less.flops + factor * (more.flops - less.flops)
-    peak = less.peak_bytes + round(factor * (more.peak_bytes - less.peak_bytes))
-    return Cost(flops, 0.0, peak)
+    pairs = zip(less.peaks, more.peaks, strict=True)
+    return Work(flops, tuple(few + round(factor * (many - few)) for few, many in pairs))

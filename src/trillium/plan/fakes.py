@@ -22,7 +22,10 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trillium.plan.known import Known
+
 aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
 
 DEPENDS_ON_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 """What is raised where a shape or a branch depends on values that a fake tensor does not have."""
@@ -37,6 +40,7 @@ class Paper:
 
     def __init__(self) -> None:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._known = Known(self._mode)
 
     def tensor(self, like: Tensor) -> Tensor:
         """Return a fake tensor on the CPU, of the shape and dtype of a meta tensor."""
@@ -65,13 +69,13 @@ class Paper:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Let real code run on fake tensors: what it asks of their values is answered with one."""
-        with _Answers():  # type: ignore[no-untyped-call]
+        with _Answers(self._known):
             yield
 
     @contextmanager
     def throughout(self) -> Iterator[None]:
         """As `running`, and what is made anew is fake, too."""
-        with self._mode, _Answers():  # type: ignore[no-untyped-call]
+        with self._mode, _Answers(Known(self._mode)):
             yield
 
 
@@ -91,7 +95,9 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.nondeterministic_seeded in func.tags:
             names = [argument.name for argument in func._schema.arguments]
             rate = {**dict(zip(names, args, strict=False)), **kwargs}.get("dropout_p", 1.0)
-            self.seen = self.seen or rate > 0  # fused attention may draw, but without dropout does not
+            self.seen = (
+                self.seen or rate > 0
+            )  # fused attention may draw, but without dropout does not
         return func(*args, **kwargs)
 
 
@@ -108,7 +114,13 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     becomes one by places, whose number is known.
     """
 
+    def __init__(self, known: Known) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = known
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE and is_fake(args[0]):
+            return args[0].fake_device
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default and is_fake(args[0]):
             return _one(args[0].dtype)
@@ -116,7 +128,7 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return _is_same(*args[:2])
         if func.overloadpacket in _BY_MASK and any(map(is_fake, _tensors(args))):
             args = (args[0], _places(args[1]), *args[2:])
-        return func(*args, **kwargs)
+        return self._known.call(func, args, kwargs)
 
 
 _BY_MASK = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)

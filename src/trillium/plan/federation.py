@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -23,14 +23,14 @@ from trillium.plan.data import Texts
 from trillium.plan.fakes import Paper
 from trillium.plan.models import Models
 from trillium.plan.sizes import NOTHING, Scales, Weight
-from trillium.plan.waves import FREE, Memory
+from trillium.plan.waves import FREE, Memory, Work
 from trillium.server import Server
 from trillium.side import Side
 from trillium.tasks import Example
 from trillium.tasks.batches import padded
 from trillium.tiers import tier_of
 from trillium.training.loop import batches
-from trillium.training.meters import Cost, Meter, resident_tensors
+from trillium.training.meters import Meter, resident_tensors
 from trillium.training.optimizers import Optimizer
 
 EXACT = 50_000  # batches in all rounds; above, every round is planned with the batches of the first
@@ -112,7 +112,6 @@ class Federation:
     counts: bool = True
     weighs: bool = True
     models: Models = field(default_factory=Models)
-    _costs: dict[Hashable, Cost] = field(default_factory=dict)
     _chunks: dict[Hashable, list[Chunk]] = field(default_factory=dict)
     _same: dict[Hashable, Chunk] = field(default_factory=dict)
     _targets: dict[int, int] = field(default_factory=dict)
@@ -143,7 +142,7 @@ class Federation:
         return Server(
             **self._side("server", self.model),
             training=self.config.training,
-            state=self.model.state(),
+            state=self.models.state(self.model),
             public=self.texts.public,
             public_rows=self.texts.rows,
             pooled=[e for examples in self.texts.clients.values() for e in examples],
@@ -233,16 +232,32 @@ class Federation:
 
     # Work
 
-    def measure(self, key: Hashable, work: Callable[[], object]) -> Cost:
+    def measure(self, key: Hashable, work: Callable[[], object]) -> Work:
         """Return what some work costs; it runs on paper the first time its key is seen."""
         if not self.counts:
             return FREE
-        if key not in self._costs:
+        costs = self.models.costs
+        if key not in costs:
             self.meter.reset()
             with self.paper.running():
                 work()
-            self._costs[key] = self.meter.read()
-        return self._costs[key]
+            costs[key] = Work.of(self.meter.read())
+        return costs[key]
+
+    def training_key(self, client: Client, trained: Iterable[str]) -> Hashable:
+        """Return on what the cost of plain training depends beside the batch.
+
+        Args:
+            client: who trains.
+            trained: names of the parameters that do.
+        """
+        training = client.training
+        return (
+            "train",
+            id(client.model),
+            tuple(sorted(trained)),
+            repr((training.optimizer, training.max_grad_norm)),
+        )
 
     def summed(
         self,
@@ -250,23 +265,36 @@ class Federation:
         key: Hashable,
         run: Callable[[list[Example]], object],
         by_count: bool = False,
-    ) -> Cost:
+    ) -> Work:
         """Return what batches cost, each layout run once.
+
+        Assumed examples are alike: FLOPs grow with their number, and the largest batch alone is run.
 
         Args:
             chunks: the batches.
-            key: what the costs depend on beside the layout of a batch.
+            key: what the costs depend on beside the layout of a batch, the model among it.
             run: runs one batch.
             by_count: whether they also depend on how many predictions count.
         """
+        if not self.counts or not chunks:
+            return FREE
+        if self.texts.assumed:
+            largest = max(chunks, key=lambda chunk: len(chunk.examples))
+            cost = self.measure(
+                (key, largest.layout, largest.count), partial(run, largest.examples)
+            )
+            share = sum(len(chunk.examples) for chunk in chunks) / len(largest.examples)
+            return Work(share * cost.flops, cost.peaks)
         kinds: dict[Hashable, list[Chunk]] = defaultdict(list)
         for chunk in chunks:
             kinds[chunk.layout, chunk.count if by_count else None].append(chunk)
-        flops, peak = 0.0, 0
+        flops = 0.0
+        peaks: list[int] = []
         for kind, alike in kinds.items():
             cost = self.measure((key, kind), partial(run, alike[0].examples))
-            flops, peak = flops + len(alike) * cost.flops, max(peak, cost.peak_bytes)
-        return Cost(flops, 0.0, peak)
+            flops += len(alike) * cost.flops
+            peaks += cost.peaks
+        return Work(flops, tuple(peaks))
 
     def chunked(self, lists: Iterable[list[Example]], of: str) -> list[Chunk]:
         """Return batches with what is to be known of them; equal ones are one object.
@@ -352,13 +380,17 @@ def state_bytes(
     """Return what the state of an optimiser weighs after its first step."""
     if not parameters:
         return 0
+    alike = Counter((tuple(parameter.shape), parameter.dtype) for parameter in parameters)
+    total = 0
     with paper.running():
-        copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in parameters]
-        for copy in copies:
-            copy.grad = torch.zeros_like(copy)
-        built = optimizer.build(copies)
-        built.step()
-    return unique_bytes(tensor for tensor in resident_tensors(torch.nn.Module(), built))
+        for (shape, dtype), count in alike.items():
+            one = torch.nn.Parameter(paper.empty(*shape, dtype=dtype))
+            one.grad = torch.zeros_like(one)
+            built = optimizer.build([one])
+            built.step()
+            kept = unique_bytes(resident_tensors(torch.nn.Module(), built))
+            total += count * kept
+    return total
 
 
 def unique_bytes(tensors: Iterator[Tensor]) -> int:

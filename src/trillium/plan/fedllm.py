@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from trillium.client import Client
 from trillium.downloads import mark
 from trillium.downloads.change import ChangeDownload
+from trillium.drifts.none import NoDrift
 from trillium.errors import UserError
 from trillium.frameworks.fedllm import FedLLM
 from trillium.message import Message, named, scalar
@@ -15,10 +16,9 @@ from trillium.models.shares import Share
 from trillium.models.slots import State, train_only, values
 from trillium.plan.federation import Cohort, Federation
 from trillium.plan.sizes import Weight
-from trillium.plan.waves import FREE, Ask, Memory, Wave
+from trillium.plan.waves import FREE, Ask, Memory, Wave, Work
 from trillium.tasks import Example
 from trillium.training.loop import task_objective
-from trillium.training.meters import Cost
 
 _DIGEST = "0" * 16  # as long as what stands for the start values
 
@@ -40,7 +40,7 @@ class FedLLMRounds:
     _weights: dict[Hashable, tuple[Weight, Weight]] = field(default_factory=dict)
     _moved: dict[Hashable, tuple[str, ...]] = field(default_factory=dict)
     _shares: dict[Hashable, Share] = field(default_factory=dict)
-    _totals: dict[Hashable, Cost] = field(default_factory=dict)
+    _totals: dict[Hashable, Work] = field(default_factory=dict)
     _runs: dict[Hashable, Callable[[list[Example]], object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -144,12 +144,17 @@ class FedLLMRounds:
         state = client.model.state({**known, **share.take(known, share.down)})
         return train_only(state, share.trained)
 
-    def _train(self, client: Client, share: Share) -> Cost:
+    def _train(self, client: Client, share: Share) -> Work:
         """Return what a client's training costs in the current round."""
         if not self.federation.counts:
             return FREE
         later, known = client.round > 1, client.name in self._took_part
-        key = (id(client.tier), share.trained, later, known)
+        key = self.federation.training_key(client, share.trained)
+        if client.tier.rank is not None:  # of the same parameters, it trains a slice
+            key = (key, client.tier.rank)
+        special = (self.framework.upload == "gradient", self.framework.drift)
+        if special != (False, NoDrift()):
+            key = (key, repr(special), later, known)
         if key not in self._runs:
             self._runs[key] = self._runner(client, share, later, known)
         chunks = self.federation.chunks(client)

@@ -21,9 +21,8 @@ from trillium.models.heads import head_layer
 from trillium.plan.features import run_features
 from trillium.plan.federation import Federation
 from trillium.plan.sizes import Weight
-from trillium.plan.waves import FREE, Ask, Wave
+from trillium.plan.waves import FREE, Ask, Wave, Work
 from trillium.tasks.batches import by_length
-from trillium.training.meters import Cost
 
 _VERBS = ("feature_moments", "head_statistics", "receive_head", "use_head")
 
@@ -39,7 +38,7 @@ class HeadPhase:
 
     head: Head
     federation: Federation
-    _known: dict[Hashable, tuple[tuple[Weight, Weight], Cost]] = field(default_factory=dict)
+    _known: dict[Hashable, tuple[tuple[Weight, Weight], Work]] = field(default_factory=dict)
 
     def start(self) -> Iterator[Wave]:
         """Return the asks, group after group of clients with one model; none for a head at random."""
@@ -68,7 +67,7 @@ class HeadPhase:
             return torch.arange(count) % client.model.num_classes
         return torch.stack([example.labels for example in client.examples])
 
-    def _features(self, client: Client) -> Cost:
+    def _features(self, client: Client) -> Work:
         if not self.federation.counts:
             return FREE
         lists = by_length(client.examples, BATCH)
@@ -78,7 +77,7 @@ class HeadPhase:
 
     def _run(
         self, head: ClosedForm, verb: str, client: Client, labels: Tensor
-    ) -> tuple[tuple[Weight, Weight], Cost]:
+    ) -> tuple[tuple[Weight, Weight], Work]:
         """Run a verb on features without values, and weigh what it is asked and answers."""
         federation, paper = self.federation, self.federation.paper
         prefix, layer = head_layer(client.model.module)
@@ -101,7 +100,7 @@ class HeadPhase:
         federation.meter.reset()
         with paper.running():
             reply = getattr(head, verb)(client, message)
-        cost = federation.meter.read() if federation.counts else FREE
+        cost = Work.of(federation.meter.read()) if federation.counts else FREE
         client.scratch, client.store = {}, {}
         weights = federation.down(client.name, message), federation.up(client.name, reply)
         return weights, cost

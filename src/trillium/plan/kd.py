@@ -22,7 +22,7 @@ from trillium.plan.fakes import DEPENDS_ON_VALUES
 from trillium.plan.features import run_features
 from trillium.plan.federation import Cohort, Federation
 from trillium.plan.sizes import Weight
-from trillium.plan.waves import FREE, Ask, Memory, Wave
+from trillium.plan.waves import FREE, Ask, Memory, Wave, Work
 from trillium.side import Side
 from trillium.soft_labels import SoftLabels, Teacher
 from trillium.tasks import Example
@@ -36,7 +36,6 @@ from trillium.training.distillation import (
     predict,
 )
 from trillium.training.loop import batches, task_objective
-from trillium.training.meters import Cost
 from trillium.wire import Wire
 
 
@@ -116,7 +115,7 @@ class KDRounds:
             used = [index for index in chosen if cache.is_fresh(index, number)]
         if not used:
             return
-        distilling = Cost() if framework.direction == "client" else self._distil(server, used)
+        distilling = Work() if framework.direction == "client" else self._distil(server, used)
         if framework.direction == "server":
             yield Wave((), distilling)
             return
@@ -237,7 +236,7 @@ class KDRounds:
 
     # Work
 
-    def _train(self, client: Client) -> Cost:
+    def _train(self, client: Client) -> Work:
         def run(chunk: list[Example]) -> None:
             client.loop("train", client.model.state()).fit(
                 [chunk],
@@ -250,11 +249,13 @@ class KDRounds:
         chunks = self.federation.chunks(client)
         key = ("train", id(client.model), id(chunks))
         if key not in self._known:
-            self._known[key] = self.federation.summed(chunks, ("train", id(client.model)), run)
-        found: Cost = self._known[key]
+            self._known[key] = self.federation.summed(
+                chunks, self.federation.training_key(client, client.model.initial), run
+            )
+        found: Work = self._known[key]
         return found
 
-    def _filter(self, client: Client, examples: list[Example]) -> Cost:
+    def _filter(self, client: Client, examples: list[Example]) -> Work:
         """Return what it costs to find out of which examples a client says nothing."""
         if self.framework.filter.name != "feature_distance":
             return FREE
@@ -263,11 +264,11 @@ class KDRounds:
         run = partial(run_features, client)
         return self.federation.summed(self.federation.chunked(lists, "features"), key, run)
 
-    def _predict(self, client: Client, examples: list[Example]) -> Cost:
+    def _predict(self, client: Client, examples: list[Example]) -> Work:
         if not self.federation.counts:
             return FREE
         model = id(client.model)
-        codec = repr(client.wire.row_codec("up"))
+        codec, framework = repr(client.wire.row_codec("up")), self.framework
         key = ("predict", model, codec, tuple(example.index for example in examples))
         if key not in self._known:
             probe = self._probe(client)
@@ -283,9 +284,12 @@ class KDRounds:
                     self._predict_one(client, chunk, Wire(), probe)
 
             self._known[key] = self.federation.summed(
-                chunks, ("predict", model, codec), run, by_count=wide or probe is not None
+                chunks,
+                ("predict", model, codec, repr(framework.hidden)),
+                run,
+                by_count=wide or probe is not None,
             )
-        found: Cost = self._known[key]
+        found: Work = self._known[key]
         return found
 
     def _predict_one(
@@ -297,7 +301,7 @@ class KDRounds:
         with self.federation.paper.running():
             predict(loop, client.task, chunk, writer, probe)
 
-    def _distil(self, side: Side, used: Sequence[int]) -> Cost:
+    def _distil(self, side: Side, used: Sequence[int]) -> Work:
         """Return what distilling costs a side; the first round's batches stand for those of all."""
         if not self.federation.counts:
             return FREE
@@ -307,7 +311,7 @@ class KDRounds:
         codec = repr(wire.row_codec("down"))
         key = ("distil", model, codec, name, tuple(used))
         if key in self._known:
-            found: Cost = self._known[key]
+            found: Work = self._known[key]
             return found
         public = self._public_at(side, used)
         training = side.training.model_copy(
@@ -339,7 +343,8 @@ class KDRounds:
             batches(public, training, side.generator("distil")), "public"
         )
         by_count = wide or probe is not None
-        cost = self.federation.summed(chunks, ("distil", model, codec), run, by_count=by_count)
+        distil_key = ("distil", model, codec, repr((framework, training.optimizer)))
+        cost = self.federation.summed(chunks, distil_key, run, by_count=by_count)
         self._known[key] = cost
         return cost
 

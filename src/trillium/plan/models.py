@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,11 @@ from trillium.models.heads import straighten, train_last_only
 from trillium.models.hub import explained, locate, set_dropout
 from trillium.models.load import LanguageModel
 from trillium.models.parts import Parts
+from trillium.models.slots import State
 from trillium.models.split import split_model
 from trillium.plan.fakes import Draws, Paper
 from trillium.plan.shapes import shapes
+from trillium.plan.waves import Work
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,13 @@ class Models:
 
     Attributes:
         paper: makes their tensors.
+        costs: of work on them, by all that it depends on.
     """
 
     paper: Paper = field(default_factory=Paper)
+    costs: dict[Hashable, Work] = field(default_factory=dict)
     _made: dict[str, LanguageModel] = field(default_factory=dict)
+    _states: dict[int, State] = field(default_factory=dict)
 
     def get(
         self, config: ExperimentConfig, num_labels: int, num_blocks: int | None
@@ -136,6 +141,13 @@ class Models:
                 found = with_blocks(found, num_blocks)
             self._made[key] = paper_model(config, found, self.paper)
         return self._made[key]
+
+
+    def state(self, model: LanguageModel) -> State:
+        """Return the server's state of a model, which nobody trains on paper."""
+        if id(model) not in self._states:
+            self._states[id(model)] = model.state()
+        return self._states[id(model)]
 
 
 @contextmanager
@@ -160,10 +172,7 @@ def cut_model(model: LanguageModel, cut: int, tail: int | None) -> Parts:
         split = split_model(model.module, cut, tail)
         ids = torch.ones(2, 8, dtype=torch.int64)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        parts = model._parts[cut, tail] = Parts(split, inputs)
-        draws = Draws()
-        with torch.no_grad(), draws:
-            split.head.train()(None, **inputs)
-        split.head.eval()
+        with Draws() as draws:
+            parts = model._parts[cut, tail] = Parts(split, inputs)
         parts.head_is_random = draws.seen  # by values, which there are none of, it always looks so
     return model._parts[cut, tail]

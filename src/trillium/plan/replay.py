@@ -19,8 +19,7 @@ from trillium.plan.places import Planning
 from trillium.plan.predict import by_tier
 from trillium.plan.sizes import Weight
 from trillium.plan.times import RoundTime, round_time
-from trillium.plan.waves import Ask, Wave
-from trillium.training.meters import Cost
+from trillium.plan.waves import Ask, Wave, Work
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def replay(folder: Path, planning: Planning) -> list[Replayed]:
         # The waves live as long as this list, so that the identity of an ask is a key.
         measured = {id(ask): wave.seconds[ask.client] for wave in waves for ask in wave.wave.asks}
         server = metrics.get(number, {}).get("server_flops", flops)
-        last = Wave((), Cost(max(server - flops, 0.0)))
+        last = Wave((), Work(max(server - flops, 0.0)))
         flops = max(server, flops)
 
         def compute(ask: Ask, measured: dict[int, float] = measured) -> float | None:
@@ -131,7 +130,7 @@ def _measured(asked: dict[str, list[Entry]]) -> MeasuredWave:
             entries[0].verb,
             _weight(down) or Weight(0, {}, 0, 0),
             _weight(up),
-            Cost(flops=(up.flops or 0.0) if up else 0.0),
+            Work(flops=(up.flops or 0.0) if up else 0.0),
             entries[0].purpose,
         )
         asks.append(ask)

@@ -19,8 +19,8 @@ from trillium.plan.models import cut_model
 from trillium.plan.sizes import Weight
 from trillium.plan.split_batches import Batches
 from trillium.plan.split_cached import CachedRounds
-from trillium.plan.waves import Ask, Memory, Wave
-from trillium.training.meters import Cost, resident_tensors
+from trillium.plan.waves import Ask, Memory, Wave, Work
+from trillium.training.meters import resident_tensors
 
 Pair = tuple[Weight, Weight]
 
@@ -142,7 +142,7 @@ class SplitRounds:
         alone = [[chunk] for _, chunk in batches.values()]
         together = [[chunk for _, chunk in batches.values()]]
         wanted = self.framework.sends_gradients(self._parts)
-        forward, backward = Cost(), Cost()
+        forward, backward = Work(), Work()
         for group in together if self.framework.mode == "coalesced" else alone:
             found = self._batches.body(group, gradient=wanted)
             forward, backward = forward + found[0], backward + found[1]
@@ -150,10 +150,10 @@ class SplitRounds:
         if self.framework.shape == "u":
             verbs = [("forward", forward), ("finish_batch", backward)]
         if wanted:
-            verbs.append(("backward", Cost()))
+            verbs.append(("backward", Work()))
         for verb, server in verbs:
             asks = [
-                Ask(name, verb, *weights[name][verb], costs[name].get(verb, Cost()))
+                Ask(name, verb, *weights[name][verb], costs[name].get(verb, Work()))
                 for name in batches
             ]
             yield Wave(tuple(asks), server)

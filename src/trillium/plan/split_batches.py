@@ -16,8 +16,7 @@ from trillium.models.pooled import Forwarded, Pooled
 from trillium.models.slots import Tensors, train_only
 from trillium.plan.federation import Chunk, Federation
 from trillium.plan.sizes import Weight
-from trillium.plan.waves import FREE
-from trillium.training.meters import Cost
+from trillium.plan.waves import FREE, Work
 
 Pair = tuple[Weight, Weight]
 
@@ -36,8 +35,8 @@ class Batches:
     federation: Federation
     parts: Parts
     _weights: dict[Hashable, dict[str, Pair]] = field(default_factory=dict)
-    _costs: dict[Hashable, dict[str, Cost]] = field(default_factory=dict)
-    _bodies: dict[Hashable, tuple[Cost, Cost]] = field(default_factory=dict)
+    _costs: dict[Hashable, dict[str, Work]] = field(default_factory=dict)
+    _bodies: dict[Hashable, tuple[Work, Work]] = field(default_factory=dict)
 
     def client_part(self, client: Client) -> Tensors:
         """Return what trains at a client batch by batch, by name."""
@@ -93,7 +92,7 @@ class Batches:
 
     # Work
 
-    def costs(self, client: Client, chunk: Chunk) -> Mapping[str, Cost]:
+    def costs(self, client: Client, chunk: Chunk) -> Mapping[str, Work]:
         """Return what a batch costs its client, by verb."""
         if not self.federation.counts:
             return {}
@@ -103,16 +102,16 @@ class Batches:
                 self._costs[key] = self._run(client, chunk)
         return self._costs[key]
 
-    def _run(self, client: Client, chunk: Chunk) -> dict[str, Cost]:
+    def _run(self, client: Client, chunk: Chunk) -> dict[str, Work]:
         """Run the verbs of a batch, with an optimiser that has its state already."""
         # What is sent instead of activations makes no difference to what is computed.
         framework = self.framework.model_copy(update={"delta": None})
-        costs: dict[str, Cost] = {}
+        costs: dict[str, Work] = {}
 
         def ask(message: Message) -> Message:
             self.federation.meter.reset()
             reply: Message = getattr(framework, message.verb)(client, message)
-            costs[message.verb] = self.federation.meter.read()
+            costs[message.verb] = Work.of(self.federation.meter.read())
             return reply
 
         framework.begin(client, Message("begin", named("parameters", self.client_part(client))))
@@ -129,7 +128,7 @@ class Batches:
         client.scratch = {}
         return costs
 
-    def body(self, chunks: Sequence[Chunk], *, gradient: bool) -> tuple[Cost, Cost]:
+    def body(self, chunks: Sequence[Chunk], *, gradient: bool) -> tuple[Work, Work]:
         """Return what the server computes for a pooled batch, forward and backward.
 
         Args:
@@ -149,7 +148,7 @@ class Batches:
 
     def _run_body(
         self, rows: int, length: int, is_padded: bool, count: int, gradient: bool
-    ) -> tuple[Cost, Cost]:
+    ) -> tuple[Work, Work]:
         federation, server, parts = self.federation, self.federation.server, self.parts
         task, meter = server.task, federation.meter
         mask = torch.ones(rows, length, dtype=torch.int64)
@@ -167,10 +166,10 @@ class Batches:
             _step(body._optimizer)
         meter.reset()
         body.forward(pooled, gradient=gradient)
-        forward = meter.read()
+        forward = Work.of(meter.read())
         meter.reset()
         body.backward(pooled, task if self.framework.shape == "two_part" else None)
-        return forward, meter.read()
+        return forward, Work.of(meter.read())
 
 
 def _step(optimizer: torch.optim.Optimizer) -> None:

@@ -20,11 +20,11 @@ from trillium.models.parts import Parts
 from trillium.models.slots import Tensors
 from trillium.plan.federation import Chunk, Cohort, Federation
 from trillium.plan.split_batches import Batches
-from trillium.plan.waves import FREE, Ask, Wave
+from trillium.plan.waves import FREE, Ask, Wave, Work
 from trillium.tasks import Example
 from trillium.tasks.batches import by_length
 from trillium.training.loop import batches
-from trillium.training.meters import Cost, resident_tensors
+from trillium.training.meters import resident_tensors
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class CachedRounds:
         down, up = self._known[key]
         return Ask(name, "send_activations", down, up, self._upload(client, examples))
 
-    def _upload(self, client: Client, examples: list[Example]) -> Cost:
+    def _upload(self, client: Client, examples: list[Example]) -> Work:
         """Return what the first blocks cost on some samples."""
         places = [replace(example, index=place) for place, example in enumerate(examples)]
         if self.federation.texts.assumed:
@@ -136,33 +136,38 @@ class CachedRounds:
             positions = {"control/positions": torch.arange(len(chunk), dtype=torch.int32)}
             plain.send_activations(alone, Message("send_activations", positions))
 
-        return self.federation.summed(chunks, ("upload", id(client.tier)), run)
+        return self.federation.summed(
+            chunks, ("upload", id(client.model), client.tier.cut or self.framework.cut), run
+        )
 
-    def _train(self) -> Cost:
+    def _train(self) -> Work:
         """Return what the server computes in a round on all samples that it holds."""
         federation, server = self.federation, self.federation.server
         pool = [sample for name in sorted(self._held) for sample in self._held[name]]
         if not federation.counts or not pool:
             return FREE
         if federation.texts.assumed and len(pool) in self._known:
-            known: Cost = self._known[len(pool)]
+            known: Work = self._known[len(pool)]
             return known
-        flops, peak = 0.0, 0
+        total: dict[Hashable, tuple[int, Work]] = {}
         for chunk in batches(pool, server.training, server.generator("batches")):
             [found] = federation.chunked([[sample.example for sample in chunk]], "pool")
-            costs = [*self.batches.body([found], gradient=False), *self._middle(chunk)]
-            flops += sum(cost.flops for cost in costs)
-            peak = max(peak, *(cost.peak_bytes for cost in costs))
-        self._known[len(pool)] = Cost(flops, 0.0, peak)
-        return Cost(flops, 0.0, peak)
+            for cost in (*self.batches.body([found], gradient=False), *self._middle(chunk)):
+                total[id(cost)] = total.get(id(cost), (0, cost))[0] + 1, cost
+        flops = sum(count * cost.flops for count, cost in total.values())
+        work = Work(flops, tuple(peak for _, cost in total.values() for peak in cost.peaks))
+        self._known[len(pool)] = work
+        return work
 
-    def _middle(self, chunk: list[_Sample]) -> Iterator[Cost]:
+    def _middle(self, chunk: list[_Sample]) -> Iterator[Work]:
         """Return what the blocks cost that clients with fewer of them lack."""
         for source in sorted({sample.source for sample in chunk} - {self.framework.cut}):
             own = [sample.example for sample in chunk if sample.source == source]
             [found] = self.federation.chunked([own], "pool")
             run = partial(self._run_middle, source, found)
-            yield self.federation.measure(("middle", source, found.layout), run)
+            yield self.federation.measure(
+                ("middle", id(self.federation.model), source, self.framework.cut, found.layout), run
+            )
 
     def _run_middle(self, source: int, chunk: Chunk) -> None:
         server, (rows, length, is_padded) = self.federation.server, chunk.layout
@@ -190,6 +195,9 @@ class CachedRounds:
         """Return the messages of such a round."""
         return Wave(tuple(self._blocks(name, name in cohort.lost) for name in cohort.asked))
 
+    def _blocks_key(self, client: Client) -> Hashable:
+        return (self.federation.training_key(client, self.blocks(client)), self.framework.cut)
+
     def _blocks(self, name: str, lost: bool) -> Ask:
         client, federation = self.federation.clients[name], self.federation
         key = ("blocks", id(client.tier), len(str(client.round)))
@@ -209,7 +217,7 @@ class CachedRounds:
             alone = replace(client, examples=chunk, training=training)
             self.framework.train_blocks(alone, Message("train_blocks", part))
 
-        cost = federation.summed(federation.chunks(client), ("blocks", id(client.tier)), run)
+        cost = federation.summed(federation.chunks(client), self._blocks_key(client), run)
         return Ask(name, "train_blocks", down, up, cost)
 
 

@@ -9,7 +9,35 @@ from trillium.ledger import Purpose
 from trillium.plan.sizes import Weight
 from trillium.training.meters import Cost
 
-FREE: Final = Cost()
+
+@dataclass(frozen=True)
+class Work:
+    """What some work costs.
+
+    Attributes:
+        flops: operations.
+        peaks: most bytes alive at once in each of its parts, in order; of a deep model each part's
+            is found for itself.
+    """
+
+    flops: float = 0.0
+    peaks: tuple[int, ...] = ()
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.peaks + other.peaks)
+
+    @classmethod
+    def of(cls, cost: Cost) -> Work:
+        """Return what a meter has counted."""
+        return cls(cost.flops, (cost.peak_bytes,))
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most of any part."""
+        return max(self.peaks, default=0)
+
+
+FREE: Final = Work()
 """Of what computes nothing that is counted."""
 
 
@@ -52,7 +80,7 @@ class Ask:
     verb: str
     down: Weight
     up: Weight | None
-    cost: Cost = FREE
+    cost: Work = FREE
     purpose: Purpose = "train"
 
 
@@ -61,4 +89,4 @@ class Wave:
     """Messages that go out together, and what the server computes once all replies are there."""
 
     asks: tuple[Ask, ...]
-    server: Cost = FREE
+    server: Work = FREE
