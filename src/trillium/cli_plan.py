@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[RECIPE] [KEY=VALUE]...",
-        help="A YAML recipe, settings such as adapter.r=4, and what a plan is told beside them: "
+        metavar="[MODEL | RECIPE] [KEY=VALUE]...",
+        help="A public shape such as gpt2 or a YAML recipe; settings such as adapter.r=4, and what a plan is told beside them: "
         "plan.data.examples=1000 plan.client.device.memory=8GB plan.client.link.up=10Mbit.",
     ),
 ]
@@ -69,7 +69,7 @@ def plan(
     from rich.console import Console
 
     from trillium.plan.advice import advise, constraints
-    from trillium.plan.arms import arm_to_dict, arms_of, plan_arms
+    from trillium.plan.arms import arm_to_dict, arms_of, check_models, plan_arms
     from trillium.plan.models import Models
     from trillium.plan.planning import planning_of
     from trillium.plan.show import advice_lines, memory_lines, plan_table
@@ -77,6 +77,7 @@ def plan(
 
     planning, limits = planning_of(told), constraints(constraint or [])
     trees = swept(arms_of(tree), sweeps)
+    check_models(trees)
     models = Models()
     arms = plan_arms(trees, planning, models)
     advice = advise(arms, trees, planning, limits, models)
@@ -109,14 +110,20 @@ def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any], l
     from trillium.errors import UserError
     from trillium.plan.sweep import divide
 
-    recipes = [word for word in words if "=" not in word]
+    named = [word for word in words if "=" not in word]
+    recipes = [word for word in named if Path(word).suffix in (".yaml", ".yml")]
+    models = [word for word in (*named, model or "") if word and word not in recipes]
+    if len(models) > 1:
+        raise UserError(
+            " ".join(models), "one model at most can be named so", "Write model.id=one,another"
+        )
     if len(recipes) > 1:
         raise UserError(
             " ".join(recipes), "one recipe at most can be planned", "Write settings as key=value"
         )
     tree: Tree = read_yaml(Path(recipes[0])) if recipes else {}
-    if model is not None:
-        tree = merge(tree, {"model": {"id": model}})
+    if models:
+        tree = merge(tree, {"model": {"id": models[0]}})
     plain, sweeps = divide(word for word in words if "=" in word)
     tree = merge(tree, parse_overrides(plain))
     told = tree.pop("plan", {})

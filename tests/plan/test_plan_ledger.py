@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plan_help import Held, close, plan_and_run
@@ -77,6 +78,23 @@ HEADS = {
 }
 
 
+QUICK = {
+    *("full", "change, turns", "failures", "tiers"),
+    *("cache", "client", "other models", "hidden", "resend"),
+    *("u", "v1", "cache, failures", "cuts", "local rounds", "delta"),
+    *("projected", "kd-llama-causal_lm", "split-gpt2-causal_lm"),
+}
+"""Cases that every run of the tests holds to the ledger; the others are `slow`."""
+
+
+def cases(words: dict[str, list[str]]) -> list[Any]:
+    """The cases of a table, by their names."""
+    return [
+        pytest.param(found, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, found in words.items()
+    ]
+
+
 def check(found: Held) -> None:
     for direction in ("up", "down"):
         traffic = getattr(found.plan.total, direction)
@@ -92,17 +110,17 @@ def check(found: Held) -> None:
     assert close(found.plan.server_peak_bytes, server.peak_bytes, 0.20)
 
 
-@pytest.mark.parametrize("words", FEDLLM.values(), ids=FEDLLM.keys())
+@pytest.mark.parametrize("words", cases(FEDLLM))
 def test_fedllm(hub: Path, words: list[str]) -> None:
     check(plan_and_run(hub, "framework=fedllm", *words))
 
 
-@pytest.mark.parametrize("words", KD.values(), ids=KD.keys())
+@pytest.mark.parametrize("words", cases(KD))
 def test_kd(hub: Path, words: list[str]) -> None:
     check(plan_and_run(hub, "framework=kd", *words))
 
 
-@pytest.mark.parametrize("words", KD_AT_MOST.values(), ids=KD_AT_MOST.keys())
+@pytest.mark.parametrize("words", cases(KD_AT_MOST))
 def test_kd_takes_no_more_than_planned(hub: Path, words: list[str]) -> None:
     found = plan_and_run(hub, "framework=kd", *words)
     assert found.plan.upper_bound
@@ -111,27 +129,33 @@ def test_kd_takes_no_more_than_planned(hub: Path, words: list[str]) -> None:
         assert 0.999 * found.flops(client) <= sums.flops <= 1.5 * found.flops(client)
 
 
-@pytest.mark.parametrize("words", HEADS.values(), ids=HEADS.keys())
-@pytest.mark.parametrize("model", ["bert", "gpt2"])
+@pytest.mark.parametrize("words", cases(HEADS))
+@pytest.mark.parametrize("model", ["bert"])
 def test_heads(hub: Path, words: list[str], model: str) -> None:
     check(plan_and_run(hub, "framework=fedllm", *words, model=model))
 
 
-@pytest.mark.parametrize("words", SPLIT.values(), ids=SPLIT.keys())
+@pytest.mark.parametrize("words", cases(SPLIT))
 def test_split(hub: Path, words: list[str]) -> None:
     check(plan_and_run(hub, "framework=split", *words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["zero_shot", "local_only", "centralised"])
 def test_baselines(hub: Path, framework: str) -> None:
     check(plan_and_run(hub, f"framework={framework}"))
 
 
-@pytest.mark.parametrize(
-    ("model", "task"), [("llama", "causal_lm"), ("bert", "classification"), ("gpt2", "causal_lm")]
-)
-@pytest.mark.parametrize("framework", ["fedllm", "kd", "split"])
-def test_models_and_tasks(hub: Path, framework: str, model: str, task: str) -> None:
+MODELS = {
+    f"{framework}-{model}-{task}": [framework, model, task]
+    for framework in ("fedllm", "kd", "split")
+    for model, task in (("llama", "causal_lm"), ("bert", "classification"), ("gpt2", "causal_lm"))
+}
+
+
+@pytest.mark.parametrize("case", cases(MODELS))
+def test_models_and_tasks(hub: Path, case: list[str]) -> None:
+    framework, model, task = case
     words = [f"framework={framework}", "rounds=1", "data.num_clients=2"]
     check(plan_and_run(hub, *words, model=model, task=task))
 

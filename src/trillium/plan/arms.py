@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from trillium.config import ExperimentConfig, Tree, experiment, merge
-from trillium.errors import UserError
+from trillium.errors import UserError, suggest
 from trillium.plan.data import assumed_texts
-from trillium.plan.models import Models
+from trillium.plan.models import Models, architecture
 from trillium.plan.places import Place, Planning
 from trillium.plan.predict import Prediction, Sums, by_tier, predict
 from trillium.plan.result import to_dict
+from trillium.plan.shapes import shapes
 from trillium.plan.times import RoundTime, round_time
 from trillium.plan.waves import Memory
 
@@ -119,6 +120,24 @@ def arms_of(tree: Tree) -> dict[str, Tree]:
         arms = USUAL
     own = {label: base.pop(label) for label in arms if label in base}
     return {label: merge(merge(base, arm or {}), own.get(label, {})) for label, arm in arms.items()}
+
+
+def check_models(trees: Mapping[str, Tree]) -> None:
+    """Refuse models that nobody knows, before anything is planned.
+
+    Raises:
+        UserError: one is neither a public shape, nor a folder, nor on the hub (which may be offline).
+    """
+    models = [tree.get("model", {}) for tree in trees.values()]
+    names = {str(model["id"]) for model in models if "id" in model}
+    for name in sorted(names):
+        try:
+            architecture(experiment({"model": {"id": name}}), 0)
+        except UserError as error:
+            near = suggest(name.rpartition("/")[-1].lower(), shapes())
+            if not near.startswith("Did"):
+                near = "Run `trillium plan --shapes` to see what is built in, or give a folder"
+            raise UserError(error.given, error.why, near) from error
 
 
 def plan_arms(trees: Mapping[str, Tree], planning: Planning, models: Models) -> list[Arm]:

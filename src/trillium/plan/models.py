@@ -142,7 +142,6 @@ class Models:
             self._made[key] = paper_model(config, found, self.paper)
         return self._made[key]
 
-
     def state(self, model: LanguageModel) -> State:
         """Return the server's state of a model, which nobody trains on paper."""
         if id(model) not in self._states:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trillium.config import ExperimentConfig
 from trillium.errors import UserError
 from trillium.plan.data import Texts
+from trillium.plan.models import Models
 from trillium.plan.predict import Prediction, Sums, Traffic, by_tier, predict
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
@@ -16,6 +17,7 @@ from trillium.tasks import Example
 if TYPE_CHECKING:
     from trillium.client import Client
     from trillium.server import Server
+    from trillium.side import Side
 
 
 def plan_of_run(config: ExperimentConfig, server: Server, clients: Sequence[Client]) -> Any:
@@ -25,11 +27,32 @@ def plan_of_run(config: ExperimentConfig, server: Server, clients: Sequence[Clie
     """
     try:
         with scoped_rng(config.seed, "plan"):
-            return to_dict(predict(config, texts_of(config, server, clients)))
+            texts, models = texts_of(config, server, clients), Models()
+            for side in (server, *clients):
+                _check_trained(
+                    config.of(None if side is server else side.name), side, texts, models
+                )
+            return to_dict(predict(config, texts, models))
     except UserError as error:
         return {"not_planned": f"{error.given}: {error.why}"}
     except Exception as error:
         return {"not_planned": f"{type(error).__name__}: {error}"}
+
+
+def _check_trained(config: ExperimentConfig, side: Side, texts: Texts, models: Models) -> None:
+    """Refuse to plan where a checkpoint has decided what trains, which its configuration does not tell.
+
+    Raises:
+        UserError: other parameters train than on paper.
+    """
+    paper = models.get(config, texts.num_classes, None).initial
+    differ = side.model.initial.keys() ^ paper.keys()
+    if differ:
+        raise UserError(
+            f"a plan where {', '.join(sorted(differ)[:3])} train or do not",
+            "the checkpoint lacks weights, which train beside the adapter",
+            "The ledger of the run says what it takes",
+        )
 
 
 def texts_of(config: ExperimentConfig, server: Server, clients: Sequence[Client]) -> Texts:

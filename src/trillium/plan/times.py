@@ -80,7 +80,7 @@ def round_time(
             total.compute += share.compute
             total.wire += share.wire
     for share in result.clients.values():
-        share.waiting = result.seconds - share.compute - share.wire
+        share.waiting = max(round(result.seconds - share.compute - share.wire, 9), 0.0)
     return result
 
 
