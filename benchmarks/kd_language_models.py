@@ -137,16 +137,15 @@ def scores(built: Experiment, client: str | None, metrics: Mapping[str, float]) 
 
 
 def vocabularies(built: Experiment) -> dict[str, dict[str, int]]:
-    """Return how many tokens were mapped, to and from the dialect of clients that have another."""
+    """Return how many tokens were mapped to the server's, of each client that has others."""
     framework, own = built.config.framework, built.server.dialect
     found: dict[str, dict[str, int]] = {}
     if not isinstance(framework, KD):
         return found
     for client, other in built.server.dialects.items():
-        for label, (one, two) in {"up": (other, own), "down": (own, other)}.items():
-            sizes, rule = (one.num_classes, two.num_classes), framework.unmatched_tokens
-            pair = Vocabularies(one.pieces, two.pieces, *sizes, rule)
-            found[f"{client} {label}"] = pair.map().account.to_json()
+        sizes, rule = (other.num_classes, own.num_classes), framework.unmatched_tokens
+        pair = Vocabularies(other.pieces, own.pieces, *sizes, rule)
+        found[client] = pair.map().account.to_json()
     return found
 
 

@@ -99,19 +99,18 @@ def _bytes(arms: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
 
 def _translated(arms: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
     lines = [
-        "| arm | direction | tokens the same | by role | similar | without counterpart "
+        "| arm | tokens of | the same | by role | similar | without counterpart "
         "| predictions aligned | mass on tokens without counterpart |",
         "|---" * 8 + "|",
     ]
     for arm, figures in arms.items():
-        for direction, account in figures["vocabularies"].items():
-            rounds = figures["rounds"] if direction.endswith("up") else []
-            aligned = [human.percent(line["aligned_rows"]) for line in rounds]
-            lost = [f"{100 * line['lost_mass']:.2f} %" for line in rounds]
+        for client, account in figures["vocabularies"].items():
+            aligned = [human.percent(line["aligned_rows"]) for line in figures["rounds"]]
+            lost = [f"{100 * line['lost_mass']:.2f} %" for line in figures["rounds"]]
             counts = " | ".join(str(count) for count in account.values())
             cells = f"{', '.join(aligned)} | {', '.join(lost)}"
-            lines.append(f"| {titles[arm]} | {direction} | {counts} | {cells} |")
-    return [*lines, "", "Aligned, and mass: of the server's rows, in each round, upwards."]
+            lines.append(f"| {titles[arm]} | {client} | {counts} | {cells} |")
+    return [*lines, "", "Aligned, and mass: of the server's rows, in each round."]
 
 
 def _environment(found: Mapping[str, Any]) -> list[str]:

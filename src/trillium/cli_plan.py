@@ -17,7 +17,8 @@ Words = Annotated[
     typer.Argument(
         metavar="[MODEL | RECIPE] [KEY=VALUE]...",
         help="A public shape such as gpt2 or a YAML recipe; settings such as adapter.r=4, and what "
-        "a plan is told beside them: plan.data.examples=1000 plan.client.device.memory=8GB plan.client.link.up=10Mbit.",
+        "a plan is told beside them: plan.data.examples=1000 plan.client.device.memory=8GB "
+        "plan.client.link.up=10Mbit.",
     ),
 ]
 

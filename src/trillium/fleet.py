@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -68,6 +68,14 @@ class Engine(Protocol):
 
     def restore(self, number: int) -> None:
         """Take every client back to what it wrote down after that round, or the newest before."""
+
+
+@runtime_checkable
+class PostingEngine(Engine, Protocol):
+    """An engine whose clients work while the server does something else."""
+
+    def post(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
+        """Send the requests now, and return what yields the replies as `carry` does."""
 
 
 class FleetConfig(BaseModel):
@@ -163,6 +171,34 @@ class Fleet:
         Raises:
             RoundFailed: fewer clients are left than `min_replies`.
         """
+        sent, entries = self._pack(requests, purpose)
+        replies = self.engine.carry(sent)
+        yield from self._collect(replies, sent.keys(), entries, read, purpose)
+
+    def post(
+        self, requests: Mapping[str, Message], read: Mapping[str, Callable[[Message], T]]
+    ) -> Iterator[tuple[str, T]]:
+        """Send each client its message now, and return what yields the answers as `ask` does.
+
+        The clients can be asked more before these answers are collected: each answers in the order in
+        which it was asked. An engine in which nobody works at the same time is waited for here, so that
+        the order is the same in all.
+
+        Args:
+            requests: a message for each client that is asked.
+            read: checks the reply of each client and takes from it what is wanted.
+        """
+        sent, entries = self._pack(requests, "train")
+        if isinstance(self.engine, PostingEngine):
+            replies = self.engine.post(sent)
+        else:
+            replies = iter(list(self.engine.carry(sent)))
+        return self._collect(replies, sent.keys(), entries, read, "train")
+
+    def _pack(
+        self, requests: Mapping[str, Message], purpose: Purpose
+    ) -> tuple[dict[str, bytes], dict[str, Entry]]:
+        """Return the bytes for each client, but for those that are to fail, and what to book."""
         sent: dict[str, bytes] = {}
         entries: dict[str, Entry] = {}
         made: dict[tuple[int, int], Packed] = {}  # what goes to many is packed once
@@ -180,10 +216,21 @@ class Fleet:
                 )
             else:
                 sent[client] = packed.data
-        waiting = set(sent)
+        return sent, entries
+
+    def _collect(
+        self,
+        replies: Iterator[tuple[str, bytes | Lost]],
+        asked: Set[str],
+        entries: Mapping[str, Entry],
+        read: Callable[[Message], T] | Mapping[str, Callable[[Message], T]],
+        purpose: Purpose,
+    ) -> Iterator[tuple[str, T]]:
+        """Check and book what comes of a message, and yield what is read from it."""
+        waiting = set(asked)
         for client in sorted(entries.keys() - waiting):
             self.ledger.add(entries[client])
-        for client, data in self.engine.carry(sent):
+        for client, data in replies:
             if client not in waiting:
                 continue  # it was not asked, or answers twice
             waiting.discard(client)
@@ -193,7 +240,7 @@ class Fleet:
                 self.missing[client] = data.reason
                 continue
             try:
-                reply = self._receive(client, requests[client].verb, data, purpose)
+                reply = self._receive(client, entries[client].verb, data, purpose)
                 answer = (read if callable(read) else read[client])(reply)
             except MessageError as error:
                 self.missing[client] = str(error)

@@ -29,10 +29,22 @@ def scoped_rng(seed: int, *words: str | int) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(derived)
+            _seed_torch(derived)
             random.seed(derived)
             np.random.seed(derived % 2**32)
             yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def _seed_torch(seed: int) -> None:
+    """Seed torch's own generators.
+
+    Without an accelerator `torch.manual_seed` takes a hundred times as long: it notes the call stack,
+    several times, for devices that may come to life later. A split does this with every message.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from trillium.codecs.rows import FullRows, RowCodec
+from trillium.codecs.rows import LEAST, FullRows, RowCodec
 from trillium.message import Message, MessageError
 from trillium.rng import derive_seed
 
@@ -27,6 +27,25 @@ def chunks(num_rows: int, num_classes: int, copies: int = 1) -> Iterator[slice]:
     size = max(1, CHUNK // (num_classes * copies))
     for start in range(0, num_rows, size):
         yield slice(start, min(start + size, num_rows))
+
+
+def summed(log_probs: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """Return the log-probabilities of classes that are made of finer ones, `(rows, num_classes)`.
+
+    No sum under- or overflows, and a class of one alone has its value to the last bit.
+
+    Args:
+        log_probs: of the finer ones, `(rows, fine classes)`.
+        classes: of each finer one, int64 `(fine classes,)`.
+        num_classes: how many there are; what has no member gets `LEAST`.
+    """
+    shape = (len(log_probs), num_classes)
+    most = log_probs.new_full(shape, LEAST).scatter_reduce_(
+        1, classes.expand_as(log_probs), log_probs.detach(), "amax", include_self=True
+    )
+    shares = (log_probs - most[:, classes]).exp_()
+    sums = log_probs.new_zeros(shape).index_add_(1, classes, shares)
+    return most + sums.clamp(min=1.0).log()
 
 
 @dataclass(frozen=True)
@@ -96,11 +115,14 @@ class Teacher:
         labels: of the predictions that it speaks of, in order.
         present: which of all predictions these are, bool `(rows,)`.
         hidden: hidden states behind all of them, `(rows, size)`, where they are part of the lesson.
+        classes: where a student has another vocabulary, the class of the labels that each of its own
+            belongs to, int64 `(student's classes,)`; -1 for none.
     """
 
     labels: SoftLabels
     present: Tensor
     hidden: Tensor | None = None
+    classes: Tensor | None = None
 
     @classmethod
     def of_all(cls, labels: SoftLabels) -> Teacher:
@@ -112,13 +134,19 @@ class Teacher:
         """Where in the labels each prediction is, int64 `(rows,)`; -1 where there is nothing of it."""
         return (self.present.cumsum(0) - 1).where(self.present, -1)
 
+    @property
+    def num_logits(self) -> int:
+        """How many logits a student has for each prediction."""
+        return self.labels.num_classes if self.classes is None else len(self.classes)
+
     def of(self, slices: Mapping[int, slice], indices: Sequence[int]) -> Teacher:
         """Return what it says of some examples, whose predictions are those slices of the rows."""
         rows = [torch.arange(slices[index].start, slices[index].stop) for index in indices]
         wanted = torch.cat([torch.zeros(0, dtype=torch.int64), *rows])
         places = self.places[wanted]
         labels = self.labels.joined([self.labels.records[places[places >= 0]]])
-        return Teacher(labels, places >= 0, None if self.hidden is None else self.hidden[wanted])
+        hidden = None if self.hidden is None else self.hidden[wanted]
+        return Teacher(labels, places >= 0, hidden, self.classes)
 
 
 class Writer:

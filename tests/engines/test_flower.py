@@ -30,6 +30,7 @@ SESSION = {
            "wire.up=[{name: top_classes, k: 2}]",
            "tiers={small: {clients: ['*-1'], adapter: {r: 1}}}"),
     "split": ("framework=split", "framework.mode=coalesced"),
+    "split_ahead": ("framework=split", "framework.staleness=1"),
     "split_u": ("framework=split", "framework.shape=u", "framework.mode=splitfed_v2"),
 }  # fmt: skip
 # Each ask costs a process start here, and each round of this one has two.

@@ -86,6 +86,48 @@ def test_a_caller_that_stops_early_leaves_the_rest(server: SessionServer) -> Non
     assert one(server, "a", b"next") == b"next"
 
 
+def test_what_is_posted_is_on_its_way_before_a_reply_is_wanted(keys: Path) -> None:
+    came, seen = threading.Event(), []
+
+    def note(data: bytes) -> bytes:
+        seen.append(data)
+        came.set()
+        return data
+
+    with serving(keys) as server:
+        ClientThread(keys, server.port, "a", server.invite("a"), {"message": note})
+        server.wait("a", 20)
+        replies = server.post({"a": b"one", "nobody": b"one"})
+        assert came.wait(20)
+        assert one(server, "a", b"two") == b"two"
+        found = dict(replies)
+        assert found["a"] == b"one"
+        assert "not connected" in lost(found["nobody"])
+        assert seen == [b"one", b"two"], "a client answers in the order in which it was asked"
+        server.carry({"a": b"three"})
+        assert one(server, "a", b"four") == b"four"
+        assert b"three" not in seen, "nobody has asked for its reply"
+
+
+def test_what_is_posted_and_given_up_is_taken_back(keys: Path) -> None:
+    free, seen = threading.Event(), []
+
+    def wait(data: bytes) -> bytes:
+        seen.append(data)
+        free.wait(20)
+        return data
+
+    with serving(keys) as server:
+        ClientThread(keys, server.port, "a", server.invite("a"), {"message": wait})
+        server.wait("a", 20)
+        first, second = server.post({"a": b"one"}), server.post({"a": b"two"})
+        del second
+        free.set()
+        assert one(server, "a", b"three") == b"three"
+        assert dict(first) == {"a": b"one"}
+        assert seen == [b"one", b"three"]
+
+
 def test_many_threads_at_once(server: SessionServer) -> None:
     def work(number: int) -> bool:
         data = {name: f"{number} {name}".encode() * number for name in "ab"}

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from checkpoints import checkpoint
 from tiny import NUM_WORDS, SPECIAL, VOCABULARY, Recorder, distance, federation, run_rounds
 from trillium.experiment import Experiment
-from trillium.frameworks.kd_dialects import opinion_of, teacher_for
+from trillium.frameworks.kd_dialects import opinion_of, read_classes, teacher_for, with_classes
 from trillium.frameworks.kd_opinions import Opinion
-from trillium.message import decode
+from trillium.message import Message, decode
 from trillium.soft_labels import Teacher, Writer
 
 # Plain SGD: Adam makes steps of full size of what rounding leaves of a gradient of zero.
@@ -137,7 +137,10 @@ def test_models_of_other_words_and_architecture_teach_one_another(
         "client-1": sum(fed.server.task.num_targets(e) for e in dialect.public),
     }
     assert rows["client-1"] > rows["client-0"]
-    lessons = [(c, decode(ask)) for c, ask, _ in log.log if decode(ask).verb == "learn"]
+    asks = [(client, decode(ask)) for client, ask, _ in log.log]
+    told = [c for c, ask in asks if "public/classes" in ask.tensors]
+    assert told == (["client-1"] if direction == "both" else [])
+    lessons = [(c, ask) for c, ask in asks if ask.verb == "learn"]
     for client, ask in lessons:
         sent = len(ask.tensors["logits/teacher"])
         assert sent == rows["client-0"]  # no more of the finer tokens can be taught
@@ -163,9 +166,12 @@ def test_an_opinion_and_a_teacher_keep_their_places(hub: Path) -> None:
     # Back again, of rows that the teacher does not all speak of.
     present = torch.arange(count) % 3 != 0
     kept = own.labels.joined([own.labels.records[present]])
-    back = teacher_for(
-        fed.server, fed.fleet, "client-1", indices, Teacher(kept, present), "opening"
-    )
+    back = teacher_for(fed.server, "client-1", indices, Teacher(kept, present))
     assert torch.equal(back.present, present)
-    assert torch.allclose(back.labels.take(slice(None)), told[present], atol=1e-6)
+    assert torch.equal(back.labels.records, kept.records)  # in the server's tokens
+    message = with_classes(Message("receive_public"), fed.server, "client-1", "opening")
+    classes, count = read_classes(message, VOCABULARY)
+    assert classes is not None
+    assert (classes.tolist(), count) == (REVERSED, VOCABULARY)
+    assert with_classes(message, fed.server, "client-0", "opening") is message
     assert NUM_WORDS + len(SPECIAL) == VOCABULARY

@@ -244,3 +244,31 @@ def test_what_was_not_sent_is_not_booked() -> None:
     assert {e.client for e in found.ledger.entries if e.direction == "up"} == {*NAMES} - {
         *NAMES[1:3]
     }
+
+
+def test_what_is_posted_is_done_before_what_is_asked_later() -> None:
+    """An engine in which nobody works at the same time does it at once."""
+    found = fleet()
+    found.begin_round(1)
+    engine = found.engine
+    assert isinstance(engine, Engine)
+    first, second = found.cohort[:2], found.cohort[1:3]
+    read = dict.fromkeys(NAMES, lambda reply: reply.verb)
+    answers = found.post(dict.fromkeys(first, Message("early")), read)
+    assert engine.asked == first
+    late = dict(found.ask(dict.fromkeys(second, Message("late")), read))
+    assert engine.asked == [*first, *second]
+    assert dict(answers) == dict.fromkeys(first, "early")
+    assert late == dict.fromkeys(second, "late")
+    booked = [(e.client, e.verb) for e in found.ledger.entries if e.direction == "up"]
+    assert booked == [(c, "late") for c in second] + [(c, "early") for c in first]
+
+
+def test_who_does_not_answer_what_was_posted_drops_out() -> None:
+    found = fleet(lambda client, message: None if client == NAMES[0] else good(client, message),
+                  min_replies=2)  # fmt: skip
+    found.begin_round(1)
+    read = dict.fromkeys(NAMES, lambda reply: reply.verb)
+    answers = found.post(dict.fromkeys(NAMES[:3], Message("early")), read)
+    assert set(dict(answers)) == {*NAMES[1:3]}
+    assert found.missing == {NAMES[0]: "no reply"}

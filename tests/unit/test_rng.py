@@ -65,3 +65,10 @@ def test_the_scope_restores_after_an_error() -> None:
         fail()
     assert random.getstate() == state[0]
     assert torch.equal(torch.get_rng_state(), state[1])
+
+
+def test_the_scope_draws_what_torch_draws_from_the_seed() -> None:
+    with scoped_rng(0, "a"):
+        inside = torch.rand(3)
+        torch.manual_seed(derive_seed(0, "a"))
+        assert torch.equal(torch.rand(3), inside)

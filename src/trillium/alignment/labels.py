@@ -12,7 +12,7 @@ from torch import Tensor
 from trillium.alignment.sequence import Alignment
 from trillium.alignment.vocabulary import Vocabularies, VocabularyMap
 from trillium.codecs.rows import LEAST
-from trillium.soft_labels import SoftLabels, Writer, chunks
+from trillium.soft_labels import SoftLabels, Writer, chunks, summed
 
 Tail = Literal["spread", "drop"]
 
@@ -41,14 +41,7 @@ def translate(
     mapped = index >= 0
     lost = log_probs[:, ~mapped].logsumexp(-1)  # minus infinity of nothing
     own, places = log_probs[:, mapped], index[mapped]
-    # The largest of each target's tokens is taken out, so that no sum under- or overflows, and one
-    # token alone keeps its value to the last bit.
-    shape = (len(log_probs), vocabulary.num_targets)
-    most = log_probs.new_full(shape, LEAST).scatter_reduce_(
-        1, places.expand_as(own), own, "amax", include_self=True
-    )
-    sums = log_probs.new_zeros(shape).index_add_(1, places, (own - most[:, places]).exp_())
-    found = most + sums.clamp_(min=1.0).log_()
+    found = summed(own, places, vocabulary.num_targets)
     if tail == "drop":
         found = found.log_softmax(-1)
     elif not bool(mapped.all()):

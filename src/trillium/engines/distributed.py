@@ -100,16 +100,25 @@ class SessionEngine:
 
     def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
         """Ask over the streams; who came back since the round began does not know where it is."""
+        yield from self.post(requests)
+
+    def post(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
+        """Send the requests now, and return what yields the replies as `carry` does."""
         self._sessions.tell()
         with self._lock:
             fresh = self._arrived & requests.keys()
+        asks = {name: data for name, data in requests.items() if name not in fresh}
+        deadline_seconds = self._patience.deadline_seconds
+        return self._noted(fresh, self._sessions.post(asks, deadline_seconds=deadline_seconds))
+
+    def _noted(
+        self, fresh: set[str], replies: Iterator[tuple[str, bytes | Lost]]
+    ) -> Iterator[tuple[str, bytes | Lost]]:
+        """Yield the replies, and note who owes one."""
         for name in sorted(fresh):
             reason = "it came back during the round, and takes part from the next one on"
             yield name, Lost(reason, sent=False)
-        asks = {name: data for name, data in requests.items() if name not in fresh}
-        for name, reply in self._sessions.carry(
-            asks, deadline_seconds=self._patience.deadline_seconds
-        ):
+        for name, reply in replies:
             if isinstance(reply, Lost):
                 self._behind.add(name)
             else:

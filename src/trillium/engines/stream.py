@@ -136,13 +136,32 @@ class SessionServer:
             channel: which of the client's handlers answers.
             deadline_seconds: how long to wait for all of them, from the first ask for a reply on.
         """
-        until = None if deadline_seconds is None else time.monotonic() + deadline_seconds
+        yield from self.post(requests, channel=channel, deadline_seconds=deadline_seconds)
+
+    def post(
+        self,
+        requests: Mapping[str, bytes],
+        *,
+        channel: str = "message",
+        deadline_seconds: float | None = None,
+    ) -> Iterator[tuple[str, bytes | Lost]]:
+        """Send all requests now, and return what yields the replies as `carry` does."""
+        replies = self._replies(requests, channel, deadline_seconds)
+        next(replies)
+        return replies
+
+    def _replies(
+        self, requests: Mapping[str, bytes], channel: str, deadline_seconds: float | None
+    ) -> Iterator[tuple[str, bytes | Lost]]:
+        """Send all requests, yield once, and then each reply; who stops early gives up the rest."""
         replies: queue.SimpleQueue[tuple[str, bytes | Lost]] = queue.SimpleQueue()
         waiting = {
             name: self._submit(Ask(name, next(self._sequence), channel, data, replies))
             for name, data in requests.items()
         }
         try:
+            yield "", b""  # they are on their way
+            until = None if deadline_seconds is None else time.monotonic() + deadline_seconds
             while waiting:
                 left = None if until is None else max(until - time.monotonic(), 0.0)
                 try:

@@ -29,7 +29,7 @@ from trillium.fleet import Fleet
 from trillium.frameworks import CLIENT_MODELS, SERVER_MODEL, OwnModels, mean_metrics
 from trillium.frameworks.kd_cache import LabelCache
 from trillium.frameworks.kd_checks import check_kd
-from trillium.frameworks.kd_dialects import describe_dialects
+from trillium.frameworks.kd_dialects import describe_dialects, read_classes, with_classes
 from trillium.frameworks.kd_hidden import PUBLIC, TEACHER, mean_hidden, read_hidden, write_hidden
 from trillium.frameworks.kd_lesson import read_lesson, send_lessons
 from trillium.frameworks.kd_opinions import ask_opinions
@@ -142,6 +142,9 @@ class KD(OwnModels, name="kd"):
         informed = {*server.store["informed"]} - fleet.newcomers
         message = encode_public(server.public_rows, labelled=self.public_labels)
         asks = {client: message for client in fleet.cohort if client not in informed}
+        if self.direction != "server":
+            rule = self.unmatched_tokens
+            asks = {client: with_classes(asks[client], server, client, rule) for client in asks}
         for client, _ in fleet.ask(asks, lambda reply: None, "once"):
             informed.add(client)
         server.store["informed"] = sorted(informed)
@@ -212,6 +215,7 @@ class KD(OwnModels, name="kd"):
         rows = _public_rows(client, message)
         client.scratch["public"] = client.tokenize(rows)
         client.store["public"], client.store["labels"] = message.tensors["public/rows"], {}
+        client.store["classes"] = read_classes(message, client.model.num_classes)
         return Message("receive_public")
 
     @client_verb
@@ -253,14 +257,16 @@ class KD(OwnModels, name="kd"):
         own = _kept(client, "tensors", "teach")
         store = client.store["labels"] if self.cache_rounds > 1 else {}
         cache = LabelCache(store, self.cache_rounds)
-        used = read_lesson(message, client, public, cache)
+        classes, num_classes = _kept(client, "classes", "receive_public")
+        used = read_lesson(message, client, public, cache, num_classes)
         if not used or not all(cache.is_fresh(index, client.round) for index in used):
             raise MessageError("the server relies on labels that this client does not hold")
         learnt = examples_at(public, used)
-        num_rows, num_classes = predictions(client, learnt)
+        num_rows, _ = predictions(client, learnt)
         teacher = replace(
             cache.teacher(used, client.wire.row_codec("down"), num_classes),
             hidden=read_hidden(message, TEACHER, num_rows, self.hidden.probe(client)),
+            classes=classes,
         )
         state = client.model.state(own)
         self._distil(client, state, learnt, teacher)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import torch
 from torch import Tensor
 
-from trillium.alignment.labels import Translated, translate_labels
+from trillium.alignment.labels import translate_labels
 from trillium.alignment.sequence import Alignment, align
 from trillium.alignment.vocabulary import Rule, Vocabularies
 from trillium.dialects import Dialect
 from trillium.fleet import Fleet
+from trillium.message import Message, MessageError, scalar
 from trillium.server import Server
 from trillium.side import Metrics
-from trillium.soft_labels import SoftLabels, Teacher, Writer
-from trillium.tasks import Example
+from trillium.soft_labels import Teacher
 
 if TYPE_CHECKING:
     from trillium.frameworks.kd_opinions import Opinion
+
+CLASSES: Final = "public/classes"
+NUM_CLASSES: Final = "control/num_classes"
+MAX_CLASSES: Final = 2**24  # of a vocabulary; more can only be an error
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +37,7 @@ def describe_dialects(server: Server, rule: Rule) -> None:
         if any(dialect is other for other in told):
             continue
         told.append(dialect)
-        indices = range(len(server.public))
-        found = align(
-            *_texts(dialect, server.dialect, indices), dialect.pieces, server.dialect.pieces
-        )
+        found = _align(dialect, server.dialect, range(len(server.public)))
         log.info(
             "%s and others speak another dialect; of theirs, %s; on the public set, %s",
             client,
@@ -62,7 +64,9 @@ def opinion_of(
     rows = sum(server.task.num_targets(server.dialect.public[i]) for i in opinion.indices)
     shape = rows, server.dialect.num_classes
     writer = fleet.wire_of(client).writer("teach", "logits/public", server.round, shape, "up")
-    found = _translate(opinion.labels, dialect, server.dialect, opinion.indices, writer, rule)
+    vocabularies = _vocabularies(dialect, server.dialect, rule)
+    aligned_rows = _align(dialect, server.dialect, opinion.indices)
+    found = translate_labels(opinion.labels, aligned_rows, vocabularies, writer)
     aligned = float(found.present.double().mean()) if len(found.present) else 0.0
     lost = float(found.lost.double().sum()) / max(int(found.present.sum()), 1)
     return (
@@ -71,62 +75,69 @@ def opinion_of(
     )
 
 
-def teacher_for(
-    server: Server, fleet: Fleet, client: str, indices: Sequence[int], teacher: Teacher, rule: Rule
-) -> Teacher:
-    """Return a teacher of public examples in a client's dialect.
+def teacher_for(server: Server, client: str, indices: Sequence[int], teacher: Teacher) -> Teacher:
+    """Return what a teacher of public examples says where a client of another dialect has predictions.
+
+    Its labels stay in the server's tokens. Where these are coarser than the client's, they do not say
+    which of the client's tokens is next, and in its tokens they would teach it to write short ones.
 
     Args:
         server: has the dialects.
-        fleet: knows the client's codecs.
         client: who is to learn.
         indices: the examples.
-        teacher: in the server's dialect, of these examples.
-        rule: for tokens that the other vocabulary lacks.
+        teacher: of these examples.
     """
     dialect = server.dialects.get(client)
     if dialect is None:
         return teacher
-    rows = sum(server.task.num_targets(dialect.public[i]) for i in indices)
-    shape = rows, dialect.num_classes
-    writer = fleet.wire_of(client).writer("learn", "logits/teacher", server.round, shape, "down")
-    found = _translate(
-        teacher.labels, server.dialect, dialect, indices, writer, rule, teacher.places
-    )
-    return Teacher(found.labels.joined([found.labels.records[found.present]]), found.present)
+    found = _align(server.dialect, dialect, indices)
+    # The classes are those of tokens with the same beginning; only the first row can have another.
+    rows = teacher.places[found.rows.clamp(min=0)].where(found.present & (found.spaces == 0), -1)
+    return Teacher(teacher.labels.joined([teacher.labels.records[rows[rows >= 0]]]), rows >= 0)
 
 
-def _translate(
-    labels: SoftLabels,
-    source: Dialect,
-    target: Dialect,
-    indices: Sequence[int],
-    writer: Writer,
-    rule: Rule,
-    places: Tensor | None = None,
-) -> Translated:
-    """Translate soft labels of public examples.
+def with_classes(message: Message, server: Server, client: str, rule: Rule) -> Message:
+    """Return a message that also tells a client of another dialect how to read the server's labels.
 
     Args:
-        labels: in the source's dialect.
-        source, target: dialects.
-        indices: the examples.
-        writer: of the target's rows.
-        rule: for tokens that the target lacks.
-        places: where in the labels each row of the source is, -1 for none; each at its own without.
+        message: what it gets otherwise.
+        server: has the dialects.
+        client: who is to learn.
+        rule: for tokens that the server's vocabulary lacks.
     """
-    found = align(*_texts(source, target, indices), source.pieces, target.pieces)
-    if places is not None:
-        rows = places[found.rows.clamp(min=0)].where(found.present, -1)
-        found = Alignment(rows, found.spaces)
-    return translate_labels(labels, found, _vocabularies(source, target, rule), writer)
+    dialect = server.dialects.get(client)
+    if dialect is None:
+        return message
+    index = _vocabularies(dialect, server.dialect, rule).map().index
+    own = {CLASSES: index.int(), NUM_CLASSES: scalar(server.dialect.num_classes)}
+    return replace(message, tensors={**message.tensors, **own})
 
 
-def _texts(
-    source: Dialect, target: Dialect, indices: Sequence[int]
-) -> tuple[list[Example], list[Example]]:
-    """Return public examples in two dialects."""
-    return [source.public[i] for i in indices], [target.public[i] for i in indices]
+def read_classes(message: Message, num_logits: int) -> tuple[Tensor | None, int]:
+    """Return the class of each of a client's tokens in the labels to come, and how many classes.
+
+    Args:
+        message: from the server.
+        num_logits: of the client's model.
+
+    Raises:
+        MessageError: it is no such map.
+    """
+    if CLASSES not in message.tensors:
+        return None, num_logits
+    found = message.tensor(CLASSES, torch.int32, (num_logits,)).long()
+    count = message.positive(NUM_CLASSES)
+    if not count.is_integer() or count > MAX_CLASSES:
+        raise MessageError(f"{message.verb}: {count} is no number of classes")
+    if int(found.min()) < -1 or not 0 <= int(found.max()) < count:
+        raise MessageError(f"{message.verb}: {CLASSES} has classes outside 0 … {int(count) - 1}")
+    return found, int(count)
+
+
+def _align(source: Dialect, target: Dialect, indices: Sequence[int]) -> Alignment:
+    """Return which predictions of public examples correspond."""
+    one, other = ([dialect.public[i] for i in indices] for dialect in (source, target))
+    return align(one, other, source.pieces, target.pieces)
 
 
 def _vocabularies(source: Dialect, target: Dialect, rule: Rule) -> Vocabularies:

@@ -66,7 +66,7 @@ def send_lessons(
         key = id(server.dialects.get(client)), *lacking
         if key not in made:
             own = teacher if lacking == used else teacher.of(slices, lacking)
-            own = teacher_for(server, fleet, client, lacking, own, framework.unmatched_tokens)
+            own = teacher_for(server, client, lacking, own)
             made[key] = lesson(used, lacking, own, len(server.public))
         asks[client] = made[key]
     done = [client for client, _ in fleet.ask(asks, lambda reply: None)]
@@ -77,9 +77,20 @@ def send_lessons(
 
 
 def read_lesson(
-    message: Message, client: Client, public: Sequence[Example], cache: LabelCache
+    message: Message,
+    client: Client,
+    public: Sequence[Example],
+    cache: LabelCache,
+    num_classes: int,
 ) -> list[int]:
     """Put what was sent into a client's cache, and return the examples to learn from.
+
+    Args:
+        message: from the server.
+        client: who is to learn.
+        public: the public set.
+        cache: the client's.
+        num_classes: of the labels.
 
     Raises:
         MessageError: the labels are unreadable, or not of the examples.
@@ -90,7 +101,7 @@ def read_lesson(
     slices = row_slices(client.task, examples_at(public, sent))
     num_rows = max((rows.stop for rows in slices.values()), default=0)
     rows = read_mask(message, "control/rows", num_rows)
-    labels = received(message, "logits/teacher", len(rows), client.model.num_classes)
+    labels = received(message, "logits/teacher", len(rows), num_classes)
     present = torch.zeros(num_rows, dtype=torch.bool)
     present[rows] = True
     cache.keep(client.round, sent, Teacher(labels, present), slices)

@@ -26,7 +26,7 @@ from trillium.errors import UserError
 from trillium.fleet import Fleet
 from trillium.frameworks import Framework, split_cached, split_client, split_local, weigh
 from trillium.frameworks.activation_cache import ActivationCache
-from trillium.frameworks.split_checks import check_delta, check_split_settings
+from trillium.frameworks.split_checks import check_delta, check_split_settings, check_staleness
 from trillium.frameworks.split_delta import Delta
 from trillium.frameworks.split_exchange import Exchange
 from trillium.frameworks.split_leakage import leakage
@@ -71,6 +71,9 @@ class Split(Framework, name="split"):
         defence: what clients do to activations before these leave.
         leakage: whether the last evaluation says what activations give away: it attacks held-out texts,
             with the public set to train on.
+        staleness: with 1, clients run their next batch while the server works on this one; the first
+            blocks' gradients are then of weights one step old. What trains nothing at the client loses
+            nothing by it.
         delta: sends activations as changes to those of the same sample before, where the client's first
             blocks train; null sends them whole.
     """
@@ -88,6 +91,7 @@ class Split(Framework, name="split"):
     local_rounds: int = Field(default=0, ge=0)
     defence: Choice[Defence] = NoDefence()
     leakage: bool = False
+    staleness: int = Field(default=0, ge=0, le=1)
     delta: Delta | None = None
 
     @model_validator(mode="after")
@@ -118,6 +122,8 @@ class Split(Framework, name="split"):
             self.check_fixed(parts)
         if self.delta is not None:
             check_delta(parts)
+        if self.staleness:
+            check_staleness(self, self.caches(parts))
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Train with the cohort, or on what the cohort has sent once."""

@@ -40,6 +40,32 @@ def check_split_settings(framework: Split, config: ExperimentConfig) -> None:
         )
     if framework.delta is not None:
         _check_delta(framework, framework.delta, config)
+    if framework.staleness:
+        check_staleness(framework, bool(framework.cache or framework.local_rounds))
+
+
+def check_staleness(framework: Split, sends_once: bool) -> None:
+    """Refuse to run batches ahead where there are none, or where their gradients would mix.
+
+    Args:
+        framework: the settings.
+        sends_once: whether activations are sent once.
+
+    Raises:
+        UserError: says which settings, why, and what to write instead.
+    """
+    if sends_once:
+        raise UserError(
+            f"framework.staleness={framework.staleness} with activations that are sent once",
+            "the server trains on what it keeps, and waits for no client's batch",
+            "Leave framework.staleness out, or write framework.cache=false",
+        )
+    if framework.gradients == "auxiliary":
+        raise UserError(
+            f"framework.staleness={framework.staleness} with framework.gradients=auxiliary",
+            "the gradient of a batch is there before the step of the one before has come",
+            "Leave framework.staleness out, or write framework.gradients=server",
+        )
 
 
 def _check_cache(framework: Split) -> None:

@@ -5,11 +5,15 @@ The server's half is `trillium.frameworks.split_exchange`. These are the verbs o
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from trillium.client import Client
 from trillium.frameworks.split_delta import HIDDEN, Copies, Delta
@@ -24,6 +28,24 @@ from trillium.training.meters import resident_tensors
 
 if TYPE_CHECKING:
     from trillium.frameworks.split import Split
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A batch that is on its way through the server.
+
+    Attributes:
+        batch: what the first blocks ran on.
+        hidden: what came out.
+        weights: with which; with staleness they are copies, because a step is taken before its backward
+            pass (as PipeDream stashes weights, Harlap et al., 2018, arXiv 1806.03377).
+        kept: what its backward pass will need, where another batch may come before that.
+    """
+
+    batch: Batch
+    hidden: Tensor
+    weights: State
+    kept: list[Tensor]
 
 
 def begin(split: Split, client: Client, message: Message) -> Message:
@@ -44,6 +66,7 @@ def begin(split: Split, client: Client, message: Message) -> Message:
     client.scratch |= {
         "state": state,
         "optimizer": client.training.optimizer.build(trained, saved) if trained else None,
+        "pending": deque(),
         "batches": batches(client.examples, client.training, client.generator("batches")),
     }
     num_steps = client.training.num_steps(len(client.examples))
@@ -58,17 +81,25 @@ def forward(split: Split, client: Client, message: Message) -> Message:
     if chunk is None:
         raise MessageError("forward: the round has no batches left")
     batch = collate(chunk, client.model.tokenizer.pad_token_id, client.model.device)
-    parts.head.mount(client.scratch["state"])
-    head = parts.split.head.train()
-    measured = _measured(split, client, "head forward", batch, head)
-    small = split.auxiliary(parts, client.task)
-    with measured, torch.set_grad_enabled(split.head_trains(parts)):
+    pending: deque[Pending] = client.scratch["pending"]
+    if len(pending) > split.staleness:
+        raise MessageError(f"forward: {len(pending)} batches are under way")
+    trains, small = split.head_trains(parts), split.auxiliary(parts, client.task)
+    weights: State = client.scratch["state"]
+    if trains and split.staleness:  # its gradient is taken after these have moved on
+        weights = {name: nn.Parameter(weights[name].detach().clone()) for name in parts.head.names}
+    parts.head.mount(weights)
+    head, kept = parts.split.head.train(), list[Tensor]()
+    noting = _noting(kept) if trains and split.staleness else nullcontext()
+    measured = _measured(split, client, "head forward", batch, head, pending)
+    with measured, torch.set_grad_enabled(trains), noting:
         hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         if small is not None:
-            loss, count = small.loss(client.scratch["state"], hidden, batch)
+            loss, count = small.loss(weights, hidden, batch)
             (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
             hidden = hidden.detach()
-    client.scratch["pending"] = (batch, hidden)
+    if split.sends_gradients(parts) or parts.split.tail is not None:
+        pending.append(Pending(batch, hidden, weights, kept))
     rows = split.defence.apply(strip(hidden.detach(), batch.attention_mask))
     sent = {HIDDEN: rows} if split.delta is None else _changes(split.delta, client, rows, chunk)
     tensors = {**sent, **lengths_of(batch.attention_mask)}
@@ -87,21 +118,24 @@ def forward(split: Split, client: Client, message: Message) -> Message:
 def finish_batch(split: Split, client: Client, message: Message) -> Message:
     """Run the last blocks and the loss on the server's output; answer with its gradient."""
     parts = split.parts(client.model, client.examples)
-    tail = parts.split.tail
-    if tail is None or "pending" not in client.scratch:
-        raise MessageError("finish_batch: there is no batch that ends at the client")
-    batch, hidden = client.scratch["pending"]
+    tail, pending = parts.split.tail, _pending(client, message)
+    if tail is None:
+        raise MessageError("finish_batch: no batch ends at the client")
+    _take_late_step(client, message)
+    batch, hidden = pending[0].batch, pending[0].hidden
     mask = batch.attention_mask
     share = message.positive("control/share")
     flat = message.floats("activations/output", (int(mask.sum()), hidden.shape[-1]))
     output = spread(flat.to(hidden.device, hidden.dtype), mask).requires_grad_()
     state: State = client.scratch["state"]
     parts.tail.mount(state)
-    with _measured(split, client, "tail", batch, tail.train()):
+    with _measured(split, client, "tail", batch, tail.train(), [*pending][1:]):
         logits = tail(output, **batch.inputs)
         loss, count = client.task.loss_sum(logits, batch.labels)
         (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
     assert output.grad is not None
+    if not split.sends_gradients(parts):
+        pending.popleft()
     return Message(
         "finish_batch",
         {
@@ -115,21 +149,23 @@ def finish_batch(split: Split, client: Client, message: Message) -> Message:
 
 def backward(split: Split, client: Client, message: Message) -> Message:
     """Take the gradient of the activations through the first blocks."""
-    if "pending" not in client.scratch:
-        raise MessageError("backward: there is no batch under way")
+    pending = _pending(client, message)
     parts = split.parts(client.model, client.examples)
-    batch, hidden = client.scratch["pending"]
+    batch, hidden = pending[0].batch, pending[0].hidden
     mask = batch.attention_mask
     flat = message.floats("gradients/hidden", (int(mask.sum()), hidden.shape[-1]))
     if not hidden.requires_grad:
         raise MessageError("backward: the first blocks of this client are frozen")
-    parts.head.mount(client.scratch["state"])  # another client's may be there since `forward`
+    _take_late_step(client, message)
+    weights = pending.popleft().weights
+    parts.head.mount(weights)  # another client's may be there since `forward`
     # Padding is added outside of the measured work, whose cost is to depend on the layout alone.
     gradient = spread(flat.to(hidden.device, hidden.dtype), mask)
-    with _measured(split, client, "head backward", batch, parts.split.head):
-        hidden.backward(gradient)
-    del client.scratch["pending"]
+    with _measured(split, client, "head backward", batch, parts.split.head, pending):
+        hidden.backward(gradient)  # type: ignore[no-untyped-call]
     state: State = client.scratch["state"]
+    for name in parts.head.names:
+        state[name].grad = weights[name].grad
     norm = squared_norm(state[name] for name in parts.head.names)
     return Message("backward", {"control/squared_norm": scalar(norm)})
 
@@ -144,6 +180,14 @@ def finish(split: Split, client: Client, message: Message) -> Message:
     client.scratch = {}
     weight = {"control/weight": scalar(client.weight)}
     return Message("finish", {**named("parameters", trained), **weight})
+
+
+def _pending(client: Client, message: Message) -> deque[Pending]:
+    """Return the batches under way, the oldest first."""
+    pending: deque[Pending] = client.scratch.get("pending", deque())
+    if not pending:
+        raise MessageError(f"{message.verb}: there is no batch under way")
+    return pending
 
 
 def _changes(
@@ -172,11 +216,39 @@ def _take_step(client: Client, message: Message) -> None:
             scaled_step(optimizer, scale, rate)
 
 
+def _take_late_step(client: Client, message: Message) -> None:
+    """Take the step that comes with a later message where the client has run its last batch."""
+    if "control/step" in message.tensors:
+        _take_step(client, message)
+
+
+def _noting(kept: list[Tensor]) -> saved_tensors_hooks:
+    """Note what autograd keeps for the backward pass."""
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    return saved_tensors_hooks(note, lambda tensor: tensor)
+
+
 def _measured(
-    split: Split, client: Client, what: str, batch: Batch, part: nn.Module
+    split: Split,
+    client: Client,
+    what: str,
+    batch: Batch,
+    part: nn.Module,
+    others: Iterable[Pending],
 ) -> AbstractContextManager[None]:
+    """Measure work on a batch, while there are others under way."""
     optimizer = client.scratch["optimizer"]
     optimizers = [optimizer] if optimizer is not None else []
     stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
-    key = (what, batch.layout, split.cut, split.tail, split.train, stepped)
-    return client.meter.measure(key, lambda: resident_tensors(part, *optimizers))
+    waiting = tuple(other.batch.layout for other in others)
+    key = (what, batch.layout, split.cut, split.tail, split.train, stepped, waiting)
+
+    def resident() -> Iterator[Tensor]:
+        yield from resident_tensors(part, *optimizers)
+        yield from (tensor for other in others for tensor in other.kept)
+
+    return client.meter.measure(key, resident)

@@ -5,7 +5,7 @@ The client's half is `trillium.frameworks.split_client`; what crosses is drawn i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from trillium.aggregators.mean import Mean
 from trillium.fleet import Fleet
 from trillium.frameworks import split_local
 from trillium.frameworks.split_delta import Copies, compensated
+from trillium.frameworks.split_turns import arrivals, num_turns, shuffled, turns
 from trillium.message import Message, MessageError, named, scalar
 from trillium.models.parts import Body, Parts, Step
 from trillium.models.pooled import Forwarded, Pooled
@@ -56,7 +57,7 @@ class Exchange:
         Returns:
             The summed loss and the number of predictions.
         """
-        cohort = _shuffled(self.fleet.cohort, self.order)
+        cohort = shuffled(self.fleet.cohort, self.order)
         sessions = [[client] for client in cohort] if self.split.mode == "relay" else [cohort]
         loss, count = 0.0, 0
         for position, clients in enumerate(sessions):
@@ -77,13 +78,20 @@ class Exchange:
         )
         bodies = self._bodies(sorted(num_steps))
 
-        due = dict.fromkeys(bodies, Step())  # what each client is told to do with its last gradient
+        due: dict[str, Step] = {}  # what each client is to do with its last gradient
         seen: list[tuple[float, int]] = []
-        total = self._num_turns(num_steps)
-        for done, group in enumerate(self._turns(num_steps)):
-            present = {client: bodies[client] for client in group if client in fleet.cohort}
-            progress = server.progress(start + share * done / total)
-            seen += self._step(present, due, server.training.learning_rate(progress))
+        one_by_one = self.split.mode in ("relay", "splitfed_v2")
+        total = num_turns(num_steps, one_by_one)
+        arriving = arrivals(
+            fleet,
+            turns(num_steps, one_by_one, self.order),
+            lambda client: Message("forward", due.pop(client, Step()).tensors()),
+            self._reader,
+            ahead=self.split.staleness > 0,
+        )
+        for done, batches in enumerate(arriving):
+            rate = server.training.learning_rate(server.progress(start + share * done / total))
+            seen += self._step(batches, bodies, due, rate)
 
         present = {client: body for client, body in bodies.items() if client in fleet.cohort}
         self._finish(part, present, due)
@@ -108,48 +116,33 @@ class Exchange:
         every = self.server.store.setdefault("copies", {})
         return Copies(every.setdefault(client, {}))
 
-    def _turns(self, num_steps: dict[str, int]) -> Iterator[list[str]]:
-        """Yield whose batches the server takes next, as one: in turns, or all that have one left."""
-        for turn in range(max(num_steps.values(), default=0)):
-            active = [client for client in sorted(num_steps) if turn < num_steps[client]]
-            if self._in_turns:
-                yield from ([client] for client in _shuffled(active, self.order))
-            else:
-                yield active
-
-    def _num_turns(self, num_steps: dict[str, int]) -> int:
-        steps = num_steps.values()
-        return sum(steps) if self._in_turns else max(steps, default=0)
-
-    @property
-    def _in_turns(self) -> bool:
-        return self.split.mode in ("relay", "splitfed_v2")
-
     @property
     def _task(self) -> Task | None:
         """The task, if the server has the labels."""
         return self.server.task if self.split.shape == "two_part" else None
 
     def _step(
-        self, bodies: dict[str, Body], due: dict[str, Step], rate: float
+        self,
+        batches: dict[str, Forwarded],
+        bodies: dict[str, Body],
+        due: dict[str, Step],
+        rate: float,
     ) -> list[tuple[float, int]]:
         """Take one batch of each client through the model and back, and step every body."""
         server, wanted = self.server, self.split.sends_gradients(self.parts)
-        forward = {client: Message("forward", due[client].tensors()) for client in bodies}
-        forwarded = dict(self.fleet.ask(forward, {c: self._reader(c) for c in forward}))
         work: list[tuple[Body, Pooled]] = []
-        for body in dict.fromkeys(bodies.values()):  # each body once, in order
-            members = {c: forwarded[c] for c in bodies if c in forwarded and bodies[c] is body}
-            if members:
-                work.append((body, Pooled(members)))
+        present = {c: batch for c, batch in batches.items() if c in self.fleet.cohort}
+        for body in dict.fromkeys(bodies[client] for client in present):  # each body once, in order
+            members = {c: batch for c, batch in present.items() if bodies[c] is body}
+            work.append((body, Pooled(members)))
         for body, pooled in work:
             body.forward(pooled, gradient=wanted)
         if self.split.shape == "u":
-            self._ask_tails([pooled for _, pooled in work])
+            self._ask_tails([pooled for _, pooled in work], due)
         for body, pooled in work:
             body.backward(pooled, self._task)
         if wanted:
-            self._send_gradients([pooled for _, pooled in work])
+            self._send_gradients([pooled for _, pooled in work], due)
         for body, pooled in work:
             step = body.step(pooled, rate, server.training.max_grad_norm)
             due.update(dict.fromkeys(pooled.members, step))
@@ -177,7 +170,7 @@ class Exchange:
 
         return read
 
-    def _ask_tails(self, work: Sequence[Pooled]) -> None:
+    def _ask_tails(self, work: Sequence[Pooled], due: dict[str, Step]) -> None:
         """Let the clients run their last part on the body's output and collect its gradient."""
         pooled_of = {client: pooled for pooled in work for client in pooled.members}
         asks = {
@@ -186,6 +179,7 @@ class Exchange:
                 {
                     "activations/output": pooled.tokens(client, pooled.output.detach()),
                     "control/share": scalar(pooled.share(client)),
+                    **_late(due, client),
                 },
             )
             for client, pooled in pooled_of.items()
@@ -207,7 +201,7 @@ class Exchange:
             pooled.loss += loss
             pooled.client_squared_norm += pooled.share(client) * norm
 
-    def _send_gradients(self, work: Sequence[Pooled]) -> None:
+    def _send_gradients(self, work: Sequence[Pooled], due: dict[str, Step]) -> None:
         """Send the clients the gradients of their activations, of the mean over their own batch."""
         asks, pooled_of = {}, {}
         for pooled in work:
@@ -217,7 +211,9 @@ class Exchange:
                 if client in self.fleet.cohort:
                     own = pooled.tokens(client, gradient) / pooled.share(client)
                     own = self._compensated(client, pooled.members[client], own)
-                    asks[client] = Message("backward", {"gradients/hidden": own})
+                    asks[client] = Message(
+                        "backward", {"gradients/hidden": own, **_late(due, client)}
+                    )
                     pooled_of[client] = pooled
         norms = self.fleet.ask(asks, lambda reply: reply.not_negative("control/squared_norm"))
         for client, norm in sorted(norms):
@@ -235,7 +231,7 @@ class Exchange:
 
     def _finish(self, part: Tensors, bodies: dict[str, Body], due: dict[str, Step]) -> None:
         """Average the client parts, and in SplitFed v1 the server's copies, by examples."""
-        asks = {client: Message("finish", due[client].tensors()) for client in bodies}
+        asks = {c: Message("finish", due.get(c, Step()).tensors()) for c in bodies}
 
         def read(reply: Message) -> tuple[float, Tensors]:
             return reply.positive("control/weight"), reply.expect("parameters", part)
@@ -274,12 +270,13 @@ def _body(server: Server, parts: Parts, state: State, owner: str, *, trains: boo
     return Body(owner, parts, own, server.training.optimizer, saved, server.meter)
 
 
+def _late(due: dict[str, Step], client: str) -> dict[str, Tensor]:
+    """Return the step that no other message has taken to the client: it has nothing left to run."""
+    return due.pop(client).tensors() if client in due else {}
+
+
 def _read_num_steps(reply: Message) -> int:
     steps = reply.positive("control/num_steps")
     if steps > MAX_STEPS or not steps.is_integer():
         raise MessageError(f"begin: {steps} is no number of steps")
     return int(steps)
-
-
-def _shuffled(names: Sequence[str], order: torch.Generator) -> list[str]:
-    return [names[index] for index in torch.randperm(len(names), generator=order).tolist()]

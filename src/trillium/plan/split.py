@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from trillium.client import Client
+from trillium.errors import UserError
 from trillium.frameworks.split import Split
-from trillium.frameworks.split_exchange import Exchange
+from trillium.frameworks.split_turns import shuffled, turns
 from trillium.message import Message, named, scalar
 from trillium.models.parts import Parts, Step
 from trillium.models.slots import Tensors
@@ -43,6 +44,12 @@ class SplitRounds:
 
     def __post_init__(self) -> None:
         framework, federation = self.framework, self.federation
+        if framework.staleness:
+            raise UserError(
+                f"a plan for framework.staleness={framework.staleness}",
+                "what a client holds of two batches at once is not planned",
+                "Write framework.staleness=0, whose bytes and FLOPs are nearly the same",
+            )
         model, tail = federation.model, framework.tail
         if framework.shape == "u" and tail is None:
             tail = model.num_blocks
@@ -100,15 +107,14 @@ class SplitRounds:
     def _exchange(self, cohort: Cohort) -> Iterator[Wave]:
         federation = self.federation
         order = federation.server.generator("order")
-        exchange = Exchange(self.framework, federation.server, federation.fleet, self._parts, order)
-        names = [
-            cohort.asked[i] for i in torch.randperm(len(cohort.asked), generator=order).tolist()
-        ]
+        names = shuffled(cohort.asked, order)
         sessions = [[name] for name in names] if self.framework.mode == "relay" else [names]
         for session in sessions:
-            yield from self._session(session, cohort, exchange)
+            yield from self._session(session, cohort, order)
 
-    def _session(self, names: Sequence[str], cohort: Cohort, exchange: Exchange) -> Iterator[Wave]:
+    def _session(
+        self, names: Sequence[str], cohort: Cohort, order: torch.Generator
+    ) -> Iterator[Wave]:
         clients = {name: self.federation.clients[name] for name in names}
         begins, finishes = [], []
         for name, client in clients.items():
@@ -121,7 +127,8 @@ class SplitRounds:
         chunks = {n: self.federation.chunks(c) for n, c in clients.items() if n not in cohort.lost}
         num_steps = {name: len(found) for name, found in chunks.items()}
         taken = dict.fromkeys(chunks, 0)
-        for group in exchange._turns(num_steps):
+        one_by_one = self.framework.mode in ("relay", "splitfed_v2")
+        for group in turns(num_steps, one_by_one, order):
             yield from self._turn({n: (clients[n], chunks[n][taken[n]]) for n in group})
             for name in group:
                 taken[name] += 1

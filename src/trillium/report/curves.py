@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from trillium.report.measures import BY_NAME, Measure, bytes_per_client, flops_per_client
+from trillium.report.measure import Measure
+from trillium.report.measures import BY_NAME, bytes_per_client, flops_per_client
 from trillium.report.read import Run, number
 from trillium.report.style import arm_styles, scale_axis, short
 from trillium.report.summary import Row, Stat

@@ -1,31 +1,18 @@
 """Every measure that a report shows: its name, its unit, what it means, and how a run gives it.
 
-This table is the only place where a measure is defined; tables, CSV, plots and the page follow it.
+This table and that of `trillium.report.leakage` are the only places where a measure is defined;
+tables, CSV, plots and the page follow them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from trillium.report import human
+from trillium.report.leakage import LEAKAGE
+from trillium.report.measure import Measure
 from trillium.report.read import Run, number
 from trillium.report.traffic import Traffic
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One measure: `of` takes it from a run, `show` writes a mean and its deviation for people.
-
-    `name` is the column of the CSV file, `short` the column of the terminal, `title` the axis.
-    """
-
-    name: str
-    short: str
-    title: str
-    definition: str
-    of: Callable[[Run], float | None]
-    show: Callable[[float, float | None], str]
 
 
 def show_bytes(value: float, sd: float | None = None) -> str:
@@ -275,5 +262,5 @@ COST = (
     ),
 )
 
-MEASURES = QUALITY + COST
+MEASURES = QUALITY + COST + LEAKAGE
 BY_NAME = {measure.name: measure for measure in MEASURES}

@@ -15,7 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trillium.report.config_view import differing_paths, marked_yaml, value_at
 from trillium.report.human import duration
-from trillium.report.measures import MEASURES, Measure, show_bytes
+from trillium.report.measure import Measure
+from trillium.report.measures import MEASURES, show_bytes
 from trillium.report.planned import held
 from trillium.report.plots import Plot
 from trillium.report.progress import missing_clients, round_table

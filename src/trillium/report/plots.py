@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from trillium.report.bars import plot_costs, plot_kinds
 from trillium.report.curves import plot_bytes, plot_flops, plot_rounds
+from trillium.report.depth import plot_leakage
 from trillium.report.partition import plot_partition
 from trillium.report.style import png, quiet_style
 from trillium.report.summary import Row
@@ -54,6 +55,14 @@ _PLOTS: tuple[tuple[str, str, str, _Draw], ...] = (
         "Left, encoded bytes in a round in which a client takes part, on a logarithmic axis; "
         "right, what these bytes consist of. Arms that send nothing are left out.",
         plot_kinds,
+    ),
+    (
+        "leakage",
+        "Leakage against cut depth",
+        "What simple attacks recover of held-out texts from the activations that the server reads, "
+        "and the quality of the model. Grey lines join arms that differ in the cut alone, or in "
+        "the cut and in which layers have adapters.",
+        plot_leakage,
     ),
     (
         "costs",

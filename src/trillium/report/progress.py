@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trillium.report import human
+from trillium.report.measure import Measure
 from trillium.report.measures import (
     BY_NAME,
     QUALITY,
-    Measure,
     bytes_per_client,
     flops_per_client,
 )

@@ -12,7 +12,8 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from trillium.report.measures import BY_NAME, MEASURES, QUALITY, Measure
+from trillium.report.measure import Measure
+from trillium.report.measures import BY_NAME, MEASURES, QUALITY
 from trillium.report.summary import Row, shown
 
 # In the order of the columns; where the terminal is narrow those with the highest number go first.
@@ -33,6 +34,13 @@ _COLUMNS = {
     "peak_bytes_client": 3,
     "wall_seconds": 4,
     "bytes_once_per_client": 7,
+    "inverter_accuracy": 2,
+    "inverter_rouge_l": 11,
+    "nearest_accuracy": 11,
+    "distance_correlation": 12,
+    "label_norm_auc": 11,
+    "epsilon_token": 12,
+    "epsilon_text": 6,
 }
 # Widest arm and widest state, below and from so many columns of terminal.
 _NARROW, _FOLDED, _WIDE = 100, (18, 11), (28, 22)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trillium.hiddens.probe import Probe, reading
 from trillium.models.vocabulary import before_vocabulary, ends_in_vocabulary
-from trillium.soft_labels import SoftLabels, Teacher, Writer, chunks
+from trillium.soft_labels import SoftLabels, Teacher, Writer, chunks, summed
 from trillium.tasks import IGNORE, Batch, Example, Task
 from trillium.tasks.batches import collate, in_order
 from trillium.tasks.public import row_slices, rows_of
@@ -41,7 +41,11 @@ class Loss:
 
 
 def distillation_loss(
-    student: Tensor, teacher: Tensor, temperature: float, named: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    named: Tensor | None = None,
+    classes: Tensor | None = None,
 ) -> Tensor:
     """Return `T^2 * KL(teacher || softmax(student / T))`, summed over rows.
 
@@ -51,15 +55,28 @@ def distillation_loss(
         temperature: T; the factor T^2 keeps the gradient's size when T changes (Hinton et al., 2015).
         named: which classes the teacher tells apart, bool `(rows, classes)`; the others count as one,
             on both sides, which can only lower the divergence.
+        classes: the teacher's class of each class of the student, -1 for none, int64 `(student's
+            classes,)`; both sides are compared given that one of the classes is meant that both have.
     """
     wide = student if student.dtype == torch.float64 else student.float()
     log_student = functional.log_softmax(wide / temperature, dim=-1)
     log_teacher = teacher.detach().to(wide)
+    if classes is not None:
+        log_student, shared = _regrouped(log_student, classes.to(wide.device))
+        log_teacher = log_teacher[:, shared].log_softmax(-1)
+        named = None if named is None else named.to(wide.device)[:, shared]
     if named is not None:
         named = named.to(wide.device)
         log_student, log_teacher = _merged(log_student, named), _merged(log_teacher, named)
     divergence = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
     return divergence * temperature**2
+
+
+def _regrouped(log_probs: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a student's distributions over the teacher's classes that it has, and which these are."""
+    has = classes >= 0
+    shared, places = torch.unique(classes[has], return_inverse=True)
+    return summed(log_probs[:, has], places, len(shared)).log_softmax(-1), shared
 
 
 def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -105,7 +122,7 @@ def distillation_objective(
         known = places[rows] >= 0
         taught, rows = student[known.to(student.device)], places[rows[known]]
         found = terms.weight * distillation_loss(
-            taught, labels.take(rows), terms.temperature, labels.named(rows)
+            taught, labels.take(rows), terms.temperature, labels.named(rows), teacher.classes
         )
         if terms.use_labels:
             found = found + functional.cross_entropy(
@@ -135,7 +152,7 @@ def distillation_objective(
             return part(layer(some), targets, rows)
 
         total = hidden.new_zeros(()).float()
-        for some in chunks(len(rows), labels.num_classes):
+        for some in chunks(len(rows), max(labels.num_classes, teacher.num_logits)):
             found = checkpoint(
                 of_some, hidden[some], targets[some], rows[some], use_reentrant=False
             )
@@ -155,7 +172,7 @@ def distillation(
     probe: Probe | None = None,
 ) -> tuple[Loop, Objective]:
     """Return the loop and the objective of a student, with logits in parts where there are many."""
-    apart = is_wide(loop, task, teacher.labels.num_classes)
+    apart = is_wide(loop, task, teacher.num_logits)
     objective = distillation_objective(task, public, teacher, terms, probe, apart=apart)
     by_row = apart or probe is not None
     return replace(loop, extra=lambda batch: rows_key(by_row, task, batch)), objective

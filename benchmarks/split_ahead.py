@@ -1,0 +1,229 @@
+"""What it brings that clients run a batch ahead: Split-FedLLM with `staleness` 1 beside 0.
+
+Server and client are processes of their own, with a pipe between them. The link is made slower by
+sleeping as long as the bytes of each message would take, since nothing else is slow between two
+processes of one machine; both ways are told apart by nothing else than `framework.staleness`. They
+take turns, round by round. With staleness the client's forward pass and the way up of its activations
+lie beside the server's work; the way down of the gradients and the client's backward pass do not.
+
+    OMP_NUM_THREADS=1 python benchmarks/split_ahead.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from overhead import trillium_round
+from trillium.config import ExperimentConfig, experiment
+from trillium.experiment import Experiment, build
+from trillium.files import write_atomic
+from trillium.fleet import Gathered
+from trillium.quiet import quiet
+from trillium.run_folder import environment
+
+RESULTS = Path(__file__).parent / "results"
+BATCH = 32
+
+
+def configuration(
+    model: str, cut: int, num_examples: int, num_rounds: int, staleness: int
+) -> ExperimentConfig:
+    """Return the experiment of both sides: one client, both sides of the cut train."""
+    source = {"name": "builtin", "num_train": num_examples, "num_test": 38}
+    return experiment(
+        {
+            "rounds": num_rounds,
+            "framework": {"name": "split", "cut": cut, "staleness": staleness},
+            "model": {"id": model, "dropout": 0.0},
+            "data": {"source": source, "num_clients": 1, "public_size": 0},
+            "training": {"batch_size": BATCH},
+        }
+    )
+
+
+def serve(pipe: Connection, tree: Mapping[str, Any], bits_per_second: float | None) -> None:
+    """Be the clients, for as long as the process lives; each message takes its time on the link."""
+    quiet()
+    clients = {client.name: client for client in build(experiment(tree)).clients}
+    pipe.send("ready")
+
+    def pace(data: bytes) -> bytes:
+        if bits_per_second is not None:
+            time.sleep(8 * len(data) / bits_per_second)
+        return data
+
+    while True:
+        number, name, data = pipe.recv()
+        pipe.send((number, pace(clients[name].handle(pace(data)))))
+
+
+class Apart:
+    """The engine: clients in another process, which answer in the order in which they are asked."""
+
+    def __init__(self, clients: Sequence[str], pipe: Connection) -> None:
+        self.clients, self._pipe = clients, pipe
+        self._replies: dict[int, queue.SimpleQueue[bytes]] = {}
+        self._count = 0
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def _receive(self) -> None:
+        """Take replies as they come: the other side would wait with the next ask until then."""
+        while True:
+            try:
+                number, reply = self._pipe.recv()
+            except (EOFError, OSError):
+                return
+            self._replies[number].put(reply)
+
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        """Ask and wait."""
+        yield from self.post(requests)
+
+    def post(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        """Ask now, and return what waits."""
+        numbers = {}
+        for name, data in requests.items():
+            self._count += 1
+            numbers[name] = self._count
+            self._replies[self._count] = queue.SimpleQueue()
+            self._pipe.send((self._count, name, data))
+        return self._waited(numbers)
+
+    def _waited(self, numbers: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
+        for name, number in numbers.items():
+            yield name, self._replies[number].get()
+            del self._replies[number]
+
+    def gather(self, need: int) -> Gathered:
+        """Return everybody."""
+        return Gathered({*self.clients})
+
+    def save(self, number: int) -> None:
+        """Keep nothing."""
+
+    def restore(self, number: int) -> None:
+        """Go back to nothing."""
+
+
+@contextmanager
+def apart(config: ExperimentConfig, bits_per_second: float | None) -> Iterator[Experiment]:
+    """Build an experiment whose clients are in another process while the block runs."""
+    ours, theirs = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(
+        target=serve, args=(theirs, config.tree(), bits_per_second), daemon=True
+    )
+    process.start()
+    theirs.close()
+    built = build(config)
+    if ours.recv() != "ready":
+        raise SystemExit("the clients' process does not come up")
+    built.fleet.engine = Apart(built.fleet.engine.clients, ours)
+    built.config.framework.start(built.server, built.fleet)
+    try:
+        yield built
+    finally:
+        process.kill()  # it holds nothing
+        process.join()
+
+
+def measure(options: argparse.Namespace, megabits: float) -> dict[str, Any]:
+    """Run both by turns, a warm-up round first, and return what was measured."""
+    bits = megabits * 1e6 if megabits else None
+    num_rounds = options.repetitions + 1
+    configs = [
+        configuration(options.model, options.cut, options.examples, num_rounds, staleness)
+        for staleness in (0, 1)
+    ]
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    with apart(configs[0], bits) as plain, apart(configs[1], bits) as ahead:
+        num_tokens = sum(e.num_tokens for client in plain.clients for e in client.examples)
+        for number in range(1, num_rounds + 1):
+            for staleness in (0, 1) if number % 2 else (1, 0):
+                start = time.perf_counter()
+                trillium_round(ahead if staleness else plain, number)
+                seconds[staleness].append(time.perf_counter() - start)
+    pairs = list(zip(seconds[0][1:], seconds[1][1:], strict=True))
+    return {
+        "megabits_per_second": megabits or None,
+        "tokens_per_round": num_tokens,
+        "tokens_per_second": {
+            f"staleness_{s}": num_tokens / statistics.median(found[1:])
+            for s, found in seconds.items()
+        },
+        "ratio": statistics.median(a / b for a, b in pairs),
+        "ratio_min": min(a / b for a, b in pairs),
+        "ratio_max": max(a / b for a, b in pairs),
+        # Other programs can only add time, so the fastest round of each is the least disturbed one.
+        "ratio_of_fastest": min(a for a, _ in pairs) / min(b for _, b in pairs),
+        "seconds": {f"staleness_{s}": found[1:] for s, found in seconds.items()},
+    }
+
+
+def show(found: Sequence[dict[str, Any]], cut: int) -> None:
+    """Print the table."""
+    table = Table(
+        title=f"A batch ahead: one client, cut {cut}, {torch.get_num_threads()} thread(s) each",
+        caption="tokens per second, medians over rounds",
+    )
+    for title in ("Link", "Staleness 0", "Staleness 1", "Ratio", "Lowest", "Highest", "Fastest"):
+        table.add_column(title, justify="right")
+    for line in found:
+        link = line["megabits_per_second"]
+        speeds = [f"{line['tokens_per_second'][f'staleness_{s}']:.0f}" for s in (0, 1)]
+        keys = ("ratio", "ratio_min", "ratio_max", "ratio_of_fastest")
+        ratios = [f"{line[key]:.3f}" for key in keys]
+        table.add_row(f"{link:g} Mbit/s" if link else "pipe", *speeds, *ratios)
+    Console(width=100).print(table)
+
+
+def main() -> None:
+    """Measure, print and write `results/split_ahead.json`."""
+    parser = argparse.ArgumentParser(description="Split-FedLLM with staleness 1 beside 0")
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--cut", type=int, default=2)
+    parser.add_argument("--examples", type=int, default=128, help="of the client")
+    parser.add_argument(
+        "--megabits", type=float, nargs="+", default=[0.0, 20.0], help="0: no limit"
+    )
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "split_ahead.json")
+    options = parser.parse_args()
+    quiet()
+    transformers.logging.set_verbosity_error()
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    load_before = os.getloadavg()[0]
+    found = [measure(options, megabits) for megabits in options.megabits]
+    show(found, options.cut)
+    content = {
+        "model": options.model,
+        "cut": options.cut,
+        "batch_size": BATCH,
+        "num_threads": torch.get_num_threads(),
+        "load_before": load_before,
+        "found": found,
+        "environment": environment("cpu", sys.argv),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(options.out, json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
