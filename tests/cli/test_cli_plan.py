@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 import tiny
 from trillium.cli import app
 from trillium.compare import run_one
 from trillium.config import experiment, read_yaml
+from trillium.errors import UserError
 from trillium.report.planned import held
 from trillium.report.read import read_run
 from trillium.report.write import write_report
@@ -30,12 +33,27 @@ WORDS = [
 
 def test_a_plan_is_shown_and_written(tmp_path: Path) -> None:
     recipe = tmp_path / "chosen.yaml"
-    words = [*WORDS, "split.framework.cut=2", "plan.client.device.memory=1GB"]
+    words = ["distilgpt2", *WORDS[1:], "split.framework.cut=2", "plan.client.device.memory=1GB"]
     shown = CliRunner().invoke(app, ["plan", *words, "--recipe", str(recipe)])
     assert shown.exit_code == 0, shown.output
     assert "Peak memory" in shown.output
     assert "fedllm_full is out" in shown.output
     assert experiment(read_yaml(recipe)).model.id == "distilgpt2"
+
+
+def test_a_model_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise OSError("not there")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", absent)
+    shown = CliRunner().invoke(app, ["plan", "lama-3-8b"])
+    assert isinstance(shown.exception, UserError)
+    assert shown.exception.instead == "Did you mean 'llama-3-8b'?"
+
+
+def test_one_model_at_most() -> None:
+    shown = CliRunner().invoke(app, ["plan", "gpt2", "--model", "distilgpt2"])
+    assert isinstance(shown.exception, UserError)
 
 
 def test_plots_of_a_sweep(tmp_path: Path) -> None:
