@@ -69,6 +69,16 @@ def test_few_blocks_tell_the_cost_of_many(
     assert few.total.peak_bytes == pytest.approx(whole.total.peak_bytes, rel=0.02)
 
 
+@pytest.mark.parametrize("model", ["distilgpt2", "all-minilm-l6-v2", "qwen2.5-0.5b"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_is_not_random_crosses_once(model: str, dropout: float) -> None:
+    words = [f"model.id={model}", "framework={name: split, train: server}", "rounds=3"]
+    config = configured(*words, f"model.dropout={dropout}", "adapter={name: lora, dropout: 0}")
+    found = planned(config)
+    crosses_again = found.later["client-0"].up.kinds.get("activations", 0) > 0
+    assert crosses_again == (dropout > 0)
+
+
 def test_no_weight_exists() -> None:
     """Seventy billion parameters in two bytes would be 141 GB."""
     config = experiment(

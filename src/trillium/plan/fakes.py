@@ -93,8 +93,10 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags:
-            names = [argument.name for argument in func._schema.arguments]
-            rate = {**dict(zip(names, args, strict=False)), **kwargs}.get("dropout_p", 1.0)
+            arguments = func._schema.arguments
+            given = {argument.name: argument.default_value for argument in arguments}
+            given |= {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
+            rate = given.get("dropout_p", 1.0)
             self.seen = (
                 self.seen or rate > 0
             )  # fused attention may draw, but without dropout does not
