@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from trillium import cli_deploy
+from trillium import cli_deploy, cli_plan
 from trillium.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,13 +66,17 @@ def compare(
 
     Without arguments: the built-in task and model, all frameworks and baselines, about four minutes
     on two cores. A key that begins with the label of an arm changes that arm alone:
-    fedllm.adapter.r=4.
+    fedllm.adapter.r=4. Several values make several arms: fedllm.adapter.r=1,4,8,32.
     """
-    from trillium.config import comparison, read_yaml, recipe_path
+    from trillium.config import CompareConfig, comparison, read_yaml, recipe_path
+    from trillium.plan.sweep import divide, swept
 
-    recipe, tree = _parse(words, model, data)
+    plain, sweeps = divide(words or [])
+    recipe, tree = _parse(plain, model, data)
     found = read_yaml(recipe if recipe is not None else recipe_path("compare"))
     comparing = comparison(found, tree, only.split(",") if only else ())
+    if sweeps:
+        comparing = CompareConfig(base=comparing.base, arms=swept(comparing.arms, sweeps))
     experiments = comparing.experiments(_seeds(seeds))
     source = next(iter(experiments.values())).data.source.name
     _run_all(experiments, f"compare_{source}", out, as_json)
@@ -347,6 +351,7 @@ def show(folder: Path, as_json: bool) -> None:
     console.print(f"\nReport: {page}", highlight=False, soft_wrap=True)
 
 
+cli_plan.register(app)
 cli_deploy.register(app)
 
 

@@ -106,9 +106,17 @@ def run_one(
     watch: Callable[[Entry], None] | None = None,
     argv: Sequence[str] = (),
 ) -> None:
-    """Build and run one experiment into its folder; whatever fails is written there, then raised."""
+    """Build, plan and run one experiment into its folder.
+
+    Whatever fails is written there, then raised.
+    """
     try:
         experiment = build(config, folder, watch, argv)
+        if not (folder.path / "plan.json").exists():
+            # Imported here: tensors without values take a second to load.
+            from trillium.plan.result import plan_of_run
+
+            folder.json("plan.json", plan_of_run(config, experiment.server, experiment.clients))
     except BaseException as error:
         folder.status("failed", f"{type(error).__name__}: {error}")
         raise

@@ -210,7 +210,7 @@ class Fleet:
                 made[key] = wire.pack(replace(message, meta=meta), "down")
             packed = made[key]
             entries[client] = self._entry(client, packed, "down", purpose)
-            if purpose == "train" and self._fails(client):
+            if purpose == "train" and self.fails(client):
                 self.missing[client] = (
                     f"simulated failure (failure_rate={self.config.failure_rate})"
                 )
@@ -285,7 +285,8 @@ class Fleet:
             kinds=packed.kinds,
         )
 
-    def _fails(self, client: str) -> bool:
+    def fails(self, client: str) -> bool:
+        """Whether a client is drawn to fail in this round; see `FleetConfig.failure_rate`."""
         if not self.config.failure_rate or self.round == 0:
             return False
         draw = torch.rand((), generator=generator(self.seed, "failure", self.round, client))

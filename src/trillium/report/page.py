@@ -17,6 +17,7 @@ from trillium.report.config_view import differing_paths, marked_yaml, value_at
 from trillium.report.human import duration
 from trillium.report.measure import Measure
 from trillium.report.measures import MEASURES, show_bytes
+from trillium.report.planned import held
 from trillium.report.plots import Plot
 from trillium.report.progress import missing_clients, round_table
 from trillium.report.read import Run, number
@@ -51,6 +52,7 @@ def render_page(name: str, rows: Sequence[Row], plots: Sequence[Plot]) -> str:
         notes=[(run, note) for run in runs for note in run.notes],
         data=_data(runs),
         once=_once(rows),
+        planned=[(row.arm, lines) for row in rows if (lines := held(row.counted[0]))],
         configs=_configs(rows),
         differences=_differences(rows),
         runs=[_run(run) for run in runs],

@@ -26,6 +26,7 @@ COMPARE_FILE = "compare.yaml"
 class Run:
     """One run folder, read.
 
+    `plan` is what was predicted before it began, empty where nothing was.
     `evaluations` are the lines of `metrics.jsonl`, one per round, in the order of the rounds.
     `traffic` is None where messages were exchanged but no ledger is left of them.
     """
@@ -39,6 +40,7 @@ class Run:
     env: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     once: dict[str, int] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     traffic: Traffic | None = field(default_factory=Traffic)
     notes: tuple[str, ...] = ()
@@ -129,6 +131,7 @@ def read_run(folder: Path) -> Run:
     named = re.fullmatch(r"\d+", suffix) is not None and bool(label)
     seed = config.get("seed", int(suffix) if named else None)
     once = _read_mapping(folder / "once.json", json.loads, notes)
+    has_plan = (folder / "plan.json").is_file()  # a run on machines of their own has none
     run = Run(
         folder=folder,
         arm="",
@@ -139,6 +142,7 @@ def read_run(folder: Path) -> Run:
         env=_read_mapping(folder / "env.json", json.loads, notes),
         data=_read_mapping(folder / "data.json", json.loads, notes),
         once={str(key): int(value) for key, value in once.items() if number(value) is not None},
+        plan=_read_mapping(folder / "plan.json", json.loads, notes) if has_plan else {},
         evaluations=evaluations,
         traffic=traffic.result() if has_ledger or is_silent else None,
         notes=tuple(notes),

@@ -240,6 +240,8 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         Most such operations are taken apart before they come here, except in inference mode.
         """
+        if func.namespace == "prim":  # `prim::device`: a question about a tensor, no operation
+            return False
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         name = func.name()
         return has_kernel(name, "CompositeImplicitAutograd") and not has_kernel(

@@ -1,0 +1,283 @@
+"""Advice: what is worth choosing from, where the balance tips, and which setting to take and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from trillium.config import Tree, experiment, merge
+from trillium.errors import UserError, suggest
+from trillium.frameworks.fedllm import FedLLM
+from trillium.frameworks.kd import KD
+from trillium.frameworks.split import Split
+from trillium.plan.arms import Arm
+from trillium.plan.data import assumed_texts
+from trillium.plan.models import Models
+from trillium.plan.places import Planning, quantity
+from trillium.plan.predict import bytes_of_a_round
+from trillium.report.human import prefixed
+
+MEASURES: Mapping[str, tuple[str, str, Callable[[Arm], float | None]]] = {
+    "client_memory": ("peak memory of a client", "B", lambda arm: arm.peak_bytes),
+    "up": ("bytes up of a client", "B", lambda arm: arm.bytes_up),
+    "down": ("bytes down of a client", "B", lambda arm: arm.bytes_down),
+    "bytes": ("bytes of a client", "B", lambda arm: arm.bytes_up + arm.bytes_down),
+    "client_flops": ("FLOPs of a client", "FLOPs", lambda arm: arm.flops),
+    "round": ("seconds of a round", "s", lambda arm: arm.time.seconds if arm.time else None),
+}
+"""What can be constrained: its words, its unit, and how an arm gives it; all but the memory and the
+round over the whole run."""
+
+SMALL = 256  # where a break-even point is looked for first
+EXACT = 10_000  # up to which it is found exactly; above, to three digits
+
+_COMPARED = ("bytes", "client_flops", "client_memory")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """The most that a measure may be."""
+
+    measure: str
+    most: float
+
+    def broken_by(self, arm: Arm) -> str:
+        """Return by how much an arm breaks it; empty where it does not."""
+        words, unit, of = MEASURES[self.measure]
+        value = of(arm)
+        if value is None:
+            return f"{words} is not known without the speeds of devices and links"
+        if value <= self.most:
+            return ""
+        return f"{words}: {prefixed(value, unit)}, above {prefixed(self.most, unit)}"
+
+
+def constraints(words: Sequence[str]) -> list[Constraint]:
+    """Return the constraints in words such as `client_memory=8GB`.
+
+    Raises:
+        UserError: a measure is unknown, or the most is no quantity.
+    """
+    found = []
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or name not in MEASURES:
+            raise UserError(
+                f"--constraint {word}",
+                "a constraint is a measure and the most that it may be",
+                suggest(name, MEASURES) + ", as in client_memory=8GB",
+            )
+        found.append(Constraint(name, float(quantity(text))))
+    return found
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What a user does with some plans.
+
+    Attributes:
+        fits: labels of the arms that run, within all constraints.
+        broken: why the others do not, by label.
+        pareto: of those that fit, the ones that no other beats in bytes, compute and memory.
+        tips: where the balance tips, in words.
+        chosen: the label of the arm to take; `None` where none fits.
+        reasons: why.
+    """
+
+    fits: tuple[str, ...]
+    broken: Mapping[str, str]
+    pareto: tuple[str, ...]
+    tips: tuple[str, ...]
+    chosen: str | None
+    reasons: tuple[str, ...]
+
+
+def advise(
+    arms: Sequence[Arm],
+    trees: Mapping[str, Tree],
+    planning: Planning,
+    limits: Sequence[Constraint],
+    models: Models,
+) -> Advice:
+    """Return advice on some plans.
+
+    Args:
+        arms: the plans.
+        trees: the settings that they are of, by label.
+        planning: data, devices and links.
+        limits: what may not be exceeded.
+        models: makes their models.
+    """
+    broken = {}
+    for arm in arms:
+        why = [arm.misfit] if arm.misfit else [limit.broken_by(arm) for limit in limits]
+        if any(why):
+            broken[arm.label] = "; ".join(text for text in why if text)
+    fits = [arm for arm in arms if arm.label not in broken]
+    best = pareto(fits)
+    chosen = _choice(best)
+    return Advice(
+        fits=tuple(arm.label for arm in fits),
+        broken=broken,
+        pareto=tuple(arm.label for arm in best),
+        tips=tuple(tips(arms, trees, planning, models)),
+        chosen=None if chosen is None else chosen.label,
+        reasons=tuple(_reasons(chosen, fits, broken)),
+    )
+
+
+def pareto(arms: Sequence[Arm]) -> list[Arm]:
+    """Return the arms that no other equals or beats in everything that is compared.
+
+    Compared are the bytes, FLOPs and memory of a client; and the accuracy, where all have one.
+    """
+    return [
+        arm
+        for arm in arms
+        if not any(_beats(_values(other, arms), _values(arm, arms)) for other in arms)
+    ]
+
+
+def _values(arm: Arm, arms: Sequence[Arm]) -> list[float]:
+    values = [MEASURES[name][2](arm) or 0.0 for name in _COMPARED]
+    if all(other.accuracy is not None for other in arms):
+        values.append(-(arm.accuracy or 0.0))
+    return values
+
+
+def _beats(left: Sequence[float], right: Sequence[float]) -> bool:
+    pairs = list(zip(left, right, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def _choice(arms: Sequence[Arm]) -> Arm | None:
+    """Return the most accurate arm where all were measured, else the one with the fewest bytes."""
+    if not arms:
+        return None
+    if all(arm.accuracy is not None for arm in arms):
+        return max(arms, key=lambda arm: arm.accuracy or 0.0)
+    return min(arms, key=lambda arm: arm.bytes_up + arm.bytes_down)
+
+
+def _reasons(chosen: Arm | None, fits: Sequence[Arm], broken: Mapping[str, str]) -> list[str]:
+    reasons = [f"{label} is out: {why}" for label, why in broken.items()]
+    if chosen is None:
+        return [*reasons, "nothing that was planned fits"]
+    if len(fits) == 1:
+        return [*reasons, f"{chosen.label} is the only one that fits"]
+    by_accuracy = all(arm.accuracy is not None for arm in fits)
+    what = (
+        "is the most accurate in the runs that were named"
+        if by_accuracy
+        else ("moves the fewest bytes; how accurate it is, only a measured run can tell")
+    )
+    reasons.append(f"of what fits, {chosen.label} {what}")
+    for name in _COMPARED:
+        words, unit, of = MEASURES[name]
+        least = min(fits, key=lambda arm: of(arm) or 0.0)
+        if least.label != chosen.label:
+            reasons.append(
+                f"{least.label} has the least {words}: {prefixed(of(least) or 0.0, unit)}, "
+                f"against {prefixed(of(chosen) or 0.0, unit)}"
+            )
+    return reasons
+
+
+def tips(
+    arms: Sequence[Arm], trees: Mapping[str, Tree], planning: Planning, models: Models
+) -> list[str]:
+    """Return in words up to which size one setting moves fewer bytes in a round than another."""
+    planned = [arm for arm in arms if arm.prediction is not None and arm.config is not None]
+    found = []
+    for arm in planned:
+        for other in planned:
+            about = _about(arm, other)
+            if about is None:
+                continue
+            key, words, start = about
+            cost = _cost(trees[arm.label], planning, key, models)
+            exact = 0 if key == "adapter.r" else EXACT  # each rank is a model of its own
+            most = break_even(cost, _round_bytes(other), start, exact)
+            if most is not None:
+                found.append(
+                    f"{arm.label} moves fewer bytes in a round than {other.label} as long as {words} "
+                    f"{most:,}"
+                    if most
+                    else f"{arm.label} moves more bytes in a round than {other.label}, however small "
+                    f"{words.removesuffix(' has at most').removesuffix(' is at most')} is"
+                )
+    return found
+
+
+def _about(arm: Arm, other: Arm) -> tuple[str, str, int] | None:
+    """Return which setting of an arm decides whether it moves fewer bytes than another one."""
+    assert arm.config is not None
+    assert other.config is not None
+    mine, theirs = arm.config.framework, other.config.framework
+    if isinstance(mine, KD) and isinstance(theirs, FedLLM):
+        whole = mine.public_per_round is None and mine.cache_rounds == 1
+        size = arm.config.data.public_size
+        return ("data.public_size", "the public set has at most", size) if whole else None
+    if isinstance(mine, FedLLM) and isinstance(theirs, KD) and arm.config.adapter.name == "lora":
+        return "adapter.r", "its rank is at most", int(arm.config.adapter.r)  # type: ignore[attr-defined]
+    if isinstance(mine, Split) and isinstance(theirs, FedLLM):
+        count = len(next(iter(arm.prediction.texts.clients.values()))) if arm.prediction else 1
+        return "plan.data.examples", "the examples of a client are at most", count
+    return None
+
+
+def _cost(tree: Tree, planning: Planning, key: str, models: Models) -> Callable[[int], float]:
+    """Return what gives the bytes of a round by the value of one setting."""
+
+    def cost(value: int) -> float:
+        assumed = planning.data
+        changed = tree
+        if key == "plan.data.examples":
+            assumed = assumed.model_copy(update={"examples": value})
+        else:
+            section, name = key.split(".")
+            changed = merge(tree, {section: {name: value}})
+        config = experiment(changed)
+        return bytes_of_a_round(config, assumed_texts(config, assumed), models)
+
+    return cost
+
+
+def _round_bytes(arm: Arm) -> float:
+    return max(tier.round.up.bytes + tier.round.down.bytes for tier in arm.tiers)
+
+
+def break_even(
+    cost: Callable[[int], float], most: float, start: int, exact: int = EXACT
+) -> int | None:
+    """Return the largest whole number whose cost is below `most`, if large to three digits.
+
+    Args:
+        cost: grows evenly, or nearly so, with its argument, which is at least 1.
+        most: to stay below.
+        start: where to look first.
+        exact: up to which number it is found exactly.
+
+    Returns:
+        The number, 0 if there is none, or `None` where the cost does not grow.
+    """
+    near = max(min(start, SMALL), 1)
+    at_near = cost(near)
+    slope = (cost(near + SMALL) - at_near) / SMALL
+    if slope <= 0:
+        return None
+    guess = max(int(near + (most - at_near) / slope), 0)
+    if guess > exact:
+        unit: int = 10 ** max(len(str(guess)) - 3, 0)
+        return guess // unit * unit
+    # Headers grow by steps of eight bytes, batches by steps of their size.
+    low, step = guess, 1
+    while low > 0 and cost(low) >= most:
+        low, step = max(low - step, 0), 2 * step
+    high, step = low + 1, 1
+    while cost(high) < most:
+        low, high, step = high, high + step, 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) < most else (low, middle)
+    return low

@@ -1,0 +1,108 @@
+"""The data of a plan: that of a run, or what is assumed of data that nobody has looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from trillium.config import ExperimentConfig
+from trillium.message import Message
+from trillium.tasks import IGNORE, Example
+from trillium.tasks.public import encode_public
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Assumptions(BaseModel):
+    """What a plan assumes of the data.
+
+    Attributes:
+        examples: of each client.
+        tokens: of every example; `training.max_length` where it is left out.
+        response: of these the supervised ones, in language modelling; half of them where left out.
+        classes: to tell apart, in classification.
+        token_bytes: of the text of a token; the public set crosses as text.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    examples: int = Field(default=1000, ge=1)
+    tokens: int | None = Field(default=None, ge=2)
+    response: int | None = Field(default=None, ge=1)
+    classes: int = Field(default=2, ge=2)
+    token_bytes: float = Field(default=4.5, gt=0)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokenised examples, of which a plan reads lengths and how many predictions count.
+
+    Attributes:
+        clients: by name; clients that hold equal data may share one list.
+        public: the public set, as the server holds it.
+        num_classes: 0 for language modelling.
+        assumed: whether nobody has looked at the data.
+        token_bytes: of the text of a token, where there is no text.
+        rows: the public set as text.
+        public_of: the public set in the tokens of those clients whose model is not the server's.
+        foreign: clients whose predictions have to be translated for the server.
+        written: FLOPs that the server has spent on writing the public set.
+    """
+
+    clients: Mapping[str, list[Example]]
+    public: list[Example]
+    num_classes: int
+    assumed: bool = False
+    token_bytes: float = 0.0
+    rows: Dataset | None = None
+    public_of: Mapping[str, list[Example]] = field(default_factory=dict)
+    foreign: frozenset[str] = frozenset()
+    written: float = 0.0
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of all clients together."""
+        return sum(len(examples) for examples in self.clients.values())
+
+    def public_message(self, *, labelled: bool) -> Message:
+        """Return the message that brings the public set to a client.
+
+        Args:
+            labelled: whether its classes are told.
+        """
+        if self.rows is not None:
+            return encode_public(self.rows, labelled=labelled)
+        tokens = sum(example.num_tokens for example in self.public)
+        size = round(self.token_bytes * tokens)
+        return Message("receive_public", {"public/rows": torch.zeros(size, dtype=torch.uint8)})
+
+
+def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
+    """Return examples of one length for all clients, and for the public set."""
+    classifies = config.task.data_form == "classification"
+    length = min(assumed.tokens or config.training.max_length, config.training.max_length)
+    response = min(assumed.response or -(-length // 2), length - 1)
+    tokens = torch.ones(length, dtype=torch.int64)
+    labels = torch.tensor(0) if classifies else tokens.clone()
+    if not classifies:
+        labels[: length - response] = IGNORE
+
+    def texts(count: int) -> list[Example]:
+        prompt = 0 if classifies else length - response
+        return [Example(index, tokens, labels, prompt) for index in range(count)]
+
+    own = texts(assumed.examples)
+    count = config.data.num_clients
+    width = len(str(count - 1))
+    return Texts(
+        clients={f"client-{index:0{width}d}": own for index in range(count)},
+        public=texts(config.data.public_size),
+        num_classes=assumed.classes if classifies else 0,
+        assumed=True,
+        token_bytes=assumed.token_bytes,
+    )

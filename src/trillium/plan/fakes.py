@@ -1,0 +1,163 @@
+"""Tensors that have a shape, a dtype and a device, but no values: the plan runs the real code on them.
+
+PyTorch's fake tensors choose the same kernels and allocate the same storages as real ones on a CPU, so
+the meters count the same FLOPs and the same peak bytes; a model of seventy billion parameters takes a
+few megabytes. What depends on values is answered by `Paper`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from trillium.plan.known import Known
+
+aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
+
+DEPENDS_ON_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
+"""What is raised where a shape or a branch depends on values that a fake tensor does not have."""
+
+
+class Paper:
+    """Makes fake tensors, and the surroundings in which code runs on them.
+
+    Real tensors may be mixed in: token ids, masks and labels are real in a plan, so that all that
+    depends on their values (padding, how many predictions count) is as in a run.
+    """
+
+    def __init__(self) -> None:
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._known = Known(self._mode)
+
+    def tensor(self, like: Tensor) -> Tensor:
+        """Return a fake tensor on the CPU, of the shape and dtype of a meta tensor."""
+        return FakeTensor(self._mode, like.detach(), torch.device("cpu"))
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return a fake tensor of a shape."""
+        return self.tensor(torch.empty(shape, dtype=dtype, device="meta"))
+
+    def fake(self, module: nn.Module) -> nn.Module:
+        """Replace parameters and buffers on the meta device by fake ones, tied ones once."""
+        made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # the old one keeps its id in use
+        for owner in module.modules():
+            for name, parameter in owner._parameters.items():
+                if parameter is None:
+                    continue
+                if id(parameter) not in made:
+                    fake = nn.Parameter(self.tensor(parameter), parameter.requires_grad)
+                    made[id(parameter)] = fake, parameter
+                owner._parameters[name] = made[id(parameter)][0]
+            for name, buffer in owner._buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    owner._buffers[name] = self.tensor(buffer)
+        return module
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let real code run on fake tensors: what it asks of their values is answered with one."""
+        with _Answers(self._known):
+            yield
+
+    @contextmanager
+    def throughout(self) -> Iterator[None]:
+        """As `running`, and what is made anew is fake, too."""
+        with self._mode, _Answers(Known(self._mode)):
+            yield
+
+
+class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices whether the enclosed work draws random numbers, as dropout does.
+
+    Attributes:
+        seen: whether it does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            arguments = func._schema.arguments
+            given = {argument.name: argument.default_value for argument in arguments}
+            given |= {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
+            rate = given.get("dropout_p", 1.0)
+            self.seen = (
+                self.seen or rate > 0
+            )  # fused attention may draw, but without dropout does not
+        return func(*args, **kwargs)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has no values."""
+    return isinstance(tensor, FakeTensor)
+
+
+class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers what code asks of values that do not exist.
+
+    A number read from a fake tensor is one: losses, norms and "is all of it finite" are then what no
+    code objects to. Tensors are equal if they are the same. A choice of entries by a real mask
+    becomes one by places, whose number is known.
+    """
+
+    def __init__(self, known: Known) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = known
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE and is_fake(args[0]):
+            return args[0].fake_device
+        kwargs = kwargs or {}
+        if func is aten._local_scalar_dense.default and is_fake(args[0]):
+            return _one(args[0].dtype)
+        if func is aten.equal.default and any(is_fake(tensor) for tensor in args[:2]):
+            return _is_same(*args[:2])
+        if func.overloadpacket in _BY_MASK and any(map(is_fake, _tensors(args))):
+            args = (args[0], _places(args[1]), *args[2:])
+        return self._known.call(func, args, kwargs)
+
+
+_BY_MASK = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
+
+
+def _is_same(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors must be equal, because they are one."""
+    form = left.shape == right.shape and left.storage_offset() == right.storage_offset()
+    return form and left.untyped_storage() is right.untyped_storage()
+
+
+def _one(dtype: torch.dtype) -> bool | int | float:
+    if dtype == torch.bool:
+        return True
+    return 1.0 if dtype.is_floating_point else 1
+
+
+def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Replace real masks among indices by the places of what they choose."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool and not is_fake(index):
+            found += index.nonzero(as_tuple=True)
+        else:
+            found.append(index)
+    return found
+
+
+def _tensors(args: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]

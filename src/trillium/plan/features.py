@@ -1,0 +1,24 @@
+"""Features of the frozen model on paper, which heads in closed form and filters look at."""
+
+from __future__ import annotations
+
+import torch
+
+from trillium.models.heads import features
+from trillium.side import Side
+from trillium.tasks import Example
+from trillium.tasks.batches import collate
+from trillium.training.meters import resident_tensors
+
+
+def run_features(side: Side, examples: list[Example]) -> None:
+    """Compute the features of a batch, as `trillium.frozen.frozen_features` does."""
+    model = side.model
+    module = model.mount(model.state()).eval()
+    batch = collate(examples, model.tokenizer.pad_token_id, model.device)
+    with (
+        torch.inference_mode(),
+        features(module),
+        side.meter.measure(("features", batch.layout), lambda: resident_tensors(module)),
+    ):
+        module(**batch.inputs)

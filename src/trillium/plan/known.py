@@ -1,0 +1,167 @@
+"""What operations on fake tensors return is remembered, since asking PyTorch again takes far longer.
+
+A model is one block many times, and a plan runs it many times, so nearly every operation has been seen
+before with arguments of the same shapes. Only such are remembered as return new tensors, views, or the
+tensor that they write to, whatever the values; all others go their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+)
+
+_VALUE_TAGS = (
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.inplace_view,
+)
+_PLAIN = (
+    *(int, float, bool, str, type(None)),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The form of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int = 0
+
+
+class _UnknownError(Exception):
+    """An argument or a result is of a kind that is not remembered."""
+
+
+class Known:
+    """Calls operations, and remembers what comes back.
+
+    Args:
+        mode: makes fake tensors.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+        self._results: dict[Any, Any] = {}
+
+    def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return what an operation returns."""
+        kind = _kind(func)
+        if kind is None:
+            return func(*args, **kwargs)
+        try:
+            fakes: list[Tensor] = []
+            key: Any = (func, _key(args, fakes), _key(tuple(kwargs.items()), fakes))
+        except _UnknownError:
+            return func(*args, **kwargs)
+        if not fakes or (kind == "views" and not isinstance(args[0], FakeTensor)):
+            return func(*args, **kwargs)
+        if kind == "writes":
+            return self._write(func, args, kwargs, key)
+        if kind == "views":
+            key = (key, args[0].storage_offset())
+        if key in self._results:
+            return self._made(self._results[key], args[0] if kind == "views" else None)
+        result = func(*args, **kwargs)
+        storages = {id(tensor.untyped_storage()) for tensor in fakes}
+        with suppress(_UnknownError):
+            self._results[key] = _forms(result, storages, is_view=kind == "views")
+        return result
+
+    def _write(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], key: Any) -> Any:
+        """Return the tensor that is written to, which stays what it is."""
+        if key in self._results and isinstance(args[0], FakeTensor):
+            return args[0]
+        result = func(*args, **kwargs)
+        if result is args[0]:
+            self._results[key] = True
+        return result
+
+    def _made(self, form: Any, base: Any) -> Any:
+        """Return a tensor of a form: a new one, or a view of one."""
+        if isinstance(form, _Form):
+            if base is None:
+                meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
+            else:
+                with in_kernel_invocation_manager(self._mode):
+                    meta = _strided(base, form.shape, form.stride, form.offset)
+            return FakeTensor(self._mode, meta, _CPU)
+        if isinstance(form, list | tuple):
+            return type(form)(self._made(part, base) for part in form)
+        return form
+
+
+_strided = torch.ops.aten.as_strided.default
+_CPU = torch.device("cpu")
+
+
+@cache
+def _kind(func: Any) -> str | None:
+    """Return whether an operation `makes` new tensors, `views` its first argument or `writes` to it."""
+    if any(tag in func.tags for tag in _VALUE_TAGS) or func.namespace != "aten":
+        return None
+    name, has_kernel = func.name(), torch._C._dispatch_has_kernel_for_dispatch_key
+    if has_kernel(name, "CompositeImplicitAutograd"):
+        return None  # may return an argument as it is
+    first, *others = [argument.alias_info for argument in func._schema.arguments] or [None]
+    returned = [found.alias_info for found in func._schema.returns]
+    if any(found is not None for found in others):
+        return None
+    if first is None:
+        return "makes" if returned and all(found is None for found in returned) else None
+    if not first.is_write and returned and all(found is not None for found in returned):
+        return "views"
+    writes = first.is_write and len(returned) == 1 and name.split(".")[0].endswith("_")
+    return "writes" if writes else None
+
+
+def _key(value: Any, fakes: list[Tensor]) -> Any:
+    """Return what the form of a result depends on; fake tensors are added to a list.
+
+    Raises:
+        _UnknownError: it may depend on more.
+    """
+    if isinstance(value, Tensor):
+        if isinstance(value, FakeTensor):
+            fakes.append(value)
+        elif value.device.type != "cpu":
+            raise _UnknownError
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(_key(part, fakes) for part in value)
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    raise _UnknownError
+
+
+def _forms(result: Any, storages: set[int], *, is_view: bool) -> Any:
+    """Return the form of a result, new or a view of the only fake argument.
+
+    Raises:
+        _UnknownError: it is another thing.
+    """
+    if isinstance(result, FakeTensor):
+        if (id(result.untyped_storage()) in storages) != is_view:
+            raise _UnknownError
+        offset = int(result.storage_offset())
+        if offset and not is_view:
+            raise _UnknownError
+        return _Form(tuple(result.shape), result.stride(), result.dtype, offset)
+    if isinstance(result, list | tuple):
+        return type(result)(_forms(part, storages, is_view=is_view) for part in result)
+    if not is_view and (result is None or type(result) in (int, float, bool)):
+        return result
+    raise _UnknownError

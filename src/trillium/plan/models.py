@@ -1,0 +1,177 @@
+"""A model that exists on paper: the architecture, adapter and head of a run, without weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from trillium.config import ExperimentConfig
+from trillium.models.base import load_base
+from trillium.models.heads import straighten, train_last_only
+from trillium.models.hub import explained, locate, set_dropout
+from trillium.models.load import LanguageModel
+from trillium.models.parts import Parts
+from trillium.models.slots import State
+from trillium.models.split import split_model
+from trillium.plan.fakes import Draws, Paper
+from trillium.plan.shapes import shapes
+from trillium.plan.waves import Work
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Stands in for a tokenizer.
+
+    Attributes:
+        pad_token_id: of padding.
+        size: how many tokens there are.
+    """
+
+    pad_token_id: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def architecture(config: ExperimentConfig, num_labels: int) -> Any:
+    """Return the Hugging Face configuration of a model: a known shape, a folder, or from the hub.
+
+    Args:
+        config: which model.
+        num_labels: classes; 0 for language modelling.
+
+    Raises:
+        UserError: there is no such model, or the hub cannot be reached.
+    """
+    name, known = config.model.id, shapes()
+    shape = known.get(name.rpartition("/")[-1].lower())
+    if shape is not None and not Path(name).is_dir():
+        found = shape.config()
+    else:
+        with explained(name):
+            found = AutoConfig.from_pretrained(locate(name), revision=config.model.revision)
+    found = copy.deepcopy(found)
+    if num_labels:
+        found.num_labels = num_labels
+    text = found.get_text_config()
+    if text.pad_token_id is None:
+        text.pad_token_id = found.pad_token_id = 0
+    found.use_cache = False
+    if config.model.dropout is not None:
+        set_dropout(found, config.model.dropout)
+    return found
+
+
+def with_blocks(hf_config: Any, num_blocks: int) -> Any:
+    """Return the configuration of an architecture with another number of blocks."""
+    found = copy.deepcopy(hf_config)
+    text = found.get_text_config()
+    before = text.num_hidden_layers
+    text.num_hidden_layers = num_blocks
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == before:  # what each block is, such as its type
+            setattr(text, name, value[:num_blocks])
+    return found
+
+
+def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> LanguageModel:
+    """Return the resident model of a run, without weights.
+
+    Args:
+        config: of the run.
+        hf_config: of the architecture.
+        paper: makes the tensors.
+
+    Raises:
+        UserError: the adapter does not fit the model or the task.
+    """
+    task = config.task
+    wanted = config.model.model_copy(update={"random_weights": True, "quantize": "none"})
+    classifies = task.peft_task == "SEQ_CLS"
+    with torch.device("meta"):
+        model, drawn = load_base(wanted, task.auto_class, hf_config, torch.device("meta"))
+        narrow = classifies and config.adapter.freezes and config.model.head == "linear"
+        if narrow:
+            straighten(model, drawn)
+        with _default_dtype(getattr(torch, config.model.dtype)):
+            module = config.adapter.apply(model, task.peft_task)
+        if narrow:
+            train_last_only(module)
+    text = hf_config.get_text_config()
+    words = Vocabulary(int(text.pad_token_id), int(text.vocab_size))
+    return LanguageModel(paper.fake(module).eval(), words, torch.device("cpu"), task.peft_task)
+
+
+@dataclass
+class Models:
+    """Makes models on paper, each once; plans of several settings share them.
+
+    Attributes:
+        paper: makes their tensors.
+        costs: of work on them, by all that it depends on.
+    """
+
+    paper: Paper = field(default_factory=Paper)
+    costs: dict[Hashable, Work] = field(default_factory=dict)
+    _made: dict[str, LanguageModel] = field(default_factory=dict)
+    _states: dict[int, State] = field(default_factory=dict)
+
+    def get(
+        self, config: ExperimentConfig, num_labels: int, num_blocks: int | None
+    ) -> LanguageModel:
+        """Return the resident model of a run.
+
+        Args:
+            config: of the run.
+            num_labels: classes; 0 for language modelling.
+            num_blocks: how many blocks it is to have; its own number where left out.
+        """
+        key = repr((config.model, config.adapter, config.task, num_labels, num_blocks))
+        if key not in self._made:
+            found = architecture(config, num_labels)
+            if num_blocks is not None:
+                found = with_blocks(found, num_blocks)
+            self._made[key] = paper_model(config, found, self.paper)
+        return self._made[key]
+
+    def state(self, model: LanguageModel) -> State:
+        """Return the server's state of a model, which nobody trains on paper."""
+        if id(model) not in self._states:
+            self._states[id(model)] = model.state()
+        return self._states[id(model)]
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let new layers have a dtype: PEFT gives an adapter that of its layer, but not on meta."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def cut_model(model: LanguageModel, cut: int, tail: int | None) -> Parts:
+    """Cut a model on paper; there are no values that could be held against the whole.
+
+    Raises:
+        UserError: the cut does not exist, or parts would train the same parameter.
+    """
+    if (cut, tail) not in model._parts:
+        model.mount(model.state())
+        split = split_model(model.module, cut, tail)
+        ids = torch.ones(2, 8, dtype=torch.int64)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with Draws() as draws:
+            parts = model._parts[cut, tail] = Parts(split, inputs)
+        parts.head_is_random = draws.seen  # by values, which there are none of, it always looks so
+    return model._parts[cut, tail]

@@ -1,0 +1,164 @@
+"""Plots of plans: bytes and FLOPs by setting, along a sweep where there is one, and time in parts."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from trillium.files import write_atomic
+from trillium.plan.arms import Arm
+from trillium.report.human import duration, prefixed
+from trillium.report.style import arm_styles, png, quiet_style, scale_axis, short
+
+WIDTH = 40  # of the longest bar in a terminal, in characters
+_PARTS = {"compute": "#0072B2", "wire": "#D55E00", "waiting": "#BBBBBB"}
+_MEASURES = (("Bytes of a round, up and down", "B"), ("FLOPs of a round", "FLOPs"))
+
+
+def write_plots(folder: Path, arms: Sequence[Arm], key: str | None, text: str) -> list[Path]:
+    """Write plots as PNG, and a page that holds them, and return the paths.
+
+    Args:
+        folder: made where it is missing.
+        arms: the plans.
+        key: the one setting with several values, if there is one.
+        text: table and advice, for the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    planned = [arm for arm in arms if arm.tiers]
+    with quiet_style():
+        found = {"costs": png(_curves(planned, key) if key else _bars(planned))}
+        if any(arm.time is not None for arm in planned):
+            found["time"] = png(_times(planned))
+    paths = []
+    for name, image in found.items():
+        path = folder / f"plan_{name}.png"
+        path.write_bytes(image)
+        paths.append(path)
+    images = "".join(
+        f'<p><img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></p>'
+        for name, image in found.items()
+    )
+    page = folder / "plan.html"
+    write_atomic(
+        page,
+        '<!doctype html><meta charset="utf-8"><title>Plan</title>'
+        "<style>body { font: 15px sans-serif; margin: 2em } img { max-width: 100% }</style>"
+        f"<h1>Plan</h1><pre>{escape(text)}</pre>{images}",
+    )
+    return [*paths, page]
+
+
+def _values(arm: Arm) -> tuple[float, float]:
+    """Return bytes and FLOPs of a round, the most of any tier."""
+    return (
+        max(tier.round.up.bytes + tier.round.down.bytes for tier in arm.tiers),
+        max(tier.round.flops for tier in arm.tiers),
+    )
+
+
+def _bars(arms: Sequence[Arm]) -> Figure:
+    figure = Figure(figsize=(9.4, 1.2 + 0.45 * len(arms)), layout="constrained")
+    styles = arm_styles([arm.label for arm in arms])
+    names = [short(arm.label, 30, 1) for arm in arms]
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    for place, (axes, (title, unit)) in enumerate(zip(panels, _MEASURES, strict=True)):
+        values = [_values(arm)[place] for arm in arms]
+        colours = [styles[arm.label]["color"] for arm in arms]
+        axes.barh(range(len(arms)), values, color=colours, height=0.6)
+        scale_axis(axes.xaxis, values, unit, log=True)
+        low, high = axes.get_xlim()
+        axes.set_xlim(low / 3, high)
+        axes.set_title(title)
+    panels[0].set_yticks(range(len(arms)), names)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _curves(arms: Sequence[Arm], key: str) -> Figure:
+    """Draw bytes and FLOPs against the value of one setting, a line for each framework."""
+    figure = Figure(figsize=(9.4, 3.6), layout="constrained")
+    lines: dict[str, list[Arm]] = {}
+    for arm in arms:
+        assert arm.config is not None
+        lines.setdefault(arm.config.framework.name, []).append(arm)
+    styles = arm_styles(list(lines))
+    panels: Any = figure.subplots(1, 2)
+    for place, (axes, (title, unit)) in enumerate(zip(panels, _MEASURES, strict=True)):
+        everything = []
+        for name, members in lines.items():
+            points = sorted((_setting(arm, key), _values(arm)[place]) for arm in members)
+            everything += [value for _, value in points]
+            axes.plot(*zip(*points, strict=True), label=name, **styles[name])
+        scale_axis(axes.yaxis, everything, unit, log=True)
+        axes.set_title(title)
+        axes.set_xlabel(key)
+    panels[0].legend()
+    return figure
+
+
+def _setting(arm: Arm, key: str) -> float:
+    """Return the value of a setting in an arm; the label of the arm may stand before it."""
+    assert arm.config is not None
+    for path in (key, key.partition(".")[2]):
+        node: Any = arm.config.tree()
+        for part in path.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, int | float):
+            return float(node)
+    return 0.0
+
+
+def _times(arms: Sequence[Arm]) -> Figure:
+    """Draw how the slowest client of each plan spends a round."""
+    known = [arm for arm in arms if arm.time is not None]
+    figure = Figure(figsize=(9.4, 1.2 + 0.45 * len(known)), layout="constrained")
+    axes: Any = figure.subplots()
+    for index, arm in enumerate(known):
+        start = 0.0
+        for part, colour in _PARTS.items():
+            seconds = max(_part(arm, part), 0.0)
+            label = part if index == 0 else None
+            axes.barh(index, seconds, left=start, color=colour, height=0.6, label=label)
+            start += seconds
+    axes.set_yticks(range(len(known)), [short(arm.label, 30, 1) for arm in known])
+    axes.invert_yaxis()
+    scale_axis(axes.xaxis, [arm.time.seconds for arm in known if arm.time], "s", log=False)
+    axes.set_title("A round of the slowest client")
+    axes.legend()
+    return figure
+
+
+def _part(arm: Arm, part: str) -> float:
+    assert arm.time is not None
+    return float(getattr(arm.time.slowest, part))
+
+
+def terminal_bars(arms: Sequence[Arm]) -> list[str]:
+    """Return the bytes of a round as bars of characters, and the time in parts where it is known."""
+    planned = [arm for arm in arms if arm.tiers]
+    width = max((len(arm.label) for arm in planned), default=0)
+    most = max((_values(arm)[0] for arm in planned), default=0.0)
+    lines = ["Bytes of a round, up and down:"] if most else []
+    for arm in planned if most else []:
+        value = _values(arm)[0]
+        bar = "█" * max(round(WIDTH * value / most), 1 if value else 0)
+        lines.append(f"  {arm.label:{width}} {bar} {prefixed(value, 'B')}")
+    timed = [arm for arm in planned if arm.time is not None]
+    longest = max((arm.time.seconds for arm in timed if arm.time), default=0.0)
+    if longest:
+        lines.append("Time of a round: █ compute, ▒ wire, · waiting")
+    for arm in timed if longest else []:
+        assert arm.time is not None
+        marks = {"compute": "█", "wire": "▒", "waiting": "·"}
+        bar = "".join(
+            mark * round(WIDTH * max(_part(arm, part), 0.0) / longest)
+            for part, mark in marks.items()
+        )
+        lines.append(f"  {arm.label:{width}} {bar} {duration(arm.time.seconds)}")
+    return lines

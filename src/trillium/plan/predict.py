@@ -1,0 +1,312 @@
+"""The plan of one run: rounds on paper, summed up by client, tier and federation."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from trillium.config import ExperimentConfig
+from trillium.errors import UserError
+from trillium.experiment import once_bytes
+from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
+from trillium.frameworks.fedllm import FedLLM
+from trillium.frameworks.kd import KD
+from trillium.frameworks.split import Split
+from trillium.ledger import Purpose
+from trillium.plan.baselines import BaselineRounds
+from trillium.plan.data import Texts
+from trillium.plan.depth import Rounds, course_of
+from trillium.plan.federation import Federation
+from trillium.plan.fedllm import FedLLMRounds
+from trillium.plan.kd import KDRounds
+from trillium.plan.models import Models
+from trillium.plan.sizes import Weight
+from trillium.plan.split import SplitRounds
+from trillium.plan.waves import Ask, Memory, Wave
+from trillium.wire import Direction
+
+ASKS = 200_000  # planned one by one; from then on, a round is taken to be as the last one
+
+
+def rounds_of(federation: Federation) -> Rounds:
+    """Return what the framework of a federation does.
+
+    Raises:
+        UserError: there is no plan for these settings.
+    """
+    framework, config = federation.config.framework, federation.config
+    if config.model.quantize != "none":
+        raise UserError(
+            f"a plan for model.quantize={config.model.quantize}",
+            "what a quantised base takes is not planned yet",
+            "Write model.quantize=none to see what it would take without",
+        )
+    if isinstance(framework, FedLLM):
+        return FedLLMRounds(framework, federation)
+    if isinstance(framework, KD):
+        return KDRounds(framework, federation)
+    if isinstance(framework, Split):
+        return SplitRounds(framework, federation)
+    if isinstance(framework, ZeroShot | LocalOnly | Centralised):
+        return BaselineRounds(framework, federation)
+    raise UserError(
+        f"a plan for framework={framework.name}",
+        "there is none yet",
+        "Write framework=fedllm, kd or split",
+    )
+
+
+@dataclass
+class Traffic:
+    """What crossed in one direction.
+
+    Attributes:
+        bytes: in all.
+        kinds: the same by kind of tensor.
+        low, high: the range of `bytes` where codecs depend on values.
+        messages: how many.
+    """
+
+    bytes: float = 0
+    kinds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    low: float = 0
+    high: float = 0
+    messages: float = 0
+
+    def add(self, weight: Weight, times: float = 1) -> None:
+        """Add a message."""
+        self.bytes += weight.bytes * times
+        self.low += weight.low * times
+        self.high += weight.high * times
+        self.messages += times
+        for kind, count in weight.kinds.items():
+            self.kinds[kind] += count * times
+
+    def merge(self, other: Traffic, times: float = 1) -> None:
+        """Add other traffic, so many times."""
+        self.bytes += other.bytes * times
+        self.low += other.low * times
+        self.high += other.high * times
+        self.messages += other.messages * times
+        for kind, count in other.kinds.items():
+            self.kinds[kind] += count * times
+
+
+@dataclass
+class Sums:
+    """What one client, or several together, send, receive and compute.
+
+    Attributes:
+        up, down: what counts as communication.
+        once: both ways, what crosses once and is reported apart.
+        flops: computed.
+        peak_bytes: the most memory at once.
+    """
+
+    up: Traffic = field(default_factory=Traffic)
+    down: Traffic = field(default_factory=Traffic)
+    once: Traffic = field(default_factory=Traffic)
+    flops: float = 0
+    peak_bytes: int = 0
+
+    def add(self, ask: Ask, times: int = 1) -> None:
+        """Add one message and its reply, so many times."""
+        self._of("down", ask.purpose).add(ask.down, times)
+        if ask.up is not None:
+            self._of("up", ask.purpose).add(ask.up, times)
+        self.flops += ask.cost.flops * times
+        self.peak_bytes = max(self.peak_bytes, ask.cost.peak_bytes)
+
+    def merge(self, other: Sums, times: float = 1) -> None:
+        """Add other sums, so many times."""
+        self.up.merge(other.up, times)
+        self.down.merge(other.down, times)
+        self.once.merge(other.once, times)
+        self.flops += other.flops * times
+        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
+
+    def _of(self, direction: Direction, purpose: Purpose) -> Traffic:
+        if purpose == "once":
+            return self.once
+        return self.up if direction == "up" else self.down
+
+
+@dataclass
+class Prediction:
+    """What a run will send, receive and compute.
+
+    Attributes:
+        config: of the run.
+        clients: by name, over the whole run.
+        later: by client, one round after the first in which it takes part; the first where there
+            is no other.
+        once_bytes: what a client must hold beside what messages bring, by what it is.
+        server_flops: of the whole run.
+        server_peak_bytes: the most memory that the server's work takes.
+        memory: of each client at its peak, by part.
+        waves: of that round, for its course in time.
+        planned_rounds: rounds that were planned one by one.
+        upper_bound: whether a run may take less, because some examples are left out by value.
+        num_parameters, num_trained: of the model.
+    """
+
+    config: ExperimentConfig
+    clients: dict[str, Sums]
+    later: dict[str, Sums]
+    once_bytes: dict[str, int]
+    server_flops: float
+    server_peak_bytes: int
+    memory: dict[str, Memory]
+    waves: list[Wave]
+    planned_rounds: int
+    upper_bound: bool
+    num_parameters: int
+    num_trained: int
+    texts: Texts
+
+    @property
+    def total(self) -> Sums:
+        """All clients together, over the whole run."""
+        total = Sums()
+        for sums in self.clients.values():
+            total.merge(sums)
+        return total
+
+
+def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None) -> Prediction:
+    """Return what a run will send, receive and compute.
+
+    Nothing is trained and no weight exists: the code of the run is followed on tensors without
+    values, with the cohorts, batches and codecs that the run will have.
+
+    Args:
+        config: of the run.
+        texts: its data, or what is assumed of it.
+        models: makes the model; give the same one to plans of the same model.
+
+    Raises:
+        UserError: the settings do not fit together, or there is no plan for them.
+    """
+    federation = Federation(config, texts, models=models or Models())
+    course = course_of(federation, rounds_of)
+    clients: dict[str, Sums] = {name: Sums() for name in federation.clients}
+    first = list(course.start())
+    _add(clients, first)
+    later: dict[str, Sums] = {}
+    since: dict[str, int] = {}
+    waves: list[Wave] = []
+    server_flops, server_peak, asks, number = texts.written, 0, 0, 0
+    total = config.rounds if config.framework.trains else 0
+    while number < total:
+        number += 1
+        last = list(course.round(number))
+        own = _add({}, last)
+        for name, sums in own.items():
+            clients[name].merge(sums)
+            if since.get(name, 1) == 1:  # in the first round nothing comes down
+                later[name], since[name] = sums, number
+        if number <= 2:
+            waves = last
+        flops = sum(wave.server.flops for wave in last)
+        server_flops += flops
+        server_peak = max([server_peak, *(wave.server.peak_bytes for wave in last)])
+        asks += sum(len(wave.asks) for wave in last)
+        if number >= 2 and asks + asks / number > ASKS and _is_steady(config):
+            left = total - number
+            server_flops += left * flops
+            _repeat(clients, own, left)
+            break
+    if max(since.values(), default=1) > 1:
+        later = {name: sums for name, sums in later.items() if since[name] > 1}
+    federation.begin(min(2, max(total, 1)))
+    module = federation.model.module
+    return Prediction(
+        config=config,
+        clients=clients,
+        later=later,
+        once_bytes=once_bytes(config, federation.server, list(federation.clients.values())),
+        server_flops=server_flops,
+        server_peak_bytes=server_peak,
+        memory=_memories(federation, course.rounds, {name: clients[name] for name in since}),
+        waves=waves,
+        planned_rounds=number,
+        upper_bound=course.rounds.upper_bound,
+        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
+        num_trained=sum(tensor.numel() for tensor in federation.model.initial.values()),
+        texts=texts,
+    )
+
+
+def bytes_of_a_round(config: ExperimentConfig, texts: Texts, models: Models) -> float:
+    """Return the bytes up and down of one client in a round after the first; nothing is computed.
+
+    Args:
+        config: of the run.
+        texts: its data, or what is assumed of it.
+        models: makes the model.
+
+    Raises:
+        UserError: as `predict`.
+    """
+    federation = Federation(config, texts, counts=False, models=models)
+    rounds, sums = rounds_of(federation), Sums()
+    list(rounds.start())  # of a round after the first, so without the head's phase
+    for number in (1, 2):
+        own = _add({}, rounds.round(number, federation.begin(number)))
+    for one in own.values():
+        sums.merge(one, 1 / len(own))
+    return sums.up.bytes + sums.down.bytes
+
+
+def _is_steady(config: ExperimentConfig) -> bool:
+    """Whether one round after the first costs what the others do."""
+    framework = config.framework
+    if isinstance(framework, FedLLM):
+        return framework.mask.name == "all"
+    return not isinstance(framework, KD) or framework.cache_rounds == 1
+
+
+def _add(clients: dict[str, Sums], waves: Iterable[Wave]) -> dict[str, Sums]:
+    found = list(waves)
+    times = Counter(map(id, found))
+    for wave in {id(wave): wave for wave in found}.values():
+        for ask in wave.asks:
+            clients.setdefault(ask.client, Sums()).add(ask, times[id(wave)])
+    return clients
+
+
+def _repeat(clients: dict[str, Sums], last: Mapping[str, Sums], times: int) -> None:
+    """Add rounds like the last one; whoever is drawn for them costs what those of the last one did."""
+    mean = Sums()
+    for sums in last.values():
+        mean.merge(sums, 1 / len(last))
+    share = len(last) / len(clients)
+    for name, found in clients.items():
+        found.merge(last[name] if share == 1 else mean, times * share)
+
+
+def _memories(
+    federation: Federation, rounds: Rounds, clients: Mapping[str, Sums]
+) -> dict[str, Memory]:
+    """Return the memory of clients by part; equal clients are looked at once."""
+    found: dict[tuple[int, int, int], Memory] = {}
+    result = {}
+    for name, sums in clients.items():
+        client = federation.clients[name]
+        key = id(client.tier), id(client.examples), sums.peak_bytes
+        if key not in found:
+            found[key] = rounds.memory(client, sums.peak_bytes)
+        result[name] = found[key]
+    return result
+
+
+def by_tier(config: ExperimentConfig, names: Iterable[str]) -> Mapping[str, list[str]]:
+    """Return client names by the label of their tier; `all` for those of none."""
+    from trillium.tiers import tier_of
+
+    labels = {id(tier): label for label, tier in config.tiers.items()}
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        found[labels.get(id(tier_of(config.tiers, name)), "all")].append(name)
+    return dict(found)

@@ -1,0 +1,130 @@
+"""A plan as plain values: what `plan.json` holds, and what tables and plots are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from trillium.config import ExperimentConfig
+from trillium.errors import UserError
+from trillium.plan.data import Texts
+from trillium.plan.models import Models
+from trillium.plan.predict import Prediction, Sums, Traffic, by_tier, predict
+from trillium.rng import scoped_rng
+from trillium.tasks import Example
+
+if TYPE_CHECKING:
+    from trillium.client import Client
+    from trillium.server import Server
+    from trillium.side import Side
+
+
+def plan_of_run(config: ExperimentConfig, server: Server, clients: Sequence[Client]) -> Any:
+    """Return the plan of a simulated run, from the data that it has, as plain values.
+
+    A run never fails for want of a plan: where there is none, it says why.
+    """
+    try:
+        with scoped_rng(config.seed, "plan"):
+            texts, models = texts_of(config, server, clients), Models()
+            for side in (server, *clients):
+                _check_trained(
+                    config.of(None if side is server else side.name), side, texts, models
+                )
+            return to_dict(predict(config, texts, models))
+    except UserError as error:
+        return {"not_planned": f"{error.given}: {error.why}"}
+    except Exception as error:
+        return {"not_planned": f"{type(error).__name__}: {error}"}
+
+
+def _check_trained(config: ExperimentConfig, side: Side, texts: Texts, models: Models) -> None:
+    """Refuse to plan where a checkpoint has decided what trains, which its configuration does not tell.
+
+    Raises:
+        UserError: other parameters train than on paper.
+    """
+    paper = models.get(config, texts.num_classes, None).initial
+    differ = side.model.initial.keys() ^ paper.keys()
+    if differ:
+        raise UserError(
+            f"a plan where {', '.join(sorted(differ)[:3])} train or do not",
+            "the checkpoint lacks weights, which train beside the adapter",
+            "The ledger of the run says what it takes",
+        )
+
+
+def texts_of(config: ExperimentConfig, server: Server, clients: Sequence[Client]) -> Texts:
+    """Return the data of a simulated run as a plan sees it.
+
+    Args:
+        config: of the run.
+        server: has the public set, and has written it by now if it does.
+        clients: with their own data.
+    """
+    public_of: dict[str, list[Example]] = {}
+    if config.framework.needs_public:
+        by_model: dict[int, list[Example]] = {id(server.model): server.public}
+        for client in clients:
+            if id(client.model) not in by_model:
+                by_model[id(client.model)] = client.tokenize(server.public_rows)
+            public_of[client.name] = by_model[id(client.model)]
+    return Texts(
+        clients={client.name: client.examples for client in clients},
+        public=server.public,
+        num_classes=server.model.num_classes if config.task.peft_task == "SEQ_CLS" else 0,
+        rows=server.public_rows,
+        public_of=public_of,
+        foreign=frozenset(server.dialects),
+        written=server.meter.read().flops,
+    )
+
+
+def to_dict(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as values that JSON can hold."""
+    config, total = prediction.config, prediction.total
+    tiers = by_tier(config, prediction.clients)
+    labels = {name: label for label, names in tiers.items() for name in names}
+    return {
+        "framework": config.framework.name,
+        "model": config.model.id,
+        "num_parameters": prediction.num_parameters,
+        "num_trained": prediction.num_trained,
+        "rounds": config.rounds,
+        "planned_rounds": prediction.planned_rounds,
+        "assumed": prediction.texts.assumed,
+        "upper_bound": prediction.upper_bound,
+        "once_bytes": dict(prediction.once_bytes),
+        "total": _sums(total),
+        "server": {
+            "flops": prediction.server_flops,
+            "peak_bytes": prediction.server_peak_bytes,
+        },
+        "clients": {
+            name: {
+                "tier": labels[name],
+                **_sums(sums),
+                "memory": asdict(prediction.memory[name]) if name in prediction.memory else {},
+                "later_round": _sums(prediction.later.get(name, Sums())),
+            }
+            for name, sums in prediction.clients.items()
+        },
+    }
+
+
+def _sums(sums: Sums) -> dict[str, Any]:
+    return {
+        "up": _traffic(sums.up),
+        "down": _traffic(sums.down),
+        "once": _traffic(sums.once),
+        "flops": sums.flops,
+        "peak_bytes": sums.peak_bytes,
+    }
+
+
+def _traffic(traffic: Traffic) -> dict[str, Any]:
+    found: dict[str, Any] = {"bytes": round(traffic.bytes), "messages": round(traffic.messages)}
+    if traffic.low != traffic.high:
+        found |= {"low": round(traffic.low), "high": round(traffic.high)}
+    return {**found, "kinds": {kind: round(n) for kind, n in sorted(traffic.kinds.items())}}

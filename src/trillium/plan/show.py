@@ -1,0 +1,125 @@
+"""Plans for people: one table, and the advice in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from trillium.plan.advice import Advice
+from trillium.plan.arms import Arm, TierPlan
+from trillium.plan.predict import Sums
+from trillium.plan.waves import Memory
+from trillium.report.human import NONE, duration, percent, prefixed
+
+LINES = (
+    "Trained parameters",
+    "Up in a round",
+    "Down in a round",
+    "Up in all rounds",
+    "Down in all rounds",
+    "Once, model included",
+    "FLOPs of a round",
+    "Server FLOPs of a round",
+    "Peak memory",
+    "Time of a round",
+    "Energy of a round",
+    "Accuracy, as measured",
+    "Runs on the device",
+)
+"""What the table says of one client, a round being one after the first."""
+
+
+def plan_table(arms: Sequence[Arm]) -> Table:
+    """Return the table of some plans: a column for each setting and tier."""
+    columns = [column for arm in arms for column in _columns(arm)]
+    table = Table("One client", *(label for label, _ in columns), box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for place, title in enumerate(LINES):
+        cells = [column[place] for _, column in columns]
+        if set(cells) != {NONE}:
+            table.add_row(title, *cells)
+    return table
+
+
+def _columns(arm: Arm) -> list[tuple[str, list[str]]]:
+    """Return the label and the cells of each tier of a plan."""
+    if arm.prediction is None:
+        return [(arm.label, [*[NONE] * (len(LINES) - 1), "no"])]
+    single = len(arm.tiers) == 1
+    return [
+        (arm.label if single else f"{arm.label} {tier.label}", _cells(arm, tier))
+        for tier in arm.tiers
+    ]
+
+
+def _cells(arm: Arm, tier: TierPlan) -> list[str]:
+    found = arm.prediction
+    assert found is not None
+    base = sum(found.once_bytes.values())
+    server = found.server_flops / max(found.config.rounds, 1)
+    return [
+        f"{found.num_trained:,}",
+        _bytes(tier.round.up.bytes),
+        _bytes(tier.round.down.bytes),
+        _bytes(tier.run.up.bytes),
+        _bytes(tier.run.down.bytes),
+        _bytes(base + tier.run.once.bytes),
+        prefixed(tier.round.flops, "").strip(),
+        prefixed(server, "").strip(),
+        _bytes(tier.run.peak_bytes),
+        NONE if tier.seconds is None else duration(tier.seconds),
+        NONE if tier.joules is None else prefixed(tier.joules, "J"),
+        NONE if arm.accuracy is None else percent(arm.accuracy),
+        "yes" if not tier.misfit and not arm.refused else "no",
+    ]
+
+
+def memory_lines(arms: Sequence[Arm]) -> list[str]:
+    """Return what the memory of a client is made of, and how it spends a round."""
+    lines = []
+    for arm in arms:
+        for tier in arm.tiers:
+            label = arm.label if len(arm.tiers) == 1 else f"{arm.label} {tier.label}"
+            lines.append(f"{label}: {_memory(tier.memory)}{_course(arm, tier)}{_range(tier.run)}")
+    return lines
+
+
+def _memory(memory: Memory) -> str:
+    parts = {name: value for name, value in vars(memory).items() if value}
+    return ", ".join(f"{name} {_bytes(value)}" for name, value in parts.items()) or "no memory"
+
+
+def _course(arm: Arm, tier: TierPlan) -> str:
+    if arm.time is None or tier.seconds is None:
+        return ""
+    slowest = arm.time.slowest
+    found = (
+        f"; a round: compute {duration(slowest.compute)}, wire {duration(slowest.wire)}, "
+        f"waiting {duration(max(slowest.waiting, 0.0))}"
+    )
+    return found if tier.joules is None else f"{found}, {prefixed(tier.joules, 'J')}"
+
+
+def _range(sums: Sums) -> str:
+    if sums.up.low == sums.up.high:
+        return ""
+    return f"; bytes up depend on values: {_bytes(sums.up.low)} to {_bytes(sums.up.high)} in all"
+
+
+def advice_lines(advice: Advice) -> list[str]:
+    """Return advice in lines."""
+    lines = []
+    if advice.chosen is not None:
+        lines.append(f"Take {advice.chosen}.")
+    lines += [f"- {reason}" for reason in advice.reasons]
+    if len(advice.pareto) > 1:
+        worth = ", ".join(advice.pareto)
+        lines.append(f"- in bytes, compute and memory, none of these beats another: {worth}")
+    lines += [f"- {tip}" for tip in advice.tips]
+    return lines
+
+
+def _bytes(value: float) -> str:
+    return prefixed(value, "B") if value else "0"

@@ -1,0 +1,195 @@
+"""One batch of a cut model on paper: what its messages weigh, and what client and server compute."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trillium.client import Client
+from trillium.frameworks.split import Split
+from trillium.message import Message, named, scalar
+from trillium.models.parts import Body, Parts, Step
+from trillium.models.pooled import Forwarded, Pooled
+from trillium.models.slots import Tensors, train_only
+from trillium.plan.federation import Chunk, Federation
+from trillium.plan.sizes import Weight
+from trillium.plan.waves import FREE, Work
+
+Pair = tuple[Weight, Weight]
+
+
+@dataclass
+class Batches:
+    """What batches weigh, by rows and tokens, and cost, by their layout; each found once.
+
+    Attributes:
+        framework: its settings.
+        federation: both sides.
+        parts: the cut model.
+    """
+
+    framework: Split
+    federation: Federation
+    parts: Parts
+    _weights: dict[Hashable, dict[str, Pair]] = field(default_factory=dict)
+    _costs: dict[Hashable, dict[str, Work]] = field(default_factory=dict)
+    _bodies: dict[Hashable, tuple[Work, Work]] = field(default_factory=dict)
+
+    def client_part(self, client: Client) -> Tensors:
+        """Return what trains at a client batch by batch, by name."""
+        small = self.framework.auxiliary(self.parts, client.task)
+        start = {**client.initial, **(small.initial() if small else {})}
+        return {name: start[name] for name in self.framework.client_names(self.parts, client.task)}
+
+    # Messages
+
+    def weights(self, client: Client, chunk: Chunk) -> Mapping[str, Pair]:
+        """Return what the messages of a batch weigh, down and up by verb."""
+        rows, tokens = len(chunk.examples), chunk.num_tokens
+        key = (id(client.tier), len(str(client.round)), rows, tokens)
+        if key not in self._weights:
+            pairs = self._messages(client, rows, tokens)
+            self._weights[key] = {
+                down.verb: (
+                    self.federation.down(client.name, down),
+                    self.federation.up(client.name, up),
+                )
+                for down, up in pairs
+            }
+        return self._weights[key]
+
+    def _messages(self, client: Client, rows: int, tokens: int) -> list[tuple[Message, Message]]:
+        """Return the messages of a batch; values, and so padding, have no part in them."""
+        framework, dtype = self.framework, client.model.dtype
+        hidden = self.federation.paper.empty(tokens, self.parts.width, dtype=dtype)
+        number = scalar(0.0)
+        up: dict[str, Tensor] = {
+            "activations/hidden": hidden,
+            "control/lengths": _counts(rows),
+        }
+        if framework.delta is not None:
+            up |= {"control/samples": _counts(rows), "control/forms": _counts(rows).byte()}
+        if framework.auxiliary(self.parts, client.task) is not None:
+            up["control/squared_norm"] = number
+        if framework.shape == "two_part":
+            classifies = client.task.peft_task == "SEQ_CLS"
+            up["labels/labels"] = _counts(rows if classifies else tokens)
+        else:
+            up["control/count"] = number
+        found = [(Message("forward", Step().tensors()), Message("forward", up))]
+        if framework.shape == "u":
+            down = {"activations/output": hidden, "control/share": number}
+            figures = {"control/loss": number, "control/squared_norm": number}
+            gradient = {"gradients/output": hidden, **figures}
+            found.append((Message("finish_batch", down), Message("finish_batch", gradient)))
+        if framework.sends_gradients(self.parts):
+            back = Message("backward", {"gradients/hidden": hidden})
+            found.append((back, Message("backward", {"control/squared_norm": number})))
+        return found
+
+    # Work
+
+    def costs(self, client: Client, chunk: Chunk) -> Mapping[str, Work]:
+        """Return what a batch costs its client, by verb."""
+        if not self.federation.counts:
+            return {}
+        key = (id(client.tier), chunk.layout)
+        if key not in self._costs:
+            with self.federation.paper.running():
+                self._costs[key] = self._run(client, chunk)
+        return self._costs[key]
+
+    def _run(self, client: Client, chunk: Chunk) -> dict[str, Work]:
+        """Run the verbs of a batch, with an optimiser that has its state already."""
+        # What is sent instead of activations makes no difference to what is computed.
+        framework = self.framework.model_copy(update={"delta": None})
+        costs: dict[str, Work] = {}
+
+        def ask(message: Message) -> Message:
+            self.federation.meter.reset()
+            reply: Message = getattr(framework, message.verb)(client, message)
+            costs[message.verb] = Work.of(self.federation.meter.read())
+            return reply
+
+        framework.begin(client, Message("begin", named("parameters", self.client_part(client))))
+        optimizer = client.scratch["optimizer"]
+        if optimizer is not None:
+            _step(optimizer)
+        client.scratch["batches"] = iter([chunk.examples])
+        hidden = ask(Message("forward", Step().tensors())).tensors["activations/hidden"]
+        if framework.shape == "u":
+            tensors = {"activations/output": hidden, "control/share": scalar(1.0)}
+            ask(Message("finish_batch", tensors))
+        if framework.sends_gradients(self.parts):
+            ask(Message("backward", {"gradients/hidden": torch.zeros_like(hidden)}))
+        client.scratch = {}
+        return costs
+
+    def body(self, chunks: Sequence[Chunk], *, gradient: bool) -> tuple[Work, Work]:
+        """Return what the server computes for a pooled batch, forward and backward.
+
+        Args:
+            chunks: the batches that it takes as one.
+            gradient: whether the clients want one back.
+        """
+        if not self.federation.counts:
+            return FREE, FREE
+        pool, count = [chunk.layout for chunk in chunks], sum(chunk.count for chunk in chunks)
+        length = max(found[1] for found in pool)
+        is_padded = any(found[2] or found[1] < length for found in pool)
+        key = (sum(found[0] for found in pool), length, is_padded, gradient)
+        if key not in self._bodies:
+            with self.federation.paper.running():
+                self._bodies[key] = self._run_body(*key[:3], count, gradient)
+        return self._bodies[key]
+
+    def _run_body(
+        self, rows: int, length: int, is_padded: bool, count: int, gradient: bool
+    ) -> tuple[Work, Work]:
+        federation, server, parts = self.federation, self.federation.server, self.parts
+        task, meter = server.task, federation.meter
+        mask = torch.ones(rows, length, dtype=torch.int64)
+        mask[0, length - 1] = 0 if is_padded else 1
+        labels = _labels(task.peft_task == "SEQ_CLS", rows, length, count)
+        hidden = federation.paper.empty(rows, length, parts.width, dtype=server.model.dtype)
+        pooled = Pooled({"": Forwarded(hidden, mask, labels, count)})
+        names = parts.body.names
+        state = train_only(
+            server.model.state({name: server.initial[name] for name in names}),
+            () if self.framework.train == "client" else names,
+        )
+        body = Body("", parts, state, server.training.optimizer, None, meter)
+        if body._optimizer is not None:
+            _step(body._optimizer)
+        meter.reset()
+        body.forward(pooled, gradient=gradient)
+        forward = Work.of(meter.read())
+        meter.reset()
+        body.backward(pooled, task if self.framework.shape == "two_part" else None)
+        return forward, Work.of(meter.read())
+
+
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimiser the state that it has after its first step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _counts(size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.int32)
+
+
+def _labels(classifies: bool, rows: int, length: int, count: int) -> Tensor:
+    """Return labels of a pooled batch, of which so many are supervised."""
+    if classifies:
+        return torch.zeros(rows, dtype=torch.int64)
+    flat = torch.full((rows, length), -100)
+    places = torch.arange(rows * (length - 1))[:count]
+    flat[places // (length - 1), 1 + places % (length - 1)] = 0
+    return flat

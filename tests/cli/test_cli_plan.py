@@ -1,0 +1,105 @@
+"""`trillium plan` as it is typed, and the plan that a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+from typer.testing import CliRunner
+
+import tiny
+from trillium.cli import app
+from trillium.compare import run_one
+from trillium.config import experiment, read_yaml
+from trillium.errors import UserError
+from trillium.report.planned import held
+from trillium.report.read import read_run
+from trillium.report.write import write_report
+from trillium.run_folder import RunFolder
+
+WORDS = [
+    "model.id=distilgpt2",
+    "data.num_clients=2",
+    "data.public_size=16",
+    "rounds=1",
+    "training.max_length=16",
+    "plan.data.examples=16",
+]
+
+
+def test_a_plan_is_shown_and_written(tmp_path: Path) -> None:
+    recipe = tmp_path / "chosen.yaml"
+    words = ["distilgpt2", *WORDS[1:], "split.framework.cut=2", "plan.client.device.memory=1GB"]
+    shown = CliRunner().invoke(app, ["plan", *words, "--recipe", str(recipe)])
+    assert shown.exit_code == 0, shown.output
+    assert "Peak memory" in shown.output
+    assert "fedllm_full is out" in shown.output
+    assert experiment(read_yaml(recipe)).model.id == "distilgpt2"
+
+
+def test_a_model_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise OSError("not there")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", absent)
+    shown = CliRunner().invoke(app, ["plan", "lama-3-8b"])
+    assert isinstance(shown.exception, UserError)
+    assert shown.exception.instead == "Did you mean 'llama-3-8b'?"
+
+
+def test_one_model_at_most() -> None:
+    shown = CliRunner().invoke(app, ["plan", "gpt2", "--model", "distilgpt2"])
+    assert isinstance(shown.exception, UserError)
+
+
+def test_plots_of_a_sweep(tmp_path: Path) -> None:
+    told = ["plan.client.device.flops=1TFLOPS", "plan.client.link={up: 1Mbit, down: 1Mbit}"]
+    words = [*WORDS, *told, "framework=fedllm", "adapter.r=2,4", "--plots", str(tmp_path)]
+    shown = CliRunner().invoke(app, ["plan", *words])
+    assert shown.exit_code == 0, shown.output
+    assert "▒" in shown.output
+    for name in ("plan_costs.png", "plan_time.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert "fedllm_r4" in (tmp_path / "plan.html").read_text(encoding="utf-8")
+
+
+def test_a_plan_as_json() -> None:
+    shown = CliRunner().invoke(app, ["plan", *WORDS, "framework=fedllm", "adapter.r=2,4", "--json"])
+    assert shown.exit_code == 0, shown.output
+    arms = {arm["arm"]: arm for arm in json.loads(shown.output)["arms"]}
+    few, many = (arms[f"fedllm_r{r}"]["tiers"]["all"]["up"]["kinds"]["parameters"] for r in (2, 4))
+    head = 2 * 768 * 4
+    assert many - head == 2 * (few - head)
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys; from trillium.cli import app\n"
+        "try: app(['plan', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_run_leaves_its_plan_and_the_report_holds_it_to_the_ledger(
+    hub: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run", "fedllm")
+    run_one(tiny.experiment_config(hub, "framework=fedllm", "rounds=1"), folder)
+    lines = held(read_run(folder.path))
+    assert [line.difference for line in lines] == ["exact"] * len(lines)
+    assert {line.title for line in lines} >= {"Bytes up, all clients", "Client FLOPs, all clients"}
+    assert "Predicted and measured" in write_report(folder.path).read_text(encoding="utf-8")
+
+
+def test_a_run_without_a_plan_says_why(hub: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", "fedkseed")
+    run_one(tiny.experiment_config(hub, "framework=fedkseed", "adapter=full", "rounds=1"), folder)
+    plan = json.loads((folder.path / "plan.json").read_text(encoding="utf-8"))
+    assert "there is none yet" in plan["not_planned"]
+    assert held(read_run(folder.path)) == []

@@ -1,0 +1,117 @@
+"""Advice: break-even points, the Pareto set, constraints, sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from trillium.config import Tree, parse_overrides
+from trillium.errors import UserError
+from trillium.plan.advice import Constraint, advise, break_even, constraints, pareto
+from trillium.plan.arms import Arm, arms_of, plan_arms
+from trillium.plan.models import Models
+from trillium.plan.planning import planning_of
+from trillium.plan.predict import Sums
+from trillium.plan.sweep import divide, swept
+
+SMALL = [
+    "model.id=distilgpt2",
+    "data.num_clients=2",
+    "data.public_size=40",
+    "rounds=2",
+    "adapter.r=1",
+    "training.max_length=16",
+    "training.batch_size=8",
+]
+
+
+@pytest.mark.parametrize("start", [1, 30, 400])
+@pytest.mark.parametrize("most", [250.0, 1000.0, 5001.0])
+def test_break_even_is_the_last_number_below(start: int, most: float) -> None:
+    def cost(value: int) -> float:
+        return 100 + -(-3 * value // 8) * 8  # steps of eight
+
+    found = break_even(cost, most, start)
+    assert found is not None
+    assert cost(found) < most <= cost(found + 1)
+
+
+def test_there_may_be_no_break_even() -> None:
+    assert break_even(lambda value: 100.0 + value, 50, 10) == 0
+    assert break_even(lambda value: 100.0, 500, 10) is None
+
+
+def test_a_large_one_is_given_to_three_digits() -> None:
+    assert break_even(lambda value: 2.0 * value, 2_469_135, 10) == 1_230_000
+
+
+def arm(label: str, up: float, flops: float, peak: int) -> Arm:
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    sums = Sums(flops=flops, peak_bytes=peak)
+    sums.up.bytes = up
+    tier = SimpleNamespace(run=sums, misfit="", label="all")
+    return replace(Arm(label, None), tiers=(tier,))  # type: ignore[arg-type]
+
+
+def test_pareto_leaves_out_what_another_beats() -> None:
+    arms = [arm("a", 1, 9, 5), arm("b", 9, 1, 5), arm("c", 9, 9, 5), arm("d", 1, 9, 5)]
+    assert [found.label for found in pareto(arms)] == ["a", "b", "d"]
+
+
+def test_constraints_are_read_and_held() -> None:
+    [limit] = constraints(["client_memory=8GB"])
+    assert limit == Constraint("client_memory", 8e9)
+    assert limit.broken_by(arm("a", 0, 0, 9_000_000_000)) == (
+        "peak memory of a client: 9.00 GB, above 8.00 GB"
+    )
+    assert not limit.broken_by(arm("a", 0, 0, 7_000_000_000))
+    for word in ("memory=8GB", "up", "up=much"):
+        with pytest.raises(UserError):
+            constraints([word])
+
+
+def test_sweeps() -> None:
+    plain, sweeps = divide(["a.r=1,4", "b=[1,2]", "recipe.yaml", "kd.c='x,y'"])
+    assert plain == ["b=[1,2]", "recipe.yaml", "kd.c='x,y'"]
+    assert sweeps == [("a.r", (1, 4))]
+    arms: dict[str, Tree] = {"fedllm": {"x": 1}, "kd": {}}
+    assert swept(arms, [("fedllm.adapter.r", (1, 4)), ("seed", (0, 7))]) == {
+        "fedllm_r1_seed0": {"x": 1, "adapter": {"r": 1}, "seed": 0},
+        "fedllm_r1_seed7": {"x": 1, "adapter": {"r": 1}, "seed": 7},
+        "fedllm_r4_seed0": {"x": 1, "adapter": {"r": 4}, "seed": 0},
+        "fedllm_r4_seed7": {"x": 1, "adapter": {"r": 4}, "seed": 7},
+        "kd_seed0": {"seed": 0},
+        "kd_seed7": {"seed": 7},
+    }
+
+
+def test_advice_on_real_plans() -> None:
+    trees = arms_of(parse_overrides([*SMALL, "framework=fedllm"]))
+    trees |= {"kd": parse_overrides([*SMALL, "framework=kd"])}
+    told = {"data": {"examples": 16, "classes": 5}, "client": {"device": {"memory": "100MB"}}}
+    planning, models = planning_of(told), Models()
+    arms = plan_arms(trees, planning, models)
+    assert all("100 MB" in a.misfit or "0.1 GB" in a.misfit for a in arms)
+    found = advise(arms, trees, planning, [], models)
+    assert found.chosen is None
+    assert set(found.broken) == {"fedllm", "kd"}
+    [tip] = [tip for tip in found.tips if tip.startswith("kd moves fewer")]
+    size = int(tip.rpartition(" ")[2].replace(",", ""))
+    bytes_of: Callable[[Arm], float] = lambda a: (  # noqa: E731
+        a.tiers[0].round.up.bytes + a.tiers[0].round.down.bytes
+    )
+    for count, fewer in ((size, True), (size + 1, False)):
+        tree = parse_overrides([*SMALL, "framework=kd", f"data.public_size={count}"])
+        [kd] = plan_arms({"kd": tree}, planning, models)
+        assert (bytes_of(kd) < bytes_of(arms[0])) == fewer
+
+
+def test_what_cannot_be_planned_says_why() -> None:
+    tree = parse_overrides([*SMALL, "framework={name: fedllm, aggregator: stack}"])
+    [found] = plan_arms({"x": tree}, planning_of({}), Models())
+    assert "folds" in found.refused
+    with pytest.raises(UserError, match=r"plan\.client\.devise"):
+        planning_of({"client": {"devise": {}}})

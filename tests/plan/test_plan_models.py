@@ -1,0 +1,89 @@
+"""Models on paper: public shapes have the sizes that are published, and depth costs what it costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from trillium.config import ExperimentConfig, experiment, parse_overrides
+from trillium.plan import depth
+from trillium.plan.data import Assumptions, assumed_texts
+from trillium.plan.predict import Prediction, predict
+from trillium.plan.shapes import shapes
+
+# Parameters in millions, as the model cards state them.
+PUBLISHED = {
+    "gpt2": 124.4,
+    "bert-base-uncased": 109.5,
+    "roberta-base": 124.6,
+    "llama-3-8b": 8030.3,
+    "llama-3-70b": 70553.7,
+    "qwen2.5-0.5b": 494.0,
+    "qwen3-4b": 4022.5,
+    "mistral-7b": 7241.7,
+    "gemma-2b": 2506.2,
+    "phi-2": 2779.7,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_have_the_published_sizes(name: str) -> None:
+    shape = shapes()[name]
+    auto = AutoModel if shape.model_type in ("bert", "roberta") else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(shape.config())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert round(count / 1e6, 1) == PUBLISHED[name]
+
+
+def test_every_shape_says_where_it_stands() -> None:
+    for name, shape in shapes().items():
+        assert "/" in shape.source, name
+        assert shape.config().model_type == shape.model_type
+
+
+def configured(*words: str) -> ExperimentConfig:
+    return experiment(parse_overrides(["model.id=gpt2", "data.num_clients=2", "rounds=1", *words]))
+
+
+def planned(config: ExperimentConfig) -> Prediction:
+    return predict(config, assumed_texts(config, Assumptions(examples=16, tokens=32)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["framework=fedllm"], ["framework={name: split, shape: u, cut: 4, tail: 9}"]],
+    ids=["fedllm", "split"],
+)
+def test_few_blocks_tell_the_cost_of_many(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(*words)
+    whole = planned(config)
+    monkeypatch.setattr(depth, "DEEP", 2)
+    few = planned(config)
+    assert few.total.up.bytes == whole.total.up.bytes
+    assert few.total.flops == pytest.approx(whole.total.flops, rel=1e-9)
+    assert few.server_flops == pytest.approx(whole.server_flops, rel=1e-9)
+    assert few.total.peak_bytes == pytest.approx(whole.total.peak_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("model", ["distilgpt2", "all-minilm-l6-v2", "qwen2.5-0.5b"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_is_not_random_crosses_once(model: str, dropout: float) -> None:
+    words = [f"model.id={model}", "framework={name: split, train: server}", "rounds=3"]
+    config = configured(*words, f"model.dropout={dropout}", "adapter={name: lora, dropout: 0}")
+    found = planned(config)
+    crosses_again = found.later["client-0"].up.kinds.get("activations", 0) > 0
+    assert crosses_again == (dropout > 0)
+
+
+def test_no_weight_exists() -> None:
+    """Seventy billion parameters in two bytes would be 141 GB."""
+    config = experiment(
+        parse_overrides(["model.id=llama-3-70b", "model.dtype=bfloat16", "task=causal_lm"])
+    )
+    found = predict(config, assumed_texts(config, Assumptions(examples=8, tokens=16)))
+    assert found.num_parameters > 70e9
+    assert found.clients["client-0"].peak_bytes > 141e9
