@@ -296,18 +296,21 @@ class Federation:
             peaks += cost.peaks
         return Work(flops, tuple(peaks))
 
-    def chunked(self, lists: Iterable[list[Example]], of: str) -> list[Chunk]:
+    def chunked(
+        self, lists: Iterable[list[Example]], of: str, *, exact: bool = False
+    ) -> list[Chunk]:
         """Return batches with what is to be known of them; equal ones are one object.
 
         Args:
             lists: the examples of each batch.
             of: whose they are, the `clients` or of the `public` set.
+            exact: whether they are padded to the longest only, and not to a multiple of eight.
         """
         found = []
         for examples in lists:
             lengths = [len(example.input_ids) for example in examples]
             count = sum(map(self._num_targets, examples))
-            length = padded(max(lengths))
+            length = max(lengths) if exact else padded(max(lengths))
             form = (len(examples), length, min(lengths) < length)
             key = (of, form, count, tuple(lengths) if self.texts.assumed else id(examples))
             found.append(self._same.setdefault(key, Chunk(examples, form, count)))

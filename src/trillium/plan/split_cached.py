@@ -22,7 +22,7 @@ from trillium.plan.federation import Chunk, Cohort, Federation
 from trillium.plan.split_batches import Batches
 from trillium.plan.waves import FREE, Ask, Wave, Work
 from trillium.tasks import Example
-from trillium.tasks.batches import by_length
+from trillium.tasks.batches import of_one_length
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
 
@@ -127,8 +127,8 @@ class CachedRounds:
         places = [replace(example, index=place) for place, example in enumerate(examples)]
         if self.federation.texts.assumed:
             places = examples
-        lists = by_length(places, client.training.batch_size)
-        chunks = self.federation.chunked(lists, "uploads")
+        lists = of_one_length(places, client.training.batch_size)
+        chunks = self.federation.chunked(lists, "uploads", exact=True)
         plain = self.framework.model_copy(update={"local_rounds": 0})
 
         def run(chunk: list[Example]) -> None:
