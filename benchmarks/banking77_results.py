@@ -32,7 +32,7 @@ SETTINGS = ("rounds", "dtype", "device", "num_test")  # runs that differ in thes
 Entry = dict[str, Any]
 
 
-_FOLDERS = ("--data", "--runs", "--out")
+_FOLDERS = ("--data", "--texts", "--runs", "--out")
 
 
 class Results:

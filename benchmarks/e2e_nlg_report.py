@@ -52,10 +52,8 @@ def _claims(content: dict[str, Any], bleus: dict[str, list[float]]) -> list[str]
         assert base is not None, "p-values are of differences to it"
         assert stat is not None, "p-values are of arms that have run"
         verdict = "within noise" if p_value >= 0.05 else "beyond noise"
-        title = content["settings"]["arms"][arm]["title"]
-        lines.append(
-            f"- {title}: {stat.mean - base.mean:+.1f} BLEU, p = {p_value:.2f}: **{verdict}**"
-        )
+        title, p = content["settings"]["arms"][arm]["title"], human.significant(p_value, 2)
+        lines.append(f"- {title}: {stat.mean - base.mean:+.1f} BLEU, p = {p}: **{verdict}**")
     return lines
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from trillium.report.style import arm_styles, png, quiet_style, scale_axis
 from trillium.report.summary import Stat
@@ -56,7 +56,10 @@ def plot(panels: Mapping[str, Sequence[Dot]]) -> bytes:
                         xytext=(6, 3), textcoords="offset points",
                     )  # fmt: skip
             scale_axis(axes.xaxis, [dot.num_bytes for dot in dots], "B", log=True)
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+            low, high = (f(dot.accuracy.mean for dot in dots) for f in (min, max))
+            axes.set_ylim(low - 0.03, high + 0.03)
+            axes.yaxis.set_major_locator(MultipleLocator(0.02 if high - low < 0.2 else 0.1))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
             axes.set_xlabel("Bytes up and down per client")
             axes.set_title(name)
         drawn[0].set_ylabel("Test accuracy")

@@ -135,12 +135,13 @@ class Results:
                   "FLOPs of a client", "Fewer FLOPs", "Peak memory", "Seeds"]  # fmt: skip
         rows = []
         for g in groups:
-            base = self._baseline(groups, g.cut)
-            fewer = [human.NONE, human.NONE]
-            if base is not None and base is not g:
+            base, fewer = self._baseline(groups, g.cut), [human.NONE, human.NONE]
+            pair = None if base is None or base is g else _paired(g, base)
+            if pair is not None:
+                own, other = pair
                 fewer = [
-                    _times(base.num_bytes / g.num_bytes),
-                    _times(base.mean("flops") / g.mean("flops")),
+                    _times(other.num_bytes / own.num_bytes),
+                    _times(other.mean("flops") / own.mean("flops")),
                 ]
             rows.append([
                 self._title(g.arm),
@@ -202,14 +203,30 @@ class Results:
         return lines
 
 
+def _paired(own: Group, base: Group) -> tuple[Group, Group] | None:
+    """Return both with the seeds that both have, whose rows are the same; None without any."""
+    seeds = {e["seed"] for e in own.entries} & {e["seed"] for e in base.entries}
+    if not seeds:
+        return None
+    first, second = (
+        Group(g.arm, g.cut, [e for e in g.entries if e["seed"] in seeds]) for g in (own, base)
+    )
+    return first, second
+
+
 def _verdict(own: Group, base: Group, wanted: Tree) -> str:
+    pair = _paired(own, base)
+    if pair is None:
+        return "no seed in common"
+    own, base = pair
     fewer_bytes = base.num_bytes / own.num_bytes
     fewer_flops = base.mean("flops") / own.mean("flops")
     lost = base.accuracy.mean - own.accuracy.mean
+    seeds = "1 seed" if own.accuracy.num == 1 else f"{own.accuracy.num} seeds"
     checks = [
         (fewer_bytes >= wanted["times_fewer_bytes"], f"{_times(fewer_bytes)} fewer bytes"),
         (fewer_flops >= wanted["times_fewer_flops"], f"{_times(fewer_flops)} fewer FLOPs"),
-        (lost <= wanted["margin"], f"{-100 * lost:+.1f} points"),
+        (lost <= wanted["margin"], f"{-100 * lost:+.1f} points over {seeds}"),
     ]
     return ", ".join(f"{text} **{'met' if is_met else 'not met'}**" for is_met, text in checks)
 

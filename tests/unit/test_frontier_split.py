@@ -98,9 +98,10 @@ def test_targets_are_held_against_the_baseline_at_the_same_cut(
     results = module.Results(tmp_path / "frontier_split", {**RECIPE, "preface": ""})
     lines = [line for line in results.markdown().splitlines() if line.startswith("- Cut")]
     assert lines == [
-        "- Cut 1: 400× fewer bytes **met**, 52.6× fewer FLOPs **met**, -0.4 points **met**",
+        "- Cut 1: 400× fewer bytes **met**, 52.6× fewer FLOPs **met**, "
+        "-0.4 points over 2 seeds **met**",
         "- Cut 2: 100× fewer bytes **not met**, 40.0× fewer FLOPs **not met**, "
-        "-1.0 points **not met**",
+        "-1.0 points over 1 seed **not met**",
     ]
     results.write()
     assert (tmp_path / "frontier_split.png").read_bytes().startswith(b"\x89PNG")
