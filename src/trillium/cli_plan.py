@@ -92,8 +92,9 @@ def plan(
     console.print(plan_table(arms))
     from trillium.plan.plots import terminal_bars
 
-    lines = [*memory_lines(arms), "", *terminal_bars(arms), "", *advice_lines(advice)]
-    print("", *lines, sep="\n")
+    blocks = (memory_lines(arms), terminal_bars(arms), advice_lines(advice))
+    lines = [line for block in blocks if block for line in ("", *block)]
+    print(*lines, sep="\n")
     if plots is not None:
         from trillium.plan.plots import write_plots
 

@@ -51,6 +51,26 @@ def test_a_model_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown.exception.instead == "Did you mean 'llama-3-8b'?"
 
 
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("plan.client.devcie.memory=4GB", "Did you mean 'device'?"),
+        ("plan.tiers.phone.device.mem=4GB", "Did you mean 'memory'?"),
+    ],
+)
+def test_what_a_plan_is_not_told(word: str, instead: str) -> None:
+    shown = CliRunner().invoke(app, ["plan", *WORDS, word])
+    assert isinstance(shown.exception, UserError)
+    assert shown.exception.instead == instead
+
+
+def test_what_has_no_plan_is_not_said_to_be_too_large() -> None:
+    shown = CliRunner().invoke(app, ["plan", *WORDS, "framework=fedkseed"])
+    assert shown.exit_code == 0, shown.output
+    assert "- fedkseed is not planned" in shown.output
+    assert "is out" not in shown.output
+
+
 def test_one_model_at_most() -> None:
     shown = CliRunner().invoke(app, ["plan", "gpt2", "--model", "distilgpt2"])
     assert isinstance(shown.exception, UserError)

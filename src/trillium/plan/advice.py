@@ -108,11 +108,13 @@ def advise(
         limits: what may not be exceeded.
         models: makes their models.
     """
-    broken = {}
+    broken, out = {}, []
     for arm in arms:
         why = [arm.misfit] if arm.misfit else [limit.broken_by(arm) for limit in limits]
         if any(why):
             broken[arm.label] = "; ".join(text for text in why if text)
+            what = "is not planned" if arm.prediction is None else "is out"
+            out.append(f"{arm.label} {what}: {broken[arm.label]}")
     fits = [arm for arm in arms if arm.label not in broken]
     best = pareto(fits)
     chosen = _choice(best)
@@ -122,7 +124,7 @@ def advise(
         pareto=tuple(arm.label for arm in best),
         tips=tuple(tips(arms, trees, planning, models)),
         chosen=None if chosen is None else chosen.label,
-        reasons=tuple(_reasons(chosen, fits, broken)),
+        reasons=(*out, *_reasons(chosen, fits)),
     )
 
 
@@ -159,19 +161,18 @@ def _choice(arms: Sequence[Arm]) -> Arm | None:
     return min(arms, key=lambda arm: arm.bytes_up + arm.bytes_down)
 
 
-def _reasons(chosen: Arm | None, fits: Sequence[Arm], broken: Mapping[str, str]) -> list[str]:
-    reasons = [f"{label} is out: {why}" for label, why in broken.items()]
+def _reasons(chosen: Arm | None, fits: Sequence[Arm]) -> list[str]:
     if chosen is None:
-        return [*reasons, "nothing that was planned fits"]
+        return ["there is nothing to recommend"]
     if len(fits) == 1:
-        return [*reasons, f"{chosen.label} is the only one that fits"]
+        return [f"{chosen.label} is the only one that fits"]
     by_accuracy = all(arm.accuracy is not None for arm in fits)
     what = (
         "is the most accurate in the runs that were named"
         if by_accuracy
         else ("moves the fewest bytes; how accurate it is, only a measured run can tell")
     )
-    reasons.append(f"of what fits, {chosen.label} {what}")
+    reasons = [f"of what fits, {chosen.label} {what}"]
     for name in _COMPARED:
         words, unit, of = MEASURES[name]
         least = min(fits, key=lambda arm: of(arm) or 0.0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from trillium.errors import UserError
-from trillium.plan.places import Planning
+from trillium.errors import UserError, suggest
+from trillium.plan.places import Place, Planning
 
 
 def planning_of(told: Mapping[str, Any]) -> Planning:
@@ -25,8 +25,23 @@ def planning_of(told: Mapping[str, Any]) -> Planning:
         raised = first.get("ctx", {}).get("error")
         if isinstance(raised, UserError):
             raise UserError(f"{where}={raised.given}", raised.why, raised.instead) from error
+        if first["type"] == "extra_forbidden":
+            raise UserError(
+                f"{where}={first['input']!r}",
+                f"a plan is told nothing of that name there ({first['loc'][-1]!r})",
+                suggest(str(first["loc"][-1]), _keys_beside(first["loc"])),
+            ) from error
         raise UserError(
             f"{where}={first['input']!r}",
             first["msg"][0].lower() + first["msg"][1:],
             "See docs/plan.md for what a plan is told",
         ) from error
+
+
+def _keys_beside(location: Sequence[int | str]) -> list[str]:
+    """Return the keys that exist beside an unknown one."""
+    node: Any = Planning()
+    for part in location[:-1]:
+        # Any label names a tier.
+        node = Place() if isinstance(node, dict) else getattr(node, str(part))
+    return list(type(node).model_fields) if isinstance(node, BaseModel) else []

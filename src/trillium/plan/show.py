@@ -46,7 +46,7 @@ def plan_table(arms: Sequence[Arm]) -> Table:
 def _columns(arm: Arm) -> list[tuple[str, list[str]]]:
     """Return the label and the cells of each tier of a plan."""
     if arm.prediction is None:
-        return [(arm.label, [*[NONE] * (len(LINES) - 1), "no"])]
+        return [(arm.label, [*[NONE] * (len(LINES) - 1), "not planned"])]
     single = len(arm.tiers) == 1
     return [
         (arm.label if single else f"{arm.label} {tier.label}", _cells(arm, tier))
