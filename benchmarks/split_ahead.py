@@ -12,11 +12,9 @@ lie beside the server's work; the way down of the gradients and the client's bac
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import queue
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,13 +29,12 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from measured import write_found
 from overhead import trillium_round
 from trillium.config import ExperimentConfig, experiment
 from trillium.experiment import Experiment, build
-from trillium.files import write_atomic
 from trillium.fleet import Gathered
 from trillium.quiet import quiet
-from trillium.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 32
@@ -212,17 +209,8 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     found = [measure(options, megabits) for megabits in options.megabits]
     show(found, options.cut)
-    content = {
-        "model": options.model,
-        "cut": options.cut,
-        "batch_size": BATCH,
-        "num_threads": torch.get_num_threads(),
-        "load_before": load_before,
-        "found": found,
-        "environment": environment("cpu", sys.argv),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.out, json.dumps(content, indent=1) + "\n")
+    told = {"model": options.model, "cut": options.cut, "batch_size": BATCH}
+    write_found(options.out, load_before, found, **told)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -25,13 +24,13 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from measured import write_found
 from trillium.config import ExperimentConfig, experiment
 from trillium.deploy.launch import Federation
 from trillium.deploy.prepare import RUNS, federation, prepare_here
 from trillium.experiment import build
-from trillium.files import write_atomic
 from trillium.quiet import quiet
-from trillium.run_folder import RunFolder, environment
+from trillium.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 GOAL = 0.8
@@ -164,15 +163,7 @@ def main() -> None:
         for number in options.nodes
     ]
     show(found)
-    content = {
-        "goal": GOAL,
-        "num_threads": torch.get_num_threads(),
-        "load_before": load_before,
-        "found": found,
-        "environment": environment("cpu", sys.argv),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.out, json.dumps(content, indent=1) + "\n")
+    write_found(options.out, load_before, found, goal=GOAL)
 
 
 if __name__ == "__main__":

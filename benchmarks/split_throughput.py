@@ -18,10 +18,8 @@ be the same, or the script fails. They take turns, and which one begins alternat
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,15 +31,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from measured import write_found
 from overhead import LR, MAX_NORM, Timed, largest_difference, plain_model, timed, trillium_round
 from trillium.config import ExperimentConfig, experiment
 from trillium.experiment import Experiment, build
-from trillium.files import write_atomic
 from trillium.frameworks.split import Split
 from trillium.models.slots import values
 from trillium.quiet import quiet
 from trillium.rng import generator
-from trillium.run_folder import environment
 from trillium.tasks import Example
 from trillium.training.loop import batches
 
@@ -302,17 +299,8 @@ def main() -> None:
         if case.name in options.cases
     ]
     show(found)
-    content = {
-        "goal": GOAL,
-        "model": options.model,
-        "batch_size": BATCH,
-        "num_threads": torch.get_num_threads(),
-        "load_before": load_before,
-        "found": found,
-        "environment": environment("cpu", sys.argv),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.out, json.dumps(content, indent=1) + "\n")
+    told = {"goal": GOAL, "model": options.model, "batch_size": BATCH}
+    write_found(options.out, load_before, found, **told)
 
 
 if __name__ == "__main__":
