@@ -48,7 +48,8 @@ def write_plots(folder: Path, arms: Sequence[Arm], key: str | None, text: str) -
     write_atomic(
         page,
         '<!doctype html><meta charset="utf-8"><title>Plan</title>'
-        "<style>body { font: 15px sans-serif; margin: 2em } img { max-width: 100% }</style>"
+        "<style>body { font: 15px sans-serif; margin: 2em } img { max-width: 100% } "
+        "pre { white-space: pre-wrap }</style>"
         f"<h1>Plan</h1><pre>{escape(text)}</pre>{images}",
     )
     return [*paths, page]
@@ -130,7 +131,7 @@ def _times(arms: Sequence[Arm]) -> Figure:
     axes.invert_yaxis()
     scale_axis(axes.xaxis, [arm.time.seconds for arm in known if arm.time], "s", log=False)
     axes.set_title("A round of the slowest client")
-    axes.legend()
+    figure.legend(loc="outside right upper")  # inside it would lie on the bars
     return figure
 
 
