@@ -131,12 +131,7 @@ def run(config: Tree, folder: Path, arm: str, asked: Meanings, most: int) -> dic
     """Make one run, or go on with it, and return its figures."""
     begun = (folder / "status.json").is_file()
     built = build(experiment(config), RunFolder.reopen(folder) if begun else RunFolder(folder, arm))
-    test, built.server.test = built.server.test, built.server.test[:2]
-
-    def see(line: Any) -> None:  # the model before the first round is not measured
-        built.server.test = test
-
-    last = built.run(see)[-1]
+    last = built.run()[-1]
     answers = describe(built, list(asked), most)
     traffic = read_run(folder).traffic
     total = None if traffic is None else traffic.until()

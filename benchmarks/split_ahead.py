@@ -18,7 +18,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -57,7 +57,7 @@ def configuration(
 
 
 def serve(pipe: Connection, tree: Mapping[str, Any], bits_per_second: float | None) -> None:
-    """Be the clients, for as long as the process lives; each message takes its time on the link."""
+    """Be the clients until None is asked; each message takes its time on the link."""
     quiet()
     clients = {client.name: client for client in build(experiment(tree)).clients}
     pipe.send("ready")
@@ -67,8 +67,8 @@ def serve(pipe: Connection, tree: Mapping[str, Any], bits_per_second: float | No
             time.sleep(8 * len(data) / bits_per_second)
         return data
 
-    while True:
-        number, name, data = pipe.recv()
+    while (asked := pipe.recv()) is not None:
+        number, name, data = asked
         pipe.send((number, pace(clients[name].handle(pace(data)))))
 
 
@@ -137,7 +137,8 @@ def apart(config: ExperimentConfig, bits_per_second: float | None) -> Iterator[E
     try:
         yield built
     finally:
-        process.kill()  # it holds nothing
+        with suppress(OSError):  # it has failed, and what it said of it is on the screen
+            ours.send(None)
         process.join()
 
 

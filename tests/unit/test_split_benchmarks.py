@@ -1,8 +1,10 @@
-"""The benchmark of Split's throughput: both sides do the same work, and it notices if they do not."""
+"""The benchmarks of Split's speed: both sides do the same work, and throughput notices if not."""
 
 from __future__ import annotations
 
 import importlib
+import threading
+from multiprocessing import Pipe
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from trillium.experiment import build
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 EXAMPLES = 64  # two pooled batches
@@ -55,3 +59,30 @@ def test_other_batches_are_other_work(
     [case] = [case for case in throughput.CASES if case.name == name]
     with pytest.raises(SystemExit, match="not the same work"):
         throughput.measure(case, bert, EXAMPLES, 1)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_clients_behind_a_pipe_learn_as_those_of_this_process(
+    monkeypatch: pytest.MonkeyPatch, bert: str, staleness: int
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    ahead = importlib.import_module("split_ahead")
+    config = ahead.configuration(bert, 1, EXAMPLES, 2, staleness)
+    ours, theirs = Pipe()
+    clients = threading.Thread(target=ahead.serve, args=(theirs, config.tree(), 1e9))
+    clients.start()
+    assert ours.recv() == "ready"
+    behind = build(config)
+    engine = ahead.Apart(behind.fleet.engine.clients, ours)
+    behind.fleet.engine, behind.clients = engine, []
+    here = build(config)
+    for side in (behind, here):
+        config.framework.start(side.server, side.fleet)
+        for number in (1, 2):
+            ahead.trillium_round(side, number)
+    ours.send(None)
+    clients.join(timeout=60)
+    assert not clients.is_alive()
+    for name, value in here.server.state.items():
+        assert torch.equal(value, behind.server.state[name])
+        assert not torch.equal(value, here.server.initial[name])
