@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,23 +13,18 @@ from trillium.alignment.vocabulary import Vocabularies, VocabularyMap
 from trillium.codecs.rows import LEAST
 from trillium.soft_labels import SoftLabels, Writer, chunks, summed
 
-Tail = Literal["spread", "drop"]
 
-
-def translate(
-    log_probs: Tensor, vocabulary: VocabularyMap, tail: Tail = "spread"
-) -> tuple[Tensor, Tensor]:
+def translate(log_probs: Tensor, vocabulary: VocabularyMap) -> tuple[Tensor, Tensor]:
     """Return distributions over the target's tokens.
 
     A token of the target has the mass of all tokens that are mapped to it. So much of what a
     distribution says is kept as the two vocabularies share: where the source would say " tokenization"
-    at once and the target " token" first, the mass goes where the map says, and nowhere else.
+    at once and the target " token" first, the mass goes where the map says, and nowhere else. The mass
+    of tokens without counterpart is spread evenly over `vocabulary.free`.
 
     Args:
         log_probs: normalised log-probabilities `(rows, source classes)`.
         vocabulary: source to target.
-        tail: what becomes of the mass of tokens without counterpart: it is spread evenly over
-            `vocabulary.free`, or dropped, and the rest normalised.
 
     Returns:
         Normalised log-probabilities `(rows, target classes)`, none below `LEAST`, and the
@@ -42,9 +36,7 @@ def translate(
     lost = log_probs[:, ~mapped].logsumexp(-1)  # minus infinity of nothing
     own, places = log_probs[:, mapped], index[mapped]
     found = summed(own, places, vocabulary.num_targets)
-    if tail == "drop":
-        found = found.log_softmax(-1)
-    elif not bool(mapped.all()):
+    if not bool(mapped.all()):
         free = vocabulary.free.to(found.device)
         share = (lost - math.log(len(free)))[:, None]
         found[:, free] = torch.logaddexp(found[:, free], share)
@@ -81,7 +73,6 @@ def translate_labels(
     alignment: Alignment,
     vocabularies: Vocabularies,
     writer: Writer,
-    tail: Tail = "spread",
 ) -> Translated:
     """Translate soft labels, some rows at a time.
 
@@ -90,7 +81,6 @@ def translate_labels(
         alignment: says which of their rows is which of the target's.
         vocabularies: source to target.
         writer: of `len(alignment.rows)` rows with `vocabularies.num_targets` classes, fresh.
-        tail: as in `translate`.
     """
     rows = alignment.rows
     maps = {spaces: vocabularies.map(spaces) for spaces in set(alignment.spaces.tolist())}
@@ -104,7 +94,7 @@ def translate_labels(
             own = (here == spaces).nonzero()[:, 0]
             if len(own):
                 source = labels.take(rows[part][own])
-                found[own], missing = translate(source, vocabulary, tail)
+                found[own], missing = translate(source, vocabulary)
                 lost[part][own] = missing
         writer.add(found)
     return Translated(writer.done(), alignment.present, lost)
