@@ -64,7 +64,7 @@ def write_rows(data: Path, folder: Path, sizes: Tree) -> Meanings:
     chosen = random.Random(0).sample(sorted(set(asked) - set(known)), sizes["answered"])
     splits = {
         "train": rows[: sizes["train"]],
-        "test": [(prompt, text) for prompt in chosen for text in asked[prompt]],
+        "test": [(prompt, asked[prompt][0]) for prompt in chosen],
     }
     for split, found in splits.items():
         lines = (json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in found)
@@ -109,21 +109,26 @@ def streams(references: list[list[str]]) -> list[list[str | None]]:
 def p_values(runs: Tree, arms: list[str], asked: Meanings) -> dict[str, float]:
     """Return how probable differences to the first arm as large as these are, were there none.
 
-    Approximate randomisation (Riezler and Maxwell, 2005) over meanings and the seeds that both have.
+    Approximate randomisation (Riezler and Maxwell, 2005) over meanings and the seeds that both have. It
+    knows nothing of what the seed of a training does; so the first arm is also held against itself, in
+    its place: its first seed against its second.
     """
-    seeds_of = {arm: {run["seed"] for run in runs.values() if run["arm"] == arm} for arm in arms}
+    seeds_of = {
+        arm: sorted(run["seed"] for run in runs.values() if run["arm"] == arm) for arm in arms
+    }
+    first = seeds_of[arms[0]]
     found = {}
-    for arm in arms[1:]:
-        seeds = sorted(seeds_of[arms[0]] & seeds_of[arm])
-        if not seeds:
-            continue
-        both = [
-            (name, [text for seed in seeds for text in runs[f"{name}_s{seed}"]["answers"]])
-            for name in (arms[0], arm)
-        ]
-        references = streams([own for _ in seeds for own in asked.values()])
-        test = PairedTest(both, {"BLEU": BLEU()}, references, "ar", n_samples=2000)
-        found[arm] = float(test()[1]["BLEU"][1].p_value)
+    for arm in arms:
+        seeds = [seed for seed in first if seed in seeds_of[arm]]
+        seeds, others = (seeds, seeds) if arm != arms[0] else (seeds[:1], seeds[1:2])
+        if others:
+            references = streams([own for _ in seeds for own in asked.values()])
+            both = [
+                (str(number), [text for s in chosen for text in runs[f"{name}_s{s}"]["answers"]])
+                for number, (name, chosen) in enumerate([(arms[0], seeds), (arm, others)])
+            ]
+            test = PairedTest(both, {"BLEU": BLEU()}, references, "ar", n_samples=2000)
+            found[arm] = float(test()[1]["BLEU"][1].p_value)
     return found
 
 

@@ -153,6 +153,10 @@ def test_only_differences_that_chance_does_not_make_are_told_apart(
     found = module.p_values(runs, ["centralised", "mixed", "wrong", "not_run"], asked)
     assert set(found) == {"mixed", "wrong"}
     assert found["mixed"] > 0.05 > found["wrong"]
+    runs["centralised_s4"] = {"arm": "centralised", "seed": 4, "answers": wrong}
+    again = module.p_values(runs, ["centralised", "mixed"], asked)
+    assert again["mixed"] == found["mixed"], "the seeds that both have"
+    assert again["centralised"] < 0.05, "its two seeds"
 
 
 def test_meanings_become_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
