@@ -71,6 +71,7 @@ def plan(
 
     from trillium.plan.advice import advise, constraints
     from trillium.plan.arms import arm_to_dict, arms_of, check_models, plan_arms
+    from trillium.plan.cuts import with_cuts
     from trillium.plan.models import Models
     from trillium.plan.planning import planning_of
     from trillium.plan.show import advice_lines, memory_lines, plan_table
@@ -80,19 +81,24 @@ def plan(
     trees = swept(arms_of(tree), sweeps)
     check_models(trees)
     models = Models()
+    trees, cuts = with_cuts(trees, planning, limits, models)
     arms = plan_arms(trees, planning, models)
     advice = advise(arms, trees, planning, limits, models)
     if recipe is not None and advice.chosen is not None:
         _write(recipe, trees[advice.chosen], advice_lines(advice))
     if as_json:
-        found = {"arms": [arm_to_dict(arm) for arm in arms], "advice": vars(advice)}
+        found = {
+            "arms": [arm_to_dict(arm) for arm in arms],
+            "cuts": [vars(proposal) for proposal in cuts],
+            "advice": vars(advice),
+        }
         print(json.dumps(found, indent=1))
         return
     console = Console(record=plots is not None)
     console.print(plan_table(arms))
     from trillium.plan.plots import terminal_bars
 
-    blocks = (memory_lines(arms), terminal_bars(arms), advice_lines(advice))
+    blocks = (memory_lines(arms), list(map(str, cuts)), terminal_bars(arms), advice_lines(advice))
     lines = [line for block in blocks if block for line in ("", *block)]
     print(*lines, sep="\n")
     if plots is not None:

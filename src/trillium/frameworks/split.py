@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trillium.client import Client, client_verb
 from trillium.component import Choice
@@ -48,7 +48,8 @@ class Split(Framework, name="split"):
     """Training across a cut.
 
     Attributes:
-        cut: how many blocks the client runs before the server; a tier may have fewer.
+        cut: how many blocks the client runs before the server; a tier may have fewer. `trillium plan`
+            proposes one for `auto`.
         shape: `two_part` sends labels to the server; `u` keeps them, and the last blocks, at the
             client.
         tail: first block of the client's last part in the U shape; where it is left out that part
@@ -93,6 +94,17 @@ class Split(Framework, name="split"):
     leakage: bool = False
     staleness: int = Field(default=0, ge=0, le=1)
     delta: Delta | None = None
+
+    @field_validator("cut", mode="before")
+    @classmethod
+    def _is_number(cls, value: object) -> object:
+        if value == "auto":
+            raise UserError(
+                "framework.cut=auto",
+                "a run has a number of blocks at the clients",
+                "Let `trillium plan` propose one: it knows what clients can bear",
+            )
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Split:
