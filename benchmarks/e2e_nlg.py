@@ -2,7 +2,9 @@
 
 The development set is what the clients learn from. Each arm then describes the same meanings of the
 test set, greedily, and BLEU compares with all references (Novikova et al., 2017, arXiv 1706.09254;
-Post, 2018, arXiv 1804.08771). Settings: e2e_nlg.yaml.
+Post, 2018, arXiv 1804.08771). The two sets share few names of places; models read and write
+placeholders for them, as the data set's baseline does (Dusek and Jurcicek, 2016, arXiv 1606.05491). The
+decoder is Karpathy's stories260K. Settings: e2e_nlg.yaml.
 
     OMP_NUM_THREADS=1 python benchmarks/e2e_nlg.py --seeds 0 1
 """
@@ -16,6 +18,8 @@ import random
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
 from e2e_nlg_report import markdown
-from frontier_split import warm_up
+from llama2c import convert
 from trillium.config import Tree, experiment, merge, read_yaml
 from trillium.experiment import Experiment, build
 from trillium.files import write_atomic
@@ -35,52 +39,87 @@ from trillium.tasks.batches import in_order
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data"
-RECIPE, WARM_UP = HERE / "e2e_nlg.yaml", HERE / "frontier_split.yaml"
+RECIPE = HERE / "e2e_nlg.yaml"
 OWN_KEYS = ("rows", "max_new_tokens", "arms")  # of the recipe; all others are of a run
 BATCH = 16  # prompts at once
+PLACEHOLDERS = {"name": "NAME", "near": "NEAR"}
 
-Meanings = dict[str, list[str]]
-"""References by prompt."""
+
+@dataclass(frozen=True)
+class Meaning:
+    """What is to be described.
+
+    Attributes:
+        values: by attribute.
+        references: how people described it.
+    """
+
+    values: Mapping[str, str]
+    references: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        """What a model is given; it reads of names as placeholders."""
+        shown = {key: PLACEHOLDERS.get(key, value) for key, value in self.values.items()}
+        return "; ".join(f"{key}: {value}" for key, value in shown.items()) + " ="
+
+    def without_names(self, text: str) -> str:
+        """Return a description with placeholders, as a model learns it."""
+        for key, placeholder in PLACEHOLDERS.items():
+            if key in self.values:
+                text = text.replace(self.values[key], placeholder)
+        return " " + text
+
+    def with_names(self, text: str) -> str:
+        """Return what a model has written with the names in their places."""
+        for key, placeholder in PLACEHOLDERS.items():
+            text = text.replace(placeholder, self.values.get(key, ""))
+        return text.strip()
+
+
+Meanings = Mapping[str, Meaning]
+"""By what the data set calls them."""
 
 
 def meanings(path: Path) -> Meanings:
-    """Return the references of each meaning of a file, in its order."""
-    found: Meanings = defaultdict(list)
+    """Return the meanings of a file, in its order."""
+    texts: dict[str, list[str]] = defaultdict(list)
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            pairs = re.findall(r"([^\[\],]+)\[([^\]]*)\]", row["mr"])
-            found["; ".join(f"{key.strip()}: {value}" for key, value in pairs) + " ="].append(
-                " " + row["ref"]
-            )
-    return dict(found)
+            texts[row["mr"]].append(row["ref"].strip())
+    found = {}
+    for name, references in texts.items():
+        pairs = re.findall(r"([^\[\],]+)\[([^\]]*)\]", name)
+        found[name] = Meaning({key.strip(): value for key, value in pairs}, tuple(references))
+    return found
 
 
 def write_rows(data: Path, folder: Path, sizes: Tree) -> Meanings:
-    """Write training and test rows; return what is to be described, with all references."""
-    known = meanings(data / "devset.csv")
-    rows = [(prompt, text) for prompt, texts in known.items() for text in texts]
+    """Write training and test rows; return what is to be described."""
+    known, asked = (meanings(data / name) for name in ("devset.csv", "testset_w_refs.csv"))
+    rows = [(own, text) for own in known.values() for text in own.references]
     random.Random(0).shuffle(rows)
-    asked = meanings(data / "testset_w_refs.csv")
-    chosen = random.Random(0).sample(sorted(set(asked) - set(known)), sizes["answered"])
+    chosen = random.Random(0).sample(sorted({*asked} - {*known}), sizes["answered"])
     splits = {
         "train": rows[: sizes["train"]],
-        "test": [(prompt, asked[prompt][0]) for prompt in chosen],
+        "test": [(asked[name], asked[name].references[0]) for name in chosen],
     }
     for split, found in splits.items():
-        lines = (json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in found)
+        pairs = ({"prompt": own.prompt, "completion": own.without_names(t)} for own, t in found)
+        lines = (json.dumps(pair) + "\n" for pair in pairs)
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return {prompt: asked[prompt] for prompt in chosen}
+    return {name: asked[name] for name in chosen}
 
 
 @torch.inference_mode()
-def describe(built: Experiment, prompts: list[str], most: int) -> list[str]:
-    """Return what the model that would be shipped writes after each prompt, greedily."""
+def describe(built: Experiment, asked: Sequence[Meaning], most: int) -> list[str]:
+    """Return how the model that would be shipped describes each meaning, greedily."""
     model = built.model
     module: Any = model.mount(built.server.state).eval()
     tokenizer = model.tokenizer
     found = []
-    for chunk in in_order(prompts, BATCH):  # type: ignore[type-var]
-        ids = [[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]] for text in chunk]
+    for chunk in in_order(asked, BATCH):  # type: ignore[type-var]
+        ids = [[tokenizer.bos_token_id, *tokenizer(own.prompt)["input_ids"]] for own in chunk]
         longest = max(map(len, ids))
         padding = [longest - len(own) for own in ids]
         pad_id = tokenizer.pad_token_id
@@ -91,19 +130,19 @@ def describe(built: Experiment, prompts: list[str], most: int) -> list[str]:
             use_cache=True, pad_token_id=pad_id, eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
         texts = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
-        found += [text.strip() for text in texts]
+        found += [own.with_names(text) for own, text in zip(chunk, texts, strict=True)]
     return found
 
 
-def bleu(answers: list[str], references: list[list[str]]) -> float:
+def bleu(answers: list[str], references: Sequence[Sequence[str]]) -> float:
     """Return BLEU of the answers, each with as many references as there are."""
     return float(BLEU().corpus_score(answers, streams(references)).score)
 
 
-def streams(references: list[list[str]]) -> list[list[str | None]]:
+def streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
     """Return the first references of all answers, the second ones …; None where there is none."""
     most = max(map(len, references))
-    return [[own[n].strip() if n < len(own) else None for own in references] for n in range(most)]
+    return [[own[n] if n < len(own) else None for own in references] for n in range(most)]
 
 
 def p_values(runs: Tree, arms: list[str], asked: Meanings) -> dict[str, float]:
@@ -122,7 +161,7 @@ def p_values(runs: Tree, arms: list[str], asked: Meanings) -> dict[str, float]:
         seeds = [seed for seed in first if seed in seeds_of[arm]]
         seeds, others = (seeds, seeds) if arm != arms[0] else (seeds[:1], seeds[1:2])
         if others:
-            references = streams([own for _ in seeds for own in asked.values()])
+            references = streams([own.references for _ in seeds for own in asked.values()])
             both = [
                 (str(number), [text for s in chosen for text in runs[f"{name}_s{s}"]["answers"]])
                 for number, (name, chosen) in enumerate([(arms[0], seeds), (arm, others)])
@@ -137,11 +176,11 @@ def run(config: Tree, folder: Path, arm: str, asked: Meanings, most: int) -> dic
     begun = (folder / "status.json").is_file()
     built = build(experiment(config), RunFolder.reopen(folder) if begun else RunFolder(folder, arm))
     last = built.run()[-1]
-    answers = describe(built, list(asked), most)
+    answers = describe(built, list(asked.values()), most)
     traffic = read_run(folder).traffic
     total = None if traffic is None else traffic.until()
     return {
-        "bleu": bleu(answers, list(asked.values())),
+        "bleu": bleu(answers, [own.references for own in asked.values()]),
         "loss": last["loss"],
         "token_accuracy": last["token_accuracy"],
         "bytes": (total.bytes_up + total.bytes_down) / config["data"]["num_clients"]
@@ -169,11 +208,11 @@ def main() -> None:
     prepared = runs / "prepared"
     prepared.mkdir(parents=True, exist_ok=True)
     asked = write_rows(options.data / "e2e_nlg", prepared, recipe["rows"])
-    plan = read_yaml(WARM_UP)["warm_up"]
-    warm_up(plan, options.data / "text", plan["steps"], prepared / "gpt2")
+    origin = options.data / "stories260k"
+    convert(origin / "stories260K.bin", origin / "tok512.bin", prepared / "stories")
     common = {key: value for key, value in recipe.items() if key not in OWN_KEYS}
     source = {split: str(prepared / f"{split}.jsonl") for split in ("train", "test")}
-    own = {"data": {"source": source}, "model": {"id": str(prepared / "gpt2")}}
+    own = {"data": {"source": source}, "model": {"id": str(prepared / "stories")}}
     kept = runs / "results.json"
     content: Tree = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {"runs": {}}
     for seed in options.seeds:
@@ -190,8 +229,8 @@ def main() -> None:
             print(f"{label}: BLEU {figures['bleu']:.1f}, loss {figures['loss']:.3f}", flush=True)
     first = next(iter(asked))
     content["p_values"] = p_values(content["runs"], list(recipe["arms"]), asked)
-    content |= {"settings": recipe, "warm_up": plan, "environment": environment("cpu", sys.argv),
-                "example": {"prompt": first, "references": asked[first]}}  # fmt: skip
+    content |= {"settings": recipe, "environment": environment("cpu", sys.argv),
+                "example": {"meaning": first, "references": asked[first].references}}  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "e2e_nlg.json"
     write_atomic(path, json.dumps(content, indent=1) + "\n")

@@ -25,10 +25,9 @@ def markdown(content: dict[str, Any]) -> str:
             shown = [_shown([run[n] for run in own]) for n in ("bleu", "loss", "token_accuracy")]
             rows.append([how["title"], *shown, show_bytes(sent) if sent else "none"])
     seeds = sorted({run["seed"] for run in content["runs"].values()})
-    sizes, plan = settings["rows"], content["warm_up"]
+    sizes = settings["rows"]
     text = (
-        f"A GPT-2 of {plan['sizes']['n_layer']} blocks of width {plan['sizes']['n_embd']}, which has "
-        f"read some megabytes of dialogues ({plan['steps']} steps), LoRA r = "
+        f"Karpathy's stories260K (five blocks of width 64, 512 tokens), LoRA r = "
         f"{settings['adapter']['r']} on all its linear layers. {sizes['train']} rows of the "
         f"development set at three clients, {settings['rounds']} epochs, batches of 24; greedy "
         f"descriptions of {sizes['answered']} meanings of the test set, which the development set does "

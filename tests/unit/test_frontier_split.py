@@ -141,8 +141,9 @@ def test_only_differences_that_chance_does_not_make_are_told_apart(
 ) -> None:
     pytest.importorskip("sacrebleu")
     module = benchmark("e2e_nlg", monkeypatch)
-    asked = {f"{n} =": [f" place number {n} is a cheap pub by the river side"] for n in range(30)}
-    right = [texts[0].strip() for texts in asked.values()]
+    texts = [f"place number {n} is a cheap pub by the river side" for n in range(30)]
+    asked = {text: module.Meaning({}, (text,)) for text in texts}
+    right = list(texts)
     wrong = [text.replace("a cheap pub by", "one dear shop in") for text in right]
     answers = {
         "centralised": wrong[:5] + right[5:],
@@ -163,7 +164,12 @@ def test_meanings_become_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("sacrebleu")
     module = benchmark("e2e_nlg", monkeypatch)
     path = tmp_path / "rows.csv"
-    mr = '"name[The Mill], priceRange[less than £20]"'
-    path.write_text(f"mr,ref\n{mr},One.\n{mr},Two.\n", encoding="utf-8")
-    found = module.meanings(path)
-    assert found == {"name: The Mill; priceRange: less than £20 =": [" One.", " Two."]}
+    mr = '"name[The Mill], priceRange[less than £20], near[The Bakers]"'
+    text = "By The Bakers, The Mill is cheap."
+    path.write_text(f'mr,ref\n{mr},"{text}"\n{mr},Two.\n', encoding="utf-8")
+    [found] = module.meanings(path).values()
+    assert found.prompt == "name: NAME; priceRange: less than £20; near: NEAR ="
+    assert found.references == (text, "Two.")
+    assert found.without_names(text) == " By NEAR, NAME is cheap."
+    assert found.with_names(" By NEAR, NAME is cheap.") == text
+    assert module.Meaning({}, ()).with_names("NAME is cheap.") == "is cheap."
