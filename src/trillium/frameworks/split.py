@@ -24,7 +24,14 @@ from trillium.defences import Defence
 from trillium.defences.none import NoDefence
 from trillium.errors import UserError
 from trillium.fleet import Fleet
-from trillium.frameworks import Framework, split_cached, split_client, split_local, weigh
+from trillium.frameworks import (
+    Framework,
+    split_cached,
+    split_client,
+    split_generate,
+    split_local,
+    weigh,
+)
 from trillium.frameworks.activation_cache import ActivationCache
 from trillium.frameworks.split_checks import check_delta, check_split_settings, check_staleness
 from trillium.frameworks.split_delta import Delta
@@ -208,6 +215,16 @@ class Split(Framework, name="split"):
         """Run the first blocks on some samples, and answer with what comes out and the labels."""
         return split_cached.send_activations(self, client, message)
 
+    @client_verb
+    def begin_texts(self, client: Client, message: Message) -> Message:
+        """Take the trained values of the client's part and run its first blocks on the prompts."""
+        return split_generate.begin_texts(self, client, message)
+
+    @client_verb
+    def next_tokens(self, client: Client, message: Message) -> Message:
+        """Add a token to each text, and run the first blocks on those of the texts that go on."""
+        return split_generate.next_tokens(self, client, message)
+
     def once_bytes(self, side: Side) -> dict[str, int]:
         """Return the weight of the frozen tensors of the client's parts."""
         split = self.parts(side.model, side.test).split
@@ -217,15 +234,23 @@ class Split(Framework, name="split"):
     # Both
 
     def parts_of(self, client: Client) -> Parts:
-        """Return the model as a client cuts it where activations are sent once."""
-        return client.model.parts(client.tier.cut or self.cut, None, client.examples[:2])
+        """Return the model as a client cuts it, which may hold fewer blocks than others."""
+        return self.parts(client.model, client.examples, client.tier.cut)
 
-    def parts(self, model: LanguageModel, examples: Sequence[Example]) -> Parts:
-        """Return the cut model; the first call in a process checks it on a few examples."""
+    def parts(
+        self, model: LanguageModel, examples: Sequence[Example], cut: int | None = None
+    ) -> Parts:
+        """Return the cut model; the first call in a process checks it on a few examples.
+
+        Args:
+            model: the whole one.
+            examples: any.
+            cut: of a client that differs.
+        """
         tail = self.tail
         if self.shape == "u" and tail is None:
             tail = model.num_blocks
-        return model.parts(self.cut, tail, examples[:2])
+        return model.parts(cut or self.cut, tail, examples[:2])
 
     def head_trains(self, parts: Parts) -> bool:
         """Whether anything in the client's first blocks trains."""
@@ -245,6 +270,11 @@ class Split(Framework, name="split"):
         head = parts.head.names if self.head_trains(parts) else ()
         small = self.auxiliary(parts, task)
         return sorted({*head, *parts.tail.names, *(small.initial() if small else ())})
+
+    def text_names(self, parts: Parts) -> list[str]:
+        """Return the names of the values that a client lacks after the run to write text, sorted."""
+        learnt = self.head_trains(parts) or self.local_rounds > 0
+        return sorted({*(parts.head.names if learnt else ()), *parts.tail.names})
 
     def caches(self, parts: Parts) -> bool:
         """Whether activations are sent once."""
