@@ -7,8 +7,8 @@ arXiv 2407.00952). The third of the three frameworks of Yan et al. (2025, arXiv 
 Each batch, up: activations at the cut, with labels in two parts; down: their gradient. In the U
 shape the server's output goes down to the client's last blocks, and its gradient comes up. Once a
 round the client parts go up and, averaged, down. Where nothing in front of the cut trains or is
-random, activations go up once, and that is all. docs/split.md says which published method is which
-setting.
+random, activations go up once; in two parts that is all. docs/split.md says which published method is
+which setting.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from trillium.frameworks.activation_cache import ActivationCache
 from trillium.frameworks.split_checks import check_delta, check_split_settings, check_staleness
 from trillium.frameworks.split_delta import Delta
 from trillium.frameworks.split_exchange import Exchange
+from trillium.frameworks.split_kept import KeptBatches
 from trillium.frameworks.split_leakage import leakage
 from trillium.message import Message
 from trillium.models.auxiliary import Auxiliary
@@ -66,9 +67,9 @@ class Split(Framework, name="split"):
             batches of all clients as one. Client parts are averaged per round in all but `relay`.
         train: whose adapter trains; a client that is frozen gets no gradients. The last part of the U
             shape, which holds the task head, always trains.
-        cache: whether a client sends the activations of each sample once, and the server trains on
-            shuffled batches of what it keeps. Left out, it does so where it can: in two parts with
-            `train=server` and `mode=coalesced`, if nothing in the client's blocks is random (dropout).
+        cache: whether a client sends the activations of each sample once, and the server keeps them.
+            Left out, it does so where it can: with `train=server`, if nothing in the client's blocks is
+            random (dropout).
         cache_bytes: the file in which the server keeps activations grows no longer.
         gradients: from where the client's first blocks learn: the `server` sends them the gradients of
             their activations; or `auxiliary`, a small head of their own, and nothing comes down.
@@ -121,11 +122,8 @@ class Split(Framework, name="split"):
     def start(self, server: Server, fleet: Fleet) -> None:
         """Cut the model and hold the cut against the whole."""
         parts = self.parts(server.model, server.test)
-        if (
-            self.cache
-            or self.local_rounds
-            or any(tier.cut is not None for tier in server.tiers.values())
-        ):
+        cuts_differ = any(tier.cut is not None for tier in server.tiers.values())
+        if self.cache or self.local_rounds or cuts_differ:
             self.check_fixed(parts)
         if self.delta is not None:
             check_delta(parts)
@@ -137,16 +135,19 @@ class Split(Framework, name="split"):
         parts = self.parts(server.model, server.test)
         if server.round <= self.local_rounds:
             return {"train_loss": split_local.train_first_blocks(server, fleet, parts)}
+        kept, figures = None, dict[str, int]()
         if self.caches(parts):
             cache = self._cache(server)
             split_cached.collect(self, server, fleet, parts, cache)
-            loss, count = split_cached.train(self, server, parts, cache)
-            return {"train_loss": loss / max(count, 1), "cache_bytes": cache.nbytes}
-        exchange = Exchange(self, server, fleet, parts, server.generator("order"))
-        loss, count = exchange.run()
+            kept, figures = KeptBatches(self, server, cache), {"cache_bytes": cache.nbytes}
+        if kept is not None and self.shape == "two_part" and self.mode == "coalesced":
+            loss, count = split_cached.train(self, server, parts, kept.cache)
+        else:
+            exchange = Exchange(self, server, fleet, parts, server.generator("order"), kept)
+            loss, count = exchange.run()
         mean = loss / max(count, 1)
         server.store["losses"] = [*server.store.get("losses", ())[-1:], mean]
-        return {"train_loss": mean}
+        return {"train_loss": mean, **figures}
 
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
         """Return the metrics of the assembled model; in the end also what activations give away."""
@@ -280,8 +281,7 @@ class Split(Framework, name="split"):
         """Whether activations are sent once."""
         if self.cache is not None:
             return self.cache
-        can = self.shape == "two_part" and self.train == "server" and self.mode == "coalesced"
-        return can and not parts.head_is_random
+        return self.train == "server" and not parts.head_is_random
 
     def check_fixed(self, parts: Parts) -> None:
         """Refuse to send activations once that would be others the next time.
