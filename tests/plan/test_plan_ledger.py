@@ -69,6 +69,12 @@ SPLIT = {
     "local rounds": ["framework={train: server, local_rounds: 1}", "rounds=3"],
     "auxiliary": ["framework={gradients: auxiliary, cut: 2}"],
     "delta": ["framework={delta: {feedback: 0.5}}", "wire={up: [int4], down: [int8]}"],
+    "ahead": ["framework.staleness=1"],
+    "ahead, u, adam": ["framework={staleness: 1, shape: u, cut: 2}", "data.num_clients=2"],
+    "ahead, turns": ["framework={staleness: 1, mode: splitfed_v2}", "data.num_clients=2"],
+    "ahead, one batch": ["framework={staleness: 1, train: client}", "training.local_steps=1"],
+    "ahead, relay": ["framework={staleness: 1, mode: relay, shape: u, train: server}"],
+    "ahead, full": ["framework={staleness: 1, cut: 2}", "adapter=full"],
     "dropout": ["framework.train=server", "model.dropout=0.1", "framework.defence=gaussian"],
 }
 HEADS = {
@@ -81,7 +87,7 @@ HEADS = {
 QUICK = {
     *("full", "change, turns", "failures", "tiers"),
     *("cache", "client", "other models", "hidden", "resend"),
-    *("u", "v1", "cache, failures", "cuts", "local rounds", "delta"),
+    *("u", "v1", "cache, failures", "cuts", "local rounds", "delta", "ahead"),
     *("projected", "kd-llama-causal_lm", "split-gpt2-causal_lm"),
 }
 """Cases that every run of the tests holds to the ledger; the others are `slow`."""

@@ -95,7 +95,7 @@ class Course:
             if key not in seen:
                 asks = tuple(map(self._with_cost, whole.asks, less.asks, more.asks))
                 server = _grown(less.server, more.server, self.factors["body"])
-                seen[key] = list(waves), Wave(asks, server)
+                seen[key] = list(waves), replace(whole, asks=asks, server=server)
             yield seen[key][1]
 
     def _with_cost(self, whole: Ask, less: Ask, more: Ask) -> Ask:

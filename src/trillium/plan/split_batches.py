@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,14 +44,29 @@ class Batches:
         start = {**client.initial, **(small.initial() if small else {})}
         return {name: start[name] for name in self.framework.client_names(self.parts, client.task)}
 
+    @property
+    def waits(self) -> bool:
+        """Whether a batch stays at its client until the server has answered."""
+        return self.framework.shape == "u" or self.framework.sends_gradients(self.parts)
+
     # Messages
 
-    def weights(self, client: Client, chunk: Chunk) -> Mapping[str, Pair]:
-        """Return what the messages of a batch weigh, down and up by verb."""
+    def weights(self, client: Client, chunk: Chunk, *, late: bool = False) -> Mapping[str, Pair]:
+        """Return what the messages of a batch weigh, down and up by verb.
+
+        Args:
+            client: whose batch it is.
+            chunk: the batch.
+            late: whether the first message to the client after `forward` also brings a step.
+        """
         rows, tokens = len(chunk.examples), chunk.num_tokens
-        key = (id(client.tier), len(str(client.round)), rows, tokens)
+        key = (id(client.tier), len(str(client.round)), rows, tokens, late)
         if key not in self._weights:
             pairs = self._messages(client, rows, tokens)
+            if late:
+                down, up = pairs[1]
+                both = {**down.tensors, **Step().tensors()}
+                pairs[1] = replace(down, tensors=both), up
             self._weights[key] = {
                 down.verb: (
                     self.federation.down(client.name, down),
@@ -92,17 +107,23 @@ class Batches:
 
     # Work
 
-    def costs(self, client: Client, chunk: Chunk) -> Mapping[str, Work]:
-        """Return what a batch costs its client, by verb."""
+    def costs(self, client: Client, chunk: Chunk, other: Chunk | None = None) -> Mapping[str, Work]:
+        """Return what a batch costs its client, by verb.
+
+        Args:
+            client: whose batch it is.
+            chunk: the batch.
+            other: the one that is under way beside it, if there is one.
+        """
         if not self.federation.counts:
             return {}
-        key = (id(client.tier), chunk.layout)
+        key = (id(client.tier), chunk.layout, None if other is None else other.layout)
         if key not in self._costs:
             with self.federation.paper.running():
-                self._costs[key] = self._run(client, chunk)
+                self._costs[key] = self._run(client, chunk, other)
         return self._costs[key]
 
-    def _run(self, client: Client, chunk: Chunk) -> dict[str, Work]:
+    def _run(self, client: Client, chunk: Chunk, other: Chunk | None) -> dict[str, Work]:
         """Run the verbs of a batch, with an optimiser that has its state already."""
         # What is sent instead of activations makes no difference to what is computed.
         framework = self.framework.model_copy(update={"delta": None})
@@ -118,8 +139,20 @@ class Batches:
         optimizer = client.scratch["optimizer"]
         if optimizer is not None:
             _step(optimizer)
-        client.scratch["batches"] = iter([chunk.examples])
-        hidden = ask(Message("forward", Step().tensors())).tensors["activations/hidden"]
+
+        def run_forward(*chunks: Chunk) -> list[Message]:
+            client.scratch["pending"].clear()
+            client.scratch["batches"] = iter([found.examples for found in chunks])
+            return [ask(Message("forward", Step().tensors())) for _ in chunks]
+
+        if other is None:
+            [sent] = run_forward(chunk)
+        else:  # this batch goes forward behind the other one, and back before it
+            run_forward(other, chunk)
+            forward = costs["forward"]
+            sent = run_forward(chunk, other)[0]
+            costs["forward"] = forward
+        hidden = sent.tensors["activations/hidden"]
         if framework.shape == "u":
             tensors = {"activations/output": hidden, "control/share": scalar(1.0)}
             ask(Message("finish_batch", tensors))
@@ -127,6 +160,23 @@ class Batches:
             ask(Message("backward", {"gradients/hidden": torch.zeros_like(hidden)}))
         client.scratch = {}
         return costs
+
+    def served(self, chunks: Sequence[Chunk]) -> list[tuple[str, Work]]:
+        """Return the messages of a turn in order, with what the server computes once each is answered.
+
+        Args:
+            chunks: the batches of the turn.
+        """
+        groups = [chunks] if self.framework.mode == "coalesced" else [[chunk] for chunk in chunks]
+        wanted = self.framework.sends_gradients(self.parts)
+        forward, backward = Work(), Work()
+        for group in groups:
+            found = self.body(group, gradient=wanted)
+            forward, backward = forward + found[0], backward + found[1]
+        verbs = [("forward", forward + backward)]
+        if self.framework.shape == "u":
+            verbs = [("forward", forward), ("finish_batch", backward)]
+        return [*verbs, ("backward", Work())] if wanted else verbs
 
     def body(self, chunks: Sequence[Chunk], *, gradient: bool) -> tuple[Work, Work]:
         """Return what the server computes for a pooled batch, forward and backward.

@@ -86,7 +86,16 @@ class Ask:
 
 @dataclass(frozen=True)
 class Wave:
-    """Messages that go out together, and what the server computes once all replies are there."""
+    """Messages that go out together, and what the server computes once all replies are there.
+
+    Attributes:
+        asks: the messages.
+        server: what the server computes.
+        posted: whether the server goes on while the clients work; a later wave collects the replies.
+        collects: whether the server first awaits the replies to the oldest wave that was posted.
+    """
 
     asks: tuple[Ask, ...]
     server: Work = FREE
+    posted: bool = False
+    collects: bool = False
