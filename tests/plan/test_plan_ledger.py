@@ -32,6 +32,25 @@ FEDLLM = {
         "framework.aggregator=hetlora",
     ],
 }
+_RANKS = "tiers={small: {clients: [client-0], rank: 1}}"
+FOLDS = {
+    "stack": ["framework.aggregator=stack", "rounds=3"],
+    "stack of a cohort": [
+        *("framework.aggregator=stack", "fleet.clients_per_round=2", "rounds=5", INT8, _RANKS)
+    ],
+    "stack, failures": [
+        *("framework.aggregator=stack", "fleet={failure_rate: 0.4, min_replies: 1}", "rounds=5")
+    ],
+    "fedex": ["framework.aggregator=fedex", "rounds=3"],
+    "fedex, one step": ["framework.aggregator=fedex", "rounds=3", "training.local_steps=1"],
+    "fedex of rank 2": ["framework.aggregator={name: fedex, rank: 2}"],
+    "rest of svd": ["framework.aggregator={name: svd, fold_rest: true}", "rounds=3"],
+    "rest of svd, ranks": [
+        *("framework.aggregator={name: svd, fold_rest: true}", _RANKS, "training.local_steps=1")
+    ],
+    "svd": ["framework.aggregator=svd", "training.local_steps=1", "rounds=3"],
+    "rolora": ["framework={aggregator: fedex, mask: rolora}", "rounds=3"],
+}
 KD = {
     "both": [],
     "server": ["framework.direction=server", "framework.ensemble=class_counts"],
@@ -85,6 +104,7 @@ HEADS = {
 
 
 QUICK = {
+    *("stack of a cohort", "fedex", "rest of svd, ranks"),
     *("full", "change, turns", "failures", "tiers"),
     *("cache", "client", "other models", "hidden", "resend"),
     *("u", "v1", "cache, failures", "cuts", "local rounds", "delta", "ahead"),
@@ -118,6 +138,11 @@ def check(found: Held) -> None:
 
 @pytest.mark.parametrize("words", cases(FEDLLM))
 def test_fedllm(hub: Path, words: list[str]) -> None:
+    check(plan_and_run(hub, "framework=fedllm", *words))
+
+
+@pytest.mark.parametrize("words", cases(FOLDS))
+def test_folds_into_the_base(hub: Path, words: list[str]) -> None:
     check(plan_and_run(hub, "framework=fedllm", *words))
 
 
