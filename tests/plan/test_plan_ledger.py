@@ -32,6 +32,11 @@ FEDLLM = {
         "framework.aggregator=hetlora",
     ],
 }
+KSEED = {
+    "lora": ["rounds=4", "fleet={failure_rate: 0.4, min_replies: 1}"],
+    "few seeds, all parameters": ["adapter=full", "framework.num_seeds=12", "rounds=3"],
+    "frozen factors": ["training.lr_factors={lora_A: 0}", "framework.num_seeds=64"],
+}
 _RANKS = "tiers={small: {clients: [client-0], rank: 1}}"
 FOLDS = {
     "stack": ["framework.aggregator=stack", "rounds=3"],
@@ -65,6 +70,11 @@ KD = {
         "head=ridge",
     ],
     "words": ["data.public={name: words, longest: 9, shortest: 3}"],
+}
+SELECTIONS = {
+    "uncertain": ["framework={public_per_round: 5, selection: uncertain}"],
+    "diverse": ["framework={public_per_round: 5, selection: diverse}", "rounds=3"],
+    "cached": ["framework={public_per_round: 5, selection: uncertain, cache_rounds: 2}"],
 }
 # Of these the plan is the most that a run takes, since it does not know what values leave out.
 KD_AT_MOST = {
@@ -104,7 +114,8 @@ HEADS = {
 
 
 QUICK = {
-    *("stack of a cohort", "fedex", "rest of svd, ranks"),
+    *("stack of a cohort", "fedex", "rest of svd, ranks", "rolora"),
+    *("few seeds, all parameters", "uncertain"),
     *("full", "change, turns", "failures", "tiers"),
     *("cache", "client", "other models", "hidden", "resend"),
     *("u", "v1", "cache, failures", "cuts", "local rounds", "delta", "ahead"),
@@ -146,6 +157,11 @@ def test_folds_into_the_base(hub: Path, words: list[str]) -> None:
     check(plan_and_run(hub, "framework=fedllm", *words))
 
 
+@pytest.mark.parametrize("words", cases(KSEED))
+def test_fedkseed(hub: Path, words: list[str]) -> None:
+    check(plan_and_run(hub, "framework=fedkseed", *words))
+
+
 @pytest.mark.parametrize("words", cases(KD))
 def test_kd(hub: Path, words: list[str]) -> None:
     check(plan_and_run(hub, "framework=kd", *words))
@@ -158,6 +174,28 @@ def test_kd_takes_no_more_than_planned(hub: Path, words: list[str]) -> None:
     assert found.bytes("up") < found.plan.total.up.bytes < 1.5 * found.bytes("up")
     for client, sums in found.plan.clients.items():
         assert 0.999 * found.flops(client) <= sums.flops <= 1.5 * found.flops(client)
+
+
+@pytest.mark.parametrize("words", cases(SELECTIONS))
+def test_a_choice_by_values_is_of_the_longest(hub: Path, words: list[str]) -> None:
+    found = plan_and_run(hub, "framework=kd", *words)
+    assert found.plan.upper_bound
+    cached = "cache_rounds" in words[0]
+    for direction in ("up", "down"):  # one row for each, whichever it is
+        most = getattr(found.plan.total, direction).bytes
+        assert found.bytes(direction) < most if cached else found.bytes(direction) == most
+    for client, sums in found.plan.clients.items():
+        assert 0.999 * found.flops(client) <= sums.flops <= 1.5 * found.flops(client)
+        assert found.peak(client) <= 1.001 * sums.peak_bytes
+    server = found.run.server.meter.read()
+    assert 0.999 * server.flops <= found.plan.server_flops <= 1.5 * server.flops
+    assert 0.999 * server.peak_bytes <= found.plan.server_peak_bytes <= 1.5 * server.peak_bytes
+
+
+def test_a_choice_by_values_from_responses(hub: Path) -> None:
+    words = ["framework={name: kd, public_per_round: 5, selection: uncertain}"]
+    found = plan_and_run(hub, *words, task="causal_lm")
+    assert found.bytes("up") < found.plan.total.up.bytes < 1.5 * found.bytes("up")
 
 
 @pytest.mark.parametrize("words", cases(HEADS))

@@ -10,6 +10,7 @@ from trillium.config import ExperimentConfig
 from trillium.errors import UserError
 from trillium.experiment import once_bytes
 from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
+from trillium.frameworks.fedkseed import FedKSeed
 from trillium.frameworks.fedllm import FedLLM
 from trillium.frameworks.kd import KD
 from trillium.frameworks.split import Split
@@ -18,6 +19,7 @@ from trillium.plan.baselines import BaselineRounds
 from trillium.plan.data import Texts
 from trillium.plan.depth import Rounds, course_of
 from trillium.plan.federation import Federation
+from trillium.plan.fedkseed import FedKSeedRounds
 from trillium.plan.fedllm import FedLLMRounds
 from trillium.plan.kd import KDRounds
 from trillium.plan.models import Models
@@ -44,6 +46,8 @@ def rounds_of(federation: Federation) -> Rounds:
         )
     if isinstance(framework, FedLLM):
         return FedLLMRounds(framework, federation)
+    if isinstance(framework, FedKSeed):
+        return FedKSeedRounds(framework, federation)
     if isinstance(framework, KD):
         return KDRounds(framework, federation)
     if isinstance(framework, Split):
@@ -53,7 +57,7 @@ def rounds_of(federation: Federation) -> Rounds:
     raise UserError(
         f"a plan for framework={framework.name}",
         "there is none yet",
-        "Write framework=fedllm, kd or split",
+        "Write framework=fedllm, kd, split or fedkseed",
     )
 
 
