@@ -66,7 +66,7 @@ def test_what_a_plan_is_not_told(word: str, instead: str) -> None:
 
 
 def test_what_has_no_plan_is_not_said_to_be_too_large() -> None:
-    shown = CliRunner().invoke(app, ["plan", *WORDS, "framework=kd", "data.public=sampled"])
+    shown = CliRunner().invoke(app, ["plan", *WORDS, "framework=kd", "model.quantize=nf4"])
     assert shown.exit_code == 0, shown.output
     assert "- kd is not planned" in shown.output
     assert "is out" not in shown.output

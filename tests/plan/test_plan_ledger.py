@@ -9,8 +9,12 @@ import pytest
 from plan_help import Held, close, plan_and_run
 
 import tiny
+from trillium.plan.data import Assumptions, assumed_texts
+from trillium.plan.federation import Federation
 from trillium.plan.predict import predict
 from trillium.plan.result import texts_of
+from trillium.plan.written import writing
+from trillium.publics.rows import Rows
 
 INT8 = "wire={up: [int8], down: [cast]}"
 FEDLLM = {
@@ -196,6 +200,23 @@ def test_a_choice_by_values_from_responses(hub: Path) -> None:
     words = ["framework={name: kd, public_per_round: 5, selection: uncertain}"]
     found = plan_and_run(hub, *words, task="causal_lm")
     assert found.bytes("up") < found.plan.total.up.bytes < 1.5 * found.bytes("up")
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_what_the_server_computes_to_write_the_public_set(hub: Path, model: str) -> None:
+    public = "data.public={name: sampled, max_new_tokens: 20}"
+    run = tiny.federation(hub, "framework=kd", public, model=model, task="causal_lm")
+    texts = texts_of(run.config, run.server, run.clients)
+    work = writing(Federation(run.config, texts))
+    measured = run.server.meter.read()  # of one batch, in which some text does not end early
+    assert work.flops == measured.flops
+    assert close(work.peak_bytes, measured.peak_bytes, 0.1)
+    unseen = predict(run.config, assumed_texts(run.config, Assumptions(examples=14)))
+    none = run.config.model_copy(
+        update={"data": run.config.data.model_copy(update={"public": Rows()})}
+    )
+    others = predict(none, assumed_texts(none, Assumptions(examples=14)))
+    assert unseen.server_flops == pytest.approx(others.server_flops + work.flops)
 
 
 @pytest.mark.parametrize("words", cases(HEADS))

@@ -24,6 +24,7 @@ from trillium.plan.federation import Cohort, Federation
 from trillium.plan.kd_selection import Choosing
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import FREE, Ask, Memory, Wave, Work
+from trillium.plan.written import writing
 from trillium.side import Side
 from trillium.soft_labels import SoftLabels, Teacher
 from trillium.tasks import Example
@@ -67,12 +68,6 @@ class KDRounds:
                 "how many predictions can be translated depends on the texts",
                 "Write one model, or models with one tokenizer, to see what they cost",
             )
-        if texts.assumed and self.federation.config.data.public.name == "sampled":
-            raise UserError(
-                "a plan for data.public=sampled",
-                "what the server computes to write the public set is not planned",
-                "Write data.public=rows to see what the rounds cost",
-            )
 
     @property
     def upper_bound(self) -> bool:
@@ -90,7 +85,9 @@ class KDRounds:
         return Choosing(self.framework, self.federation)
 
     def start(self) -> Iterator[Wave]:
-        """Return the public set, which goes to everybody once."""
+        """Return the public set, which goes to everybody once, and what it costs to write it."""
+        if self.federation.texts.assumed:  # else it is known from the run
+            yield Wave((), writing(self.federation))
         yield self._inform(self.federation.everyone())
 
     def round(self, number: int, cohort: Cohort) -> Iterator[Wave]:

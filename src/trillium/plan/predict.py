@@ -200,7 +200,9 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
     later: dict[str, Sums] = {}
     since: dict[str, int] = {}
     waves: list[Wave] = []
-    server_flops, server_peak, asks, number = texts.written, 0, 0, 0
+    server_flops = texts.written + sum(wave.server.flops for wave in first)
+    server_peak = max((wave.server.peak_bytes for wave in first), default=0)
+    asks, number = 0, 0
     total = config.rounds if config.framework.trains else 0
     while number < total:
         number += 1
