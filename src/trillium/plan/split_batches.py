@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trillium.client import Client
 from trillium.frameworks.split import Split
+from trillium.frameworks.split_client import _take_step
 from trillium.message import Message, named, scalar
 from trillium.models.parts import Body, Parts, Step
 from trillium.models.pooled import Forwarded, Pooled
@@ -132,7 +133,7 @@ class Batches:
         def ask(message: Message) -> Message:
             self.federation.meter.reset()
             reply: Message = getattr(framework, message.verb)(client, message)
-            costs[message.verb] = Work.of(self.federation.meter.read())
+            costs[message.verb] = self.federation.meter.work()
             return reply
 
         framework.begin(client, Message("begin", named("parameters", self.client_part(client))))
@@ -158,8 +159,16 @@ class Batches:
             ask(Message("finish_batch", tensors))
         if framework.sends_gradients(self.parts):
             ask(Message("backward", {"gradients/hidden": torch.zeros_like(hidden)}))
+        if any(p.grad is not None for p in client.scratch["state"].values()):
+            costs["forward"] += self._stepped(client)
         client.scratch = {}
         return costs
+
+    def _stepped(self, client: Client) -> Work:
+        """Return what the step takes with which the next forward pass begins."""
+        self.federation.meter.reset()
+        _take_step(client, Message("forward", Step().tensors()))
+        return self.federation.meter.work()
 
     def served(self, chunks: Sequence[Chunk]) -> list[tuple[str, Work]]:
         """Return the messages of a turn in order, with what the server computes once each is answered.
@@ -216,10 +225,10 @@ class Batches:
             _step(body._optimizer)
         meter.reset()
         body.forward(pooled, gradient=gradient)
-        forward = Work.of(meter.read())
+        forward = meter.work()
         meter.reset()
         body.backward(pooled, task if self.framework.shape == "two_part" else None)
-        return forward, Work.of(meter.read())
+        return forward, meter.work()
 
 
 def _step(optimizer: torch.optim.Optimizer) -> None:

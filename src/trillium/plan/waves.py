@@ -7,7 +7,6 @@ from typing import Final
 
 from trillium.ledger import Purpose
 from trillium.plan.sizes import Weight
-from trillium.training.meters import Cost
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,6 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         return Work(self.flops + other.flops, self.peaks + other.peaks)
-
-    @classmethod
-    def of(cls, cost: Cost) -> Work:
-        """Return what a meter has counted."""
-        return cls(cost.flops, (cost.peak_bytes,))
 
     @property
     def peak_bytes(self) -> int:
