@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from trillium.client import Client
-from trillium.errors import UserError
 from trillium.frameworks.split import Split
 from trillium.frameworks.split_turns import shuffled, turns
 from trillium.message import Message, named, scalar
@@ -18,6 +17,7 @@ from trillium.models.slots import Tensors
 from trillium.plan.federation import Chunk, Cohort, Federation, divided, unique_bytes
 from trillium.plan.models import cut_model
 from trillium.plan.sizes import Weight
+from trillium.plan.split_ahead import Ahead
 from trillium.plan.split_batches import Batches
 from trillium.plan.split_cached import CachedRounds
 from trillium.plan.waves import Ask, Memory, Wave, Work
@@ -44,12 +44,6 @@ class SplitRounds:
 
     def __post_init__(self) -> None:
         framework, federation = self.framework, self.federation
-        if framework.staleness:
-            raise UserError(
-                f"a plan for framework.staleness={framework.staleness}",
-                "what a client holds of two batches at once is not planned",
-                "Write framework.staleness=0, whose bytes and FLOPs are nearly the same",
-            )
         model, tail = federation.model, framework.tail
         if framework.shape == "u" and tail is None:
             tail = model.num_blocks
@@ -128,10 +122,14 @@ class SplitRounds:
         num_steps = {name: len(found) for name, found in chunks.items()}
         taken = dict.fromkeys(chunks, 0)
         one_by_one = self.framework.mode in ("relay", "splitfed_v2")
+        ahead = Ahead(self._batches, self._known) if self.framework.staleness else None
         for group in turns(num_steps, one_by_one, order):
-            yield from self._turn({n: (clients[n], chunks[n][taken[n]]) for n in group})
+            turn = {n: (clients[n], chunks[n][taken[n]]) for n in group}
+            yield from self._turn(turn) if ahead is None else ahead.turn(turn)
             for name in group:
                 taken[name] += 1
+        if ahead is not None:
+            yield from ahead.rest()
         yield Wave(tuple(sorted(finishes, key=lambda ask: ask.client)))
 
     def _turn(self, batches: Mapping[str, tuple[Client, Chunk]]) -> Sequence[Wave]:
@@ -146,19 +144,7 @@ class SplitRounds:
     def _waves(self, batches: Mapping[str, tuple[Client, Chunk]]) -> Iterator[Wave]:
         weights = {name: self._batches.weights(*batch) for name, batch in batches.items()}
         costs = {name: self._batches.costs(*batch) for name, batch in batches.items()}
-        alone = [[chunk] for _, chunk in batches.values()]
-        together = [[chunk for _, chunk in batches.values()]]
-        wanted = self.framework.sends_gradients(self._parts)
-        forward, backward = Work(), Work()
-        for group in together if self.framework.mode == "coalesced" else alone:
-            found = self._batches.body(group, gradient=wanted)
-            forward, backward = forward + found[0], backward + found[1]
-        verbs = [("forward", forward + backward)]
-        if self.framework.shape == "u":
-            verbs = [("forward", forward), ("finish_batch", backward)]
-        if wanted:
-            verbs.append(("backward", Work()))
-        for verb, server in verbs:
+        for verb, server in self._batches.served([chunk for _, chunk in batches.values()]):
             asks = [
                 Ask(name, verb, *weights[name][verb], costs[name].get(verb, Work()))
                 for name in batches
