@@ -89,7 +89,24 @@ SPLIT = {
     "coalesced": [],
     "u": ["framework={shape: u, train: both}", "wire={up: [int8], down: [int8]}"],
     "v1": ["framework.mode=splitfed_v1", "fleet.clients_per_round=2"],
-    "v2 of the server": ["framework={mode: splitfed_v2, train: server}"],
+    "v2 of the server": ["framework={mode: splitfed_v2, train: server, cache: false}"],
+    "kept, u": [
+        "framework={shape: u, train: server}",
+        "fleet={failure_rate: 0.4, min_replies: 1}",
+        "rounds=4",
+        INT8,
+    ],
+    "kept, u, relay": ["framework={shape: u, train: server, mode: relay, tail: 2}"],
+    "kept, v1": ["framework={mode: splitfed_v1, train: server}", "fleet.clients_per_round=2"],
+    "kept, v2, cuts": [
+        "framework={mode: splitfed_v2, train: server, cut: 2}",
+        "tiers={small: {clients: [client-0], cut: 1}}",
+    ],
+    "kept, u, cuts": [
+        "framework={shape: u, train: server, cut: 2}",
+        "tiers={small: {clients: [client-0], cut: 1}}",
+    ],
+    "kept, u, local rounds": ["framework={shape: u, train: server, local_rounds: 1}", "rounds=3"],
     "relay": ["framework.mode=relay", "training.local_steps=2"],
     "cache": ["framework.train=server", "head=class_means", "wire={up: [int4], down: [cast]}"],
     "cache of a cohort": ["framework.train=server", "fleet.clients_per_round=2", "rounds=3"],
@@ -106,7 +123,9 @@ SPLIT = {
     "ahead, u, adam": ["framework={staleness: 1, shape: u, cut: 2}", "data.num_clients=2"],
     "ahead, turns": ["framework={staleness: 1, mode: splitfed_v2}", "data.num_clients=2"],
     "ahead, one batch": ["framework={staleness: 1, train: client}", "training.local_steps=1"],
-    "ahead, relay": ["framework={staleness: 1, mode: relay, shape: u, train: server}"],
+    "ahead, relay": [
+        "framework={staleness: 1, mode: relay, shape: u, train: server, cache: false}"
+    ],
     "ahead, full": ["framework={staleness: 1, cut: 2}", "adapter=full"],
     "dropout": ["framework.train=server", "model.dropout=0.1", "framework.defence=gaussian"],
 }
@@ -122,7 +141,17 @@ QUICK = {
     *("few seeds, all parameters", "uncertain"),
     *("full", "change, turns", "failures", "tiers"),
     *("cache", "client", "other models", "hidden", "resend"),
-    *("u", "v1", "cache, failures", "cuts", "local rounds", "delta", "ahead"),
+    *(
+        "kept, u",
+        "kept, v1",
+        "u",
+        "v1",
+        "cache, failures",
+        "cuts",
+        "local rounds",
+        "delta",
+        "ahead",
+    ),
     *("projected", "kd-llama-causal_lm", "split-gpt2-causal_lm"),
 }
 """Cases that every run of the tests holds to the ledger; the others are `slow`."""

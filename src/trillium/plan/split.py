@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from trillium.plan.sizes import Weight
 from trillium.plan.split_ahead import Ahead
 from trillium.plan.split_batches import Batches
 from trillium.plan.split_cached import CachedRounds
+from trillium.plan.split_kept import Kept
 from trillium.plan.waves import Ask, Memory, Wave, Work
 from trillium.training.meters import resident_tensors
 
@@ -51,7 +52,7 @@ class SplitRounds:
             self._parts = cut_model(model, framework.cut, tail)
             for cut in {tier.cut for tier in federation.config.tiers.values()} - {None}:
                 assert cut is not None
-                cut_model(model, cut, None)
+                cut_model(model, cut, tail)
                 if cut < framework.cut:
                     cut_model(model, cut, framework.cut)
         framework.start(federation.server, federation.fleet)  # refuses what cannot be
@@ -72,7 +73,12 @@ class SplitRounds:
         if number <= self.framework.local_rounds:
             yield self._cached.train_blocks(cohort)
         elif self.framework.caches(self._parts):
-            yield from self._cached.round(cohort)
+            yield from self._cached.collect(cohort)
+            if self.framework.shape == "two_part" and self.framework.mode == "coalesced":
+                yield Wave((), self._cached.train())
+            else:
+                present = replace(cohort, asked=tuple(cohort.present), lost=frozenset())
+                yield from self._exchange(present, kept=True)
         else:
             yield from self._exchange(cohort)
 
@@ -98,16 +104,16 @@ class SplitRounds:
 
     # Batch by batch
 
-    def _exchange(self, cohort: Cohort) -> Iterator[Wave]:
+    def _exchange(self, cohort: Cohort, *, kept: bool = False) -> Iterator[Wave]:
         federation = self.federation
         order = federation.server.generator("order")
         names = shuffled(cohort.asked, order)
         sessions = [[name] for name in names] if self.framework.mode == "relay" else [names]
         for session in sessions:
-            yield from self._session(session, cohort, order)
+            yield from self._session(session, cohort, order, kept)
 
     def _session(
-        self, names: Sequence[str], cohort: Cohort, order: torch.Generator
+        self, names: Sequence[str], cohort: Cohort, order: torch.Generator, kept: bool
     ) -> Iterator[Wave]:
         clients = {name: self.federation.clients[name] for name in names}
         begins, finishes = [], []
@@ -117,20 +123,27 @@ class SplitRounds:
             begins.append(Ask(name, "begin", begin[0], None if lost else begin[1]))
             if not lost:
                 finishes.append(Ask(name, "finish", *finish))
-        yield Wave(tuple(begins))
+        alone = kept and self.framework.shape == "two_part"  # the server, which asks nobody
+        if not alone:
+            yield Wave(tuple(begins))
         chunks = {n: self.federation.chunks(c) for n, c in clients.items() if n not in cohort.lost}
         num_steps = {name: len(found) for name, found in chunks.items()}
         taken = dict.fromkeys(chunks, 0)
         one_by_one = self.framework.mode in ("relay", "splitfed_v2")
         ahead = Ahead(self._batches, self._known) if self.framework.staleness else None
+        held = Kept(self._batches, self._cached, self._known) if kept else None
         for group in turns(num_steps, one_by_one, order):
             turn = {n: (clients[n], chunks[n][taken[n]]) for n in group}
-            yield from self._turn(turn) if ahead is None else ahead.turn(turn)
+            if held is not None:
+                yield from held.turn(turn)
+            else:
+                yield from self._turn(turn) if ahead is None else ahead.turn(turn)
             for name in group:
                 taken[name] += 1
         if ahead is not None:
             yield from ahead.rest()
-        yield Wave(tuple(sorted(finishes, key=lambda ask: ask.client)))
+        if not alone:
+            yield Wave(tuple(sorted(finishes, key=lambda ask: ask.client)))
 
     def _turn(self, batches: Mapping[str, tuple[Client, Chunk]]) -> Sequence[Wave]:
         """Return the messages for the batches that the server takes next."""

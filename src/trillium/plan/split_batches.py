@@ -52,22 +52,26 @@ class Batches:
 
     # Messages
 
-    def weights(self, client: Client, chunk: Chunk, *, late: bool = False) -> Mapping[str, Pair]:
+    def weights(
+        self, client: Client, chunk: Chunk, *, late: bool = False, kept: bool = False
+    ) -> Mapping[str, Pair]:
         """Return what the messages of a batch weigh, down and up by verb.
 
         Args:
             client: whose batch it is.
             chunk: the batch.
             late: whether the first message to the client after `forward` also brings a step.
+            kept: whether the server has the activations, and that message names the samples.
         """
         rows, tokens = len(chunk.examples), chunk.num_tokens
-        key = (id(client.tier), len(str(client.round)), rows, tokens, late)
+        key = (id(client.tier), len(str(client.round)), rows, tokens, late, kept)
         if key not in self._weights:
             pairs = self._messages(client, rows, tokens)
-            if late:
+            if late or kept:
                 down, up = pairs[1]
-                both = {**down.tensors, **Step().tensors()}
-                pairs[1] = replace(down, tensors=both), up
+                samples = {"control/samples": _counts(rows)} if kept else {}
+                step = Step().tensors() if late else {}
+                pairs[1] = replace(down, tensors={**down.tensors, **samples, **step}), up
             self._weights[key] = {
                 down.verb: (
                     self.federation.down(client.name, down),
@@ -109,7 +113,7 @@ class Batches:
     # Work
 
     def costs(self, client: Client, chunk: Chunk, other: Chunk | None = None) -> Mapping[str, Work]:
-        """Return what a batch costs its client, by verb.
+        """Return what a batch costs its client, by verb; a step of its own is there once more.
 
         Args:
             client: whose batch it is.
@@ -160,7 +164,8 @@ class Batches:
         if framework.sends_gradients(self.parts):
             ask(Message("backward", {"gradients/hidden": torch.zeros_like(hidden)}))
         if any(p.grad is not None for p in client.scratch["state"].values()):
-            costs["forward"] += self._stepped(client)
+            costs["step"] = self._stepped(client)
+            costs["forward"] += costs["step"]
         client.scratch = {}
         return costs
 
