@@ -161,7 +161,7 @@ def test_new_and_changed_samples_extend_what_is_kept(hub: Path) -> None:
 
 
 def test_a_client_answers_for_its_own_batches_alone(hub: Path) -> None:
-    """A server that chooses the texts itself would see the gradients of any group of them."""
+    """Else a gradient would be that of other texts than the server takes it for."""
     fed = split(hub, "framework.shape=u", "fleet.min_replies=2")
     client = fed.clients[1]
     honest = client.verbs["finish_batch"]

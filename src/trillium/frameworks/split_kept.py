@@ -3,7 +3,7 @@
 Which samples a batch has follows from the seed, the client and the round, so both sides draw the same
 ones and nobody sends any. In two parts the server has all that it needs, and trains without a word. In
 the U shape it sends its output; the client compares the samples named beside it with those that it has
-drawn itself, so that the server learns of no other batch than the client's own.
+drawn itself, so that a gradient is never that of other texts.
 """
 
 from __future__ import annotations
