@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from trillium import cli_deploy, cli_plan
+from trillium import cli_deploy, cli_generate, cli_plan
 from trillium.errors import UserError
 
 if TYPE_CHECKING:
@@ -351,6 +351,7 @@ def show(folder: Path, as_json: bool) -> None:
     console.print(f"\nReport: {page}", highlight=False, soft_wrap=True)
 
 
+cli_generate.register(app)
 cli_plan.register(app)
 cli_deploy.register(app)
 

@@ -12,7 +12,7 @@ from typing import IO, Literal
 
 from trillium.wire import Direction
 
-Purpose = Literal["train", "once", "evaluate"]
+Purpose = Literal["train", "once", "evaluate", "generate"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Entry:
     Attributes:
         round: the turn of the federation; 0 before the first.
         purpose: `train` counts as communication; `once` is reported apart; `evaluate` exists only
-            because a simulation can look into its clients, and is never counted.
+            because a simulation can look into its clients, and is never counted; `generate` wrote
+            text with a trained model.
         bytes: length of the encoded message.
         bytes_raw: weight of its tensors before any codec.
         kinds: `bytes` by kind of tensor.

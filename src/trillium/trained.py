@@ -10,6 +10,7 @@ from trillium.config import ExperimentConfig, Tree, experiment, merge, read_yaml
 from trillium.errors import UserError
 from trillium.experiment import Experiment, build
 from trillium.models.slots import State
+from trillium.run_folder import is_finished
 from trillium.side import Metrics
 
 ADAPTER = "adapter"
@@ -25,7 +26,7 @@ def evaluate_run(folder: Path, changes: Tree) -> Metrics:
     Raises:
         UserError: the folder holds no trained model, or the data does not fit it.
     """
-    built = build(experiment(merge(_config(folder).tree(), changes)))
+    built = build(experiment(merge(run_config(folder).tree(), changes)))
     learnt = json.loads((folder / "data.json").read_text(encoding="utf-8"))["labels"]
     if list(built.data.labels) != learnt:
         raise UserError(
@@ -33,7 +34,7 @@ def evaluate_run(folder: Path, changes: Tree) -> Metrics:
             f"its classes {list(built.data.labels)[:3]} … are not those that the model has learnt",
             "Give data with the same classes, or train on these",
         )
-    state = _state(built, folder)
+    state = trained_state(built, folder)
     return built.server.evaluate(state, built.config.evaluation.batch_size)
 
 
@@ -54,16 +55,22 @@ def export_run(folder: Path, to: Path, *, merge: bool) -> None:
     if not merge:
         shutil.copytree(folder / ADAPTER, to)
         return
-    built = build(_config(folder))
-    built.model.save_merged(_state(built, folder), to)
+    built = build(run_config(folder))
+    built.model.save_merged(trained_state(built, folder), to)
 
 
-def _config(folder: Path) -> ExperimentConfig:
+def run_config(folder: Path) -> ExperimentConfig:
+    """Return the configuration of a finished run.
+
+    Raises:
+        UserError: the folder holds no trained model.
+    """
     _adapter(folder)
     return experiment(read_yaml(folder / "config.yaml"))
 
 
-def _state(built: Experiment, folder: Path) -> State:
+def trained_state(built: Experiment, folder: Path) -> State:
+    """Return what a run has trained."""
     return built.model.load_state(folder / ADAPTER)
 
 
@@ -73,5 +80,14 @@ def _adapter(folder: Path) -> Path:
     if path.is_dir():
         return path
     arms = sorted(str(found.parent) for found in folder.glob(f"*/{ADAPTER}"))
-    instead = f"Give one of: {', '.join(arms[:6])}" if arms else "Give the folder of a finished run"
-    raise UserError(str(folder), "it holds no trained model that is shared by all", instead)
+    why, instead = "it holds no trained model", "Give the folder of a finished run"
+    if arms:
+        instead = f"Give one of: {', '.join(arms[:6])}"
+    elif not (folder / "status.json").is_file():
+        why += ", for it is no folder of a run"
+    elif not is_finished(folder):
+        why += ", for the run has not finished"
+        instead = f"Write: trillium resume {folder}"
+    else:
+        why += " that is shared by all"
+    raise UserError(str(folder), why, instead)

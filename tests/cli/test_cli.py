@@ -80,7 +80,7 @@ def test_help_loads_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for verb in ("compare", "run", "report", "ls", "new", "eval", "export"):
+    for verb in ("compare", "run", "report", "ls", "new", "eval", "export", "generate"):
         assert f"\n  {verb} " in done.stdout
 
 
@@ -213,7 +213,10 @@ def test_every_shipped_recipe_is_valid_and_can_be_written(
         (["report", "nowhere"], "nowhere"),
         (["ls", "nowhere"], "there are no runs below it"),
         (["new", "comparison"], "Did you mean 'compare'?"),
-        (["eval", "nowhere"], "it holds no trained model"),
+        (["eval", "nowhere"], "it holds no trained model, for it is no folder of a run"),
+        (["generate", "nowhere", "a text"], "it is no folder of a run"),
+        (["generate", "nowhere", "--prompts", "missing.txt"], "it cannot be read"),
+        (["generate", "nowhere", "a text", "--top-p", "1.5"], "it is a probability"),
     ],
 )
 def test_errors_have_three_parts(

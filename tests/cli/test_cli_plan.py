@@ -16,6 +16,7 @@ from trillium.cli import app
 from trillium.compare import run_one
 from trillium.config import experiment, read_yaml
 from trillium.errors import UserError
+from trillium.plan import result
 from trillium.report.planned import held
 from trillium.report.read import read_run
 from trillium.report.write import write_report
@@ -65,9 +66,9 @@ def test_what_a_plan_is_not_told(word: str, instead: str) -> None:
 
 
 def test_what_has_no_plan_is_not_said_to_be_too_large() -> None:
-    shown = CliRunner().invoke(app, ["plan", *WORDS, "framework=fedkseed"])
+    shown = CliRunner().invoke(app, ["plan", *WORDS, "framework=kd", "model.quantize=nf4"])
     assert shown.exit_code == 0, shown.output
-    assert "- fedkseed is not planned" in shown.output
+    assert "- kd is not planned" in shown.output
     assert "is out" not in shown.output
 
 
@@ -117,9 +118,15 @@ def test_a_run_leaves_its_plan_and_the_report_holds_it_to_the_ledger(
     assert "Predicted and measured" in write_report(folder.path).read_text(encoding="utf-8")
 
 
-def test_a_run_without_a_plan_says_why(hub: Path, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run", "fedkseed")
-    run_one(tiny.experiment_config(hub, "framework=fedkseed", "adapter=full", "rounds=1"), folder)
+def test_a_run_without_a_plan_says_why(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("a plan for this", "there is none yet", "Run it")
+
+    monkeypatch.setattr(result, "predict", refuse)
+    folder = RunFolder(tmp_path / "run", "fedllm")
+    run_one(tiny.experiment_config(hub, "framework=fedllm", "rounds=1"), folder)
     plan = json.loads((folder.path / "plan.json").read_text(encoding="utf-8"))
     assert "there is none yet" in plan["not_planned"]
     assert held(read_run(folder.path)) == []

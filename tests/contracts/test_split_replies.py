@@ -34,6 +34,12 @@ WRONG_ONCE = [
     ("send_activations", "activations/rows", torch.zeros(7, 12).double(), "activations/rows is"),
     ("send_activations", "labels/labels", torch.zeros(2).int(), "labels/labels is"),
 ]
+WRONG_KEPT = [
+    ("send_activations", "control/counts", torch.full((200,), 99).int(), "control/counts is"),
+    ("send_activations", "control/counts", "above", "more predictions than tokens"),
+    ("send_activations", "control/counts", "below", "more predictions than tokens"),
+    ("begin", "control/num_steps", scalar(3.0), "3 steps with samples that make"),
+]
 
 
 @pytest.mark.parametrize(("verb", "name", "tensor", "reason"), WRONG)
@@ -50,7 +56,16 @@ def test_so_does_a_wrong_upload(
     lied(hub, verb, name, tensor, reason, "framework.train=server")
 
 
-def lied(hub: Path, verb: str, name: str, tensor: torch.Tensor, reason: str, *words: str) -> None:
+@pytest.mark.parametrize(("verb", "name", "tensor", "reason"), WRONG_KEPT)
+def test_and_a_wrong_upload_without_labels(
+    hub: Path, verb: str, name: str, tensor: torch.Tensor | str, reason: str
+) -> None:
+    lied(hub, verb, name, tensor, reason, "framework.train=server", "framework.shape=u")
+
+
+def lied(
+    hub: Path, verb: str, name: str, tensor: torch.Tensor | str, reason: str, *words: str
+) -> None:
     fed = federation(hub, "framework=split", "fleet.min_replies=2", "rounds=1", *words)
     (bad,) = [client for client in fed.clients if client.name == "client-1"]
     honest = bad.verbs[verb]
@@ -58,7 +73,9 @@ def lied(hub: Path, verb: str, name: str, tensor: torch.Tensor, reason: str, *wo
     def lie(client: Client, message: Message) -> Message:
         reply = honest(client, message)
         assert name in reply.tensors
-        return replace(reply, tensors={**reply.tensors, name: tensor})
+        wrong = {"above": reply.tensors[name] + 99, "below": -reply.tensors[name]}
+        false = wrong[tensor] if isinstance(tensor, str) else tensor
+        return replace(reply, tensors={**reply.tensors, name: false})
 
     bad.verbs = {**bad.verbs, verb: lie}
     line = fed.run()[-1]

@@ -200,6 +200,15 @@ def test_the_residual_is_the_spread_of_the_factors(layer: int) -> None:
 
 
 @ids
+def test_there_is_no_residual_where_a_factor_is_common(layer: int) -> None:
+    given, factors = clients(), LAYERS[layer]
+    for common in (factors.a, factors.b):
+        held = given[0].tensors[common]
+        alike = [replace(c, tensors={**c.tensors, common: held}) for c in given]
+        assert factors.layer not in aggregate(FedEx(), alike).folds
+
+
+@ids
 @pytest.mark.parametrize("rank", [1, 5])
 def test_a_truncated_residual_is_the_best_of_its_rank(layer: int, rank: int) -> None:
     given, name = clients(), LAYERS[layer].layer

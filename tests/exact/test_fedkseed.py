@@ -17,10 +17,12 @@ from trillium.client import Client
 from trillium.errors import UserError
 from trillium.experiment import Experiment
 from trillium.fleet import RoundFailed
+from trillium.frameworks import fedkseed
 from trillium.frameworks.fedkseed import FedKSeed, Walker, signs
 from trillium.message import Message, decode
 from trillium.models.slots import values
 from trillium.rng import derive_seed, generator
+from trillium.training.meters import Meter
 
 WORDS = ("framework=fedkseed", "framework.lr=0.01", "training.local_steps=4")
 FLOAT32 = "model.dtype=float32"
@@ -200,6 +202,15 @@ def test_memory_is_that_of_inference(hub: Path) -> None:
         return max(e.peak_bytes or 0 for e in fed.fleet.ledger.entries if e.purpose == "train")
 
     assert peak(*WORDS) < 0.5 * peak("framework=fedllm", "training.local_steps=4")
+
+
+def test_a_move_holds_a_part_of_a_direction_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fedkseed, "CHUNK", 1024)
+    meter = Meter({})
+    walker = Walker({}, (torch.zeros(100 * 1024),))
+    with meter.measure("move"):
+        walker.move(0, {1: 0.5})
+    assert 101 * 1024 * 4 <= meter.read().peak_bytes <= 103 * 1024 * 4
 
 
 def test_a_direction_is_plus_and_minus_one_and_like_no_other() -> None:

@@ -222,7 +222,7 @@ def test_with_one_client_all_modes_are_one(hub: Path, mode: str) -> None:
     [
         (("framework.train=server", "model.dropout=0.1"), True),
         (("framework.train=server", "framework.cache=false"), True),
-        (("framework.train=server", "framework.shape=u"), True),
+        (("framework.train=server", "framework.shape=u", "framework.cache=false"), True),
         (("framework.train=both",), False),
     ],
 )
@@ -353,6 +353,7 @@ def test_a_client_that_is_asked_for_too_much_refuses(hub: Path) -> None:
         ("framework.train=server", "framework.local_rounds=1"),
         ("framework.gradients=auxiliary",),
         ("framework.train=server",),
+        ("framework.train=server", "framework.shape=u"),
     ],
 )
 def test_where_it_cannot_work_it_is_refused(hub: Path, words: tuple[str, ...]) -> None:

@@ -9,8 +9,12 @@ import pytest
 from plan_help import Held, close, plan_and_run
 
 import tiny
+from trillium.plan.data import Assumptions, assumed_texts
+from trillium.plan.federation import Federation
 from trillium.plan.predict import predict
 from trillium.plan.result import texts_of
+from trillium.plan.written import writing
+from trillium.publics.rows import Rows
 
 INT8 = "wire={up: [int8], down: [cast]}"
 FEDLLM = {
@@ -32,6 +36,30 @@ FEDLLM = {
         "framework.aggregator=hetlora",
     ],
 }
+KSEED = {
+    "lora": ["rounds=4", "fleet={failure_rate: 0.4, min_replies: 1}"],
+    "few seeds, all parameters": ["adapter=full", "framework.num_seeds=12", "rounds=3"],
+    "frozen factors": ["training.lr_factors={lora_A: 0}", "framework.num_seeds=64"],
+}
+_RANKS = "tiers={small: {clients: [client-0], rank: 1}}"
+FOLDS = {
+    "stack": ["framework.aggregator=stack", "rounds=3"],
+    "stack of a cohort": [
+        *("framework.aggregator=stack", "fleet.clients_per_round=2", "rounds=5", INT8, _RANKS)
+    ],
+    "stack, failures": [
+        *("framework.aggregator=stack", "fleet={failure_rate: 0.4, min_replies: 1}", "rounds=5")
+    ],
+    "fedex": ["framework.aggregator=fedex", "rounds=3"],
+    "fedex, one step": ["framework.aggregator=fedex", "rounds=3", "training.local_steps=1"],
+    "fedex of rank 2": ["framework.aggregator={name: fedex, rank: 2}"],
+    "rest of svd": ["framework.aggregator={name: svd, fold_rest: true}", "rounds=3"],
+    "rest of svd, ranks": [
+        *("framework.aggregator={name: svd, fold_rest: true}", _RANKS, "training.local_steps=1")
+    ],
+    "svd": ["framework.aggregator=svd", "training.local_steps=1", "rounds=3"],
+    "rolora": ["framework={aggregator: fedex, mask: rolora}", "rounds=3"],
+}
 KD = {
     "both": [],
     "server": ["framework.direction=server", "framework.ensemble=class_counts"],
@@ -47,6 +75,11 @@ KD = {
     ],
     "words": ["data.public={name: words, longest: 9, shortest: 3}"],
 }
+SELECTIONS = {
+    "uncertain": ["framework={public_per_round: 5, selection: uncertain}"],
+    "diverse": ["framework={public_per_round: 5, selection: diverse}", "rounds=3"],
+    "cached": ["framework={public_per_round: 5, selection: uncertain, cache_rounds: 2}"],
+}
 # Of these the plan is the most that a run takes, since it does not know what values leave out.
 KD_AT_MOST = {
     "resend": ["framework.resend=0.2", "rounds=3"],
@@ -56,7 +89,24 @@ SPLIT = {
     "coalesced": [],
     "u": ["framework={shape: u, train: both}", "wire={up: [int8], down: [int8]}"],
     "v1": ["framework.mode=splitfed_v1", "fleet.clients_per_round=2"],
-    "v2 of the server": ["framework={mode: splitfed_v2, train: server}"],
+    "v2 of the server": ["framework={mode: splitfed_v2, train: server, cache: false}"],
+    "kept, u": [
+        "framework={shape: u, train: server}",
+        "fleet={failure_rate: 0.4, min_replies: 1}",
+        "rounds=4",
+        INT8,
+    ],
+    "kept, u, relay": ["framework={shape: u, train: server, mode: relay, tail: 2}"],
+    "kept, v1": ["framework={mode: splitfed_v1, train: server}", "fleet.clients_per_round=2"],
+    "kept, v2, cuts": [
+        "framework={mode: splitfed_v2, train: server, cut: 2}",
+        "tiers={small: {clients: [client-0], cut: 1}}",
+    ],
+    "kept, u, cuts": [
+        "framework={shape: u, train: server, cut: 2}",
+        "tiers={small: {clients: [client-0], cut: 1}}",
+    ],
+    "kept, u, local rounds": ["framework={shape: u, train: server, local_rounds: 1}", "rounds=3"],
     "relay": ["framework.mode=relay", "training.local_steps=2"],
     "cache": ["framework.train=server", "head=class_means", "wire={up: [int4], down: [cast]}"],
     "cache of a cohort": ["framework.train=server", "fleet.clients_per_round=2", "rounds=3"],
@@ -69,6 +119,14 @@ SPLIT = {
     "local rounds": ["framework={train: server, local_rounds: 1}", "rounds=3"],
     "auxiliary": ["framework={gradients: auxiliary, cut: 2}"],
     "delta": ["framework={delta: {feedback: 0.5}}", "wire={up: [int4], down: [int8]}"],
+    "ahead": ["framework.staleness=1"],
+    "ahead, u, adam": ["framework={staleness: 1, shape: u, cut: 2}", "data.num_clients=2"],
+    "ahead, turns": ["framework={staleness: 1, mode: splitfed_v2}", "data.num_clients=2"],
+    "ahead, one batch": ["framework={staleness: 1, train: client}", "training.local_steps=1"],
+    "ahead, relay": [
+        "framework={staleness: 1, mode: relay, shape: u, train: server, cache: false}"
+    ],
+    "ahead, full": ["framework={staleness: 1, cut: 2}", "adapter=full"],
     "dropout": ["framework.train=server", "model.dropout=0.1", "framework.defence=gaussian"],
 }
 HEADS = {
@@ -79,9 +137,21 @@ HEADS = {
 
 
 QUICK = {
+    *("stack of a cohort", "fedex", "rest of svd, ranks", "rolora"),
+    *("few seeds, all parameters", "uncertain"),
     *("full", "change, turns", "failures", "tiers"),
     *("cache", "client", "other models", "hidden", "resend"),
-    *("u", "v1", "cache, failures", "cuts", "local rounds", "delta"),
+    *(
+        "kept, u",
+        "kept, v1",
+        "u",
+        "v1",
+        "cache, failures",
+        "cuts",
+        "local rounds",
+        "delta",
+        "ahead",
+    ),
     *("projected", "kd-llama-causal_lm", "split-gpt2-causal_lm"),
 }
 """Cases that every run of the tests holds to the ledger; the others are `slow`."""
@@ -115,6 +185,16 @@ def test_fedllm(hub: Path, words: list[str]) -> None:
     check(plan_and_run(hub, "framework=fedllm", *words))
 
 
+@pytest.mark.parametrize("words", cases(FOLDS))
+def test_folds_into_the_base(hub: Path, words: list[str]) -> None:
+    check(plan_and_run(hub, "framework=fedllm", *words))
+
+
+@pytest.mark.parametrize("words", cases(KSEED))
+def test_fedkseed(hub: Path, words: list[str]) -> None:
+    check(plan_and_run(hub, "framework=fedkseed", *words))
+
+
 @pytest.mark.parametrize("words", cases(KD))
 def test_kd(hub: Path, words: list[str]) -> None:
     check(plan_and_run(hub, "framework=kd", *words))
@@ -127,6 +207,45 @@ def test_kd_takes_no_more_than_planned(hub: Path, words: list[str]) -> None:
     assert found.bytes("up") < found.plan.total.up.bytes < 1.5 * found.bytes("up")
     for client, sums in found.plan.clients.items():
         assert 0.999 * found.flops(client) <= sums.flops <= 1.5 * found.flops(client)
+
+
+@pytest.mark.parametrize("words", cases(SELECTIONS))
+def test_a_choice_by_values_is_of_the_longest(hub: Path, words: list[str]) -> None:
+    found = plan_and_run(hub, "framework=kd", *words)
+    assert found.plan.upper_bound
+    cached = "cache_rounds" in words[0]
+    for direction in ("up", "down"):  # one row for each, whichever it is
+        most = getattr(found.plan.total, direction).bytes
+        assert found.bytes(direction) < most if cached else found.bytes(direction) == most
+    for client, sums in found.plan.clients.items():
+        assert 0.999 * found.flops(client) <= sums.flops <= 1.5 * found.flops(client)
+        assert found.peak(client) <= 1.001 * sums.peak_bytes
+    server = found.run.server.meter.read()
+    assert 0.999 * server.flops <= found.plan.server_flops <= 1.5 * server.flops
+    assert 0.999 * server.peak_bytes <= found.plan.server_peak_bytes <= 1.5 * server.peak_bytes
+
+
+def test_a_choice_by_values_from_responses(hub: Path) -> None:
+    words = ["framework={name: kd, public_per_round: 5, selection: uncertain}"]
+    found = plan_and_run(hub, *words, task="causal_lm")
+    assert found.bytes("up") < found.plan.total.up.bytes < 1.5 * found.bytes("up")
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_what_the_server_computes_to_write_the_public_set(hub: Path, model: str) -> None:
+    public = "data.public={name: sampled, max_new_tokens: 20}"
+    run = tiny.federation(hub, "framework=kd", public, model=model, task="causal_lm")
+    texts = texts_of(run.config, run.server, run.clients)
+    work = writing(Federation(run.config, texts))
+    measured = run.server.meter.read()  # of one batch, in which some text does not end early
+    assert work.flops == measured.flops
+    assert close(work.peak_bytes, measured.peak_bytes, 0.1)
+    unseen = predict(run.config, assumed_texts(run.config, Assumptions(examples=14)))
+    none = run.config.model_copy(
+        update={"data": run.config.data.model_copy(update={"public": Rows()})}
+    )
+    others = predict(none, assumed_texts(none, Assumptions(examples=14)))
+    assert unseen.server_flops == pytest.approx(others.server_flops + work.flops)
 
 
 @pytest.mark.parametrize("words", cases(HEADS))

@@ -52,6 +52,39 @@ def test_through_the_link_of_the_server_goes_one_message_after_the_other() -> No
     assert time.seconds == pytest.approx(4 * 10)
 
 
+def test_a_client_works_on_what_comes_next_while_the_server_computes() -> None:
+    """Every message takes a second each way, a client four for a batch, the server six."""
+    link = {"up": "8", "down": "8"}
+    client, server = (place(device={"flops": "1"}, link=link), place(device={"flops": "1"}))
+
+    def ask(flops: float) -> tuple[Ask]:
+        return (Ask("a", "forward", weight(1), weight(1), Work(flops)),)
+
+    forward = [Wave(ask(4), posted=True) for _ in range(3)]
+    taken = [Wave((), Work(6), collects=True) for _ in range(3)]
+    back = [Wave(ask(2)) for _ in range(3)]
+    waves = [forward[0], forward[1], taken[0], back[0], forward[2], taken[1], back[1]]
+    time = round_time([*waves, taken[2], back[2]], {"a": client}, server)
+    assert time is not None
+    # Batches are here at 6 and 10; the server has the first at 12, and its client answers at 16. The
+    # second is done at 22; its client runs the third from 17 to 21, and answers at 26; 32; 36.
+    assert time.seconds == pytest.approx(36)
+    assert time.server == pytest.approx(18)
+    assert time.clients["a"].compute == pytest.approx(3 * 4 + 3 * 2)
+    one = [wave for n in range(3) for wave in (Wave(ask(4), Work(6)), Wave(ask(2)))]
+    slow = round_time(one, {"a": client}, server)
+    assert slow is not None
+    assert slow.seconds == pytest.approx(3 * (6 + 6 + 4))
+
+
+def test_a_client_takes_one_message_after_the_other() -> None:
+    asks = (Ask("a", "forward", weight(100), weight(80), Work(1000)),)
+    waves = [Wave(asks, posted=True), Wave(asks), Wave((), collects=True)]
+    time = round_time(waves, {"a": FAST}, SERVER)
+    assert time is not None
+    assert time.seconds == pytest.approx(1 + 10 + 10 + 8)  # both are there after a second
+
+
 def test_what_nobody_knows_is_not_made_up() -> None:
     asks = (Ask("a", "train", weight(100), weight(20), Work(flops=1)),)
     assert round_time([Wave(asks)], {"a": Place()}, SERVER) is None

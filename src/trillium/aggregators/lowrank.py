@@ -149,6 +149,8 @@ def residual(found: Sent, scale: float) -> tuple[list[Tensor], list[Tensor]]:
     be taken from the right ones: with the first client's `A` there, its term vanishes, and the rank is
     no more than that of the others together, `(C - 1) r`.
     """
+    if all(torch.equal(b, found.b[0]) for b in found.b):
+        return [], []  # their mean would be off by rounding, and that would be sent as a residual
     mean = weighted_sum(found.b, found.shares)
     lefts = [scale * share * (b - mean) for b, share in zip(found.b, found.shares, strict=True)]
     rights = [a - found.a[0] for a in found.a]

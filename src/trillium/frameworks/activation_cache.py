@@ -23,17 +23,23 @@ from trillium.encoded_rows import EncodedRows, Layout
 from trillium.errors import UserError
 from trillium.models.pooled import Forwarded
 from trillium.models.ragged import mask_of, spread
-from trillium.tasks import IGNORE, Example, Task
+from trillium.tasks import IGNORE, Task
 
 FILE: Final = "activations.bin"
 DIGEST: Final = 16  # bytes
 _LABEL: Final = 4  # bytes of a label
 
 
-def digest_of(example: Example) -> str:
-    """Return what tells one sample from another: a hash of its tokens and labels."""
+def digest_of(input_ids: Tensor, beside: Tensor) -> str:
+    """Return what tells one sample from another.
+
+    Args:
+        input_ids: its tokens.
+        beside: what is sent beside its activations. Labels that are not sent must have no part in a
+            hash: whoever knows the text can try them all.
+    """
     state = blake2b(digest_size=DIGEST)
-    for tensor in (example.input_ids, example.labels):
+    for tensor in (input_ids, beside):
         state.update(f"{tuple(tensor.shape)}".encode())
         state.update(tensor.to(torch.int64).contiguous().numpy().tobytes())
     return state.hexdigest()
@@ -66,7 +72,7 @@ class Cached:
 
 
 class ActivationCache:
-    """Encoded activations and labels of the samples of all clients.
+    """Encoded activations of the samples of all clients, with labels or what stands for them.
 
     The index lies in `store`, which a checkpoint holds; the records lie in a file, which only grows.
     A file that is longer than the index says is cut back: that is what a run wrote after its last
@@ -126,7 +132,8 @@ class ActivationCache:
             digests: one for each sample.
             lengths: tokens of each sample.
             rows: activations of all tokens, one sample after the other.
-            labels: one for each sample, or one for each token.
+            labels: one for each sample, or one for each token; where they stay with the client, how
+                many predictions of each sample count.
             source: what the activations have passed, a number of the caller's.
 
         Raises:
@@ -149,11 +156,11 @@ class ActivationCache:
 
     def pool(self) -> list[Cached]:
         """Return all samples of all clients, by client and in the client's order."""
-        return [
-            self._held[client][digest]
-            for client in sorted(self._clients)
-            for digest in self._order(client)
-        ]
+        return [sample for client in sorted(self._clients) for sample in self.samples(client)]
+
+    def samples(self, client: str) -> list[Cached]:
+        """Return the samples of one client, in its order."""
+        return [self._held[client][digest] for digest in self._order(client)]
 
     def rows(self, samples: Sequence[Cached]) -> Tensor:
         """Return the decoded activations `(tokens, width)` of samples, one after the other."""
@@ -178,20 +185,29 @@ class ActivationCache:
             found.append(content.clone().view(torch.int32).long())
         return found
 
-    def batch(self, samples: Sequence[Cached], task: Task, rows: Tensor | None = None) -> Forwarded:
+    def batch(
+        self,
+        samples: Sequence[Cached],
+        task: Task | None,
+        rows: Tensor | None = None,
+        positions: tuple[int, ...] = (),
+    ) -> Forwarded:
         """Return samples as a batch, padded on the right.
 
         Args:
             samples: of the pool.
-            task: says which labels count.
+            task: says which labels count; `None` where these have stayed with the client.
             rows: their activations, if they have been read already.
+            positions: their places among those of the client, if they are all of one.
         """
         mask = mask_of([sample.num_tokens for sample in samples])
         hidden = spread(self.rows(samples) if rows is None else rows, mask)
         labels = torch.cat(self.labels(samples))
+        if task is None:
+            return Forwarded(hidden, mask, None, int(labels.sum()), positions)
         if task.peft_task != "SEQ_CLS":
             labels = spread(labels, mask, IGNORE)
-        return Forwarded(hidden, mask, labels, task.num_supervised(labels))
+        return Forwarded(hidden, mask, labels, task.num_supervised(labels), positions)
 
     @property
     def nbytes(self) -> int:

@@ -234,7 +234,9 @@ def signs(stream: np.random.Philox, like: Tensor) -> Tensor:
     words = -(-len(like) // 64)
     packed = stream.random_raw(words).astype("<u8", copy=False).view(np.uint8)
     if like.device.type == "cpu":
-        found = torch.from_numpy(SIGNS.numpy().take(packed, axis=0))
+        # Made by PyTorch, so that the meter sees when it comes and goes.
+        found = torch.empty(len(packed), SIGNS.shape[1])
+        SIGNS.numpy().take(packed, axis=0, out=found.numpy(), mode="clip")
     else:  # packed, it is on its way for a 32nd of the time
         found = SIGNS.to(like.device)[torch.from_numpy(packed).to(like.device).int()]
     return found.view(-1)[: len(like)].to(like.dtype)

@@ -7,8 +7,8 @@ arXiv 2407.00952). The third of the three frameworks of Yan et al. (2025, arXiv 
 Each batch, up: activations at the cut, with labels in two parts; down: their gradient. In the U
 shape the server's output goes down to the client's last blocks, and its gradient comes up. Once a
 round the client parts go up and, averaged, down. Where nothing in front of the cut trains or is
-random, activations go up once, and that is all. docs/split.md says which published method is which
-setting.
+random, activations go up once; in two parts that is all. docs/split.md says which published method is
+which setting.
 """
 
 from __future__ import annotations
@@ -24,11 +24,19 @@ from trillium.defences import Defence
 from trillium.defences.none import NoDefence
 from trillium.errors import UserError
 from trillium.fleet import Fleet
-from trillium.frameworks import Framework, split_cached, split_client, split_local, weigh
+from trillium.frameworks import (
+    Framework,
+    split_cached,
+    split_client,
+    split_generate,
+    split_local,
+    weigh,
+)
 from trillium.frameworks.activation_cache import ActivationCache
 from trillium.frameworks.split_checks import check_delta, check_split_settings, check_staleness
 from trillium.frameworks.split_delta import Delta
 from trillium.frameworks.split_exchange import Exchange
+from trillium.frameworks.split_kept import KeptBatches
 from trillium.frameworks.split_leakage import leakage
 from trillium.message import Message
 from trillium.models.auxiliary import Auxiliary
@@ -60,9 +68,9 @@ class Split(Framework, name="split"):
             batches of all clients as one. Client parts are averaged per round in all but `relay`.
         train: whose adapter trains; a client that is frozen gets no gradients. The last part of the U
             shape, which holds the task head, always trains.
-        cache: whether a client sends the activations of each sample once, and the server trains on
-            shuffled batches of what it keeps. Left out, it does so where it can: in two parts with
-            `train=server` and `mode=coalesced`, if nothing in the client's blocks is random (dropout).
+        cache: whether a client sends the activations of each sample once, and the server keeps them.
+            Left out, it does so where it can: with `train=server`, if nothing in the client's blocks is
+            random (dropout).
         cache_bytes: the file in which the server keeps activations grows no longer.
         gradients: from where the client's first blocks learn: the `server` sends them the gradients of
             their activations; or `auxiliary`, a small head of their own, and nothing comes down.
@@ -126,11 +134,8 @@ class Split(Framework, name="split"):
     def start(self, server: Server, fleet: Fleet) -> None:
         """Cut the model and hold the cut against the whole."""
         parts = self.parts(server.model, server.test)
-        if (
-            self.cache
-            or self.local_rounds
-            or any(tier.cut is not None for tier in server.tiers.values())
-        ):
+        cuts_differ = any(tier.cut is not None for tier in server.tiers.values())
+        if self.cache or self.local_rounds or cuts_differ:
             self.check_fixed(parts)
         if self.delta is not None:
             check_delta(parts)
@@ -142,16 +147,19 @@ class Split(Framework, name="split"):
         parts = self.parts(server.model, server.test)
         if server.round <= self.local_rounds:
             return {"train_loss": split_local.train_first_blocks(server, fleet, parts)}
+        kept, figures = None, dict[str, int]()
         if self.caches(parts):
             cache = self._cache(server)
             split_cached.collect(self, server, fleet, parts, cache)
-            loss, count = split_cached.train(self, server, parts, cache)
-            return {"train_loss": loss / max(count, 1), "cache_bytes": cache.nbytes}
-        exchange = Exchange(self, server, fleet, parts, server.generator("order"))
-        loss, count = exchange.run()
+            kept, figures = KeptBatches(self, server, cache), {"cache_bytes": cache.nbytes}
+        if kept is not None and self.shape == "two_part" and self.mode == "coalesced":
+            loss, count = split_cached.train(self, server, parts, kept.cache)
+        else:
+            exchange = Exchange(self, server, fleet, parts, server.generator("order"), kept)
+            loss, count = exchange.run()
         mean = loss / max(count, 1)
         server.store["losses"] = [*server.store.get("losses", ())[-1:], mean]
-        return {"train_loss": mean}
+        return {"train_loss": mean, **figures}
 
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
         """Return the metrics of the assembled model; in the end also what activations give away."""
@@ -220,6 +228,16 @@ class Split(Framework, name="split"):
         """Run the first blocks on some samples, and answer with what comes out and the labels."""
         return split_cached.send_activations(self, client, message)
 
+    @client_verb
+    def begin_texts(self, client: Client, message: Message) -> Message:
+        """Take the trained values of the client's part and run its first blocks on the prompts."""
+        return split_generate.begin_texts(self, client, message)
+
+    @client_verb
+    def next_tokens(self, client: Client, message: Message) -> Message:
+        """Add a token to each text, and run the first blocks on those of the texts that go on."""
+        return split_generate.next_tokens(self, client, message)
+
     def once_bytes(self, side: Side) -> dict[str, int]:
         """Return the weight of the frozen tensors of the client's parts."""
         split = self.parts(side.model, side.test).split
@@ -229,15 +247,23 @@ class Split(Framework, name="split"):
     # Both
 
     def parts_of(self, client: Client) -> Parts:
-        """Return the model as a client cuts it where activations are sent once."""
-        return client.model.parts(client.tier.cut or self.cut, None, client.examples[:2])
+        """Return the model as a client cuts it, which may hold fewer blocks than others."""
+        return self.parts(client.model, client.examples, client.tier.cut)
 
-    def parts(self, model: LanguageModel, examples: Sequence[Example]) -> Parts:
-        """Return the cut model; the first call in a process checks it on a few examples."""
+    def parts(
+        self, model: LanguageModel, examples: Sequence[Example], cut: int | None = None
+    ) -> Parts:
+        """Return the cut model; the first call in a process checks it on a few examples.
+
+        Args:
+            model: the whole one.
+            examples: any.
+            cut: of a client that differs.
+        """
         tail = self.tail
         if self.shape == "u" and tail is None:
             tail = model.num_blocks
-        return model.parts(self.cut, tail, examples[:2])
+        return model.parts(cut or self.cut, tail, examples[:2])
 
     def head_trains(self, parts: Parts) -> bool:
         """Whether anything in the client's first blocks trains."""
@@ -258,12 +284,16 @@ class Split(Framework, name="split"):
         small = self.auxiliary(parts, task)
         return sorted({*head, *parts.tail.names, *(small.initial() if small else ())})
 
+    def text_names(self, parts: Parts) -> list[str]:
+        """Return the names of the values that a client lacks after the run to write text, sorted."""
+        learnt = self.head_trains(parts) or self.local_rounds > 0
+        return sorted({*(parts.head.names if learnt else ()), *parts.tail.names})
+
     def caches(self, parts: Parts) -> bool:
         """Whether activations are sent once."""
         if self.cache is not None:
             return self.cache
-        can = self.shape == "two_part" and self.train == "server" and self.mode == "coalesced"
-        return can and not parts.head_is_random
+        return self.train == "server" and not parts.head_is_random
 
     def check_fixed(self, parts: Parts) -> None:
         """Refuse to send activations once that would be others the next time.

@@ -5,7 +5,11 @@ sends activations a single time. Here whatever is frozen and not random is sent 
 the codecs for activations give it, and stays in that form.
 
 Each round, to each client of the cohort: a hash of its samples that the server has; up: nothing, or the
-digests of its samples; then activations, lengths and labels of those that the server lacks.
+digests of its samples; then activations and lengths of those that the server lacks, with labels, or in
+the U shape the numbers of predictions that count.
+
+`train` is for `mode=coalesced` in two parts, where all samples are one pool; else batches are those of
+clients (`trillium.frameworks.split_kept`).
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from trillium.frameworks.activation_cache import (
     digest_of,
     digest_of_all,
 )
-from trillium.frameworks.split_exchange import SHARED, shared_body
+from trillium.frameworks.split_bodies import SHARED, shared_body
 from trillium.message import Message, MessageError, named, scalar
 from trillium.models.parts import Parts
 from trillium.models.pooled import Pooled, read_labels
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 UPLOAD: Final = 256  # samples of one message: a few MB, so that no side holds all of them at once
 MAX_SAMPLES: Final = 100_000_000  # of one client; more can only be an error
 _ROWS: Final = "activations/rows"
+_LABELS: Final = "labels/labels"
+_COUNTS: Final = "control/counts"  # of each sample, the predictions that count
 
 
 # The server
@@ -78,7 +84,9 @@ def collect(
             )
             for client, wanted in turn.items()
         }
-        read = {client: _reader(server, parts, len(wanted)) for client, wanted in turn.items()}
+        read = {
+            client: _reader(split, server, parts, len(wanted)) for client, wanted in turn.items()
+        }
         # Sorted, so that the file does not depend on who answers first.
         for client, (lengths, rows, labels) in sorted(fleet.ask(asks, read), key=lambda r: r[0]):
             own = [digest for _, digest in turn[client]]
@@ -99,7 +107,7 @@ def train(split: Split, server: Server, parts: Parts, cache: ActivationCache) ->
     num_steps = training.num_steps(len(pool))
     lost, count = 0.0, 0
     for step, chunk in enumerate(batches(pool, training, server.generator("batches"))):
-        rows = torch.cat(_at_cut(split, server, cache, chunk))
+        rows = at_cut(split, server, cache, chunk)
         batch = cache.batch(chunk, server.task, rows).to(server.model.device, server.model.dtype)
         pooled = Pooled({SHARED: batch})
         body.forward(pooled, gradient=False)
@@ -111,10 +119,8 @@ def train(split: Split, server: Server, parts: Parts, cache: ActivationCache) ->
     return lost, count
 
 
-def _at_cut(
-    split: Split, server: Server, cache: ActivationCache, chunk: Sequence[Cached]
-) -> list[Tensor]:
-    """Return the activations of samples in front of the blocks that train, each `(tokens, width)`.
+def at_cut(split: Split, server: Server, cache: ActivationCache, chunk: Sequence[Cached]) -> Tensor:
+    """Return the activations of samples in front of the blocks that train, `(tokens, width)`.
 
     Those of clients that hold fewer blocks pass the frozen ones that these lack.
     """
@@ -134,13 +140,15 @@ def _at_cut(
         found = torch.split(strip(hidden, mask).cpu(), sizes)
         for place, row in zip(places, found, strict=True):
             rows[place] = row
-    return rows
+    return torch.cat(rows)
 
 
 Answer = tuple[list[int], EncodedRows, Tensor]
 
 
-def _reader(server: Server, parts: Parts, num_rows: int) -> Callable[[Message], Answer]:
+def _reader(
+    split: Split, server: Server, parts: Parts, num_rows: int
+) -> Callable[[Message], Answer]:
     """Return what checks the activations of so many samples: their lengths, rows and labels."""
 
     def read(reply: Message) -> Answer:
@@ -149,10 +157,21 @@ def _reader(server: Server, parts: Parts, num_rows: int) -> Callable[[Message], 
             raise MessageError(f"{reply.verb}: {len(lengths)} samples, asked for {num_rows}")
         tokens = int(lengths.sum())
         rows = reply.floats(_ROWS, (tokens, parts.width))
-        labels = read_labels(reply, server.task, num_rows, tokens, parts.num_classes)
+        if split.shape == "two_part":
+            labels = read_labels(reply, server.task, num_rows, tokens, parts.num_classes)
+        else:
+            labels = _read_counts(reply, lengths)
         return lengths.tolist(), reply.written.get(_ROWS, plain_rows(rows)), labels
 
     return read
+
+
+def _read_counts(reply: Message, lengths: Tensor) -> Tensor:
+    """Return how many predictions of each sample count."""
+    counts = reply.tensor(_COUNTS, torch.int32, (len(lengths),)).long()
+    if not bool(((counts >= 0) & (counts <= lengths)).all()):
+        raise MessageError(f"{reply.verb}: more predictions than tokens, or less than none")
+    return counts
 
 
 def _read_digests(reply: Message) -> list[str] | None:
@@ -180,14 +199,14 @@ def list_samples(split: Split, client: Client, message: Message) -> Message:
         like = {name: client.initial[name] for name in names}
         client.store["blocks"] = message.expect("snapshot", like)
     held = message.tensor("control/held", torch.uint8, (1, DIGEST))
-    digests = [digest_of(example) for example in client.examples]
+    digests = [digest_of(e.input_ids, _beside(split, client, e)) for e in client.examples]
     if bytes(held[0].numpy()).hex() == digest_of_all(digests):
         return Message("list_samples", {"control/same": scalar(1)})
     return Message("list_samples", {"control/digests": _to_tensor(digests)})
 
 
 def send_activations(split: Split, client: Client, message: Message) -> Message:
-    """Run the first blocks on some samples, and answer with what comes out and the labels."""
+    """Run the first blocks on some samples, and answer with what comes out and what stands beside."""
     positions = message.tensor("control/positions", torch.int32, (None,)).tolist()
     if not positions or not all(0 <= p < len(client.examples) for p in positions):
         raise MessageError(f"{message.verb}: positions outside 0 … {len(client.examples) - 1}")
@@ -203,15 +222,22 @@ def send_activations(split: Split, client: Client, message: Message) -> Message:
     for chunk in of_one_length(places, client.training.batch_size):
         rows = _run(split, client, parts, chunk)
         hidden |= {example.index: row for example, row in zip(chunk, rows, strict=True)}
-    labels = [example.labels.reshape(-1) for example in examples]
+    beside = torch.cat([_beside(split, client, example) for example in examples])
     return Message(
         "send_activations",
         {
             _ROWS: split.defence.apply(torch.cat([hidden[p] for p in range(len(examples))])),
             LENGTHS: torch.tensor([e.num_tokens for e in examples], dtype=torch.int32),
-            "labels/labels": torch.cat(labels).int(),
+            _LABELS if split.shape == "two_part" else _COUNTS: beside.int(),
         },
     )
+
+
+def _beside(split: Split, client: Client, example: Example) -> Tensor:
+    """Return what the server needs beside the activations of a sample: its labels, or their number."""
+    if split.shape == "two_part":
+        return example.labels.reshape(-1)
+    return torch.tensor([client.task.num_targets(example)])
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def check_staleness(framework: Split, sends_once: bool) -> None:
     if sends_once:
         raise UserError(
             f"framework.staleness={framework.staleness} with activations that are sent once",
-            "the server trains on what it keeps, and waits for no client's batch",
+            "the server takes batches from what it keeps, and waits for none of a client",
             "Leave framework.staleness out, or write framework.cache=false",
         )
     if framework.gradients == "auxiliary":
@@ -69,36 +69,23 @@ def check_staleness(framework: Split, sends_once: bool) -> None:
 
 
 def _check_cache(framework: Split) -> None:
-    """Refuse to send once what changes, or what nobody would train on."""
+    """Refuse to send once what changes."""
     if framework.train != "server":
         raise UserError(
             f"framework.cache=true with framework.train={framework.train}",
             "the client's blocks train, so the activations of a sample change with every step",
             "Write framework.train=server, or leave framework.cache out",
         )
-    if framework.shape != "two_part":
-        raise UserError(
-            f"framework.cache=true with framework.shape={framework.shape}",
-            "the server has no labels to train on alone",
-            "Write framework.shape=two_part, or leave framework.cache out",
-        )
-    if framework.mode != "coalesced":
-        raise UserError(
-            f"framework.cache=true with framework.mode={framework.mode}",
-            "the server trains on batches of all samples that it has, and no client takes turns",
-            "Leave framework.mode out, or framework.cache",
-        )
 
 
 def _check_cut(framework: Split, label: str, cut: int) -> None:
     """Refuse clients with blocks that others train, or with more than are frozen."""
-    fixed = framework.train == "server" and framework.shape == "two_part"
-    if not fixed or framework.mode != "coalesced" or framework.cache is False:
+    if framework.train != "server" or framework.cache is False:
         raise UserError(
             f"tiers.{label}.cut={cut} with framework.train={framework.train}, "
-            f"shape={framework.shape}, mode={framework.mode}, cache={framework.cache}",
+            f"cache={framework.cache}",
             "clients can differ in their blocks only where these are frozen and activations sent once",
-            "Write framework.train=server, framework.shape=two_part, and leave mode and cache out",
+            "Write framework.train=server, and leave cache out",
         )
     if cut > framework.cut or framework.local_rounds:
         raise UserError(
@@ -117,12 +104,12 @@ def _check_local_rounds(framework: Split, config: ExperimentConfig) -> None:
             "no round is left for the server's blocks",
             f"Write rounds={framework.local_rounds + 1} or more",
         )
-    if framework.train != "server" or framework.shape != "two_part" or framework.cache is False:
+    if framework.train != "server" or framework.cache is False:
         raise UserError(
             f"framework.local_rounds={framework.local_rounds} with framework.train="
-            f"{framework.train}, shape={framework.shape}, cache={framework.cache}",
+            f"{framework.train}, cache={framework.cache}",
             "after these rounds the first blocks are frozen, and their activations sent once",
-            "Write framework.train=server and framework.shape=two_part, and leave cache out",
+            "Write framework.train=server, and leave cache out",
         )
 
 

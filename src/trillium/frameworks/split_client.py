@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from trillium.client import Client
-from trillium.frameworks.split_delta import HIDDEN, Copies, Delta
+from trillium.frameworks.split_delta import HIDDEN, SAMPLES, Copies, Delta
 from trillium.message import Message, MessageError, named, scalar
 from trillium.models.parts import load_values, scaled_step, squared_norm
 from trillium.models.ragged import lengths_of, spread, strip
@@ -36,14 +36,14 @@ class Pending:
 
     Attributes:
         batch: what the first blocks ran on.
-        hidden: what came out.
+        hidden: what came out; `None` where the server has it since an earlier round.
         weights: with which; with staleness they are copies, because a step is taken before its backward
             pass (as PipeDream stashes weights, Harlap et al., 2018, arXiv 1806.03377).
         kept: what its backward pass will need, where another batch may come before that.
     """
 
     batch: Batch
-    hidden: Tensor
+    hidden: Tensor | None
     weights: State
     kept: list[Tensor]
 
@@ -59,6 +59,7 @@ def begin(split: Split, client: Client, message: Message) -> Message:
     state = train_only(client.model.state({name: start[name] for name in mounted}), names)
     load_values(state, received)
     trained = [state[name] for name in names]
+    places = [replace(example, index=place) for place, example in enumerate(client.examples)]
     saved = client.store.get("optimizer")
     if split.delta is not None:
         Copies(client.store.setdefault("copies", {})).agree(int(message.scalar("control/copies")))
@@ -67,7 +68,7 @@ def begin(split: Split, client: Client, message: Message) -> Message:
         "state": state,
         "optimizer": client.training.optimizer.build(trained, saved) if trained else None,
         "pending": deque(),
-        "batches": batches(client.examples, client.training, client.generator("batches")),
+        "batches": batches(places, client.training, client.generator("batches")),
     }
     num_steps = client.training.num_steps(len(client.examples))
     return Message("begin", {"control/num_steps": scalar(num_steps)})
@@ -77,10 +78,7 @@ def forward(split: Split, client: Client, message: Message) -> Message:
     """Take the step that is due, then run the first blocks on the next batch."""
     _take_step(client, message)
     parts = split.parts(client.model, client.examples)
-    chunk = next(client.scratch["batches"], None)
-    if chunk is None:
-        raise MessageError("forward: the round has no batches left")
-    batch = collate(chunk, client.model.tokenizer.pad_token_id, client.model.device)
+    chunk, batch = _next_batch(client, message)
     pending: deque[Pending] = client.scratch["pending"]
     if len(pending) > split.staleness:
         raise MessageError(f"forward: {len(pending)} batches are under way")
@@ -118,15 +116,18 @@ def forward(split: Split, client: Client, message: Message) -> Message:
 def finish_batch(split: Split, client: Client, message: Message) -> Message:
     """Run the last blocks and the loss on the server's output; answer with its gradient."""
     parts = split.parts(client.model, client.examples)
-    tail, pending = parts.split.tail, _pending(client, message)
+    tail = parts.split.tail
     if tail is None:
         raise MessageError("finish_batch: no batch ends at the client")
+    if SAMPLES in message.tensors:
+        _take_up(client, message)
+    pending = _pending(client, message)
     _take_late_step(client, message)
-    batch, hidden = pending[0].batch, pending[0].hidden
+    batch = pending[0].batch
     mask = batch.attention_mask
     share = message.positive("control/share")
-    flat = message.floats("activations/output", (int(mask.sum()), hidden.shape[-1]))
-    output = spread(flat.to(hidden.device, hidden.dtype), mask).requires_grad_()
+    flat = message.floats("activations/output", (int(mask.sum()), parts.width))
+    output = spread(flat.to(client.model.device, client.model.dtype), mask).requires_grad_()
     state: State = client.scratch["state"]
     parts.tail.mount(state)
     with _measured(split, client, "tail", batch, tail.train(), [*pending][1:]):
@@ -153,8 +154,8 @@ def backward(split: Split, client: Client, message: Message) -> Message:
     parts = split.parts(client.model, client.examples)
     batch, hidden = pending[0].batch, pending[0].hidden
     mask = batch.attention_mask
-    flat = message.floats("gradients/hidden", (int(mask.sum()), hidden.shape[-1]))
-    if not hidden.requires_grad:
+    flat = message.floats("gradients/hidden", (int(mask.sum()), parts.width))
+    if hidden is None or not hidden.requires_grad:
         raise MessageError("backward: the first blocks of this client are frozen")
     _take_late_step(client, message)
     weights = pending.popleft().weights
@@ -180,6 +181,23 @@ def finish(split: Split, client: Client, message: Message) -> Message:
     client.scratch = {}
     weight = {"control/weight": scalar(client.weight)}
     return Message("finish", {**named("parameters", trained), **weight})
+
+
+def _next_batch(client: Client, message: Message) -> tuple[list[Example], Batch]:
+    """Return the examples of the round's next batch, and the batch."""
+    chunk: list[Example] | None = next(client.scratch.get("batches", iter(())), None)
+    if chunk is None:
+        raise MessageError(f"{message.verb}: the round has no batches left")
+    return chunk, collate(chunk, client.model.tokenizer.pad_token_id, client.model.device)
+
+
+def _take_up(client: Client, message: Message) -> None:
+    """Take up a batch whose activations the server has kept; it must be this client's next one."""
+    chunk, batch = _next_batch(client, message)
+    named = message.tensor(SAMPLES, torch.int32, (None,)).tolist()
+    if named != [example.index for example in chunk]:
+        raise MessageError(f"{message.verb}: samples {named} are not those of the next batch")
+    client.scratch["pending"].append(Pending(batch, None, {}, []))
 
 
 def _pending(client: Client, message: Message) -> deque[Pending]:

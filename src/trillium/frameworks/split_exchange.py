@@ -17,20 +17,21 @@ from trillium.aggregators import Contribution
 from trillium.aggregators.mean import Mean
 from trillium.fleet import Fleet
 from trillium.frameworks import split_local
-from trillium.frameworks.split_delta import Copies, compensated
+from trillium.frameworks.split_bodies import bodies_of
+from trillium.frameworks.split_delta import SAMPLES, Copies, compensated
+from trillium.frameworks.split_kept import KeptBatches
 from trillium.frameworks.split_turns import arrivals, num_turns, shuffled, turns
 from trillium.message import Message, MessageError, named, scalar
 from trillium.models.parts import Body, Parts, Step
 from trillium.models.pooled import Forwarded, Pooled
 from trillium.models.ragged import spread
-from trillium.models.slots import State, Tensors, train_only, values
+from trillium.models.slots import Tensors, values
 from trillium.server import Server
 from trillium.tasks import Task
 
 if TYPE_CHECKING:
     from trillium.frameworks.split import Split
 
-SHARED = "shared"  # the server part of all clients, where they have no copies
 MAX_STEPS = 1_000_000  # of one client in one round; more can only be an error
 
 
@@ -43,6 +44,7 @@ class Exchange:
         server, fleet: who works with whom.
         parts: the cut model.
         order: draws whose turn it is.
+        kept: the batches, where activations are sent once; else clients send them.
     """
 
     split: Split
@@ -50,6 +52,7 @@ class Exchange:
     fleet: Fleet
     parts: Parts
     order: torch.Generator
+    kept: KeptBatches | None = None
 
     def run(self) -> tuple[float, int]:
         """Train with the cohort and bring the parts of the clients together.
@@ -73,22 +76,24 @@ class Exchange:
         server, fleet = self.server, self.fleet
         names = self.split.client_names(self.parts, server.task)
         part = split_local.current(server, self.parts, names)
-        num_steps = dict(
-            fleet.ask(self._begin(clients, named("parameters", part)), _read_num_steps)
-        )
-        bodies = self._bodies(sorted(num_steps))
+        num_steps = self._open(clients, named("parameters", part))
+        bodies = bodies_of(self.split, server, self.parts, sorted(num_steps))
 
         due: dict[str, Step] = {}  # what each client is to do with its last gradient
         seen: list[tuple[float, int]] = []
         one_by_one = self.split.mode in ("relay", "splitfed_v2")
         total = num_turns(num_steps, one_by_one)
-        arriving = arrivals(
-            fleet,
-            turns(num_steps, one_by_one, self.order),
-            lambda client: Message("forward", due.pop(client, Step()).tensors()),
-            self._reader,
-            ahead=self.split.staleness > 0,
-        )
+        taking = turns(num_steps, one_by_one, self.order)
+        if self.kept is not None:
+            arriving = self.kept.arrivals(fleet, taking)
+        else:
+            arriving = arrivals(
+                fleet,
+                taking,
+                lambda client: Message("forward", due.pop(client, Step()).tensors()),
+                self._reader,
+                ahead=self.split.staleness > 0,
+            )
         for done, batches in enumerate(arriving):
             rate = server.training.learning_rate(server.progress(start + share * done / total))
             seen += self._step(batches, bodies, due, rate)
@@ -98,6 +103,23 @@ class Exchange:
         kept = server.store.setdefault("optimizers", {})
         kept.update({body.owner: body.optimizer_state() for body in bodies.values()})
         return seen
+
+    @property
+    def _alone(self) -> KeptBatches | None:
+        """The batches, where nothing is left for clients to do."""
+        return self.kept if self.split.shape == "two_part" else None
+
+    def _open(self, clients: Sequence[str], part: Tensors) -> dict[str, int]:
+        """Open the round with clients, if they are needed; return how many steps each takes."""
+        if (alone := self._alone) is not None:
+            return {c: alone.num_steps(c) for c in clients if c in self.fleet.cohort}
+
+        def reader(client: str) -> Callable[[Message], int]:
+            known = None if self.kept is None else self.kept.num_steps(client)
+            return partial(_read_num_steps, known=known)
+
+        readers = {client: reader(client) for client in clients}
+        return dict(self.fleet.ask(self._begin(clients, part), readers))
 
     def _begin(self, clients: Sequence[str], part: Tensors) -> dict[str, Message]:
         """Return what opens the round with each client."""
@@ -179,6 +201,7 @@ class Exchange:
                 {
                     "activations/output": pooled.tokens(client, pooled.output.detach()),
                     "control/share": scalar(pooled.share(client)),
+                    **self._named(pooled.members[client]),
                     **_late(due, client),
                 },
             )
@@ -200,6 +223,12 @@ class Exchange:
             rows.copy_(spread(gradient.to(mask.device), mask))
             pooled.loss += loss
             pooled.client_squared_norm += pooled.share(client) * norm
+
+    def _named(self, batch: Forwarded) -> Tensors:
+        """Return what tells a client which batch this is, if it has not sent it."""
+        if self.kept is None:
+            return {}
+        return {SAMPLES: torch.tensor(batch.samples, dtype=torch.int32)}
 
     def _send_gradients(self, work: Sequence[Pooled], due: dict[str, Step]) -> None:
         """Send the clients the gradients of their activations, of the mean over their own batch."""
@@ -231,43 +260,27 @@ class Exchange:
 
     def _finish(self, part: Tensors, bodies: dict[str, Body], due: dict[str, Step]) -> None:
         """Average the client parts, and in SplitFed v1 the server's copies, by examples."""
-        asks = {c: Message("finish", due.get(c, Step()).tensors()) for c in bodies}
+        alone, is_v1 = self._alone, self.split.mode == "splitfed_v1"
+        if alone is not None and not is_v1:
+            return  # there is one server part, and clients have none that trains
 
         def read(reply: Message) -> tuple[float, Tensors]:
             return reply.positive("control/weight"), reply.expect("parameters", part)
 
-        replies = sorted(self.fleet.ask(asks, read))
+        replies: list[tuple[str, tuple[float, Tensors]]]
+        if alone is not None:
+            replies = [(client, (alone.weight(client), {})) for client in sorted(bodies)]
+        else:
+            asks = {c: Message("finish", due.get(c, Step()).tensors()) for c in bodies}
+            replies = sorted(self.fleet.ask(asks, read))
         contributions = []
         for client, (weight, tensors) in replies:
-            body = values(bodies[client].state) if self.split.mode == "splitfed_v1" else {}
+            body = values(bodies[client].state) if is_v1 else {}
             on_cpu = {name: tensor.cpu() for name, tensor in body.items()}
             contributions.append(Contribution(client, weight, {**tensors, **on_cpu}))
         if contributions:  # the only client of a relay's session may have dropped out
             mean = Mean().aggregate(contributions, contributions[0].tensors, ())
             split_local.take(self.server, mean.tensors)
-
-    def _bodies(self, clients: Sequence[str]) -> dict[str, Body]:
-        """Return the server part that serves each client: a shared one, or copies of its own."""
-        server, parts = self.server, self.parts
-        trains = self.split.train != "client"
-        if self.split.mode != "splitfed_v1":
-            return dict.fromkeys(clients, shared_body(server, parts, trains=trains))
-        current = values(server.state)
-        return {
-            c: _body(server, parts, server.model.state(current), c, trains=trains) for c in clients
-        }
-
-
-def shared_body(server: Server, parts: Parts, *, trains: bool) -> Body:
-    """Return the server part that serves all clients; what it trains is the server's state."""
-    return _body(server, parts, server.state, SHARED, trains=trains)
-
-
-def _body(server: Server, parts: Parts, state: State, owner: str, *, trains: bool) -> Body:
-    names = parts.body.names
-    own = train_only({name: state[name] for name in names}, names if trains else ())
-    saved = server.store.get("optimizers", {}).get(owner)
-    return Body(owner, parts, own, server.training.optimizer, saved, server.meter)
 
 
 def _late(due: dict[str, Step], client: str) -> dict[str, Tensor]:
@@ -275,8 +288,10 @@ def _late(due: dict[str, Step], client: str) -> dict[str, Tensor]:
     return due.pop(client).tensors() if client in due else {}
 
 
-def _read_num_steps(reply: Message) -> int:
+def _read_num_steps(reply: Message, known: int | None) -> int:
     steps = reply.positive("control/num_steps")
     if steps > MAX_STEPS or not steps.is_integer():
         raise MessageError(f"begin: {steps} is no number of steps")
+    if known is not None and steps != known:
+        raise MessageError(f"begin: {steps:.0f} steps with samples that make {known}")
     return int(steps)

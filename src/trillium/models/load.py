@@ -113,6 +113,12 @@ class LanguageModel:
         return int(text_config(self.module).vocab_size)
 
     @property
+    def num_positions(self) -> int | None:
+        """How many tokens a text may have, where the model says so."""
+        found = getattr(text_config(self.module), "max_position_embeddings", None)
+        return None if found is None else int(found)
+
+    @property
     def num_blocks(self) -> int:
         """How many transformer blocks the model has."""
         return len(find_blocks(self.module)[1])

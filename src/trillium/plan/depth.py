@@ -1,7 +1,7 @@
 """Deep models in little time: costs are counted on few blocks, and grow evenly with every further one.
 
 Messages are weighed on the whole model. Its blocks are alike, so the FLOPs of a round are linear in
-their number, and memory is as long as its peak stays at the same point of a step.
+their number, and so is the peak of memory in each phase of a step (`trillium.plan.phases`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from trillium.plan.waves import Ask, Memory, Wave, Work
 
 FEW = (1, 2)  # blocks of each part of a model that are run instead of all, where that is less work
 _PARTS = {"finish_batch": "tail", "feature_moments": "whole"}  # what a verb runs; else the head
-# The same where all parameters train: then either the pass or the step may take most memory, and which
-# of them depends on the depth, so that small models are run as a whole.
-MORE, DEEP = (4, 6), 17
+MORE = (2, 3)  # the same where all parameters train: the only block's gradients come at both ends
 
 
 class Rounds(Protocol):
@@ -95,7 +93,7 @@ class Course:
             if key not in seen:
                 asks = tuple(map(self._with_cost, whole.asks, less.asks, more.asks))
                 server = _grown(less.server, more.server, self.factors["body"])
-                seen[key] = list(waves), Wave(asks, server)
+                seen[key] = list(waves), replace(whole, asks=asks, server=server)
             yield seen[key][1]
 
     def _with_cost(self, whole: Ask, less: Ask, more: Ask) -> Ask:
@@ -107,15 +105,9 @@ def course_of(federation: Federation, make: Make) -> Course:
     """Return the rounds of a run; of a deep model the costs are counted on few blocks."""
     num_blocks = federation.model.num_blocks
     sizes = _part_sizes(federation.config, num_blocks)
-    freezes = federation.config.adapter.freezes
-    most = FEW if freezes else MORE
+    most = FEW if federation.config.adapter.freezes else MORE
     effort = sum(min(size, few_blocks) for size in sizes.values() for few_blocks in most)
-    if (
-        effort >= num_blocks
-        or (num_blocks < DEEP and not freezes)
-        or not _is_even(federation.config)
-        or not _are_alike(federation.model)
-    ):
+    if effort >= num_blocks or not _is_even(federation.config) or not _are_alike(federation.model):
         return Course(federation, make(federation))
     federation.counts = False
     few = []

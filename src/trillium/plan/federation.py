@@ -22,6 +22,7 @@ from trillium.models.slots import State
 from trillium.plan.data import Texts
 from trillium.plan.fakes import Paper
 from trillium.plan.models import Models
+from trillium.plan.phases import PhaseMeter
 from trillium.plan.sizes import NOTHING, Scales, Weight
 from trillium.plan.waves import FREE, Memory, Work
 from trillium.server import Server
@@ -30,7 +31,7 @@ from trillium.tasks import Example
 from trillium.tasks.batches import padded
 from trillium.tiers import tier_of
 from trillium.training.loop import batches
-from trillium.training.meters import Meter, resident_tensors
+from trillium.training.meters import resident_tensors
 from trillium.training.optimizers import Optimizer
 
 EXACT = 50_000  # batches in all rounds; above, every round is planned with the batches of the first
@@ -132,9 +133,9 @@ class Federation:
         return self.models.paper
 
     @cached_property
-    def meter(self) -> Meter:
+    def meter(self) -> PhaseMeter:
         """Counts what is run on paper."""
-        return Meter({}, "cpu")
+        return PhaseMeter()
 
     @cached_property
     def server(self) -> Server:
@@ -241,7 +242,7 @@ class Federation:
             self.meter.reset()
             with self.paper.running():
                 work()
-            costs[key] = Work.of(self.meter.read())
+            costs[key] = self.meter.work()
         return costs[key]
 
     def training_key(self, client: Client, trained: Iterable[str]) -> Hashable:

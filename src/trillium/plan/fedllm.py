@@ -9,12 +9,12 @@ from trillium.client import Client
 from trillium.downloads import mark
 from trillium.downloads.change import ChangeDownload
 from trillium.drifts.none import NoDrift
-from trillium.errors import UserError
 from trillium.frameworks.fedllm import FedLLM
 from trillium.message import Message, named, scalar
 from trillium.models.shares import Share
 from trillium.models.slots import State, train_only, values
 from trillium.plan.federation import Cohort, Federation
+from trillium.plan.folds import Folds
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import FREE, Ask, Memory, Wave, Work
 from trillium.tasks import Example
@@ -43,14 +43,10 @@ class FedLLMRounds:
     _totals: dict[Hashable, Work] = field(default_factory=dict)
     _runs: dict[Hashable, Callable[[list[Example]], object]] = field(default_factory=dict)
 
+    _folds: Folds = field(init=False)
+
     def __post_init__(self) -> None:
-        rule = self.framework.aggregator
-        if rule.restarts or rule.folds:
-            raise UserError(
-                f"a plan for framework.aggregator={rule.name}",
-                "how much it folds into the base weights depends on what the clients have learnt",
-                "Write framework.aggregator=mean to see what all but the folds will cost",
-            )
+        self._folds = Folds(self.framework.aggregator, self.federation)
 
     upper_bound = False
 
@@ -60,6 +56,9 @@ class FedLLMRounds:
 
     def round(self, number: int, cohort: Cohort) -> Iterator[Wave]:
         """Return the messages of a round."""
+        if self.framework.aggregator.folds:
+            wave, cohort = self._folds.send(cohort)
+            yield wave
         yield Wave(tuple(self._ask(name, number, name in cohort.lost) for name in cohort.asked))
         self._settle(number, cohort)
 
@@ -122,19 +121,27 @@ class FedLLMRounds:
 
     def _settle(self, number: int, cohort: Cohort) -> None:
         """Note which values have changed, and who holds what."""
-        for name in cohort.present:
-            client = self.federation.clients[name]
-            share = self._share(client)
-            for tensor in share.up:
-                if number > 1 or share.factors.get(tensor) != "A" or self._moves_a(client):
-                    self._changed[tensor] = number
+        rule, clients = self.framework.aggregator, self.federation.clients
+        shares = {name: self._share(clients[name]) for name in cohort.present}
+        changed: set[str] = set()
+        moved = [name for name in shares if self._moves_a(clients[name], number)]
+        if rule.reads == "state":
+            changed |= self._folds.add(shares, moves_a=bool(moved))
+        for name, share in shares.items():
+            changed |= {n for n in share.up if share.factors.get(n) != "A" or name in moved}
             self._held[name] = number
             self._took_part.add(name)
+        if rule.restarts:  # all sides know the factors with which the next round begins
+            factors = self.federation.model.factors
+            changed -= {name for layer in factors for name in (layer.a, layer.b)}
+        self._changed |= dict.fromkeys(changed, number)
         for name in cohort.lost:
             self._held.pop(name, None)
 
-    def _moves_a(self, client: Client) -> bool:
-        """Whether LoRA's `A` moves in the first round: `B` is zero, so its first gradient is, too."""
+    def _moves_a(self, client: Client, number: int) -> bool:
+        """Whether LoRA's `A` moves in a round: as long as `B` is zero, its first gradient is, too."""
+        if number > 1 and not self.framework.aggregator.restarts:
+            return True
         if self.framework.upload == "gradient":
             return False
         return client.training.num_steps(len(client.examples)) > 1

@@ -100,7 +100,7 @@ class HeadPhase:
         federation.meter.reset()
         with paper.running():
             reply = getattr(head, verb)(client, message)
-        cost = Work.of(federation.meter.read()) if federation.counts else FREE
+        cost = federation.meter.work() if federation.counts else FREE
         client.scratch, client.store = {}, {}
         weights = federation.down(client.name, message), federation.up(client.name, reply)
         return weights, cost

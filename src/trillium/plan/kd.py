@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,8 +21,10 @@ from trillium.message import Message, scalar
 from trillium.plan.fakes import DEPENDS_ON_VALUES
 from trillium.plan.features import run_features
 from trillium.plan.federation import Cohort, Federation
+from trillium.plan.kd_selection import Choosing
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import FREE, Ask, Memory, Wave, Work
+from trillium.plan.written import writing
 from trillium.side import Side
 from trillium.soft_labels import SoftLabels, Teacher
 from trillium.tasks import Example
@@ -44,7 +46,8 @@ class KDRounds:
     """The rounds of KD-FedLLM.
 
     What filters, `resend` and the server's `max_entropy` leave out depends on values: nothing is left
-    out here, so bytes and FLOPs are the most that a run can take.
+    out here, so bytes and FLOPs are the most that a run can take. So does what some selections choose:
+    here it is always the longest public examples.
 
     Attributes:
         framework: its settings.
@@ -58,25 +61,12 @@ class KDRounds:
     _known: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        framework, texts = self.framework, self.federation.texts
-        given = f"a plan for framework.selection={framework.selection.name}"
-        if framework.public_per_round is not None and framework.selection.name != "random":
-            raise UserError(
-                given,
-                "which examples it chooses, and what it computes for that, depends on values",
-                "Write framework.selection=random to see what the rest costs",
-            )
+        texts = self.federation.texts
         if texts.foreign:
             raise UserError(
                 f"a plan with {', '.join(sorted(texts.foreign)[:3])} of another vocabulary",
                 "how many predictions can be translated depends on the texts",
                 "Write one model, or models with one tokenizer, to see what they cost",
-            )
-        if texts.assumed and self.federation.config.data.public.name == "sampled":
-            raise UserError(
-                "a plan for data.public=sampled",
-                "what the server computes to write the public set is not planned",
-                "Write data.public=rows to see what the rounds cost",
             )
 
     @property
@@ -87,10 +77,17 @@ class KDRounds:
             framework.filter.name != "none"
             or framework.max_entropy is not None
             or framework.resend is not None
+            or self._selection.depends_on_values
         )
 
+    @cached_property
+    def _selection(self) -> Choosing:
+        return Choosing(self.framework, self.federation)
+
     def start(self) -> Iterator[Wave]:
-        """Return the public set, which goes to everybody once."""
+        """Return the public set, which goes to everybody once, and what it costs to write it."""
+        if self.federation.texts.assumed:  # else it is known from the run
+            yield Wave((), writing(self.federation))
         yield self._inform(self.federation.everyone())
 
     def round(self, number: int, cohort: Cohort) -> Iterator[Wave]:
@@ -99,12 +96,16 @@ class KDRounds:
         late = self._inform(cohort)
         if late.asks:
             yield late
-        public, chosen = self._public, framework.chosen(server)
+        public, chosen = self._public, self._selection.chosen(self._public)
+        if self._selection.depends_on_values:
+            yield Wave((), self._selection.work())
         cache = LabelCache(self._labels, framework.cache_rounds)
         wanted = [index for index in chosen if not cache.is_fresh(index, number)]
         examples = [public[index] for index in wanted]
         yield Wave(tuple(self._teach(name, examples, name in cohort.lost) for name in cohort.asked))
         used, caches = chosen, framework.cache_rounds > 1
+        if self._selection.depends_on_values:
+            caches = False  # nobody knows which labels are fresh, and at worst none is
         if caches:
             records = torch.zeros(predictions(server, examples)[0], 0)
             codec = self.federation.config.wire.row_codec("down")
@@ -225,7 +226,8 @@ class KDRounds:
         if key not in self._known:
             count = len(self._public)
             tensors = choice("control/used", used, count)
-            if sent != used:
+            may_lack = self._selection.depends_on_values and self.framework.cache_rounds > 1
+            if sent != used or may_lack:
                 tensors["control/sent"] = write_mask(sent, count)
             shape = predictions(client, examples_at(self._public, sent))
             tensors |= self._hidden(TEACHER, client, shape[0])

@@ -10,6 +10,7 @@ from trillium.config import ExperimentConfig
 from trillium.errors import UserError
 from trillium.experiment import once_bytes
 from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
+from trillium.frameworks.fedkseed import FedKSeed
 from trillium.frameworks.fedllm import FedLLM
 from trillium.frameworks.kd import KD
 from trillium.frameworks.split import Split
@@ -18,6 +19,7 @@ from trillium.plan.baselines import BaselineRounds
 from trillium.plan.data import Texts
 from trillium.plan.depth import Rounds, course_of
 from trillium.plan.federation import Federation
+from trillium.plan.fedkseed import FedKSeedRounds
 from trillium.plan.fedllm import FedLLMRounds
 from trillium.plan.kd import KDRounds
 from trillium.plan.models import Models
@@ -44,6 +46,8 @@ def rounds_of(federation: Federation) -> Rounds:
         )
     if isinstance(framework, FedLLM):
         return FedLLMRounds(framework, federation)
+    if isinstance(framework, FedKSeed):
+        return FedKSeedRounds(framework, federation)
     if isinstance(framework, KD):
         return KDRounds(framework, federation)
     if isinstance(framework, Split):
@@ -53,7 +57,7 @@ def rounds_of(federation: Federation) -> Rounds:
     raise UserError(
         f"a plan for framework={framework.name}",
         "there is none yet",
-        "Write framework=fedllm, kd or split",
+        "Write framework=fedllm, kd, split or fedkseed",
     )
 
 
@@ -196,7 +200,9 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
     later: dict[str, Sums] = {}
     since: dict[str, int] = {}
     waves: list[Wave] = []
-    server_flops, server_peak, asks, number = texts.written, 0, 0, 0
+    server_flops = texts.written + sum(wave.server.flops for wave in first)
+    server_peak = max((wave.server.peak_bytes for wave in first), default=0)
+    asks, number = 0, 0
     total = config.rounds if config.framework.trains else 0
     while number < total:
         number += 1

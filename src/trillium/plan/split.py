@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from trillium.client import Client
-from trillium.errors import UserError
 from trillium.frameworks.split import Split
 from trillium.frameworks.split_turns import shuffled, turns
 from trillium.message import Message, named, scalar
@@ -18,8 +17,10 @@ from trillium.models.slots import Tensors
 from trillium.plan.federation import Chunk, Cohort, Federation, divided, unique_bytes
 from trillium.plan.models import cut_model
 from trillium.plan.sizes import Weight
+from trillium.plan.split_ahead import Ahead
 from trillium.plan.split_batches import Batches
 from trillium.plan.split_cached import CachedRounds
+from trillium.plan.split_kept import Kept
 from trillium.plan.waves import Ask, Memory, Wave, Work
 from trillium.training.meters import resident_tensors
 
@@ -44,12 +45,6 @@ class SplitRounds:
 
     def __post_init__(self) -> None:
         framework, federation = self.framework, self.federation
-        if framework.staleness:
-            raise UserError(
-                f"a plan for framework.staleness={framework.staleness}",
-                "what a client holds of two batches at once is not planned",
-                "Write framework.staleness=0, whose bytes and FLOPs are nearly the same",
-            )
         model, tail = federation.model, framework.tail
         if framework.shape == "u" and tail is None:
             tail = model.num_blocks
@@ -57,7 +52,7 @@ class SplitRounds:
             self._parts = cut_model(model, framework.cut, tail)
             for cut in {tier.cut for tier in federation.config.tiers.values()} - {None}:
                 assert cut is not None
-                cut_model(model, cut, None)
+                cut_model(model, cut, tail)
                 if cut < framework.cut:
                     cut_model(model, cut, framework.cut)
         framework.start(federation.server, federation.fleet)  # refuses what cannot be
@@ -78,7 +73,12 @@ class SplitRounds:
         if number <= self.framework.local_rounds:
             yield self._cached.train_blocks(cohort)
         elif self.framework.caches(self._parts):
-            yield from self._cached.round(cohort)
+            yield from self._cached.collect(cohort)
+            if self.framework.shape == "two_part" and self.framework.mode == "coalesced":
+                yield Wave((), self._cached.train())
+            else:
+                present = replace(cohort, asked=tuple(cohort.present), lost=frozenset())
+                yield from self._exchange(present, kept=True)
         else:
             yield from self._exchange(cohort)
 
@@ -104,16 +104,16 @@ class SplitRounds:
 
     # Batch by batch
 
-    def _exchange(self, cohort: Cohort) -> Iterator[Wave]:
+    def _exchange(self, cohort: Cohort, *, kept: bool = False) -> Iterator[Wave]:
         federation = self.federation
         order = federation.server.generator("order")
         names = shuffled(cohort.asked, order)
         sessions = [[name] for name in names] if self.framework.mode == "relay" else [names]
         for session in sessions:
-            yield from self._session(session, cohort, order)
+            yield from self._session(session, cohort, order, kept)
 
     def _session(
-        self, names: Sequence[str], cohort: Cohort, order: torch.Generator
+        self, names: Sequence[str], cohort: Cohort, order: torch.Generator, kept: bool
     ) -> Iterator[Wave]:
         clients = {name: self.federation.clients[name] for name in names}
         begins, finishes = [], []
@@ -123,16 +123,27 @@ class SplitRounds:
             begins.append(Ask(name, "begin", begin[0], None if lost else begin[1]))
             if not lost:
                 finishes.append(Ask(name, "finish", *finish))
-        yield Wave(tuple(begins))
+        alone = kept and self.framework.shape == "two_part"  # the server, which asks nobody
+        if not alone:
+            yield Wave(tuple(begins))
         chunks = {n: self.federation.chunks(c) for n, c in clients.items() if n not in cohort.lost}
         num_steps = {name: len(found) for name, found in chunks.items()}
         taken = dict.fromkeys(chunks, 0)
         one_by_one = self.framework.mode in ("relay", "splitfed_v2")
+        ahead = Ahead(self._batches, self._known) if self.framework.staleness else None
+        held = Kept(self._batches, self._cached, self._known) if kept else None
         for group in turns(num_steps, one_by_one, order):
-            yield from self._turn({n: (clients[n], chunks[n][taken[n]]) for n in group})
+            turn = {n: (clients[n], chunks[n][taken[n]]) for n in group}
+            if held is not None:
+                yield from held.turn(turn)
+            else:
+                yield from self._turn(turn) if ahead is None else ahead.turn(turn)
             for name in group:
                 taken[name] += 1
-        yield Wave(tuple(sorted(finishes, key=lambda ask: ask.client)))
+        if ahead is not None:
+            yield from ahead.rest()
+        if not alone:
+            yield Wave(tuple(sorted(finishes, key=lambda ask: ask.client)))
 
     def _turn(self, batches: Mapping[str, tuple[Client, Chunk]]) -> Sequence[Wave]:
         """Return the messages for the batches that the server takes next."""
@@ -146,19 +157,7 @@ class SplitRounds:
     def _waves(self, batches: Mapping[str, tuple[Client, Chunk]]) -> Iterator[Wave]:
         weights = {name: self._batches.weights(*batch) for name, batch in batches.items()}
         costs = {name: self._batches.costs(*batch) for name, batch in batches.items()}
-        alone = [[chunk] for _, chunk in batches.values()]
-        together = [[chunk for _, chunk in batches.values()]]
-        wanted = self.framework.sends_gradients(self._parts)
-        forward, backward = Work(), Work()
-        for group in together if self.framework.mode == "coalesced" else alone:
-            found = self._batches.body(group, gradient=wanted)
-            forward, backward = forward + found[0], backward + found[1]
-        verbs = [("forward", forward + backward)]
-        if self.framework.shape == "u":
-            verbs = [("forward", forward), ("finish_batch", backward)]
-        if wanted:
-            verbs.append(("backward", Work()))
-        for verb, server in verbs:
+        for verb, server in self._batches.served([chunk for _, chunk in batches.values()]):
             asks = [
                 Ask(name, verb, *weights[name][verb], costs[name].get(verb, Work()))
                 for name in batches

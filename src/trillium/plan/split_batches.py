@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from trillium.client import Client
 from trillium.frameworks.split import Split
+from trillium.frameworks.split_client import _take_step
 from trillium.message import Message, named, scalar
 from trillium.models.parts import Body, Parts, Step
 from trillium.models.pooled import Forwarded, Pooled
@@ -44,14 +45,33 @@ class Batches:
         start = {**client.initial, **(small.initial() if small else {})}
         return {name: start[name] for name in self.framework.client_names(self.parts, client.task)}
 
+    @property
+    def waits(self) -> bool:
+        """Whether a batch stays at its client until the server has answered."""
+        return self.framework.shape == "u" or self.framework.sends_gradients(self.parts)
+
     # Messages
 
-    def weights(self, client: Client, chunk: Chunk) -> Mapping[str, Pair]:
-        """Return what the messages of a batch weigh, down and up by verb."""
+    def weights(
+        self, client: Client, chunk: Chunk, *, late: bool = False, kept: bool = False
+    ) -> Mapping[str, Pair]:
+        """Return what the messages of a batch weigh, down and up by verb.
+
+        Args:
+            client: whose batch it is.
+            chunk: the batch.
+            late: whether the first message to the client after `forward` also brings a step.
+            kept: whether the server has the activations, and that message names the samples.
+        """
         rows, tokens = len(chunk.examples), chunk.num_tokens
-        key = (id(client.tier), len(str(client.round)), rows, tokens)
+        key = (id(client.tier), len(str(client.round)), rows, tokens, late, kept)
         if key not in self._weights:
             pairs = self._messages(client, rows, tokens)
+            if late or kept:
+                down, up = pairs[1]
+                samples = {"control/samples": _counts(rows)} if kept else {}
+                step = Step().tensors() if late else {}
+                pairs[1] = replace(down, tensors={**down.tensors, **samples, **step}), up
             self._weights[key] = {
                 down.verb: (
                     self.federation.down(client.name, down),
@@ -92,17 +112,23 @@ class Batches:
 
     # Work
 
-    def costs(self, client: Client, chunk: Chunk) -> Mapping[str, Work]:
-        """Return what a batch costs its client, by verb."""
+    def costs(self, client: Client, chunk: Chunk, other: Chunk | None = None) -> Mapping[str, Work]:
+        """Return what a batch costs its client, by verb; a step of its own is there once more.
+
+        Args:
+            client: whose batch it is.
+            chunk: the batch.
+            other: the one that is under way beside it, if there is one.
+        """
         if not self.federation.counts:
             return {}
-        key = (id(client.tier), chunk.layout)
+        key = (id(client.tier), chunk.layout, None if other is None else other.layout)
         if key not in self._costs:
             with self.federation.paper.running():
-                self._costs[key] = self._run(client, chunk)
+                self._costs[key] = self._run(client, chunk, other)
         return self._costs[key]
 
-    def _run(self, client: Client, chunk: Chunk) -> dict[str, Work]:
+    def _run(self, client: Client, chunk: Chunk, other: Chunk | None) -> dict[str, Work]:
         """Run the verbs of a batch, with an optimiser that has its state already."""
         # What is sent instead of activations makes no difference to what is computed.
         framework = self.framework.model_copy(update={"delta": None})
@@ -111,22 +137,60 @@ class Batches:
         def ask(message: Message) -> Message:
             self.federation.meter.reset()
             reply: Message = getattr(framework, message.verb)(client, message)
-            costs[message.verb] = Work.of(self.federation.meter.read())
+            costs[message.verb] = self.federation.meter.work()
             return reply
 
         framework.begin(client, Message("begin", named("parameters", self.client_part(client))))
         optimizer = client.scratch["optimizer"]
         if optimizer is not None:
             _step(optimizer)
-        client.scratch["batches"] = iter([chunk.examples])
-        hidden = ask(Message("forward", Step().tensors())).tensors["activations/hidden"]
+
+        def run_forward(*chunks: Chunk) -> list[Message]:
+            client.scratch["pending"].clear()
+            client.scratch["batches"] = iter([found.examples for found in chunks])
+            return [ask(Message("forward", Step().tensors())) for _ in chunks]
+
+        if other is None:
+            [sent] = run_forward(chunk)
+        else:  # this batch goes forward behind the other one, and back before it
+            run_forward(other, chunk)
+            forward = costs["forward"]
+            sent = run_forward(chunk, other)[0]
+            costs["forward"] = forward
+        hidden = sent.tensors["activations/hidden"]
         if framework.shape == "u":
             tensors = {"activations/output": hidden, "control/share": scalar(1.0)}
             ask(Message("finish_batch", tensors))
         if framework.sends_gradients(self.parts):
             ask(Message("backward", {"gradients/hidden": torch.zeros_like(hidden)}))
+        if any(p.grad is not None for p in client.scratch["state"].values()):
+            costs["step"] = self._stepped(client)
+            costs["forward"] += costs["step"]
         client.scratch = {}
         return costs
+
+    def _stepped(self, client: Client) -> Work:
+        """Return what the step takes with which the next forward pass begins."""
+        self.federation.meter.reset()
+        _take_step(client, Message("forward", Step().tensors()))
+        return self.federation.meter.work()
+
+    def served(self, chunks: Sequence[Chunk]) -> list[tuple[str, Work]]:
+        """Return the messages of a turn in order, with what the server computes once each is answered.
+
+        Args:
+            chunks: the batches of the turn.
+        """
+        groups = [chunks] if self.framework.mode == "coalesced" else [[chunk] for chunk in chunks]
+        wanted = self.framework.sends_gradients(self.parts)
+        forward, backward = Work(), Work()
+        for group in groups:
+            found = self.body(group, gradient=wanted)
+            forward, backward = forward + found[0], backward + found[1]
+        verbs = [("forward", forward + backward)]
+        if self.framework.shape == "u":
+            verbs = [("forward", forward), ("finish_batch", backward)]
+        return [*verbs, ("backward", Work())] if wanted else verbs
 
     def body(self, chunks: Sequence[Chunk], *, gradient: bool) -> tuple[Work, Work]:
         """Return what the server computes for a pooled batch, forward and backward.
@@ -166,10 +230,10 @@ class Batches:
             _step(body._optimizer)
         meter.reset()
         body.forward(pooled, gradient=gradient)
-        forward = Work.of(meter.read())
+        forward = meter.work()
         meter.reset()
         body.backward(pooled, task if self.framework.shape == "two_part" else None)
-        return forward, Work.of(meter.read())
+        return forward, meter.work()
 
 
 def _step(optimizer: torch.optim.Optimizer) -> None:

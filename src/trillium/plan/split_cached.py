@@ -58,8 +58,8 @@ class CachedRounds:
     _knowing: set[str] = field(default_factory=set)
     _known: dict[Hashable, Any] = field(default_factory=dict)
 
-    def round(self, cohort: Cohort) -> Iterator[Wave]:
-        """Return the messages of a round, then what the server computes on all that it holds."""
+    def collect(self, cohort: Cohort) -> Iterator[Wave]:
+        """Return the messages that bring what the server lacks."""
         yield Wave(tuple(self._list(name, name in cohort.lost) for name in cohort.asked))
         todo = {n: self._lacking(n) for n in cohort.present if n not in self._held}
         self._knowing.update(cohort.present)
@@ -67,7 +67,6 @@ class CachedRounds:
             turn = {name: left[:UPLOAD] for name, left in todo.items() if left}
             todo = {name: todo[name][UPLOAD:] for name in turn}
             yield Wave(tuple(self._send(name, examples) for name, examples in turn.items()))
-        yield Wave((), self._train())
 
     def _list(self, name: str, lost: bool) -> Ask:
         client, federation = self.federation.clients[name], self.federation
@@ -99,7 +98,10 @@ class CachedRounds:
             return client.examples
         found: dict[str, Example] = {}
         for example in client.examples:
-            found.setdefault(digest_of(example), example)
+            labels = torch.tensor([client.task.num_targets(example)])
+            if self.framework.shape == "two_part":
+                labels = example.labels
+            found.setdefault(digest_of(example.input_ids, labels), example)
         return list(found.values())
 
     def _send(self, name: str, examples: list[Example]) -> Ask:
@@ -109,11 +111,11 @@ class CachedRounds:
         key = ("send", id(client.tier), len(str(client.round)), len(examples), tokens)
         if key not in self._known:
             rows = federation.paper.empty(tokens, self.parts.width, dtype=client.model.dtype)
-            reply = {
-                "activations/rows": rows,
-                "control/lengths": _ints(len(examples)),
-                "labels/labels": _ints(len(examples) if classifies else tokens),
-            }
+            reply = {"activations/rows": rows, "control/lengths": _ints(len(examples))}
+            if self.framework.shape == "two_part":
+                reply["labels/labels"] = _ints(len(examples) if classifies else tokens)
+            else:
+                reply["control/counts"] = _ints(len(examples))
             positions = {"control/positions": _ints(len(examples))}
             self._known[key] = (
                 federation.down(name, Message("send_activations", positions)),
@@ -140,7 +142,7 @@ class CachedRounds:
             chunks, ("upload", id(client.model), client.tier.cut or self.framework.cut), run
         )
 
-    def _train(self) -> Work:
+    def train(self) -> Work:
         """Return what the server computes in a round on all samples that it holds."""
         federation, server = self.federation, self.federation.server
         pool = [sample for name in sorted(self._held) for sample in self._held[name]]
@@ -164,10 +166,15 @@ class CachedRounds:
         for source in sorted({sample.source for sample in chunk} - {self.framework.cut}):
             own = [sample.example for sample in chunk if sample.source == source]
             [found] = self.federation.chunked([own], "pool")
-            run = partial(self._run_middle, source, found)
-            yield self.federation.measure(
-                ("middle", id(self.federation.model), source, self.framework.cut, found.layout), run
-            )
+            yield self.middle(source, found)
+
+    def middle(self, source: int, chunk: Chunk) -> Work:
+        """Return what the blocks between a client's cut and the server's cost on a batch."""
+        if source == self.framework.cut or not self.federation.counts:
+            return FREE
+        run = partial(self._run_middle, source, chunk)
+        key = ("middle", id(self.federation.model), source, self.framework.cut, chunk.layout)
+        return self.federation.measure(key, run)
 
     def _run_middle(self, source: int, chunk: Chunk) -> None:
         server, (rows, length, is_padded) = self.federation.server, chunk.layout

@@ -7,7 +7,6 @@ from typing import Final
 
 from trillium.ledger import Purpose
 from trillium.plan.sizes import Weight
-from trillium.training.meters import Cost
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,6 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         return Work(self.flops + other.flops, self.peaks + other.peaks)
-
-    @classmethod
-    def of(cls, cost: Cost) -> Work:
-        """Return what a meter has counted."""
-        return cls(cost.flops, (cost.peak_bytes,))
 
     @property
     def peak_bytes(self) -> int:
@@ -86,7 +80,16 @@ class Ask:
 
 @dataclass(frozen=True)
 class Wave:
-    """Messages that go out together, and what the server computes once all replies are there."""
+    """Messages that go out together, and what the server computes once all replies are there.
+
+    Attributes:
+        asks: the messages.
+        server: what the server computes.
+        posted: whether the server goes on while the clients work; a later wave collects the replies.
+        collects: whether the server first awaits the replies to the oldest wave that was posted.
+    """
 
     asks: tuple[Ask, ...]
     server: Work = FREE
+    posted: bool = False
+    collects: bool = False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from trillium.errors import UserError
 from trillium.publics import Public, Row
@@ -115,36 +115,23 @@ class Sampled(Public, name="sampled"):
             )
         return Author(module.to(model.device).eval(), tokenizer, model.device)
 
-    @torch.inference_mode()
     def _texts(self, author: Author, prompts: list[list[int]]) -> list[str]:
         """Return what the model writes after each prompt."""
-        from transformers import GenerationConfig
+        # Imported here: transformers is slow, and not needed where nobody writes.
+        from trillium.models.generate import write_whole
 
-        tokenizer = author.tokenizer
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        # Checkpoints bring settings of their own, such as top_p: what is left open here, they fill in.
-        settings = GenerationConfig(
+        found = write_whole(
+            author.module,
+            author.tokenizer,
+            author.device,
+            prompts,
             do_sample=True,
             temperature=self.temperature,
             top_k=self.top_k or 0,
             top_p=1.0,
-            repetition_penalty=1.0,
             max_new_tokens=self.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            use_cache=True,
         )
-        found: Tensor = author.module.generate(  # type: ignore[operator]
-            input_ids=ids.to(author.device),
-            attention_mask=mask.to(author.device),
-            generation_config=settings,
-        )
-        texts: list[str] = tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
+        texts: list[str] = author.tokenizer.batch_decode(found, skip_special_tokens=True)
         return texts
 
 

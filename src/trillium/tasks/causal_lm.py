@@ -54,6 +54,18 @@ class CausalLM(Task, name="causal_lm"):
             )
         return examples
 
+    def prompt_tokens(self, prompt: str, tokenizer: Any, *, chat: bool) -> list[int]:
+        """Return the tokens from which a text is written on, as they are in training.
+
+        Args:
+            prompt: the text; of a chat, what the user says first.
+            tokenizer: of the model.
+            chat: whether the model was trained on rows in the chat form.
+        """
+        if chat:
+            return _render(tokenizer, [{"role": "user", "content": prompt}], prompt=True)
+        return _plain_prompt(prompt, tokenizer)
+
     def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits at t with the label at t + 1, where that label is supervised."""
         targets = labels[:, 1:]
@@ -122,11 +134,15 @@ Spans = list[tuple[list[int], bool]]  # runs of tokens, and whether they are sup
 
 def _prompt_spans(row: dict[str, Any], tokenizer: Any) -> Spans:
     """Tokenise prompt and completion apart, so that the border between them is a token border."""
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
     completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-    return [(start + prompt, False), (completion + end, True)]
+    return [(_plain_prompt(row["prompt"], tokenizer), False), (completion + end, True)]
+
+
+def _plain_prompt(prompt: str, tokenizer: Any) -> list[int]:
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    tokens: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return start + tokens
 
 
 def _chat_spans(row: dict[str, Any], tokenizer: Any) -> Spans:

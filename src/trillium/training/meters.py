@@ -108,7 +108,7 @@ class Meter:
             start = time.perf_counter()
             known = self._cache.get(key)
             if known is None:
-                with _counting(self._device, resident) as count:
+                with counting(self._device, resident) as count:
                     yield
                 known = self._cache[key] = Cost(count.flops, 0.0, count.peak_bytes)
             else:
@@ -133,9 +133,9 @@ class Meter:
 
 
 @contextmanager
-def _counting(device: torch.device, resident: Callable[[], Iterable[Tensor]]) -> Iterator[_Count]:
+def counting(device: torch.device, resident: Callable[[], Iterable[Tensor]]) -> Iterator[Count]:
     """Count the FLOPs and the peak bytes of the enclosed work."""
-    count = _Count(device)
+    count = Count(device)
     count.keep(resident())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -159,7 +159,7 @@ class _Storage:
     watch: weakref.ref[torch.UntypedStorage]
 
 
-class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sums the FLOPs of the enclosed operations and follows the bytes they make or touch.
 
     FLOPs: the formulas of `torch.utils.flop_counter`, but not its mode. That one replaces some
@@ -181,9 +181,14 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._changes = [0]  # bytes; the first entry is what was there at the start
 
     @property
+    def course(self) -> list[int]:
+        """Bytes alive after each change of memory so far."""
+        return [*accumulate(self._changes)]
+
+    @property
     def peak_bytes(self) -> int:
         """The most bytes alive at once."""
-        return max(self.floor, *accumulate(self._changes))
+        return max(self.floor, *self.course)
 
     def keep(self, tensors: Iterable[Tensor]) -> None:
         """Count these tensors from the start, whenever they were made."""
