@@ -170,6 +170,6 @@ def test_meanings_become_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [found] = module.meanings(path).values()
     assert found.prompt == "name: NAME; priceRange: less than £20; near: NEAR ="
     assert found.references == (text, "Two.")
-    assert found.without_names(text) == " By NEAR, NAME is cheap."
-    assert found.with_names(" By NEAR, NAME is cheap.") == text
-    assert module.Meaning({}, ()).with_names("NAME is cheap.") == "is cheap."
+    assert found.with_placeholders(text) == " By NEAR, NAME is cheap."
+    assert found.filled(" By NEAR, NAME is cheap.") == text
+    assert module.Meaning({}, ()).filled("NAME is cheap.") == "is cheap."
