@@ -30,9 +30,10 @@ def markdown(content: dict[str, Any]) -> str:
         f"Karpathy's stories260K (five blocks of width 64, 512 tokens), LoRA r = "
         f"{settings['adapter']['r']} on all its linear layers. {sizes['train']} rows of the "
         f"development set at three clients, {settings['rounds']} epochs, batches of 24; greedy "
-        f"descriptions of {sizes['answered']} meanings of the test set, none of which the development set "
-        f"has. Models read and write placeholders for names, food and kinds of places, most of which "
-        f"are in the test set alone. BLEU against all references, loss and token accuracy on the first, "
+        f"descriptions of {sizes['answered']} meanings of the test set, none of which the "
+        f"development set has. Models read and write placeholders for names, food and kinds of places, "
+        f"most of which are in the test set alone. BLEU against all references, loss and token "
+        f"accuracy on the first, "
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}."
     )
     titles = ["Arm", "BLEU", "Loss", "Token accuracy", "Bytes of a client"]
