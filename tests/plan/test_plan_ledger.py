@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_help import Held, close, plan_and_run
+from plan_help import close, plan_and_run
 
 import tiny
 from trillium.plan.data import Assumptions, assumed_texts
 from trillium.plan.federation import Federation
+from trillium.plan.held import Held
 from trillium.plan.predict import predict
 from trillium.plan.result import texts_of
 from trillium.plan.written import writing
