@@ -275,3 +275,12 @@ def test_a_peak_is_the_sum_of_its_parts(hub: Path) -> None:
     for client, memory in plan.memory.items():
         assert memory.peak == plan.clients[client].peak_bytes
         assert memory.optimizer >= 2 * memory.gradients  # AdamW keeps two moments
+
+
+def test_a_tier_that_is_cut_elsewhere_holds_its_own_part(hub: Path) -> None:
+    run = tiny.federation(hub, "framework=split", *SPLIT["cuts"])
+    plan = predict(run.config, texts_of(run.config, run.server, run.clients))
+    assert plan.memory["client-0"].weights < plan.memory["client-1"].weights
+    for client, memory in plan.memory.items():
+        assert min(vars(memory).values()) >= 0
+        assert memory.peak == plan.clients[client].peak_bytes

@@ -6,6 +6,9 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 from trillium.client import Client
+from trillium.codecs.adaptive import Adaptive
+from trillium.codecs.random_k import RandomK
+from trillium.codecs.top_k import TopK
 from trillium.downloads import mark
 from trillium.downloads.change import ChangeDownload
 from trillium.drifts.none import NoDrift
@@ -48,7 +51,12 @@ class FedLLMRounds:
     def __post_init__(self) -> None:
         self._folds = Folds(self.framework.aggregator, self.federation)
 
-    upper_bound = False
+    @property
+    def upper_bound(self) -> bool:
+        """Whether a run may take less than is planned: a sparse upload may leave a tensor as it was."""
+        wires = {id(client.wire): client.wire for client in self.federation.clients.values()}
+        sparse = TopK | RandomK | Adaptive
+        return any(isinstance(codec, sparse) for wire in wires.values() for codec in wire.up)
 
     def start(self) -> Iterator[Wave]:
         """Return what crosses before the first round: nothing."""

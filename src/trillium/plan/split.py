@@ -78,7 +78,9 @@ class SplitRounds:
 
     def memory(self, client: Client, peak_bytes: int) -> Memory:
         """Divide the most that a client holds into its parts."""
-        split = self._parts.split
+        cut = client.tier.cut
+        parts = self._parts if cut is None else cut_model(client.model, cut, None)
+        split = parts.split
         own = [split.head] if split.tail is None else [split.head, split.tail]
         weights = unique_bytes(tensor for part in own for tensor in resident_tensors(part))
         state = client.model.state(self._client_part(client))
