@@ -242,6 +242,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 console.print(f"{line.deviation:+.2%} {what}: {case.label}", soft_wrap=True)
             if num_compared == options.count:
                 break
+            if not len(outcomes) % 100:
+                console.print(f"{len(outcomes)} drawn, {num_compared} compared")
     found = summary(outcomes)
     write_found(options.results / "plan_ledger.json", load, found, seed=options.seed)
     write_atomic(options.results / "plan_ledger.md", markdown(found))

@@ -136,7 +136,7 @@ class FedLLMRounds:
         if rule.reads == "state":
             changed |= self._folds.add(shares, moves_a=bool(moved))
         for name, share in shares.items():
-            changed |= {n for n in share.up if share.factors.get(n) != "A" or name in moved}
+            changed |= {n for n in share.up if name in moved or not _waits(n, share)}
             self._held[name] = number
             self._took_part.add(name)
         if rule.restarts:  # all sides know the factors with which the next round begins
@@ -147,7 +147,10 @@ class FedLLMRounds:
             self._held.pop(name, None)
 
     def _moves_a(self, client: Client, number: int) -> bool:
-        """Whether LoRA's `A` moves in a round: as long as `B` is zero, its first gradient is, too."""
+        """Whether LoRA's `A` moves in a round: as long as `B` is zero, its first gradient is, too.
+
+        It is the same with the first layer of a bottleneck.
+        """
         if number > 1 and not self.framework.aggregator.restarts:
             return True
         if self.framework.upload == "gradient":
@@ -198,3 +201,8 @@ class FedLLMRounds:
                 loop.fit([chunk], objective, training, client.progress, 1, correction.apply)
 
         return run
+
+
+def _waits(name: str, share: Share) -> bool:
+    """Whether a tensor has no gradient as long as the one behind it is zero."""
+    return share.factors.get(name) == "A" or "bottleneck_down" in name.split(".")
