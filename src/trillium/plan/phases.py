@@ -2,7 +2,7 @@
 
 The peak of a training step is where the backward pass begins, all activations being alive, or where it
 ends, with all gradients, or in the optimiser's step. Which of them it is depends on the depth of the
-model, but each grows evenly with it: the largest of the three must not be extrapolated, but each of them.
+model, but each grows evenly with it. So each of them is extrapolated, and not the largest.
 """
 
 from __future__ import annotations
