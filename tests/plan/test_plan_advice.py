@@ -110,9 +110,9 @@ def test_advice_on_real_plans() -> None:
 
 
 def test_what_cannot_be_planned_says_why() -> None:
-    tree = parse_overrides([*SMALL, "framework={name: fedllm, aggregator: stack}"])
+    tree = parse_overrides([*SMALL, "framework=fedllm", "model.quantize=nf4"])
     [found] = plan_arms({"x": tree}, planning_of({}), Models())
-    assert "folds" in found.refused
+    assert "quantised" in found.refused
     with pytest.raises(UserError, match=r"plan\.client\.devise"):
         planning_of({"client": {"devise": {}}})
 
