@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from trillium.experiment import build
 from trillium.files import write_atomic
 from trillium.fleet import RoundFailed
 from trillium.plan.held import Held
+from trillium.plan.models import Models
 from trillium.plan.predict import Prediction, predict
 from trillium.plan.result import texts_of
 from trillium.quiet import quiet
@@ -123,8 +125,8 @@ def compare(held: Held) -> Iterator[Line]:
         yield Line("peak memory", "server", peak, server.peak_bytes, peak, peak, less)
 
 
-def try_case(case: Case, hub: Path) -> Outcome:
-    """Plan, run and compare one federation."""
+def try_case(case: Case, hub: Path, papers: Models) -> Outcome:
+    """Plan, run and compare one federation; plans share the models that they are made with."""
     try:
         run = build(experiment(case.tree(hub)))
     except UserError as error:
@@ -132,7 +134,7 @@ def try_case(case: Case, hub: Path) -> Outcome:
     refused: UserError | None = None
     plan: Prediction | None = None
     try:
-        plan = predict(run.config, texts_of(run.config, run.server, run.clients))
+        plan = predict(run.config, texts_of(run.config, run.server, run.clients), papers)
     except UserError as error:
         refused = error
     except Exception as error:
@@ -220,6 +222,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Draw, compare and write; return 1 where a limit is broken."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=320, help="federations to compare")
+    parser.add_argument("--minutes", type=float, default=15, help="of the processor, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(words)
@@ -230,8 +233,9 @@ def main(words: Sequence[str] | None = None) -> int:
     num_compared = 0
     with tempfile.TemporaryDirectory() as folder:
         hub = write_hub(Path(folder))
+        papers = Models()
         for case in draw_cases(options.seed):
-            outcomes.append(try_case(case, hub))
+            outcomes.append(try_case(case, hub, papers))
             num_compared += outcomes[-1].status == "compared"
             if outcomes[-1].status.endswith("failed"):
                 console.print(
@@ -240,9 +244,9 @@ def main(words: Sequence[str] | None = None) -> int:
             for line in outcomes[-1].broken:
                 what = f"{line.measure} {line.what}: {line.predicted:.0f} for {line.measured:.0f}"
                 console.print(f"{line.deviation:+.2%} {what}: {case.label}", soft_wrap=True)
-            if num_compared == options.count:
+            if num_compared == options.count or time.process_time() > 60 * options.minutes:
                 break
-            if not len(outcomes) % 100:
+            if not len(outcomes) % 20:
                 console.print(f"{len(outcomes)} drawn, {num_compared} compared")
     found = summary(outcomes)
     write_found(options.results / "plan_ledger.json", load, found, seed=options.seed)
