@@ -110,8 +110,18 @@ def test_advice_on_real_plans() -> None:
 
 
 def test_what_cannot_be_planned_says_why() -> None:
-    tree = parse_overrides([*SMALL, "framework={name: fedllm, aggregator: stack}"])
+    tree = parse_overrides([*SMALL, "framework=fedllm", "model.quantize=nf4"])
     [found] = plan_arms({"x": tree}, planning_of({}), Models())
-    assert "folds" in found.refused
+    assert "quantised" in found.refused
     with pytest.raises(UserError, match=r"plan\.client\.devise"):
         planning_of({"client": {"devise": {}}})
+
+
+def test_a_baseline_is_no_recommendation() -> None:
+    words = parse_overrides(SMALL)
+    trees = {name: {**words, "framework": name} for name in ("centralised", "fedllm")}
+    planning, models = planning_of({"data": {"examples": 16}}), Models()
+    arms = plan_arms(trees, planning, models)
+    assert arms[0].bytes_up + arms[0].bytes_down == 0
+    assert advise(arms, trees, planning, [], models).chosen == "fedllm"
+    assert advise(arms[:1], trees, planning, [], models).chosen == "centralised"

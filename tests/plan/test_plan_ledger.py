@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_help import Held, close, plan_and_run
+from plan_help import close, plan_and_run
 
 import tiny
 from trillium.plan.data import Assumptions, assumed_texts
 from trillium.plan.federation import Federation
+from trillium.plan.held import Held
 from trillium.plan.predict import predict
 from trillium.plan.result import texts_of
 from trillium.plan.written import writing
@@ -303,3 +304,12 @@ def test_a_peak_is_the_sum_of_its_parts(hub: Path) -> None:
     for client, memory in plan.memory.items():
         assert memory.peak == plan.clients[client].peak_bytes
         assert memory.optimizer >= 2 * memory.gradients  # AdamW keeps two moments
+
+
+def test_a_tier_that_is_cut_elsewhere_holds_its_own_part(hub: Path) -> None:
+    run = tiny.federation(hub, "framework=split", *SPLIT["cuts"])
+    plan = predict(run.config, texts_of(run.config, run.server, run.clients))
+    assert plan.memory["client-0"].weights < plan.memory["client-1"].weights
+    for client, memory in plan.memory.items():
+        assert min(vars(memory).values()) >= 0
+        assert memory.peak == plan.clients[client].peak_bytes

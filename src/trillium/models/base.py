@@ -105,7 +105,8 @@ def load_base(
                 "weights are quantised as they are read from a checkpoint",
                 "Write model.quantize=none, or leave random_weights out",
             )
-        model = auto.from_config(hf_config, **options)
+        with explained(config.id):
+            model = auto.from_config(hf_config, **options)
         heads = tuple(f"{name}." for name in head_modules(model))
         return model, {n for n, _ in model.named_parameters() if n.startswith(heads)}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trillium.config import Tree, experiment, merge
 from trillium.errors import UserError, suggest
+from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
 from trillium.frameworks.fedllm import FedLLM
 from trillium.frameworks.kd import KD
 from trillium.frameworks.split import Split
@@ -78,7 +79,8 @@ class Advice:
     Attributes:
         fits: labels of the arms that run, within all constraints.
         broken: why the others do not, by label.
-        pareto: of those that fit, the ones that no other beats in bytes, compute and memory.
+        pareto: of those that fit, the ones that no other beats in bytes, compute and memory; baselines
+            count only where there is nothing else.
         tips: where the balance tips, in words.
         chosen: the label of the arm to take; `None` where none fits.
         reasons: why.
@@ -116,7 +118,9 @@ def advise(
             what = "is not planned" if arm.prediction is None else "is out"
             out.append(f"{arm.label} {what}: {broken[arm.label]}")
     fits = [arm for arm in arms if arm.label not in broken]
-    best = pareto(fits)
+    # Baselines are there to compare with: who sends nothing learns from nobody.
+    rivals = [arm for arm in fits if not _is_baseline(arm)] or fits
+    best = pareto(rivals)
     chosen = _choice(best)
     return Advice(
         fits=tuple(arm.label for arm in fits),
@@ -124,7 +128,7 @@ def advise(
         pareto=tuple(arm.label for arm in best),
         tips=tuple(tips(arms, trees, planning, models)),
         chosen=None if chosen is None else chosen.label,
-        reasons=(*out, *_reasons(chosen, fits)),
+        reasons=(*out, *_reasons(chosen, rivals)),
     )
 
 
@@ -138,6 +142,11 @@ def pareto(arms: Sequence[Arm]) -> list[Arm]:
         for arm in arms
         if not any(_beats(_values(other, arms), _values(arm, arms)) for other in arms)
     ]
+
+
+def _is_baseline(arm: Arm) -> bool:
+    found = arm.config is not None and arm.config.framework
+    return isinstance(found, ZeroShot | LocalOnly | Centralised)
 
 
 def _values(arm: Arm, arms: Sequence[Arm]) -> list[float]:

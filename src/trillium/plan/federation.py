@@ -375,7 +375,8 @@ def divided(
     kept = state_bytes(trained, optimizer, paper)
     left = max(peak_bytes - weights - kept, 0)
     gradients = min(gradients, left)
-    return Memory(weights, gradients, min(kept, peak_bytes - weights), left - gradients)
+    kept = min(kept, max(peak_bytes - weights, 0))
+    return Memory(weights, gradients, kept, left - gradients)
 
 
 def state_bytes(

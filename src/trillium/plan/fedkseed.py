@@ -45,7 +45,8 @@ class FedKSeedRounds:
     _walked: set[int] = field(default_factory=set)  # directions that any client has gone
     _weights: dict[tuple[str, int, int, int], Weight] = field(default_factory=dict)
 
-    upper_bound = False
+    upper_bound = True
+    """A direction along which the loss does not change, in its last digit, is not told."""
 
     def __post_init__(self) -> None:
         federation = self.federation

@@ -6,6 +6,9 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 from trillium.client import Client
+from trillium.codecs.adaptive import Adaptive
+from trillium.codecs.random_k import RandomK
+from trillium.codecs.top_k import TopK
 from trillium.downloads import mark
 from trillium.downloads.change import ChangeDownload
 from trillium.drifts.none import NoDrift
@@ -48,7 +51,12 @@ class FedLLMRounds:
     def __post_init__(self) -> None:
         self._folds = Folds(self.framework.aggregator, self.federation)
 
-    upper_bound = False
+    @property
+    def upper_bound(self) -> bool:
+        """Whether a run may take less than is planned: a sparse upload may leave a tensor as it was."""
+        wires = {id(client.wire): client.wire for client in self.federation.clients.values()}
+        sparse = TopK | RandomK | Adaptive
+        return any(isinstance(codec, sparse) for wire in wires.values() for codec in wire.up)
 
     def start(self) -> Iterator[Wave]:
         """Return what crosses before the first round: nothing."""
@@ -128,7 +136,7 @@ class FedLLMRounds:
         if rule.reads == "state":
             changed |= self._folds.add(shares, moves_a=bool(moved))
         for name, share in shares.items():
-            changed |= {n for n in share.up if share.factors.get(n) != "A" or name in moved}
+            changed |= {n for n in share.up if name in moved or not _waits(n, share)}
             self._held[name] = number
             self._took_part.add(name)
         if rule.restarts:  # all sides know the factors with which the next round begins
@@ -139,7 +147,10 @@ class FedLLMRounds:
             self._held.pop(name, None)
 
     def _moves_a(self, client: Client, number: int) -> bool:
-        """Whether LoRA's `A` moves in a round: as long as `B` is zero, its first gradient is, too."""
+        """Whether LoRA's `A` moves in a round: as long as `B` is zero, its first gradient is, too.
+
+        It is the same with the first layer of a bottleneck.
+        """
         if number > 1 and not self.framework.aggregator.restarts:
             return True
         if self.framework.upload == "gradient":
@@ -190,3 +201,8 @@ class FedLLMRounds:
                 loop.fit([chunk], objective, training, client.progress, 1, correction.apply)
 
         return run
+
+
+def _waits(name: str, share: Share) -> bool:
+    """Whether a tensor has no gradient as long as the one behind it is zero."""
+    return share.factors.get(name) == "A" or "bottleneck_down" in name.split(".")

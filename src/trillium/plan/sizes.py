@@ -24,7 +24,7 @@ from trillium.plan.fakes import DEPENDS_ON_VALUES, Paper, is_fake
 from trillium.wire import Direction, Wire
 
 ENTRIES = 2**21  # a tensor of at most so many is encoded to see what becomes of it
-ROWS = 64  # as many rows of soft labels
+ROWS = 64  # as many rows of soft labels, each of which weighs the same
 SLACK = 0.01  # a range is so much wider than what was seen: other draws compress a little otherwise
 _START = len(MAGIC) + 1 + 8  # magic, version, and safetensors' length of the header
 # The order in which safetensors lays tensors out: by dtype, the widest first, then by name.
@@ -164,7 +164,8 @@ class Scales:
         if key in self._known:
             return self._known[key]
         sized = codec.sized(num_rows, num_classes)
-        count = max(1, min(num_rows, ROWS, ENTRIES // num_classes))
+        # Codecs behind that of rows look at all of them together.
+        count = max(1, min(num_rows, ENTRIES // num_classes if rest else ROWS))
         draw = torch.Generator().manual_seed(0)
         found = []
         for spread in (3.0, 0.1, 20.0):  # of logits: as they probably are, unsure, sure

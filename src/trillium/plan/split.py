@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,7 +84,7 @@ class SplitRounds:
 
     def memory(self, client: Client, peak_bytes: int) -> Memory:
         """Divide the most that a client holds into its parts."""
-        split = self._parts.split
+        split = self.framework.parts_of(client).split
         own = [split.head] if split.tail is None else [split.head, split.tail]
         weights = unique_bytes(tensor for part in own for tensor in resident_tensors(part))
         state = client.model.state(self._client_part(client))
@@ -142,21 +142,30 @@ class SplitRounds:
                 taken[name] += 1
         if ahead is not None:
             yield from ahead.rest()
+            self._batches.stepped |= chunks.keys()
         if not alone:
             yield Wave(tuple(sorted(finishes, key=lambda ask: ask.client)))
 
     def _turn(self, batches: Mapping[str, tuple[Client, Chunk]]) -> Sequence[Wave]:
         """Return the messages for the batches that the server takes next."""
         digits = len(str(self.federation.server.round))
-        key = ("turn", digits, *((name, id(chunk)) for name, (_, chunk) in batches.items()))
+        first = batches.keys() - self._batches.stepped
+        self._batches.stepped |= first
+        parts = ((name, id(chunk), name in first) for name, (_, chunk) in batches.items())
+        key = ("turn", digits, *parts)
         if key not in self._known:
-            self._known[key] = list(self._waves(batches))
+            self._known[key] = list(self._waves(batches, first))
         found: list[Wave] = self._known[key]
         return found
 
-    def _waves(self, batches: Mapping[str, tuple[Client, Chunk]]) -> Iterator[Wave]:
+    def _waves(
+        self, batches: Mapping[str, tuple[Client, Chunk]], first: Set[str]
+    ) -> Iterator[Wave]:
         weights = {name: self._batches.weights(*batch) for name, batch in batches.items()}
-        costs = {name: self._batches.costs(*batch) for name, batch in batches.items()}
+        costs = {
+            name: self._batches.costs(*batch, first=name in first)
+            for name, batch in batches.items()
+        }
         for verb, server in self._batches.served([chunk for _, chunk in batches.values()]):
             asks = [
                 Ask(name, verb, *weights[name][verb], costs[name].get(verb, Work()))

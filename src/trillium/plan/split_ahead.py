@@ -67,13 +67,18 @@ class Ahead:
         """Return the messages of one verb to the clients of a turn."""
         others = {name: self._other(name) for name in turn}
         late = frozenset() if posted else self._due & turn.keys()
-        parts = ((name, id(turn[name][1]), id(others[name]), name in late) for name in turn)
+        self.batches.stepped |= self._due & turn.keys()
+        first = turn.keys() - self.batches.stepped
+        parts = (
+            (name, id(turn[name][1]), id(others[name]), name in late, name in first)
+            for name in turn
+        )
         key = (verb, len(str(self.batches.federation.server.round)), *parts)
         if key not in self.known:
             asks = []
             for name, batch in turn.items():
                 down, up = self.batches.weights(*batch, late=name in late)[verb]
-                cost = self.batches.costs(*batch, others[name]).get(verb, FREE)
+                cost = self.batches.costs(*batch, others[name], first=name in first).get(verb, FREE)
                 asks.append(Ask(name, verb, down, up, cost))
             self.known[key] = Wave(tuple(asks), server, posted)
         found: Wave = self.known[key]

@@ -30,11 +30,13 @@ class Batches:
         framework: its settings.
         federation: both sides.
         parts: the cut model.
+        stepped: clients that have taken a step, whose optimisers so have their state.
     """
 
     framework: Split
     federation: Federation
     parts: Parts
+    stepped: set[str] = field(default_factory=set)
     _weights: dict[Hashable, dict[str, Pair]] = field(default_factory=dict)
     _costs: dict[Hashable, dict[str, Work]] = field(default_factory=dict)
     _bodies: dict[Hashable, tuple[Work, Work]] = field(default_factory=dict)
@@ -112,24 +114,29 @@ class Batches:
 
     # Work
 
-    def costs(self, client: Client, chunk: Chunk, other: Chunk | None = None) -> Mapping[str, Work]:
+    def costs(
+        self, client: Client, chunk: Chunk, other: Chunk | None = None, *, first: bool = False
+    ) -> Mapping[str, Work]:
         """Return what a batch costs its client, by verb; a step of its own is there once more.
 
         Args:
             client: whose batch it is.
             chunk: the batch.
             other: the one that is under way beside it, if there is one.
+            first: whether the client has taken no step yet.
         """
         if not self.federation.counts:
             return {}
-        key = (id(client.tier), chunk.layout, None if other is None else other.layout)
+        key = (id(client.tier), chunk.layout, None if other is None else other.layout, first)
         if key not in self._costs:
             with self.federation.paper.running():
-                self._costs[key] = self._run(client, chunk, other)
+                self._costs[key] = self._run(client, chunk, other, first)
         return self._costs[key]
 
-    def _run(self, client: Client, chunk: Chunk, other: Chunk | None) -> dict[str, Work]:
-        """Run the verbs of a batch, with an optimiser that has its state already."""
+    def _run(
+        self, client: Client, chunk: Chunk, other: Chunk | None, first: bool
+    ) -> dict[str, Work]:
+        """Run the verbs of a batch."""
         # What is sent instead of activations makes no difference to what is computed.
         framework = self.framework.model_copy(update={"delta": None})
         costs: dict[str, Work] = {}
@@ -142,7 +149,7 @@ class Batches:
 
         framework.begin(client, Message("begin", named("parameters", self.client_part(client))))
         optimizer = client.scratch["optimizer"]
-        if optimizer is not None:
+        if optimizer is not None and not first:
             _step(optimizer)
 
         def run_forward(*chunks: Chunk) -> list[Message]:

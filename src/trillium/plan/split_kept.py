@@ -34,15 +34,17 @@ class Kept:
     def turn(self, turn: Turn) -> list[Wave]:
         """Return the server's work on the batches of a turn, and what ends them at the clients."""
         late = frozenset(self._due & turn.keys())
-        parts = ((name, id(chunk), name in late) for name, (_, chunk) in turn.items())
+        first = frozenset(turn.keys() - self.batches.stepped)
+        self.batches.stepped |= first
+        parts = ((n, id(chunk), n in late, n in first) for n, (_, chunk) in turn.items())
         key = ("kept", len(str(self.batches.federation.server.round)), *parts)
         if key not in self.known:
-            self.known[key] = list(self._waves(turn, late))
+            self.known[key] = list(self._waves(turn, late, first))
         self._due |= turn.keys()
         found: list[Wave] = self.known[key]
         return found
 
-    def _waves(self, turn: Turn, late: frozenset[str]) -> Iterator[Wave]:
+    def _waves(self, turn: Turn, late: frozenset[str], first: frozenset[str]) -> Iterator[Wave]:
         (_, work), *verbs = self.batches.served([chunk for _, chunk in turn.values()])
         for client, chunk in turn.values():
             source = client.tier.cut or self.batches.framework.cut
@@ -52,7 +54,7 @@ class Kept:
             asks = []
             for name, batch in turn.items():
                 down, up = self.batches.weights(*batch, late=name in late, kept=True)[verb]
-                costs = self.batches.costs(*batch)
+                costs = self.batches.costs(*batch, first=name in first)
                 cost = costs.get(verb, FREE) + costs.get("step", FREE)
                 asks.append(Ask(name, verb, down, up, cost))
             yield Wave(tuple(asks), server)
