@@ -39,7 +39,6 @@ class _Form:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
-    offset: int = 0
 
 
 class _UnknownError(Exception):
@@ -60,26 +59,35 @@ class Known:
     def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what an operation returns."""
         kind = _kind(func)
-        if kind is None:
+        if kind == "views" and isinstance(args[0], FakeTensor):
+            return self._view(func, args, kwargs)
+        if kind is None and not _is_by_places(func, args):
             return func(*args, **kwargs)
         try:
             fakes: list[Tensor] = []
             key: Any = (func, _key(args, fakes), _key(tuple(kwargs.items()), fakes))
         except _UnknownError:
             return func(*args, **kwargs)
-        if not fakes or (kind == "views" and not isinstance(args[0], FakeTensor)):
+        if not fakes or kind == "views":
             return func(*args, **kwargs)
         if kind == "writes":
             return self._write(func, args, kwargs, key)
-        if kind == "views":
-            key = (key, args[0].storage_offset())
         if key in self._results:
-            return self._made(self._results[key], args[0] if kind == "views" else None)
+            return self._made(self._results[key])
         result = func(*args, **kwargs)
         storages = {id(tensor.untyped_storage()) for tensor in fakes}
         with suppress(_UnknownError):
-            self._results[key] = _forms(result, storages, is_view=kind == "views")
+            self._results[key] = _forms(result, storages)
         return result
+
+    def _view(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return views of a fake tensor: their geometry is the same on all devices."""
+        with in_kernel_invocation_manager(self._mode):
+            found = func(*args, **kwargs)
+        device = args[0].fake_device
+        if isinstance(found, list | tuple):
+            return type(found)(FakeTensor(self._mode, part, device) for part in found)
+        return FakeTensor(self._mode, found, device)
 
     def _write(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], key: Any) -> Any:
         """Return the tensor that is written to, which stays what it is."""
@@ -90,21 +98,16 @@ class Known:
             self._results[key] = True
         return result
 
-    def _made(self, form: Any, base: Any) -> Any:
-        """Return a tensor of a form: a new one, or a view of one."""
+    def _made(self, form: Any) -> Any:
+        """Return a new tensor of a form."""
         if isinstance(form, _Form):
-            if base is None:
-                meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
-            else:
-                with in_kernel_invocation_manager(self._mode):
-                    meta = _strided(base, form.shape, form.stride, form.offset)
+            meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
             return FakeTensor(self._mode, meta, _CPU)
         if isinstance(form, list | tuple):
-            return type(form)(self._made(part, base) for part in form)
+            return type(form)(self._made(part) for part in form)
         return form
 
 
-_strided = torch.ops.aten.as_strided.default
 _CPU = torch.device("cpu")
 
 
@@ -113,6 +116,8 @@ def _kind(func: Any) -> str | None:
     """Return whether an operation `makes` new tensors, `views` its first argument or `writes` to it."""
     if any(tag in func.tags for tag in _VALUE_TAGS) or func.namespace != "aten":
         return None
+    if func is torch.ops.aten._unsafe_view.default:
+        return "views"  # shares the storage, though its schema does not say so
     name, has_kernel = func.name(), torch._C._dispatch_has_kernel_for_dispatch_key
     if has_kernel(name, "CompositeImplicitAutograd"):
         return None  # may return an argument as it is
@@ -126,6 +131,14 @@ def _kind(func: Any) -> str | None:
         return "views"
     writes = first.is_write and len(returned) == 1 and name.split(".")[0].endswith("_")
     return "writes" if writes else None
+
+
+def _is_by_places(func: Any, args: Sequence[Any]) -> bool:
+    """Whether an operation chooses entries by their places, whose number is known, and not by masks."""
+    by_value = (torch.bool, torch.uint8)
+    return func is torch.ops.aten.index.Tensor and not any(
+        index is not None and index.dtype in by_value for index in args[1]
+    )
 
 
 def _key(value: Any, fakes: list[Tensor]) -> Any:
@@ -147,21 +160,18 @@ def _key(value: Any, fakes: list[Tensor]) -> Any:
     raise _UnknownError
 
 
-def _forms(result: Any, storages: set[int], *, is_view: bool) -> Any:
-    """Return the form of a result, new or a view of the only fake argument.
+def _forms(result: Any, storages: set[int]) -> Any:
+    """Return the form of a new result.
 
     Raises:
         _UnknownError: it is another thing.
     """
     if isinstance(result, FakeTensor):
-        if (id(result.untyped_storage()) in storages) != is_view:
+        if id(result.untyped_storage()) in storages or result.storage_offset():
             raise _UnknownError
-        offset = int(result.storage_offset())
-        if offset and not is_view:
-            raise _UnknownError
-        return _Form(tuple(result.shape), result.stride(), result.dtype, offset)
+        return _Form(tuple(result.shape), result.stride(), result.dtype)
     if isinstance(result, list | tuple):
-        return type(result)(_forms(part, storages, is_view=is_view) for part in result)
-    if not is_view and (result is None or type(result) in (int, float, bool)):
+        return type(result)(_forms(part, storages) for part in result)
+    if result is None or type(result) in (int, float, bool):
         return result
     raise _UnknownError

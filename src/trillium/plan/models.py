@@ -107,7 +107,9 @@ def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> Langu
             train_last_only(module)
     text = hf_config.get_text_config()
     words = Vocabulary(int(text.pad_token_id), int(text.vocab_size))
-    return LanguageModel(paper.fake(module).eval(), words, torch.device("cpu"), task.peft_task)
+    module = paper.fake(module).eval()
+    with paper.running():
+        return LanguageModel(module, words, torch.device("cpu"), task.peft_task)
 
 
 @dataclass

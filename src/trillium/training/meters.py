@@ -180,6 +180,11 @@ class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live: dict[int, _Storage] = {}
         self._changes = [0]  # bytes; the first entry is what was there at the start
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled while it counts: PyTorch need not look out for that at each operation."""
+        return False
+
     @property
     def peak_bytes(self) -> int:
         """The most bytes alive at once."""
