@@ -114,7 +114,7 @@ def course_of(federation: Federation, make: Make) -> Course:
         effort >= num_blocks
         or (num_blocks < DEEP and not freezes)
         or not _is_even(federation.config)
-        or not _are_alike(federation.model)
+        or not are_alike(federation.model)
     ):
         return Course(federation, make(federation))
     federation.counts = False
@@ -144,7 +144,7 @@ def _is_even(config: ExperimentConfig) -> bool:
     return not isinstance(framework, FedLLM) or framework.mask.name != "segments"
 
 
-def _are_alike(model: LanguageModel) -> bool:
+def are_alike(model: LanguageModel) -> bool:
     """Whether all blocks have parameters of the same names and shapes."""
     _, blocks = find_blocks(model.module)
     forms = {

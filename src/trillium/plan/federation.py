@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -343,7 +343,14 @@ class Federation:
             self._targets[key] = self.config.task.num_targets(example)
         return self._targets[key]
 
-    def memory(self, side: Side, peak_bytes: int, state: State, optimizer: Optimizer) -> Memory:
+    def memory(
+        self,
+        side: Side,
+        peak_bytes: int,
+        state: State,
+        optimizer: Optimizer,
+        trained: Collection[str] | None = None,
+    ) -> Memory:
         """Divide a peak into its parts.
 
         Args:
@@ -351,12 +358,13 @@ class Federation:
             peak_bytes: the most bytes at once.
             state: what is mounted into the model.
             optimizer: over those of its parameters that train.
+            trained: their names; all of `state` where left out.
         """
         module = side.model.mount(state)
         return divided(
             peak_bytes,
             unique_bytes(resident_tensors(module)),
-            [p for p in state.values() if p.requires_grad],
+            [p for name, p in state.items() if trained is None or name in trained],
             optimizer,
             self.paper,
         )

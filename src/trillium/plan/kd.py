@@ -129,7 +129,7 @@ class KDRounds:
 
     def memory(self, client: Client, peak_bytes: int) -> Memory:
         """Divide the most that a client holds into its parts."""
-        state = client.model.state()
+        state = self.federation.models.state(client.model)
         return self.federation.memory(client, peak_bytes, state, client.training.optimizer)
 
     @property
