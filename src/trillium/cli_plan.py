@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trillium.collector import collector_paused
+
 if TYPE_CHECKING:
     from trillium.config import Tree
     from trillium.plan.sweep import Sweep
@@ -23,6 +25,7 @@ Words = Annotated[
 ]
 
 
+@collector_paused(for_good=True)
 def plan(
     words: Words = None,
     model: Annotated[

@@ -337,6 +337,10 @@ class Federation:
         steps = sum(c.training.num_steps(len(c.examples)) for c in self.clients.values())
         return steps * self.config.rounds <= EXACT
 
+    def predictions(self, side: Side, examples: Sequence[Example]) -> tuple[int, int]:
+        """Return how many rows the predictions of examples have, and how many classes."""
+        return sum(map(self._num_targets, examples)), side.model.num_classes
+
     def _num_targets(self, example: Example) -> int:
         key = id(example.labels)
         if key not in self._targets:
