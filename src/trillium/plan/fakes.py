@@ -44,7 +44,7 @@ class Paper:
 
     def tensor(self, like: Tensor) -> Tensor:
         """Return a fake tensor on the CPU, of the shape and dtype of a meta tensor."""
-        return FakeTensor(self._mode, like.detach(), torch.device("cpu"))
+        return self._known.fake(like.detach())
 
     def parameter(self, like: nn.Parameter) -> nn.Parameter:
         """Return the same as a parameter; `nn.Parameter` would dispatch several operations for it."""

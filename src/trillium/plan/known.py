@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -55,6 +55,22 @@ class Known:
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
         self._results: dict[Any, Any] = {}
+        self._like = vars(FakeTensor(mode, torch.empty(0, device="meta"), _CPU))
+
+    def fake(self, meta: Tensor) -> FakeTensor:
+        """Return a fake tensor on the CPU in place of one on the meta device.
+
+        It has the attributes of any other; to set them one by one, as the class does, takes longer
+        than all the rest.
+        """
+        if type(meta) is not Tensor:  # a fake one of the meta device, say
+            return FakeTensor(self._mode, meta, _CPU)
+        made = Tensor._make_subclass(
+            FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=_CPU
+        )
+        torch._C._set_throw_on_mutable_data_ptr(made)
+        vars(made).update(self._like)
+        return made
 
     def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what an operation returns."""
@@ -84,10 +100,10 @@ class Known:
         """Return views of a fake tensor: their geometry is the same on all devices."""
         with in_kernel_invocation_manager(self._mode):
             found = func(*args, **kwargs)
-        device = args[0].fake_device
-        if isinstance(found, list | tuple):
-            return type(found)(FakeTensor(self._mode, part, device) for part in found)
-        return FakeTensor(self._mode, found, device)
+        made = self.fake
+        if args[0].fake_device != _CPU:
+            made = partial(FakeTensor, self._mode, device=args[0].fake_device)
+        return type(found)(map(made, found)) if isinstance(found, list | tuple) else made(found)
 
     def _write(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], key: Any) -> Any:
         """Return the tensor that is written to, which stays what it is."""
@@ -102,7 +118,7 @@ class Known:
         """Return a new tensor of a form."""
         if isinstance(form, _Form):
             meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
-            return FakeTensor(self._mode, meta, _CPU)
+            return self.fake(meta)
         if isinstance(form, list | tuple):
             return type(form)(self._made(part) for part in form)
         return form
