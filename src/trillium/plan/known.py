@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_impls import op_implementations_checks
 from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
@@ -80,18 +81,22 @@ class Known:
         if kind is None and not _is_by_places(func, args):
             return func(*args, **kwargs)
         try:
-            fakes: list[Tensor] = []
-            key: Any = (func, _key(args, fakes), _key(tuple(kwargs.items()), fakes))
+            tensors: list[Tensor] = []
+            key: Any = (func, _key(args, tensors), _key(tuple(kwargs.items()), tensors))
         except _UnknownError:
             return func(*args, **kwargs)
-        if not fakes or kind == "views":
+        if kind == "views" or not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
-        if kind == "writes":
-            return self._write(func, args, kwargs, key)
+        if key in self._results and kind == "writes" and isinstance(args[0], FakeTensor):
+            return args[0]  # which stays what it is
         if key in self._results:
             return self._made(self._results[key])
-        result = func(*args, **kwargs)
-        storages = {id(tensor.untyped_storage()) for tensor in fakes}
+        result = self._run(func, args, kwargs, tensors)
+        if kind == "writes":
+            if result is args[0]:
+                self._results[key] = True
+            return result
+        storages = {id(tensor.untyped_storage()) for tensor in tensors}
         with suppress(_UnknownError):
             self._results[key] = _forms(result, storages)
         return result
@@ -100,19 +105,32 @@ class Known:
         """Return views of a fake tensor: their geometry is the same on all devices."""
         with in_kernel_invocation_manager(self._mode):
             found = func(*args, **kwargs)
-        made = self.fake
-        if args[0].fake_device != _CPU:
-            made = partial(FakeTensor, self._mode, device=args[0].fake_device)
-        return type(found)(map(made, found)) if isinstance(found, list | tuple) else made(found)
+        return self._wrapped(found, args[0].fake_device)
 
-    def _write(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], key: Any) -> Any:
-        """Return the tensor that is written to, which stays what it is."""
-        if key in self._results and isinstance(args[0], FakeTensor):
-            return args[0]
-        result = func(*args, **kwargs)
-        if result is args[0]:
-            self._results[key] = True
-        return result
+    def _run(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]
+    ) -> Any:
+        """Return what an operation returns that is seen for the first time.
+
+        Where it has a kernel for tensors without values, and PyTorch no other rule for fake ones, this
+        kernel is called at once; the mode would do so in the end.
+        """
+        if not _has_kernel(func) or not all(map(_is_on_cpu, tensors)):
+            return func(*args, **kwargs)
+        try:
+            with in_kernel_invocation_manager(self._mode):
+                found = func(*args, **kwargs)
+        except NotImplementedError:
+            return func(*args, **kwargs)
+        return self._wrapped(found, _CPU)
+
+    def _wrapped(self, found: Any, device: torch.device) -> Any:
+        """Return fake tensors of a device in place of new ones on the meta device."""
+        if isinstance(found, list | tuple):
+            return type(found)(self._wrapped(part, device) for part in found)
+        if type(found) is not Tensor:
+            return found
+        return self.fake(found) if device == _CPU else FakeTensor(self._mode, found, device)
 
     def _made(self, form: Any) -> Any:
         """Return a new tensor of a form."""
@@ -149,6 +167,19 @@ def _kind(func: Any) -> str | None:
     return "writes" if writes else None
 
 
+@cache
+def _has_kernel(func: Any) -> bool:
+    """Whether the form of a result is what the kernel for the meta device says, and it alone."""
+    if any(argument.name == "device" for argument in func._schema.arguments):
+        return False
+    is_ruled = any(applies(func) for applies, _ in op_implementations_checks)
+    return not is_ruled and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "Meta")
+
+
+def _is_on_cpu(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor) and tensor.fake_device == _CPU
+
+
 def _is_by_places(func: Any, args: Sequence[Any]) -> bool:
     """Whether an operation chooses entries by their places, whose number is known, and not by masks."""
     by_value = (torch.bool, torch.uint8)
@@ -157,20 +188,19 @@ def _is_by_places(func: Any, args: Sequence[Any]) -> bool:
     )
 
 
-def _key(value: Any, fakes: list[Tensor]) -> Any:
-    """Return what the form of a result depends on; fake tensors are added to a list.
+def _key(value: Any, tensors: list[Tensor]) -> Any:
+    """Return what the form of a result depends on; tensors are added to a list.
 
     Raises:
         _UnknownError: it may depend on more.
     """
     if isinstance(value, Tensor):
-        if isinstance(value, FakeTensor):
-            fakes.append(value)
-        elif value.device.type != "cpu":
+        if not isinstance(value, FakeTensor) and value.device.type != "cpu":
             raise _UnknownError
+        tensors.append(value)
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
-        return tuple(_key(part, fakes) for part in value)
+        return tuple(_key(part, tensors) for part in value)
     if isinstance(value, _PLAIN):
         return type(value), value
     raise _UnknownError
