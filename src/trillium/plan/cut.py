@@ -34,15 +34,21 @@ def cut_model(federation: Federation, cut: int, tail: int | None) -> Parts:
     bounds = [cut] if tail is None else [cut, tail]
     sizes = [stop - start for start, stop in pairwise([0, *bounds, model.num_blocks])]
     fewest = [min(size, 1) for size in sizes]
-    module = model.mount(models.state(model))
-    if sum(fewest) == model.num_blocks or not are_alike(model):
+    module = model.mount(models.state(model))  # not what a client has left there
+    if not are_alike(model):
         parts = _probed(model, trace(module, bounds))
     else:
         few = models.get(federation.config, federation.texts.num_classes, sum(fewest))
-        bounds = [sum(fewest[: place + 1]) for place in range(len(bounds))]
-        traced = trace(few.mount(models.state(few)), bounds)
-        found = _as_in(module, _runs(sizes), few.module, traced)
-        parts = Parts.alike(split_as_traced(module, found), _probed(few, traced))
+        key = ("cut", id(few), tuple(fewest))
+        if key not in models.traces:
+            bounds = [sum(fewest[: place + 1]) for place in range(len(bounds))]
+            traced = trace(few.mount(models.state(few)), bounds)
+            models.traces[key] = traced, _probed(few, traced)
+        traced, like = models.traces[key]
+        parts = like
+        if few is not model:
+            found = _as_in(module, _runs(sizes), few.module, traced)
+            parts = Parts.alike(split_as_traced(module, found), like)
     model._parts[cut, tail] = parts
     return parts
 

@@ -14,9 +14,11 @@ from transformers import AutoConfig
 
 from trillium.config import ExperimentConfig
 from trillium.models.base import load_base
+from trillium.models.blocks import Trace
 from trillium.models.heads import straighten, train_last_only
 from trillium.models.hub import explained, locate, set_dropout
 from trillium.models.load import LanguageModel
+from trillium.models.parts import Parts
 from trillium.models.slots import State
 from trillium.plan.fakes import Paper
 from trillium.plan.shapes import shapes
@@ -117,10 +119,12 @@ class Models:
     Attributes:
         paper: makes their tensors.
         costs: of work on them, by all that it depends on.
+        traces: what a look at a cut of a small one has shown.
     """
 
     paper: Paper = field(default_factory=Paper)
     costs: dict[Hashable, Work] = field(default_factory=dict)
+    traces: dict[Hashable, tuple[Trace, Parts]] = field(default_factory=dict)
     _made: dict[str, LanguageModel] = field(default_factory=dict)
     _states: dict[int, State] = field(default_factory=dict)
 
