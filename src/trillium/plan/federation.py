@@ -123,6 +123,8 @@ class Federation:
 
     def model_of(self, client: str | None) -> LanguageModel:
         """Return the model of a client, or of the server for `None`."""
+        if client is not None and not self.config.has_other_models:
+            return self.model
         config = self.config.of(client) if self.config.has_other_models else self.config
         return self.models.get(config, self.texts.num_classes, self.num_blocks)
 
@@ -139,13 +141,14 @@ class Federation:
     @cached_property
     def server(self) -> Server:
         """The server."""
+        pools = self.config.framework.name == "centralised"
         return Server(
             **self._side("server", self.model),
             training=self.config.training,
             state=self.models.state(self.model),
             public=self.texts.public,
             public_rows=self.texts.rows,
-            pooled=[e for examples in self.texts.clients.values() for e in examples],
+            pooled=[e for own in self.texts.clients.values() for e in own] if pools else [],
             tiers={name: tier_of(self.config.tiers, name) for name in self.texts.clients},
             groups=groups_by_model(self.config, sorted(self.texts.clients)),
         )
@@ -154,11 +157,13 @@ class Federation:
     def clients(self) -> dict[str, Client]:
         """The clients by name."""
         found = {}
+        tiers = {id(tier): tier for tier in self.server.tiers.values()}
+        training = {key: tier.training(self.config.training) for key, tier in tiers.items()}
         for name, examples in self.texts.clients.items():
             tier = self.server.tiers[name]
             found[name] = Client(
                 **self._side(name, self.model_of(name)),
-                training=tier.training(self.config.training),
+                training=training[id(tier)],
                 examples=examples,
                 verbs={},
                 wire=self._wires[id(tier)],
