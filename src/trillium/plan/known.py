@@ -87,18 +87,30 @@ class Known:
             return func(*args, **kwargs)
         if kind == "views" or not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
-        if key in self._results and kind == "writes" and isinstance(args[0], FakeTensor):
-            return args[0]  # which stays what it is
+        if kind == "writes":
+            return self._write(func, args, kwargs, key, tensors)
         if key in self._results:
             return self._made(self._results[key])
         result = self._run(func, args, kwargs, tensors)
-        if kind == "writes":
-            if result is args[0]:
-                self._results[key] = True
-            return result
         storages = {id(tensor.untyped_storage()) for tensor in tensors}
         with suppress(_UnknownError):
             self._results[key] = _forms(result, storages)
+        return result
+
+    def _write(
+        self,
+        func: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        key: Any,
+        tensors: Sequence[Tensor],
+    ) -> Any:
+        """Return the tensor that is written to, which stays what it is."""
+        if key in self._results and isinstance(args[0], FakeTensor):
+            return args[0]
+        result = self._run(func, args, kwargs, tensors)
+        if result is args[0]:
+            self._results[key] = True
         return result
 
     def _view(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
