@@ -12,7 +12,7 @@ def collector_paused(*, for_good: bool = False) -> Iterator[None]:
     """Look for no reference cycles meanwhile.
 
     Importing PyTorch and Transformers makes a million objects that stay, and a plan some more; the
-    collector looks through them again and again, which takes a fifth of the time.
+    collector looks through them again and again, which takes a third of the time of importing.
 
     Args:
         for_good: never look through the objects made meanwhile: the program is about to end.
