@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trillium.collector import collector_paused
+
 if TYPE_CHECKING:
     from trillium.config import Tree
     from trillium.plan.sweep import Sweep
@@ -23,6 +25,7 @@ Words = Annotated[
 ]
 
 
+@collector_paused(for_good=True)
 def plan(
     words: Words = None,
     model: Annotated[
@@ -60,9 +63,9 @@ def plan(
         for name, shape in known().items():
             print(f"{name:26} {shape.source}")
         return
-    from trillium.quiet import quiet
+    from trillium.quiet import quiet_models
 
-    quiet()
+    quiet_models()
     tree, told, sweeps = _parse(words or [], model)
     if replay is not None:
         _replay(replay, told, as_json)
@@ -76,6 +79,7 @@ def plan(
     from trillium.plan.planning import planning_of
     from trillium.plan.show import advice_lines, memory_lines, plan_table
     from trillium.plan.sweep import swept
+    from trillium.plan.terminal import terminal_bars
 
     planning, limits = planning_of(told), constraints(constraint or [])
     trees = swept(arms_of(tree), sweeps)
@@ -96,8 +100,6 @@ def plan(
         return
     console = Console(record=plots is not None)
     console.print(plan_table(arms))
-    from trillium.plan.plots import terminal_bars
-
     blocks = (memory_lines(arms), list(map(str, cuts)), terminal_bars(arms), advice_lines(advice))
     lines = [line for block in blocks if block for line in ("", *block)]
     print(*lines, sep="\n")

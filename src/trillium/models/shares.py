@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,12 +35,12 @@ class Share:
     rank: int | None = None
     factors: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def down(self) -> tuple[str, ...]:
         """Names of what the server keeps in step on this client."""
         return tuple(name for name in self.held if name not in self.local)
 
-    @property
+    @cached_property
     def up(self) -> tuple[str, ...]:
         """Names of what the client sends."""
         return tuple(name for name in self.down if name in self.trained)

@@ -196,8 +196,17 @@ def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitMod
     Raises:
         UserError: the cut is out of range, or the model cannot be cut.
     """
-    _, blocks = find_blocks(model)
-    num_blocks = len(blocks)
+    check_cut(model, cut, tail)
+    return split_as_traced(model, trace(model, [cut] if tail is None else [cut, tail]))
+
+
+def check_cut(model: nn.Module, cut: int, tail: int | None = None) -> None:
+    """Refuse a cut that a model does not have.
+
+    Raises:
+        UserError: the cut is out of range, or the model cannot be cut.
+    """
+    num_blocks = len(find_blocks(model)[1])
     refuse_uncuttable(model)
     for what, bound, low in (("cut", cut, 1), ("tail", tail, cut + 1)):
         high = num_blocks - 1 if what == "cut" else num_blocks
@@ -207,9 +216,13 @@ def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitMod
                 f"the model has {num_blocks} blocks, and head and body need at least one each",
                 f"Write a {what} from {low} to {high}",
             )
-    traced = trace(model, [cut] if tail is None else [cut, tail])
+
+
+def split_as_traced(model: nn.Module, traced: Trace) -> SplitModel:
+    """Cut a model where it was traced."""
     parts = [Part(model, traced, index) for index in range(len(traced.runs))]
-    return SplitModel(parts[0], parts[1], None if tail is None else parts[2], cut, num_blocks)
+    tail = parts[2] if len(parts) > 2 else None
+    return SplitModel(parts[0], parts[1], tail, traced.runs[0].stop, traced.runs[-1].stop)
 
 
 def shared_parameters(split: SplitModel) -> set[str]:

@@ -43,7 +43,7 @@ class BaselineRounds:
         """Divide the most that a client holds into its parts."""
         if self.framework.name != "local_only":
             return Memory()
-        state = client.model.state()
+        state = self.federation.models.state(client.model)
         return self.federation.memory(client, peak_bytes, state, client.training.optimizer)
 
     def _alone(self, name: str, lost: bool) -> Ask:

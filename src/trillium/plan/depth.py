@@ -107,7 +107,7 @@ def course_of(federation: Federation, make: Make) -> Course:
     sizes = _part_sizes(federation.config, num_blocks)
     most = FEW if federation.config.adapter.freezes else MORE
     effort = sum(min(size, few_blocks) for size in sizes.values() for few_blocks in most)
-    if effort >= num_blocks or not _is_even(federation.config) or not _are_alike(federation.model):
+    if effort >= num_blocks or not _is_even(federation.config) or not are_alike(federation.model):
         return Course(federation, make(federation))
     federation.counts = False
     few = []
@@ -136,7 +136,7 @@ def _is_even(config: ExperimentConfig) -> bool:
     return not isinstance(framework, FedLLM) or framework.mask.name != "segments"
 
 
-def _are_alike(model: LanguageModel) -> bool:
+def are_alike(model: LanguageModel) -> bool:
     """Whether all blocks have parameters of the same names and shapes."""
     _, blocks = find_blocks(model.module)
     forms = {

@@ -44,7 +44,14 @@ class Paper:
 
     def tensor(self, like: Tensor) -> Tensor:
         """Return a fake tensor on the CPU, of the shape and dtype of a meta tensor."""
-        return FakeTensor(self._mode, like.detach(), torch.device("cpu"))
+        return self._known.fake(like.detach())
+
+    def parameter(self, like: nn.Parameter) -> nn.Parameter:
+        """Return the same as a parameter; `nn.Parameter` would dispatch several operations for it."""
+        device, trains = torch.device("cpu"), like.requires_grad
+        fake = FakeTensor(self._mode, like.data, device, requires_grad=trains, _is_param=True)
+        assert isinstance(fake, nn.Parameter)
+        return fake
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return a fake tensor of a shape."""
@@ -58,8 +65,7 @@ class Paper:
                 if parameter is None:
                     continue
                 if id(parameter) not in made:
-                    fake = nn.Parameter(self.tensor(parameter), parameter.requires_grad)
-                    made[id(parameter)] = fake, parameter
+                    made[id(parameter)] = self.parameter(parameter), parameter
                 owner._parameters[name] = made[id(parameter)][0]
             for name, buffer in owner._buffers.items():
                 if buffer is not None and buffer.is_meta:
@@ -119,6 +125,11 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, known: Known) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = known
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and PyTorch's guard against it doubles the cost of an operation."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE and is_fake(args[0]):

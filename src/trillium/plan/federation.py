@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -124,6 +124,8 @@ class Federation:
 
     def model_of(self, client: str | None) -> LanguageModel:
         """Return the model of a client, or of the server for `None`."""
+        if client is not None and not self.config.has_other_models:
+            return self.model
         config = self.config.of(client) if self.config.has_other_models else self.config
         return self.models.get(config, self.texts.num_classes, self.num_blocks)
 
@@ -140,13 +142,14 @@ class Federation:
     @cached_property
     def server(self) -> Server:
         """The server."""
+        pools = self.config.framework.name == "centralised"
         return Server(
             **self._side("server", self.model),
             training=self.config.training,
             state=self.models.state(self.model),
             public=self.texts.public,
             public_rows=self.texts.rows,
-            pooled=[e for examples in self.texts.clients.values() for e in examples],
+            pooled=[e for own in self.texts.clients.values() for e in own] if pools else [],
             tiers={name: tier_of(self.config.tiers, name) for name in self.texts.clients},
             groups=groups_by_model(self.config, sorted(self.texts.clients)),
         )
@@ -155,11 +158,13 @@ class Federation:
     def clients(self) -> dict[str, Client]:
         """The clients by name."""
         found = {}
+        tiers = {id(tier): tier for tier in self.server.tiers.values()}
+        training = {key: tier.training(self.config.training) for key, tier in tiers.items()}
         for name, examples in self.texts.clients.items():
             tier = self.server.tiers[name]
             found[name] = Client(
                 **self._side(name, self.model_of(name)),
-                training=tier.training(self.config.training),
+                training=training[id(tier)],
                 examples=examples,
                 verbs={},
                 wire=self._wires[id(tier)],
@@ -338,13 +343,24 @@ class Federation:
         steps = sum(c.training.num_steps(len(c.examples)) for c in self.clients.values())
         return steps * self.config.rounds <= EXACT
 
+    def predictions(self, side: Side, examples: Sequence[Example]) -> tuple[int, int]:
+        """Return how many rows the predictions of examples have, and how many classes."""
+        return sum(map(self._num_targets, examples)), side.model.num_classes
+
     def _num_targets(self, example: Example) -> int:
         key = id(example.labels)
         if key not in self._targets:
             self._targets[key] = self.config.task.num_targets(example)
         return self._targets[key]
 
-    def memory(self, side: Side, peak_bytes: int, state: State, optimizer: Optimizer) -> Memory:
+    def memory(
+        self,
+        side: Side,
+        peak_bytes: int,
+        state: State,
+        optimizer: Optimizer,
+        trained: Collection[str] | None = None,
+    ) -> Memory:
         """Divide a peak into its parts.
 
         Args:
@@ -352,12 +368,13 @@ class Federation:
             peak_bytes: the most bytes at once.
             state: what is mounted into the model.
             optimizer: over those of its parameters that train.
+            trained: their names; all of `state` where left out.
         """
         module = side.model.mount(state)
         return divided(
             peak_bytes,
             unique_bytes(resident_tensors(module)),
-            [p for p in state.values() if p.requires_grad],
+            [p for name, p in state.items() if trained is None or name in trained],
             optimizer,
             self.paper,
         )

@@ -72,9 +72,11 @@ class FedLLMRounds:
 
     def memory(self, client: Client, peak_bytes: int) -> Memory:
         """Divide the most that a client holds into its parts."""
-        share = self._share(client)
-        state = self._state(client, share)
-        return self.federation.memory(client, peak_bytes, state, client.training.optimizer)
+        share, optimizer = self._share(client), client.training.optimizer
+        state = self.federation.models.state(client.model)
+        if client.tier.rank is not None:  # slices of some
+            state = self._state(client, share)
+        return self.federation.memory(client, peak_bytes, state, optimizer, share.trained)
 
     def _ask(self, name: str, number: int, lost: bool) -> Ask:
         client = self.federation.clients[name]

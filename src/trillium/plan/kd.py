@@ -14,7 +14,6 @@ from trillium.errors import UserError
 from trillium.frameworks.kd import KD
 from trillium.frameworks.kd_cache import LabelCache
 from trillium.frameworks.kd_hidden import PUBLIC, TEACHER
-from trillium.frameworks.kd_teacher import predictions
 from trillium.frozen import BATCH
 from trillium.hiddens.probe import Probe
 from trillium.message import Message, scalar
@@ -107,7 +106,7 @@ class KDRounds:
         if self._selection.depends_on_values:
             caches = False  # nobody knows which labels are fresh, and at worst none is
         if caches:
-            records = torch.zeros(predictions(server, examples)[0], 0)
+            records = torch.zeros(self.federation.predictions(server, examples)[0], 0)
             codec = self.federation.config.wire.row_codec("down")
             teacher = Teacher.of_all(SoftLabels(codec, records, 0))
             cache.keep(number, wanted, teacher, row_slices(server.task, examples))
@@ -130,7 +129,7 @@ class KDRounds:
 
     def memory(self, client: Client, peak_bytes: int) -> Memory:
         """Divide the most that a client holds into its parts."""
-        state = client.model.state()
+        state = self.federation.models.state(client.model)
         return self.federation.memory(client, peak_bytes, state, client.training.optimizer)
 
     @property
@@ -213,7 +212,7 @@ class KDRounds:
             tensors["control/kept"] = write_mask(list(range(len(examples))), len(examples))
         if framework.ensemble.needs_counts:
             tensors["control/counts"] = torch.zeros(client.model.num_classes, dtype=torch.float64)
-        shape = predictions(client, examples)
+        shape = self.federation.predictions(client, examples)
         tensors |= self._hidden(PUBLIC, client, shape[0])
         return (
             self.federation.down(client.name, down),
@@ -229,7 +228,7 @@ class KDRounds:
             may_lack = self._selection.depends_on_values and self.framework.cache_rounds > 1
             if sent != used or may_lack:
                 tensors["control/sent"] = write_mask(sent, count)
-            shape = predictions(client, examples_at(self._public, sent))
+            shape = self.federation.predictions(client, examples_at(self._public, sent))
             tensors |= self._hidden(TEACHER, client, shape[0])
             down = self.federation.down(name, Message("learn", tensors), {"logits/teacher": shape})
             self._known[key] = down, self.federation.up(name, Message("learn"))
@@ -297,7 +296,7 @@ class KDRounds:
     def _predict_one(
         self, client: Client, chunk: list[Example], wire: Wire, probe: Probe | None
     ) -> None:
-        shape = predictions(client, chunk)
+        shape = self.federation.predictions(client, chunk)
         writer = wire.writer("teach", "logits/public", client.round, shape, "up")
         loop = client.loop("predict", client.model.state())
         with self.federation.paper.running():
@@ -320,7 +319,7 @@ class KDRounds:
             update={"local_epochs": framework.distill_epochs, "local_steps": None}
         )
         loss = Loss(framework.temperature, framework.weight, framework.public_labels)
-        shape, probe = predictions(side, public), self._probe(side)
+        shape, probe = self.federation.predictions(side, public), self._probe(side)
         with self.federation.paper.running():
             wide = is_wide(side.loop("distil", side.model.state()), side.task, shape[1])
 

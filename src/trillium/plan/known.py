@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_impls import op_implementations_checks
 from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
@@ -39,7 +40,6 @@ class _Form:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
-    offset: int = 0
 
 
 class _UnknownError(Exception):
@@ -56,55 +56,104 @@ class Known:
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
         self._results: dict[Any, Any] = {}
+        self._like = vars(FakeTensor(mode, torch.empty(0, device="meta"), _CPU))
+
+    def fake(self, meta: Tensor) -> FakeTensor:
+        """Return a fake tensor on the CPU in place of one on the meta device.
+
+        It has the attributes of any other; to set them one by one, as the class does, takes longer
+        than all the rest.
+        """
+        if type(meta) is not Tensor:  # a fake one of the meta device, say
+            return FakeTensor(self._mode, meta, _CPU)
+        made = Tensor._make_subclass(
+            FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=_CPU
+        )
+        torch._C._set_throw_on_mutable_data_ptr(made)
+        vars(made).update(self._like)
+        return made
 
     def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return what an operation returns."""
         kind = _kind(func)
-        if kind is None:
+        if kind == "views" and isinstance(args[0], FakeTensor):
+            return self._view(func, args, kwargs)
+        if kind is None and not _is_by_places(func, args):
             return func(*args, **kwargs)
         try:
-            fakes: list[Tensor] = []
-            key: Any = (func, _key(args, fakes), _key(tuple(kwargs.items()), fakes))
+            tensors: list[Tensor] = []
+            key: Any = (func, _key(args, tensors), _key(tuple(kwargs.items()), tensors))
         except _UnknownError:
             return func(*args, **kwargs)
-        if not fakes or (kind == "views" and not isinstance(args[0], FakeTensor)):
+        if kind == "views" or not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
         if kind == "writes":
-            return self._write(func, args, kwargs, key)
-        if kind == "views":
-            key = (key, args[0].storage_offset())
+            return self._write(func, args, kwargs, key, tensors)
         if key in self._results:
-            return self._made(self._results[key], args[0] if kind == "views" else None)
-        result = func(*args, **kwargs)
-        storages = {id(tensor.untyped_storage()) for tensor in fakes}
+            return self._made(self._results[key])
+        result = self._run(func, args, kwargs, tensors)
+        storages = {id(tensor.untyped_storage()) for tensor in tensors}
         with suppress(_UnknownError):
-            self._results[key] = _forms(result, storages, is_view=kind == "views")
+            self._results[key] = _forms(result, storages)
         return result
 
-    def _write(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], key: Any) -> Any:
+    def _write(
+        self,
+        func: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        key: Any,
+        tensors: Sequence[Tensor],
+    ) -> Any:
         """Return the tensor that is written to, which stays what it is."""
         if key in self._results and isinstance(args[0], FakeTensor):
             return args[0]
-        result = func(*args, **kwargs)
+        result = self._run(func, args, kwargs, tensors)
         if result is args[0]:
             self._results[key] = True
         return result
 
-    def _made(self, form: Any, base: Any) -> Any:
-        """Return a tensor of a form: a new one, or a view of one."""
+    def _view(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return views of a fake tensor: their geometry is the same on all devices."""
+        with in_kernel_invocation_manager(self._mode):
+            found = func(*args, **kwargs)
+        return self._wrapped(found, args[0].fake_device)
+
+    def _run(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]
+    ) -> Any:
+        """Return what an operation returns that is seen for the first time.
+
+        Where it has a kernel for tensors without values, and PyTorch no other rule for fake ones, this
+        kernel is called at once; the mode would do so in the end.
+        """
+        if not _has_kernel(func) or not all(map(_is_on_cpu, tensors)):
+            return func(*args, **kwargs)
+        try:
+            with in_kernel_invocation_manager(self._mode):
+                found = func(*args, **kwargs)
+        except NotImplementedError:
+            return func(*args, **kwargs)
+        return self._wrapped(found, _CPU)
+
+    def _wrapped(self, found: Any, device: torch.device) -> Any:
+        """Return fake tensors of a device in place of new ones on the meta device."""
+        if isinstance(found, list | tuple):
+            return type(found)(self._wrapped(part, device) for part in found)
+        if type(found) is not Tensor:
+            return found
+        return self.fake(found) if device == _CPU else FakeTensor(self._mode, found, device)
+
+    def _made(self, form: Any) -> Any:
+        """Return a new tensor of a form."""
         if isinstance(form, _Form):
-            if base is None:
-                meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
-            else:
-                with in_kernel_invocation_manager(self._mode):
-                    meta = _strided(base, form.shape, form.stride, form.offset)
-            return FakeTensor(self._mode, meta, _CPU)
+            meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
+            return self.fake(meta)
         if isinstance(form, list | tuple):
-            return type(form)(self._made(part, base) for part in form)
+            return type(form)(self._made(part) for part in form)
         return form
 
 
-_strided = torch.ops.aten.as_strided.default
 _CPU = torch.device("cpu")
 
 
@@ -113,6 +162,8 @@ def _kind(func: Any) -> str | None:
     """Return whether an operation `makes` new tensors, `views` its first argument or `writes` to it."""
     if any(tag in func.tags for tag in _VALUE_TAGS) or func.namespace != "aten":
         return None
+    if func is torch.ops.aten._unsafe_view.default:
+        return "views"  # shares the storage, though its schema does not say so
     name, has_kernel = func.name(), torch._C._dispatch_has_kernel_for_dispatch_key
     if has_kernel(name, "CompositeImplicitAutograd"):
         return None  # may return an argument as it is
@@ -128,40 +179,57 @@ def _kind(func: Any) -> str | None:
     return "writes" if writes else None
 
 
-def _key(value: Any, fakes: list[Tensor]) -> Any:
-    """Return what the form of a result depends on; fake tensors are added to a list.
+@cache
+def _has_kernel(func: Any) -> bool:
+    """Whether the form of a result is what the kernel for the meta device says, and it alone."""
+    if any(argument.name == "device" for argument in func._schema.arguments):
+        return False
+    is_ruled = any(applies(func) for applies, _ in op_implementations_checks)
+    return not is_ruled and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "Meta")
+
+
+def _is_on_cpu(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor) and tensor.fake_device == _CPU
+
+
+def _is_by_places(func: Any, args: Sequence[Any]) -> bool:
+    """Whether an operation chooses entries by their places, whose number is known, and not by masks."""
+    by_value = (torch.bool, torch.uint8)
+    return func is torch.ops.aten.index.Tensor and not any(
+        index is not None and index.dtype in by_value for index in args[1]
+    )
+
+
+def _key(value: Any, tensors: list[Tensor]) -> Any:
+    """Return what the form of a result depends on; tensors are added to a list.
 
     Raises:
         _UnknownError: it may depend on more.
     """
     if isinstance(value, Tensor):
-        if isinstance(value, FakeTensor):
-            fakes.append(value)
-        elif value.device.type != "cpu":
+        if not isinstance(value, FakeTensor) and value.device.type != "cpu":
             raise _UnknownError
+        tensors.append(value)
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
-        return tuple(_key(part, fakes) for part in value)
+        return tuple(_key(part, tensors) for part in value)
     if isinstance(value, _PLAIN):
         return type(value), value
     raise _UnknownError
 
 
-def _forms(result: Any, storages: set[int], *, is_view: bool) -> Any:
-    """Return the form of a result, new or a view of the only fake argument.
+def _forms(result: Any, storages: set[int]) -> Any:
+    """Return the form of a new result.
 
     Raises:
         _UnknownError: it is another thing.
     """
     if isinstance(result, FakeTensor):
-        if (id(result.untyped_storage()) in storages) != is_view:
+        if id(result.untyped_storage()) in storages or result.storage_offset():
             raise _UnknownError
-        offset = int(result.storage_offset())
-        if offset and not is_view:
-            raise _UnknownError
-        return _Form(tuple(result.shape), result.stride(), result.dtype, offset)
+        return _Form(tuple(result.shape), result.stride(), result.dtype)
     if isinstance(result, list | tuple):
-        return type(result)(_forms(part, storages, is_view=is_view) for part in result)
-    if not is_view and (result is None or type(result) in (int, float, bool)):
+        return type(result)(_forms(part, storages) for part in result)
+    if result is None or type(result) in (int, float, bool):
         return result
     raise _UnknownError

@@ -14,13 +14,13 @@ from transformers import AutoConfig
 
 from trillium.config import ExperimentConfig
 from trillium.models.base import load_base
+from trillium.models.blocks import Trace
 from trillium.models.heads import straighten, train_last_only
 from trillium.models.hub import explained, locate, set_dropout
 from trillium.models.load import LanguageModel
 from trillium.models.parts import Parts
 from trillium.models.slots import State
-from trillium.models.split import split_model
-from trillium.plan.fakes import Draws, Paper
+from trillium.plan.fakes import Paper
 from trillium.plan.shapes import shapes
 from trillium.plan.waves import Work
 
@@ -107,7 +107,9 @@ def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> Langu
             train_last_only(module)
     text = hf_config.get_text_config()
     words = Vocabulary(int(text.pad_token_id), int(text.vocab_size))
-    return LanguageModel(paper.fake(module).eval(), words, torch.device("cpu"), task.peft_task)
+    module = paper.fake(module).eval()
+    with paper.running():
+        return LanguageModel(module, words, torch.device("cpu"), task.peft_task)
 
 
 @dataclass
@@ -117,10 +119,12 @@ class Models:
     Attributes:
         paper: makes their tensors.
         costs: of work on them, by all that it depends on.
+        traces: what a look at a cut of a small one has shown.
     """
 
     paper: Paper = field(default_factory=Paper)
     costs: dict[Hashable, Work] = field(default_factory=dict)
+    traces: dict[Hashable, tuple[Trace, Parts]] = field(default_factory=dict)
     _made: dict[str, LanguageModel] = field(default_factory=dict)
     _states: dict[int, State] = field(default_factory=dict)
 
@@ -139,13 +143,13 @@ class Models:
             found = architecture(config, num_labels)
             if num_blocks is not None:
                 found = with_blocks(found, num_blocks)
-            self._made[key] = paper_model(config, found, self.paper)
+            model = self._made[key] = paper_model(config, found, self.paper)
+            parameters = model.module.named_parameters()
+            self._states[id(model)] = {n: p for n, p in parameters if p.requires_grad}
         return self._made[key]
 
     def state(self, model: LanguageModel) -> State:
-        """Return the server's state of a model, which nobody trains on paper."""
-        if id(model) not in self._states:
-            self._states[id(model)] = model.state()
+        """Return the server's state of a model, which is always the same on paper."""
         return self._states[id(model)]
 
 
@@ -158,20 +162,3 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def cut_model(model: LanguageModel, cut: int, tail: int | None) -> Parts:
-    """Cut a model on paper; there are no values that could be held against the whole.
-
-    Raises:
-        UserError: the cut does not exist, or parts would train the same parameter.
-    """
-    if (cut, tail) not in model._parts:
-        model.mount(model.state())
-        split = split_model(model.module, cut, tail)
-        ids = torch.ones(2, 8, dtype=torch.int64)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        with Draws() as draws:
-            parts = model._parts[cut, tail] = Parts(split, inputs)
-        parts.head_is_random = draws.seen  # by values, which there are none of, it always looks so
-    return model._parts[cut, tail]

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 
 from trillium.files import write_atomic
 from trillium.plan.arms import Arm
-from trillium.report.human import duration, prefixed
+from trillium.plan.terminal import seconds_of, values
 from trillium.report.style import arm_styles, png, quiet_style, scale_axis, short
 
-WIDTH = 40  # of the longest bar in a terminal, in characters
 _PARTS = {"compute": "#0072B2", "wire": "#D55E00", "waiting": "#BBBBBB"}
 _MEASURES = (("Bytes of a round, up and down", "B"), ("FLOPs of a round", "FLOPs"))
 
@@ -55,24 +54,16 @@ def write_plots(folder: Path, arms: Sequence[Arm], key: str | None, text: str) -
     return [*paths, page]
 
 
-def _values(arm: Arm) -> tuple[float, float]:
-    """Return bytes and FLOPs of a round, the most of any tier."""
-    return (
-        max(tier.round.up.bytes + tier.round.down.bytes for tier in arm.tiers),
-        max(tier.round.flops for tier in arm.tiers),
-    )
-
-
 def _bars(arms: Sequence[Arm]) -> Figure:
     figure = Figure(figsize=(9.4, 1.2 + 0.45 * len(arms)), layout="constrained")
     styles = arm_styles([arm.label for arm in arms])
     names = [short(arm.label, 30, 1) for arm in arms]
     panels: Any = figure.subplots(1, 2, sharey=True)
     for place, (axes, (title, unit)) in enumerate(zip(panels, _MEASURES, strict=True)):
-        values = [_values(arm)[place] for arm in arms]
+        found = [values(arm)[place] for arm in arms]
         colours = [styles[arm.label]["color"] for arm in arms]
-        axes.barh(range(len(arms)), values, color=colours, height=0.6)
-        scale_axis(axes.xaxis, values, unit, log=True)
+        axes.barh(range(len(arms)), found, color=colours, height=0.6)
+        scale_axis(axes.xaxis, found, unit, log=True)
         low, high = axes.get_xlim()
         axes.set_xlim(low / 3, high)
         axes.set_title(title)
@@ -93,7 +84,7 @@ def _curves(arms: Sequence[Arm], key: str) -> Figure:
     for place, (axes, (title, unit)) in enumerate(zip(panels, _MEASURES, strict=True)):
         everything = []
         for name, members in lines.items():
-            points = sorted((_setting(arm, key), _values(arm)[place]) for arm in members)
+            points = sorted((_setting(arm, key), values(arm)[place]) for arm in members)
             everything += [value for _, value in points]
             axes.plot(*zip(*points, strict=True), label=name, **styles[name])
         scale_axis(axes.yaxis, everything, unit, log=True)
@@ -123,7 +114,7 @@ def _times(arms: Sequence[Arm]) -> Figure:
     for index, arm in enumerate(known):
         start = 0.0
         for part, colour in _PARTS.items():
-            seconds = max(_part(arm, part), 0.0)
+            seconds = max(seconds_of(arm, part), 0.0)
             label = part if index == 0 else None
             axes.barh(index, seconds, left=start, color=colour, height=0.6, label=label)
             start += seconds
@@ -133,33 +124,3 @@ def _times(arms: Sequence[Arm]) -> Figure:
     axes.set_title("A round of the slowest client")
     figure.legend(loc="outside right upper")  # inside it would lie on the bars
     return figure
-
-
-def _part(arm: Arm, part: str) -> float:
-    assert arm.time is not None
-    return float(getattr(arm.time.slowest, part))
-
-
-def terminal_bars(arms: Sequence[Arm]) -> list[str]:
-    """Return the bytes of a round as bars of characters, and the time in parts where it is known."""
-    planned = [arm for arm in arms if arm.tiers]
-    width = max((len(arm.label) for arm in planned), default=0)
-    most = max((_values(arm)[0] for arm in planned), default=0.0)
-    lines = ["Bytes of a round, up and down:"] if most else []
-    for arm in planned if most else []:
-        value = _values(arm)[0]
-        bar = "█" * max(round(WIDTH * value / most), 1 if value else 0)
-        lines.append(f"  {arm.label:{width}} {bar} {prefixed(value, 'B')}")
-    timed = [arm for arm in planned if arm.time is not None]
-    longest = max((arm.time.seconds for arm in timed if arm.time), default=0.0)
-    if longest:
-        lines.append("Time of a round: █ compute, ▒ wire, · waiting")
-    for arm in timed if longest else []:
-        assert arm.time is not None
-        marks = {"compute": "█", "wire": "▒", "waiting": "·"}
-        bar = "".join(
-            mark * round(WIDTH * max(_part(arm, part), 0.0) / longest)
-            for part, mark in marks.items()
-        )
-        lines.append(f"  {arm.label:{width}} {bar} {duration(arm.time.seconds)}")
-    return lines

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from trillium.config import ExperimentConfig
 from trillium.errors import UserError
 from trillium.experiment import once_bytes
+from trillium.fleet import FleetConfig
 from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
 from trillium.frameworks.fedkseed import FedKSeed
 from trillium.frameworks.fedllm import FedLLM
@@ -255,6 +257,10 @@ def bytes_of_a_round(config: ExperimentConfig, texts: Texts, models: Models) -> 
     Raises:
         UserError: as `predict`.
     """
+    if (
+        texts.assumed and not config.tiers and config.fleet == FleetConfig()
+    ):  # then all clients are alike
+        texts = replace(texts, clients=dict(islice(texts.clients.items(), 1)))
     federation = Federation(config, texts, counts=False, models=models)
     rounds, sums = rounds_of(federation), Sums()
     list(rounds.start())  # of a round after the first, so without the head's phase
@@ -274,11 +280,21 @@ def _is_steady(config: ExperimentConfig) -> bool:
 
 
 def _add(clients: dict[str, Sums], waves: Iterable[Wave]) -> dict[str, Sums]:
+    """Add what waves cost to the sums of their clients; asks that are alike are added up once."""
     found = list(waves)
     times = Counter(map(id, found))
+    asked: dict[str, list[tuple[Ask, int]]] = defaultdict(list)
     for wave in {id(wave): wave for wave in found}.values():
         for ask in wave.asks:
-            clients.setdefault(ask.client, Sums()).add(ask, times[id(wave)])
+            asked[ask.client].append((ask, times[id(wave)]))
+    known: dict[Hashable, Sums] = {}
+    for client, asks in asked.items():
+        key = tuple((id(ask.down), id(ask.up), ask.cost, ask.purpose, n) for ask, n in asks)
+        if key not in known:
+            known[key] = Sums()
+            for ask, count in asks:
+                known[key].add(ask, count)
+        clients.setdefault(client, Sums()).merge(known[key])
     return clients
 
 

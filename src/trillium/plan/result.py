@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from trillium.collector import collector_paused
 from trillium.config import ExperimentConfig
 from trillium.errors import UserError
 from trillium.plan.data import Texts
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from trillium.side import Side
 
 
+@collector_paused()
 def plan_of_run(config: ExperimentConfig, server: Server, clients: Sequence[Client]) -> Any:
     """Return the plan of a simulated run, from the data that it has, as plain values.
 

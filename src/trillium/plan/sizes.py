@@ -24,7 +24,6 @@ from trillium.plan.fakes import DEPENDS_ON_VALUES, Paper, is_fake
 from trillium.wire import Direction, Wire
 
 ENTRIES = 2**21  # a tensor of at most so many is encoded to see what becomes of it
-ROWS = 64  # as many rows of soft labels, each of which weighs the same
 SLACK = 0.01  # a range is so much wider than what was seen: other draws compress a little otherwise
 _START = len(MAGIC) + 1 + 8  # magic, version, and safetensors' length of the header
 # The order in which safetensors lays tensors out: by dtype, the widest first, then by name.
@@ -164,20 +163,19 @@ class Scales:
         if key in self._known:
             return self._known[key]
         sized = codec.sized(num_rows, num_classes)
-        # Codecs behind that of rows look at all of them together.
-        count = max(1, min(num_rows, ENTRIES // num_classes if rest else ROWS))
+        if not rest:
+            one = sized.encode_rows(torch.zeros(1, num_classes).log_softmax(-1), 0)
+            self._known[key] = [{"": _Form((num_rows, *one.shape[1:]), one.dtype)}]
+            return self._known[key]
+        # These look at all rows together.
+        count = max(1, min(num_rows, ENTRIES // num_classes))
         draw = torch.Generator().manual_seed(0)
         found = []
         for spread in (3.0, 0.1, 20.0):  # of logits: as they probably are, unsure, sure
             logits = spread * torch.randn(count, num_classes, generator=draw)
             records = sized.encode_rows(logits.log_softmax(-1), 0)
-            whole = _Form((num_rows, *records.shape[1:]), records.dtype)
-            if not rest:
-                found.append({"": whole})
-                continue
-            factor = num_rows / count
             forms = _forms(encode_stack(rest, records, 0))
-            found.append({part: _grown(form, factor) for part, form in forms.items()})
+            found.append({part: _grown(form, num_rows / count) for part, form in forms.items()})
         found = found[:1] if all(forms == found[0] for forms in found) else found
         self._known[key] = found
         return found

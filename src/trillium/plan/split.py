@@ -14,8 +14,8 @@ from trillium.frameworks.split_turns import shuffled, turns
 from trillium.message import Message, named, scalar
 from trillium.models.parts import Parts, Step
 from trillium.models.slots import Tensors
+from trillium.plan.cut import cut_model
 from trillium.plan.federation import Chunk, Cohort, Federation, divided, unique_bytes
-from trillium.plan.models import cut_model
 from trillium.plan.sizes import Weight
 from trillium.plan.split_ahead import Ahead
 from trillium.plan.split_batches import Batches
@@ -49,12 +49,12 @@ class SplitRounds:
         if framework.shape == "u" and tail is None:
             tail = model.num_blocks
         with federation.paper.running():
-            self._parts = cut_model(model, framework.cut, tail)
+            self._parts = cut_model(federation, framework.cut, tail)
             for cut in {tier.cut for tier in federation.config.tiers.values()} - {None}:
                 assert cut is not None
-                cut_model(model, cut, tail)
+                cut_model(federation, cut, tail)
                 if cut < framework.cut:
-                    cut_model(model, cut, framework.cut)
+                    cut_model(federation, cut, framework.cut)
         framework.start(federation.server, federation.fleet)  # refuses what cannot be
         self._batches = Batches(framework, federation, self._parts)
         self._cached = CachedRounds(framework, federation, self._parts, self._batches)

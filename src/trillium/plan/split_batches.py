@@ -40,6 +40,7 @@ class Batches:
     _weights: dict[Hashable, dict[str, Pair]] = field(default_factory=dict)
     _costs: dict[Hashable, dict[str, Work]] = field(default_factory=dict)
     _bodies: dict[Hashable, tuple[Work, Work]] = field(default_factory=dict)
+    _run_for: dict[Hashable, tuple[int, dict[str, Work]]] = field(default_factory=dict)
 
     def client_part(self, client: Client) -> Tensors:
         """Return what trains at a client batch by batch, by name."""
@@ -129,9 +130,27 @@ class Batches:
             return {}
         key = (id(client.tier), chunk.layout, None if other is None else other.layout, first)
         if key not in self._costs:
-            with self.federation.paper.running():
-                self._costs[key] = self._run(client, chunk, other, first)
+            like = (id(client.tier), chunk.layout[1:], *key[2:])
+            found = self._shared(like, chunk.layout[0])
+            if found is None:
+                with self.federation.paper.running():
+                    found = self._run(client, chunk, other, first)
+                self._run_for[like] = chunk.layout[0], found
+            self._costs[key] = found
         return self._costs[key]
+
+    def _shared(self, like: Hashable, rows: int) -> dict[str, Work] | None:
+        """Return what fewer rows cost than have been run; `None` where that is not known.
+
+        Of assumed examples, as in `Federation.summed`: FLOPs grow with the rows, and the largest batch
+        alone is run.
+        """
+        known, costs = self._run_for.get(like, (0, {}))
+        if not self.federation.texts.assumed or rows > known:
+            return None
+        if any(cost.flops * rows % known for cost in costs.values()):
+            return None
+        return {name: Work(cost.flops * rows // known, cost.peaks) for name, cost in costs.items()}
 
     def _run(
         self, client: Client, chunk: Chunk, other: Chunk | None, first: bool
@@ -213,13 +232,17 @@ class Batches:
         is_padded = any(found[2] or found[1] < length for found in pool)
         key = (sum(found[0] for found in pool), length, is_padded, gradient)
         if key not in self._bodies:
-            with self.federation.paper.running():
-                self._bodies[key] = self._run_body(*key[:3], count, gradient)
+            found = self._shared(key[1:], key[0])
+            if found is None:
+                with self.federation.paper.running():
+                    found = self._run_body(*key[:3], count, gradient)
+                self._run_for[key[1:]] = key[0], found
+            self._bodies[key] = found["forward"], found["backward"]
         return self._bodies[key]
 
     def _run_body(
         self, rows: int, length: int, is_padded: bool, count: int, gradient: bool
-    ) -> tuple[Work, Work]:
+    ) -> dict[str, Work]:
         federation, server, parts = self.federation, self.federation.server, self.parts
         task, meter = server.task, federation.meter
         mask = torch.ones(rows, length, dtype=torch.int64)
@@ -240,7 +263,7 @@ class Batches:
         forward = meter.work()
         meter.reset()
         body.backward(pooled, task if self.framework.shape == "two_part" else None)
-        return forward, meter.work()
+        return {"forward": forward, "backward": meter.work()}
 
 
 def _step(optimizer: torch.optim.Optimizer) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trillium.component import Component
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 IGNORE = -100  # PyTorch's label for a position without supervision
 

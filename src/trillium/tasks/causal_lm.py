@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from datasets import Dataset
 from pydantic import Field
 from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_length, collate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class CausalLM(Task, name="causal_lm"):

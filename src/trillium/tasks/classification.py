@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from datasets import Dataset
 from pydantic import Field
 from torch import Tensor, nn
 
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_length, collate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class Classification(Task, name="classification"):

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -180,6 +181,11 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live: dict[int, _Storage] = {}
         self._changes = [0]  # bytes; the first entry is what was there at the start
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled while it counts: PyTorch need not look out for that at each operation."""
+        return False
+
     @property
     def course(self) -> list[int]:
         """Bytes alive after each change of memory so far."""
@@ -225,33 +231,37 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._is_made_of_others(func):
+        if func.namespace == "prim":  # `prim::device`: a question about a tensor, no operation
+            return func(*args, **kwargs)
+        if _is_made_of_others(func, self._device.type.upper()):
             with self:
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self._meet(leaf, existed=True)
+        self._meet_all(args, existed=True)
+        self._meet_all(kwargs.values(), existed=True)
         result = func(*args, **kwargs)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._meet(leaf, existed=False)
+        self._meet_all((result,), existed=False)
         formula = _FORMULAS.get(func.overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=result)
         return result
 
-    def _is_made_of_others(self, func: Any) -> bool:
-        """Whether the device would run this operation as a sequence of others.
+    def _meet_all(self, values: Iterable[Any], existed: bool) -> None:
+        """Follow the tensors among values, which operations have alone or in lists."""
+        for value in values:
+            if isinstance(value, Tensor):
+                self._meet(value, existed)
+            elif isinstance(value, list | tuple):
+                self._meet_all(value, existed)
 
-        Most such operations are taken apart before they come here, except in inference mode.
-        """
-        if func.namespace == "prim":  # `prim::device`: a question about a tensor, no operation
-            return False
-        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-        name = func.name()
-        return has_kernel(name, "CompositeImplicitAutograd") and not has_kernel(
-            name, self._device.type.upper()
-        )
+
+@cache
+def _is_made_of_others(func: Any, device: str) -> bool:
+    """Whether a device would run an operation as a sequence of others.
+
+    Most such operations are taken apart before they come here, except in inference mode.
+    """
+    has_kernel, name = torch._C._dispatch_has_kernel_for_dispatch_key, func.name()
+    return has_kernel(name, "CompositeImplicitAutograd") and not has_kernel(name, device)
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:

@@ -1,0 +1,96 @@
+"""How much processor time a plan takes, beside that of importing what it is made with.
+
+Each figure is of a fresh process: its CPU seconds, in user and system mode, as the operating system
+counts them once it has ended. The plans and the bare import take turns, and `ratio` is the median of
+a plan's seconds by those of the import beside it, which tells a slow machine from a slow plan.
+
+    OMP_NUM_THREADS=1 python benchmarks/plan_speed.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from measured import write_found
+
+RESULTS = Path(__file__).parent / "results"
+GOAL = "the plan of llama-3-8b in less than 5 CPU seconds on one core"
+IMPORT = "import torch, transformers, peft"
+PLAN = "from trillium.cli import main; main()"
+WORDS = ("task=causal_lm", "model.dtype=bfloat16", "data.num_clients=100")
+MEMORY = "plan.client.device.memory=4GB"
+
+
+def cpu_seconds(code: str, words: Sequence[str] = ()) -> float:
+    """Return the user and system seconds of a fresh Python process.
+
+    Raises:
+        CalledProcessError: it fails.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code, *words], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def measure(models: Sequence[str], repetitions: int) -> list[dict[str, Any]]:
+    """Return the seconds of plans and imports, which take turns."""
+    imports: list[float] = []
+    plans: dict[str, list[float]] = {model: [] for model in models}
+    for _ in range(repetitions):
+        imports.append(cpu_seconds(IMPORT))
+        for model in models:
+            plans[model].append(cpu_seconds(PLAN, ["plan", model, *WORDS, MEMORY]))
+    found = [{"what": IMPORT, **_summary(imports), "ratio": 1.0}]
+    for model, seconds in plans.items():
+        ratios = [plan / bare for plan, bare in zip(seconds, imports, strict=True)]
+        what = f"trillium plan {model}"
+        found.append({"what": what, **_summary(seconds), "ratio": statistics.median(ratios)})
+    return found
+
+
+def _summary(seconds: Sequence[float]) -> dict[str, Any]:
+    return {
+        "cpu_seconds": statistics.median(seconds),
+        "fastest": min(seconds),
+        "each": [round(value, 3) for value in seconds],
+    }
+
+
+def show(found: Sequence[dict[str, Any]]) -> None:
+    """Print the figures as a table."""
+    table = Table("process", "CPU seconds", "fastest", "by the import")
+    for row in found:
+        table.add_row(
+            row["what"], f"{row['cpu_seconds']:.2f}", f"{row['fastest']:.2f}", f"{row['ratio']:.2f}"
+        )
+    Console(width=100).print(table)
+
+
+def main() -> None:
+    """Measure, print and write `results/plan_speed.json`."""
+    parser = argparse.ArgumentParser(description="CPU seconds of a plan")
+    parser.add_argument("--models", nargs="+", default=["llama-3-8b", "llama-3-70b"])
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "plan_speed.json")
+    options = parser.parse_args()
+    load_before = os.getloadavg()[0]
+    cpu_seconds(IMPORT)  # so that all files have been read once
+    found = measure(options.models, options.repetitions)
+    show(found)
+    write_found(options.out, load_before, found, goal=GOAL, words=[*WORDS, MEMORY])
+
+
+if __name__ == "__main__":
+    main()
