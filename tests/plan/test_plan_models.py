@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from trillium.config import ExperimentConfig, experiment, parse_overrides
+from trillium.errors import UserError
 from trillium.plan import depth
 from trillium.plan.data import Assumptions, assumed_texts
 from trillium.plan.predict import Prediction, predict
@@ -44,6 +45,13 @@ def test_every_shape_says_where_it_stands() -> None:
     for name, shape in shapes().items():
         assert "/" in shape.source, name
         assert shape.config().model_type == shape.model_type
+
+
+def test_an_architecture_without_fused_attention_says_what_to_write() -> None:
+    words = ("model.id=gemma-2-2b", "task=causal_lm", "framework=fedllm")
+    with pytest.raises(UserError, match=r"model\.attention=eager"):
+        planned(configured(*words))
+    assert planned(configured(*words, "model.attention=eager")).num_parameters > 2e9
 
 
 def configured(*words: str) -> ExperimentConfig:

@@ -46,6 +46,12 @@ def explained(model_id: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if "scaled_dot_product_attention" in str(error):
+            raise UserError(
+                f"model.id={model_id} with model.attention=sdpa",
+                "Transformers has only eager attention for this architecture",
+                "Write model.attention=eager",
+            ) from error
         is_folder = Path(model_id).is_dir()
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(

@@ -158,7 +158,7 @@ def plan_arm(label: str, tree: Tree, planning: Planning, models: Models) -> Arm:
         config = experiment(tree)
         found = predict(config, assumed_texts(config, planning.data), models)
     except UserError as error:
-        return Arm(label, config, refused=f"{error.given}: {error.why}")
+        return Arm(label, config, refused=f"{error.given}: {error.why}. {error.instead}")
     return bear(label, found, planning)
 
 
