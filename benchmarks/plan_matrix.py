@@ -227,7 +227,9 @@ def write_hub(folder: Path) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **ends)
     common = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "vocab_size": len(words)}
     for name, sizes in ARCHITECTURES.items():
-        config = AutoConfig.for_model(name.removesuffix("_deep"), **common, **sizes)
+        kind = name.removesuffix("_deep")
+        # Drawn wide, so that gradients are far from zero: a step must not be lost in rounding.
+        config = AutoConfig.for_model(kind, **common, **sizes, initializer_range=0.3)
         config.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     draw = torch.Generator().manual_seed(0)

@@ -20,9 +20,10 @@ from trillium.plan.federation import Cohort, Federation
 from trillium.plan.heads import HeadPhase
 from trillium.plan.waves import Ask, Memory, Wave, Work
 
-FEW = (1, 2)  # blocks of each part of a model that are run instead of all, where that is less work
+# Blocks of each part of a model that are run instead of all, where that is less work. With a single
+# one less is alive at the same time than with any more of them.
+FEW = (2, 3)
 _PARTS = {"finish_batch": "tail", "feature_moments": "whole"}  # what a verb runs; else the head
-MORE = (2, 3)  # the same where all parameters train: the only block's gradients come at both ends
 
 
 class Rounds(Protocol):
@@ -105,20 +106,19 @@ def course_of(federation: Federation, make: Make) -> Course:
     """Return the rounds of a run; of a deep model the costs are counted on few blocks."""
     num_blocks = federation.model.num_blocks
     sizes = _part_sizes(federation.config, num_blocks)
-    most = FEW if federation.config.adapter.freezes else MORE
-    effort = sum(min(size, few_blocks) for size in sizes.values() for few_blocks in most)
+    effort = sum(min(size, few_blocks) for size in sizes.values() for few_blocks in FEW)
     if effort >= num_blocks or not _is_even(federation.config) or not are_alike(federation.model):
         return Course(federation, make(federation))
     federation.counts = False
     few = []
-    for few_blocks in most:
+    for few_blocks in FEW:
         some = {part: min(size, few_blocks) for part, size in sizes.items()}
         config, count = _shallow(federation.config, some)
         found = Federation(config, federation.texts, count, weighs=False, models=federation.models)
         few.append((found, make(found)))
-    wide = most[1] - most[0]
-    factors = {part: max(size - most[0], 0) / wide for part, size in sizes.items()}
-    fewest, more = (sum(min(size, most_of) for size in sizes.values()) for most_of in most)
+    wide = FEW[1] - FEW[0]
+    factors = {part: max(size - FEW[0], 0) / wide for part, size in sizes.items()}
+    fewest, more = (sum(min(size, most) for size in sizes.values()) for most in FEW)
     factors["whole"] = (num_blocks - fewest) / (more - fewest)
     if not isinstance(federation.config.framework, Split):
         factors = dict.fromkeys(("head", "body", "tail", "whole"), factors["body"])
