@@ -35,9 +35,10 @@ from trillium.files import write_atomic
 from trillium.fleet import RoundFailed
 from trillium.plan.held import Held
 from trillium.plan.models import Models
-from trillium.plan.predict import Prediction, predict
+from trillium.plan.predict import Prediction, Traffic, predict
 from trillium.plan.result import texts_of
 from trillium.quiet import quiet
+from trillium.wire import Direction
 
 RESULTS = Path(__file__).parent / "results"
 LIMITS = {"bytes": 0.02, "FLOPs": 0.05, "peak memory": 0.20}
@@ -107,9 +108,10 @@ def compare(held: Held) -> Iterator[Line]:
     """Yield the figures of a plan beside those of its run."""
     plan, total = held.plan, held.plan.total
     less = plan.upper_bound
-    for direction, found in (("up", total.up), ("down", total.down)):
-        measured = held.bytes(direction)
-        yield Line("bytes", direction, found.bytes, measured, found.low, found.high, less)
+    both: tuple[tuple[Direction, Traffic], ...] = (("up", total.up), ("down", total.down))
+    for direction, found in both:
+        sent = held.bytes(direction)
+        yield Line("bytes", direction, found.bytes, sent, found.low, found.high, less)
     once = held.bytes("up", "once") + held.bytes("down", "once")
     yield Line("bytes", "once", total.once.bytes, once, total.once.low, total.once.high)
     server = held.run.server.meter.read()
