@@ -35,8 +35,9 @@ from trillium.files import write_atomic
 from trillium.fleet import RoundFailed
 from trillium.plan.held import Held
 from trillium.plan.models import Models
-from trillium.plan.predict import Prediction, Traffic, predict
+from trillium.plan.predict import Prediction, predict
 from trillium.plan.result import texts_of
+from trillium.plan.sums import Traffic
 from trillium.quiet import quiet
 from trillium.wire import Direction
 

@@ -74,7 +74,7 @@ def plan(
 
     from trillium.plan.advice import advise, constraints
     from trillium.plan.arms import arm_to_dict, arms_of, check_models, plan_arms
-    from trillium.plan.cuts import with_cuts
+    from trillium.plan.cut_choice import with_cuts
     from trillium.plan.models import Models
     from trillium.plan.planning import planning_of
     from trillium.plan.show import advice_lines, memory_lines, plan_table

@@ -12,7 +12,7 @@ from trillium.plan.advice import Constraint, advise, break_even, constraints, pa
 from trillium.plan.arms import Arm, arms_of, plan_arms
 from trillium.plan.models import Models
 from trillium.plan.planning import planning_of
-from trillium.plan.predict import Sums
+from trillium.plan.sums import Sums
 from trillium.plan.sweep import divide, swept
 
 SMALL = [

@@ -10,7 +10,7 @@ from trillium.config import Tree, experiment, parse_overrides
 from trillium.errors import UserError
 from trillium.plan.advice import constraints
 from trillium.plan.arms import Arm, arms_of, plan_arm
-from trillium.plan.cuts import Proposal, with_cuts
+from trillium.plan.cut_choice import Proposal, with_cuts
 from trillium.plan.models import Models
 from trillium.plan.planning import planning_of
 

@@ -12,9 +12,10 @@ from trillium.errors import UserError, suggest
 from trillium.plan.data import assumed_texts
 from trillium.plan.models import Models, architecture
 from trillium.plan.places import Place, Planning
-from trillium.plan.predict import Prediction, Sums, by_tier, predict
+from trillium.plan.predict import Prediction, by_tier, predict
 from trillium.plan.result import to_dict
 from trillium.plan.shapes import shapes
+from trillium.plan.sums import Sums
 from trillium.plan.times import RoundTime, round_time
 from trillium.plan.waves import Memory
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from trillium.client import Client
 from trillium.frameworks import Framework
 from trillium.message import Message, scalar
-from trillium.plan.federation import Cohort, Federation
+from trillium.plan.cohorts import Cohort
+from trillium.plan.federation import Federation
 from trillium.plan.waves import Ask, Memory, Wave, Work
 from trillium.tasks import Example
 from trillium.training.loop import batches, task_objective

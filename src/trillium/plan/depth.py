@@ -16,7 +16,8 @@ from trillium.frameworks.fedllm import FedLLM
 from trillium.frameworks.split import Split
 from trillium.models.blocks import find_blocks
 from trillium.models.load import LanguageModel
-from trillium.plan.federation import Cohort, Federation
+from trillium.plan.cohorts import Cohort
+from trillium.plan.federation import Federation
 from trillium.plan.heads import HeadPhase
 from trillium.plan.waves import Ask, Memory, Wave, Work
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -14,13 +14,15 @@ from torch import Tensor
 from trillium.client import Client
 from trillium.config import ExperimentConfig
 from trillium.experiment import groups_by_model
-from trillium.fleet import Fleet, Gathered, Lost
+from trillium.fleet import Fleet
 from trillium.ledger import Ledger
 from trillium.message import Message
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
+from trillium.plan.cohorts import Cohort, Nobody
 from trillium.plan.data import Texts
 from trillium.plan.fakes import Paper
+from trillium.plan.memory import divided, unique_bytes
 from trillium.plan.models import Models
 from trillium.plan.phases import PhaseMeter
 from trillium.plan.sizes import NOTHING, Scales, Weight
@@ -56,43 +58,6 @@ class Chunk:
     def num_tokens(self) -> int:
         """Without padding."""
         return sum(example.num_tokens for example in self.examples)
-
-
-class _Nobody:
-    """An engine without a way to anybody, for drawing cohorts."""
-
-    def __init__(self, clients: Sequence[str]) -> None:
-        self.clients = sorted(clients)
-
-    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
-        raise AssertionError("a plan sends nothing")
-
-    def gather(self, need: int) -> Gathered:
-        return Gathered(frozenset(self.clients))
-
-    def save(self, number: int) -> None:
-        """Write nothing."""
-
-    def restore(self, number: int) -> None:
-        """Read nothing."""
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Who is asked in a round.
-
-    Attributes:
-        asked: names, sorted.
-        lost: those of them that are asked once, and never answer.
-    """
-
-    asked: tuple[str, ...]
-    lost: frozenset[str]
-
-    @property
-    def present(self) -> list[str]:
-        """Those that answer."""
-        return [name for name in self.asked if name not in self.lost]
 
 
 @dataclass
@@ -185,7 +150,7 @@ class Federation:
     @cached_property
     def fleet(self) -> Fleet:
         """The clients as the server sees them; it asks nobody."""
-        engine = _Nobody(list(self.texts.clients))
+        engine = Nobody(list(self.texts.clients))
         return Fleet(engine, self.config.wire, Ledger(), self.config.fleet, self.config.seed)
 
     def _side(self, name: str, model: LanguageModel) -> dict[str, Any]:
@@ -378,46 +343,3 @@ class Federation:
             optimizer,
             self.paper,
         )
-
-
-def divided(
-    peak_bytes: int,
-    weights: int,
-    trained: Sequence[torch.nn.Parameter],
-    optimizer: Optimizer,
-    paper: Paper,
-) -> Memory:
-    """Divide a peak of memory into weights, gradients, optimiser state and the rest."""
-    gradients = sum(parameter.nbytes for parameter in trained)
-    kept = state_bytes(trained, optimizer, paper)
-    left = max(peak_bytes - weights - kept, 0)
-    gradients = min(gradients, left)
-    kept = min(kept, max(peak_bytes - weights, 0))
-    return Memory(weights, gradients, kept, left - gradients)
-
-
-def state_bytes(
-    parameters: Sequence[torch.nn.Parameter], optimizer: Optimizer, paper: Paper
-) -> int:
-    """Return what the state of an optimiser weighs after its first step."""
-    if not parameters:
-        return 0
-    alike = Counter((tuple(parameter.shape), parameter.dtype) for parameter in parameters)
-    total = 0
-    with paper.running():
-        for (shape, dtype), count in alike.items():
-            one = torch.nn.Parameter(paper.empty(*shape, dtype=dtype))
-            one.grad = torch.zeros_like(one)
-            built = optimizer.build([one])
-            built.step()
-            kept = unique_bytes(resident_tensors(torch.nn.Module(), built))
-            total += count * kept
-    return total
-
-
-def unique_bytes(tensors: Iterator[Tensor]) -> int:
-    """Return the bytes of the storages behind some tensors, each once."""
-    storages = {
-        id(tensor.untyped_storage()): tensor.untyped_storage().nbytes() for tensor in tensors
-    }
-    return sum(storages.values())

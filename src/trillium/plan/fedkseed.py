@@ -11,7 +11,9 @@ import torch
 from trillium.client import Client
 from trillium.frameworks.fedkseed import CHUNK, FedKSeed, Walker
 from trillium.message import Message, scalar
-from trillium.plan.federation import Cohort, Federation, divided, unique_bytes
+from trillium.plan.cohorts import Cohort
+from trillium.plan.federation import Federation
+from trillium.plan.memory import divided, unique_bytes
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import Ask, Memory, Wave, Work
 from trillium.tasks import Example

@@ -16,7 +16,8 @@ from trillium.frameworks.fedllm import FedLLM
 from trillium.message import Message, named, scalar
 from trillium.models.shares import Share
 from trillium.models.slots import State, train_only, values
-from trillium.plan.federation import Cohort, Federation
+from trillium.plan.cohorts import Cohort
+from trillium.plan.federation import Federation
 from trillium.plan.folds import Folds
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import FREE, Ask, Memory, Wave, Work

@@ -13,7 +13,8 @@ from trillium.message import Message
 from trillium.models.factors import Factors
 from trillium.models.folds import Plain, pack_folds
 from trillium.models.shares import Share
-from trillium.plan.federation import Cohort, Federation
+from trillium.plan.cohorts import Cohort
+from trillium.plan.federation import Federation
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import Ask, Wave
 

@@ -17,9 +17,10 @@ from trillium.frameworks.kd_hidden import PUBLIC, TEACHER
 from trillium.frozen import BATCH
 from trillium.hiddens.probe import Probe
 from trillium.message import Message, scalar
+from trillium.plan.cohorts import Cohort
 from trillium.plan.fakes import DEPENDS_ON_VALUES
 from trillium.plan.features import run_features
-from trillium.plan.federation import Cohort, Federation
+from trillium.plan.federation import Federation
 from trillium.plan.kd_selection import Choosing
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import FREE, Ask, Memory, Wave, Work

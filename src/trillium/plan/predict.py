@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from trillium.config import ExperimentConfig
@@ -16,7 +16,6 @@ from trillium.frameworks.fedkseed import FedKSeed
 from trillium.frameworks.fedllm import FedLLM
 from trillium.frameworks.kd import KD
 from trillium.frameworks.split import Split
-from trillium.ledger import Purpose
 from trillium.plan.baselines import BaselineRounds
 from trillium.plan.data import Texts
 from trillium.plan.depth import Rounds, course_of
@@ -25,10 +24,9 @@ from trillium.plan.fedkseed import FedKSeedRounds
 from trillium.plan.fedllm import FedLLMRounds
 from trillium.plan.kd import KDRounds
 from trillium.plan.models import Models
-from trillium.plan.sizes import Weight
 from trillium.plan.split import SplitRounds
+from trillium.plan.sums import Sums
 from trillium.plan.waves import Ask, Memory, Wave
-from trillium.wire import Direction
 
 ASKS = 200_000  # planned one by one; from then on, a round is taken to be as the last one
 
@@ -61,81 +59,6 @@ def rounds_of(federation: Federation) -> Rounds:
         "there is none yet",
         "Write framework=fedllm, kd, split or fedkseed",
     )
-
-
-@dataclass
-class Traffic:
-    """What crossed in one direction.
-
-    Attributes:
-        bytes: in all.
-        kinds: the same by kind of tensor.
-        low, high: the range of `bytes` where codecs depend on values.
-        messages: how many.
-    """
-
-    bytes: float = 0
-    kinds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    low: float = 0
-    high: float = 0
-    messages: float = 0
-
-    def add(self, weight: Weight, times: float = 1) -> None:
-        """Add a message."""
-        self.bytes += weight.bytes * times
-        self.low += weight.low * times
-        self.high += weight.high * times
-        self.messages += times
-        for kind, count in weight.kinds.items():
-            self.kinds[kind] += count * times
-
-    def merge(self, other: Traffic, times: float = 1) -> None:
-        """Add other traffic, so many times."""
-        self.bytes += other.bytes * times
-        self.low += other.low * times
-        self.high += other.high * times
-        self.messages += other.messages * times
-        for kind, count in other.kinds.items():
-            self.kinds[kind] += count * times
-
-
-@dataclass
-class Sums:
-    """What one client, or several together, send, receive and compute.
-
-    Attributes:
-        up, down: what counts as communication.
-        once: both ways, what crosses once and is reported apart.
-        flops: computed.
-        peak_bytes: the most memory at once.
-    """
-
-    up: Traffic = field(default_factory=Traffic)
-    down: Traffic = field(default_factory=Traffic)
-    once: Traffic = field(default_factory=Traffic)
-    flops: float = 0
-    peak_bytes: int = 0
-
-    def add(self, ask: Ask, times: int = 1) -> None:
-        """Add one message and its reply, so many times."""
-        self._of("down", ask.purpose).add(ask.down, times)
-        if ask.up is not None:
-            self._of("up", ask.purpose).add(ask.up, times)
-        self.flops += ask.cost.flops * times
-        self.peak_bytes = max(self.peak_bytes, ask.cost.peak_bytes)
-
-    def merge(self, other: Sums, times: float = 1) -> None:
-        """Add other sums, so many times."""
-        self.up.merge(other.up, times)
-        self.down.merge(other.down, times)
-        self.once.merge(other.once, times)
-        self.flops += other.flops * times
-        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
-
-    def _of(self, direction: Direction, purpose: Purpose) -> Traffic:
-        if purpose == "once":
-            return self.once
-        return self.up if direction == "up" else self.down
 
 
 @dataclass

@@ -11,7 +11,8 @@ from trillium.config import ExperimentConfig
 from trillium.errors import UserError
 from trillium.plan.data import Texts
 from trillium.plan.models import Models
-from trillium.plan.predict import Prediction, Sums, Traffic, by_tier, predict
+from trillium.plan.predict import Prediction, by_tier, predict
+from trillium.plan.sums import Sums, Traffic
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
 

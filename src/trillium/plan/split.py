@@ -14,8 +14,10 @@ from trillium.frameworks.split_turns import shuffled, turns
 from trillium.message import Message, named, scalar
 from trillium.models.parts import Parts, Step
 from trillium.models.slots import Tensors
+from trillium.plan.cohorts import Cohort
 from trillium.plan.cut import cut_model
-from trillium.plan.federation import Chunk, Cohort, Federation, divided, unique_bytes
+from trillium.plan.federation import Chunk, Federation
+from trillium.plan.memory import divided, unique_bytes
 from trillium.plan.sizes import Weight
 from trillium.plan.split_ahead import Ahead
 from trillium.plan.split_batches import Batches

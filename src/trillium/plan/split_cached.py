@@ -18,7 +18,8 @@ from trillium.message import Message, named, scalar
 from trillium.models.auxiliary import Auxiliary
 from trillium.models.parts import Parts
 from trillium.models.slots import Tensors
-from trillium.plan.federation import Chunk, Cohort, Federation
+from trillium.plan.cohorts import Cohort
+from trillium.plan.federation import Chunk, Federation
 from trillium.plan.split_batches import Batches
 from trillium.plan.waves import FREE, Ask, Wave, Work
 from trillium.tasks import Example
