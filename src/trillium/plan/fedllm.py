@@ -54,10 +54,14 @@ class FedLLMRounds:
 
     @property
     def upper_bound(self) -> bool:
-        """Whether a run may take less than is planned: a sparse upload may leave a tensor as it was."""
+        """Whether a run may take less than is planned: an upload may leave whole tensors as they were."""
+        gradients = self.framework.upload == "gradient"
         wires = {id(client.wire): client.wire for client in self.federation.clients.values()}
-        sparse = TopK | RandomK | Adaptive
-        return any(isinstance(codec, sparse) for wire in wires.values() for codec in wire.up)
+        return any(
+            isinstance(codec, TopK | RandomK | Adaptive)
+            for wire in wires.values()
+            for codec in wire.up
+        ) or (gradients and not all(w.is_lossless("gradients", "up") for w in wires.values()))
 
     def start(self) -> Iterator[Wave]:
         """Return what crosses before the first round: nothing."""
