@@ -53,7 +53,7 @@ class FedLLMRounds:
 
     @property
     def upper_bound(self) -> bool:
-        """Whether a run may take less than is planned: an upload may leave whole tensors as they were."""
+        """Whether a run may take less than is planned, as an upload may leave out whole tensors."""
         gradients = self.framework.upload == "gradient"
         wires = {id(client.wire): client.wire for client in self.federation.clients.values()}
         return any(
