@@ -192,10 +192,9 @@ def _tier(
     run = _mean([found.clients[name] for name in names])
     misfit = ""
     if place.device.memory is not None and run.peak_bytes > place.device.memory:
-        over = run.peak_bytes / 1e9
         largest = max(vars(memory).items(), key=lambda item: item[1])
         misfit = (
-            f"needs {over:.3g} GB of {place.device.memory / 1e9:.3g} GB, "
+            f"{_need(run.peak_bytes, place.device.memory)}, "
             f"of these {largest[1] / 1e9:.3g} GB {largest[0]}"
         )
     return TierPlan(
@@ -215,7 +214,15 @@ def _server(found: Prediction, planning: Planning) -> str:
     room = planning.server.device.memory
     if room is None or found.server_peak_bytes <= room:
         return ""
-    return f"the server needs {found.server_peak_bytes / 1e9:.3g} GB of {room / 1e9:.3g} GB"
+    return f"the server {_need(found.server_peak_bytes, room)}"
+
+
+def _need(count: float, room: float) -> str:
+    """Return how much is needed of how much, with as many digits as tell them apart."""
+    digits = 3
+    while digits < 12 and f"{count:.{digits}g}" == f"{room:.{digits}g}":
+        digits += 1
+    return f"needs {count / 1e9:.{digits}g} GB of {room / 1e9:.{digits}g} GB"
 
 
 def _mean(sums: list[Sums]) -> Sums:
