@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from typing import Any
 
 from frontier_markdown import table
@@ -16,11 +16,10 @@ BASELINE = "centralised"
 def markdown(content: dict[str, Any]) -> str:
     """Return what was found."""
     settings = content["settings"]
-    rows, bleus = [], {}
+    rows = []
     for arm, how in settings["arms"].items():
-        own = [run for run in content["runs"].values() if run["arm"] == arm]
+        own = _runs(content, arm)
         if own:
-            bleus[arm] = [run["bleu"] for run in own]
             sent = sum(run["bytes"] for run in own) / len(own)
             shown = [_shown([run[n] for run in own]) for n in ("bleu", "loss", "token_accuracy")]
             rows.append([how["title"], *shown, show_bytes(sent) if sent else "none"])
@@ -38,35 +37,54 @@ def markdown(content: dict[str, Any]) -> str:
     )
     titles = ["Arm", "BLEU", "Loss", "Token accuracy", "Bytes of a client"]
     lines = ["# E2E NLG: centralised, federated and split", "", text, "", *table(titles, rows), ""]
-    lines += _claims(content, bleus)
+    lines += _claims(content)
     return "\n".join(lines) + "\n"
 
 
-def _claims(content: dict[str, Any], bleus: dict[str, list[float]]) -> list[str]:
+def _claims(content: dict[str, Any]) -> list[str]:
     """Return a line for each arm: whether it lies within noise of the centralised one."""
     lines = [
-        "p: how often answers that are exchanged at random between an arm and the centralised one "
-        "differ as much (approximate randomisation). That is the noise of the questions; the spread "
-        "over seeds is that of training. Within noise is a difference with p of 0.05 or more, or one "
-        "that is no larger than the largest between two seeds of the centralised arm.",
+        "Differences to the centralised arm, with their standard errors over seeds: within noise are "
+        "those below two of them. BLEU of greedy texts is far noisier than the loss. p: how often "
+        "answers that are exchanged at random between two arms differ as much (approximate randomisation); "
+        "that is the noise of the questions alone, and knows nothing of seeds.",
         "",
     ]
-    base = bleus.get(BASELINE, [])
-    spread = max(base, default=0.0) - min(base, default=0.0)
+    base = _runs(content, BASELINE)
     for arm, p_value in content["p_values"].items():
-        p = human.significant(p_value, 2)
+        p = f"p = {human.significant(p_value, 2)}"
         if arm == BASELINE:
+            spread = max(run["bleu"] for run in base) - min(run["bleu"] for run in base)
             lines.append(
-                f"- Between seeds of the centralised arm: {spread:.1f} BLEU at most; p = {p} of its "
-                f"first seed and its second"
+                f"- Two seeds of the centralised arm differ by up to {spread:.1f} BLEU; {p} for "
+                f"its first and its second."
             )
             continue
-        difference = statistics.fmean(bleus[arm]) - statistics.fmean(base)
-        within = p_value >= 0.05 or abs(difference) <= spread
-        verdict = "within noise" if within else "beyond noise"
-        title = content["settings"]["arms"][arm]["title"]
-        lines.append(f"- {title}: {difference:+.1f} BLEU, p = {p}: **{verdict}**")
+        own = _runs(content, arm)
+        bleu, loss = _difference(own, base, "bleu", 1), _difference(own, base, "loss", 3)
+        lines.append(
+            f"- {content['settings']['arms'][arm]['title']}: BLEU {bleu}, {p}; loss {loss}"
+        )
     return lines
+
+
+def _runs(content: dict[str, Any], arm: str) -> list[dict[str, Any]]:
+    return [run for run in content["runs"].values() if run["arm"] == arm]
+
+
+def _difference(
+    own: list[dict[str, Any]], base: list[dict[str, Any]], measure: str, digits: int
+) -> str:
+    """Return the difference of the means, its standard error, and what that says."""
+    one, other = (Stat.of(run[measure] for run in runs) for runs in (own, base))
+    assert one is not None
+    assert other is not None
+    difference = one.mean - other.mean
+    if one.sd is None or other.sd is None:
+        return f"{difference:+.{digits}f} (one seed)"
+    error = math.sqrt(one.sd**2 / one.num + other.sd**2 / other.num)
+    verdict = "within" if abs(difference) < 2 * error else "beyond"
+    return f"{difference:+.{digits}f} ± {error:.{digits}f}, **{verdict} noise**"
 
 
 def _shown(values: list[float]) -> str:
