@@ -46,8 +46,8 @@ def _claims(content: dict[str, Any]) -> list[str]:
     lines = [
         "Differences to the centralised arm, with their standard errors over seeds: within noise are "
         "those below two of them. BLEU of greedy texts is far noisier than the loss. p: how often "
-        "answers that are exchanged at random between two arms differ as much (approximate randomisation); "
-        "that is the noise of the questions alone, and knows nothing of seeds.",
+        "answers that are exchanged at random between two arms differ as much (approximate "
+        "randomisation); that is the noise of the questions alone, and knows nothing of seeds.",
         "",
     ]
     base = _runs(content, BASELINE)
