@@ -10,24 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from cli_help import trillium
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from trillium import cli
 from trillium.config import comparison, experiment, read_yaml, recipe_path
 
 RECIPES = sorted(recipe_path("compare").parent.glob("*.yaml"))
-
-
-def trillium(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run the command line in this process and return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["trillium", *words])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
 
+from cli_help import trillium
 from cryptography import x509
 
 from tiny import experiment_config
-from trillium import cli
 from trillium.run_folder import to_yaml
 
 NODES = ("--node", "hospital-a", "--node", "hospital-b")
-
-
-def trillium(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """Run the command line in this process and return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["trillium", *map(str, words)])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)
-            return 1
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture

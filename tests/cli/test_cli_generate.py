@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cli_help import trillium
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tiny import TARGETS
-from trillium import cli
 
 PROMPTS = ["w1 w2 w3", "w7", "w30 w12 w9 w9 w2"]
-
-
-def trillium(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run the command line in this process and return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["trillium", *words])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cli import trillium
+from cli_help import trillium
 
 ROUNDS = 40
 
