@@ -29,7 +29,8 @@ from trillium.errors import UserError, suggest
 class Component(BaseModel):
     """One named choice of a kind; its fields are its options, its methods do the work."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A class is built into a validator when it is first used: a command uses few of them.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     kind: ClassVar[str] = ""
     package: ClassVar[str] = ""

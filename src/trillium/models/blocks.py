@@ -31,14 +31,9 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     Raises:
         UserError: there is no such list of two or more blocks, or two are equally long.
     """
-    outermost: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in outermost)
-        if isinstance(module, nn.ModuleList) and len(module) and not inside:
-            outermost[name] = module
     lists = {
         name: members
-        for name, members in outermost.items()
+        for name, members in _outermost_lists(model)
         if len(members) > 1 and all(any(True for _ in block.parameters()) for block in members)
     }
     longest = max(map(len, lists.values()), default=0)
@@ -52,6 +47,22 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             "fedllm or kd",
         )
     return found[0], lists[found[0]]
+
+
+def _outermost_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Yield the lists of modules that are in no other list, with their qualified names."""
+    seen: set[nn.Module] = set()
+    todo = [("", model)]
+    while todo:
+        prefix, module = todo.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        if isinstance(module, nn.ModuleList):
+            yield prefix, module
+        else:
+            inside = [(f"{prefix}.{name}".lstrip("."), m) for name, m in module.named_children()]
+            todo += reversed(inside)
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +34,22 @@ def before_vocabulary(module: nn.Module) -> Iterator[nn.Module]:
         place._modules[attribute] = layer
 
 
-@torch.no_grad()
 def ends_in_vocabulary(module: nn.Module) -> bool:
     """Whether the logits of a causal language model are what its last layer gives, no more.
 
     Some models scale or cap them afterwards, which cannot be told from their class; so some tokens
-    go through the model and are looked at.
+    go through the model, once, and are looked at.
     """
+    if module not in _ENDS:
+        _ENDS[module] = _looks_so(module)
+    return _ENDS[module]
+
+
+_ENDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _looks_so(module: nn.Module) -> bool:
     layer = output_layer(module)
     if layer is None:
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from trillium.config import Tree, experiment, merge
 from trillium.errors import UserError, suggest
@@ -13,6 +14,8 @@ from trillium.frameworks.kd import KD
 from trillium.frameworks.split import Split
 from trillium.plan.arms import Arm
 from trillium.plan.data import assumed_texts
+from trillium.plan.depth import is_deep, on_few
+from trillium.plan.federation import Federation
 from trillium.plan.models import Models
 from trillium.plan.places import Planning, quantity
 from trillium.plan.predict import bytes_of_a_round
@@ -206,7 +209,7 @@ def tips(
                 continue
             key, words, start = about
             cost = _cost(trees[arm.label], planning, key, models)
-            exact = 0 if key == "adapter.r" else EXACT  # each rank is a model of its own
+            exact = 0 if key == "adapter.r" else EXACT
             most = break_even(cost, _round_bytes(other), start, exact)
             if most is not None:
                 found.append(
@@ -248,8 +251,15 @@ def _cost(tree: Tree, planning: Planning, key: str, models: Models) -> Callable[
             section, name = key.split(".")
             changed = merge(tree, {section: {name: value}})
         config = experiment(changed)
-        return bytes_of_a_round(config, assumed_texts(config, assumed), models)
+        weigh = partial(bytes_of_a_round, config, assumed_texts(config, assumed), models)
+        if key != "adapter.r" or not deep:
+            return weigh()
+        # Each rank is a model of its own. Indices of blocks with more digits do not show in three.
+        return on_few(like, weigh)
 
+    config = experiment(tree)
+    like = Federation(config, assumed_texts(config, planning.data), counts=False, models=models)
+    deep = is_deep(like)
     return cost
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,20 +83,22 @@ class Texts:
         return Message("receive_public", {"public/rows": torch.zeros(size, dtype=torch.uint8)})
 
 
+@lru_cache(maxsize=16)
+def _alike(count: int, length: int, prompt: int) -> list[Example]:
+    """Return examples of one length, supervised behind a prompt; without one they have a class."""
+    tokens = torch.ones(length, dtype=torch.int64)
+    labels = (
+        tokens.masked_fill(torch.arange(length) < prompt, IGNORE) if prompt else torch.tensor(0)
+    )
+    return [Example(index, tokens, labels, prompt) for index in range(count)]
+
+
 def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
     """Return examples of one length for all clients, and for the public set."""
     classifies = config.task.data_form == "classification"
     length = min(assumed.tokens or config.training.max_length, config.training.max_length)
     response = min(assumed.response or -(-length // 2), length - 1)
-    tokens = torch.ones(length, dtype=torch.int64)
-    labels = torch.tensor(0) if classifies else tokens.clone()
-    if not classifies:
-        labels[: length - response] = IGNORE
-
-    def texts(count: int) -> list[Example]:
-        prompt = 0 if classifies else length - response
-        return [Example(index, tokens, labels, prompt) for index in range(count)]
-
+    texts = partial(_alike, length=length, prompt=0 if classifies else length - response)
     own = texts(assumed.examples)
     count = config.data.num_clients
     width = len(str(count - 1))

@@ -105,11 +105,10 @@ class Course:
 
 def course_of(federation: Federation, make: Make) -> Course:
     """Return the rounds of a run; of a deep model the costs are counted on few blocks."""
+    if not is_deep(federation):
+        return Course(federation, make(federation))
     num_blocks = federation.model.num_blocks
     sizes = _part_sizes(federation.config, num_blocks)
-    effort = sum(min(size, few_blocks) for size in sizes.values() for few_blocks in FEW)
-    if effort >= num_blocks or not _is_even(federation.config) or not are_alike(federation.model):
-        return Course(federation, make(federation))
     federation.counts = False
     few = []
     for few_blocks in FEW:
@@ -124,6 +123,20 @@ def course_of(federation: Federation, make: Make) -> Course:
     if not isinstance(federation.config.framework, Split):
         factors = dict.fromkeys(("head", "body", "tail", "whole"), factors["body"])
     return Course(federation, make(federation), tuple(few), factors)
+
+
+def is_deep(federation: Federation) -> bool:
+    """Whether a few blocks tell all, and are less work."""
+    num_blocks = federation.model.num_blocks
+    sizes = _part_sizes(federation.config, num_blocks)
+    effort = sum(min(size, few_blocks) for size in sizes.values() for few_blocks in FEW)
+    return effort < num_blocks and _is_even(federation.config) and are_alike(federation.model)
+
+
+def on_few(federation: Federation, value: Callable[[int], float]) -> float:
+    """Return a value for a deep model from what it is with few blocks; of FedLLM or KD-FedLLM."""
+    less, more = map(value, FEW)
+    return less + (federation.model.num_blocks - FEW[0]) / (FEW[1] - FEW[0]) * (more - less)
 
 
 def _is_even(config: ExperimentConfig) -> bool:

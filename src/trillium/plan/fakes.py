@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import DispatchKey
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -23,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trillium.plan.known import Known
+from trillium.training.meters import Count, is_made_of_others
 
 aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
@@ -41,6 +43,8 @@ class Paper:
     def __init__(self) -> None:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._known = Known(self._mode)
+        self._answers = _Answers(self._known)
+        self._is_running = False
 
     def tensor(self, like: Tensor) -> Tensor:
         """Return a fake tensor on the CPU, of the shape and dtype of a meta tensor."""
@@ -75,8 +79,26 @@ class Paper:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Let real code run on fake tensors: what it asks of their values is answered with one."""
-        with _Answers(self._known):
+        if self._is_running:
             yield
+            return
+        self._is_running = True
+        try:
+            with self._answers:
+                yield
+        finally:
+            self._is_running = False
+
+    @contextmanager
+    def watched(self, count: Count) -> Iterator[None]:
+        """Let a count see what is run inside of `running`, without the cost of a mode of its own."""
+        assert self._is_running, "nothing would be seen"
+        assert self._answers.watch is None, "only one count at a time"
+        self._answers.watch = count
+        try:
+            yield
+        finally:
+            self._answers.watch = None
 
     @contextmanager
     def throughout(self) -> Iterator[None]:
@@ -120,10 +142,14 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     A number read from a fake tensor is one: losses, norms and "is all of it finite" are then what no
     code objects to. Tensors are equal if they are the same. A choice of entries by a real mask
     becomes one by places, whose number is known.
+
+    Attributes:
+        watch: counts the operations, if anything does.
     """
 
     def __init__(self, known: Known) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.watch: Count | None = None
         self._known = known
 
     @classmethod
@@ -135,6 +161,14 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _DEVICE and is_fake(args[0]):
             return args[0].fake_device
         kwargs = kwargs or {}
+        if self.watch is None or func.namespace == "prim":
+            return self._answer(func, args, kwargs)
+        if is_made_of_others(func, "CPU"):
+            with self:
+                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        return self.watch.follow(self._answer, func, args, kwargs)
+
+    def _answer(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is aten._local_scalar_dense.default and is_fake(args[0]):
             return _one(args[0].dtype)
         if func is aten.equal.default and any(is_fake(tensor) for tensor in args[:2]):

@@ -102,7 +102,7 @@ class Federation:
     @cached_property
     def meter(self) -> PhaseMeter:
         """Counts what is run on paper."""
-        return PhaseMeter()
+        return PhaseMeter(self.paper)
 
     @cached_property
     def server(self) -> Server:

@@ -139,13 +139,14 @@ class FedLLMRounds:
         rule, clients = self.framework.aggregator, self.federation.clients
         shares = {name: self._share(clients[name]) for name in cohort.present}
         changed: set[str] = set()
-        moved = [name for name in shares if self._moves_a(clients[name], number)]
+        moved = {name for name in shares if self._moves_a(clients[name], number)}
         if rule.reads == "state":
             changed |= self._folds.add(shares, moves_a=bool(moved))
-        for name, share in shares.items():
-            changed |= {n for n in share.up if name in moved or not _waits(n, share)}
-            self._held[name] = number
-            self._took_part.add(name)
+        alike = {(id(share), name in moved): share for name, share in shares.items()}
+        for (_, moves_a), share in alike.items():
+            changed |= {n for n in share.up if moves_a or not _waits(n, share)}
+        self._held |= dict.fromkeys(shares, number)
+        self._took_part |= shares.keys()
         if rule.restarts:  # all sides know the factors with which the next round begins
             factors = self.federation.model.factors
             changed -= {name for layer in factors for name in (layer.a, layer.b)}

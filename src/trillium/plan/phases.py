@@ -9,24 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from trillium.plan.fakes import Paper
 from trillium.plan.waves import Work
-from trillium.training.meters import Cost, Count, Meter, counting
+from trillium.training.meters import Cost, Count, Meter
 
 NEAR = 48  # changes of memory; fewer than the backward pass of two blocks makes
 
 
 class PhaseMeter(Meter):
-    """Counts what runs on paper, always on a CPU."""
+    """Counts what runs on paper, always on a CPU.
 
-    def __init__(self) -> None:
+    Args:
+        paper: on which it runs.
+    """
+
+    def __init__(self, paper: Paper) -> None:
         super().__init__({}, "cpu")
+        self._paper = paper
         self._known: dict[Hashable, Work] = {}
         self._work = Work()
 
@@ -41,9 +46,12 @@ class PhaseMeter(Meter):
             if key in self._known:
                 yield
             else:
-                with counting(self._device, resident) as count, _Moments(count) as moments:
+                count = _Moments(self._device)
+                count.keep(resident())
+                with self._paper.watched(count), _before_step(count.begin_step):
                     yield
-                self._known[key] = Work(count.flops, moments.peaks())
+                count.keep(resident())
+                self._known[key] = Work(count.flops, count.peaks())
             self._work = self._work + self._known[key]
         finally:
             self._measuring = False
@@ -62,36 +70,36 @@ class PhaseMeter(Meter):
         self._work = Work()
 
 
-class _Moments(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes when the backward pass and the optimiser's step begin.
+@contextmanager
+def _before_step(call: Callable[..., None]) -> Iterator[None]:
+    """Have something called whenever an optimiser's step begins."""
+    handle = register_optimizer_step_pre_hook(call)
+    try:
+        yield
+    finally:
+        handle.remove()
 
-    Args:
-        count: counts the same work.
-    """
 
-    def __init__(self, count: Count) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._count = count
+class _Moments(Count):  # type: ignore[no-untyped-call]
+    """Counts, and notes when the backward pass and the optimiser's step begin."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
         self._backward: int | None = None  # where in the course of memory
         self._step: int | None = None
 
-    def __enter__(self) -> Self:
-        self._handle = register_optimizer_step_pre_hook(self._begin_step)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *found: object) -> None:
-        self._handle.remove()
-        super().__exit__(*found)  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def follow(
+        self, call: Callable[[Any, Any, Any], Any], func: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """As the base class, and look whether this is the first operation of a backward pass."""
         if self._backward is None and torch._C._current_graph_task_id() != -1:
-            self._backward = len(self._count.course)
-        return func(*args, **(kwargs or {}))
+            self._backward = len(self.course)
+        return super().follow(call, func, args, kwargs)
 
-    def _begin_step(self, *_: object) -> None:
+    def begin_step(self, *_: object) -> None:
+        """Note that the first step begins; a hook of the optimiser."""
         if self._step is None:
-            self._step = len(self._count.course)
+            self._step = len(self.course)
 
     def peaks(self) -> tuple[int, int, int, int]:
         """Return the most bytes in the passes, until the backward one begins, at its end, in the step.
@@ -99,7 +107,7 @@ class _Moments(TorchDispatchMode):  # type: ignore[no-untyped-call]
         A few changes of memory around both ends of the backward pass belong to them, the same ones
         whatever the depth.
         """
-        course = self._count.course
+        course = self.course
         step = len(course) if self._step is None else self._step
         backward = step if self._backward is None else self._backward
         passes, begin = course[:step], course[: min(backward + NEAR, step)]

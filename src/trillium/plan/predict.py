@@ -169,13 +169,16 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
     )
 
 
-def bytes_of_a_round(config: ExperimentConfig, texts: Texts, models: Models) -> float:
+def bytes_of_a_round(
+    config: ExperimentConfig, texts: Texts, models: Models, num_blocks: int | None = None
+) -> float:
     """Return the bytes up and down of one client in a round after the first; nothing is computed.
 
     Args:
         config: of the run.
         texts: its data, or what is assumed of it.
         models: makes the model.
+        num_blocks: how many blocks it is to have; its own number where left out.
 
     Raises:
         UserError: as `predict`.
@@ -184,7 +187,7 @@ def bytes_of_a_round(config: ExperimentConfig, texts: Texts, models: Models) -> 
         texts.assumed and not config.tiers and config.fleet == FleetConfig()
     ):  # then all clients are alike
         texts = replace(texts, clients=dict(islice(texts.clients.items(), 1)))
-    federation = Federation(config, texts, counts=False, models=models)
+    federation = Federation(config, texts, num_blocks, counts=False, models=models)
     rounds, sums = rounds_of(federation), Sums()
     list(rounds.start())  # of a round after the first, so without the head's phase
     for number in (1, 2):

@@ -38,7 +38,8 @@ def shapes() -> dict[str, Shape]:
     """Return all known shapes by name."""
     text = (Path(__file__).parent / "shapes.yaml").read_text(encoding="utf-8")
     found = {}
-    for name, entry in yaml.safe_load(text).items():
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, and ten times as fast
+    for name, entry in yaml.load(text, loader).items():
         options = dict(entry)
         model_type, source = options.pop("type"), options.pop("source")
         found[name] = Shape(name, model_type, options, source)

@@ -153,8 +153,8 @@ class SplitRounds:
         digits = len(str(self.federation.server.round))
         first = batches.keys() - self._batches.stepped
         self._batches.stepped |= first
-        parts = ((name, id(chunk), name in first) for name, (_, chunk) in batches.items())
-        key = ("turn", digits, *parts)
+        ids = (id(chunk) for _, chunk in batches.values())
+        key = ("turn", digits, tuple(batches), frozenset(first), *ids)
         if key not in self._known:
             self._known[key] = list(self._waves(batches, first))
         found: list[Wave] = self._known[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -38,6 +39,11 @@ class Example:
     def num_tokens(self) -> int:
         """How long it is."""
         return len(self.input_ids)
+
+    @cached_property
+    def num_predicted(self) -> int:
+        """How many supervised tokens have one in front, from which they can be predicted."""
+        return int((self.labels[1:] != IGNORE).sum())
 
 
 @dataclass(frozen=True)

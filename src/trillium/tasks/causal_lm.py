@@ -80,7 +80,7 @@ class CausalLM(Task, name="causal_lm"):
 
     def num_targets(self, example: Example) -> int:
         """The supervised tokens."""
-        return self.num_supervised(example.labels[None])
+        return example.num_predicted
 
     @torch.inference_mode()
     def evaluate(

@@ -207,13 +207,13 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 storage.birth = 0
 
     def _meet(self, tensor: Tensor, existed: bool) -> None:
-        """Follow the tensor's storage from now on, unless it is followed already."""
-        if tensor.device.type != self._device.type:
-            return
+        """Follow the tensor's storage from now on, unless it is followed already or lies elsewhere."""
         untyped = tensor.untyped_storage()
         key, nbytes = id(untyped), untyped.nbytes()
         known = self._live.get(key)
         if known is None:
+            if tensor.device.type != self._device.type:
+                return
 
             def gone(_: object) -> None:
                 self._changes.append(-self._live.pop(key).nbytes)
@@ -233,12 +233,18 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func.namespace == "prim":  # `prim::device`: a question about a tensor, no operation
             return func(*args, **kwargs)
-        if _is_made_of_others(func, self._device.type.upper()):
+        if is_made_of_others(func, self._device.type.upper()):
             with self:
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        return self.follow(_call, func, args, kwargs)
+
+    def follow(
+        self, call: Callable[[Any, Any, Any], Any], func: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Return what `call` does with an operation and its arguments, and count it."""
         self._meet_all(args, existed=True)
         self._meet_all(kwargs.values(), existed=True)
-        result = func(*args, **kwargs)
+        result = call(func, args, kwargs)
         self._meet_all((result,), existed=False)
         formula = _FORMULAS.get(func.overloadpacket)
         if formula is not None:
@@ -254,8 +260,12 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._meet_all(value, existed)
 
 
+def _call(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
 @cache
-def _is_made_of_others(func: Any, device: str) -> bool:
+def is_made_of_others(func: Any, device: str) -> bool:
     """Whether a device would run an operation as a sequence of others.
 
     Most such operations are taken apart before they come here, except in inference mode.
