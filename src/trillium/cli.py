@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -374,6 +375,18 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+    except SystemExit as end:
+        if sys.argv[1:2] == ["plan"] and not end.code:
+            _leave()
+        raise
+
+
+def _leave() -> None:
+    """End the process without taking apart what a plan has imported, a fifth of a second's work."""
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
 
 
 def _print_error(error: UserError) -> None:

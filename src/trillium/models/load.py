@@ -118,10 +118,19 @@ class LanguageModel:
         found = getattr(text_config(self.module), "max_position_embeddings", None)
         return None if found is None else int(found)
 
-    @property
+    @cached_property
     def num_blocks(self) -> int:
         """How many transformer blocks the model has."""
         return len(find_blocks(self.module)[1])
+
+    @cached_property
+    def has_equal_blocks(self) -> bool:
+        """Whether all blocks have parameters of the same names and shapes."""
+        forms = {
+            tuple((name, parameter.shape) for name, parameter in block.named_parameters())
+            for block in find_blocks(self.module)[1]
+        }
+        return len(forms) == 1
 
     def parts(self, cut: int, tail: int | None, probe: Sequence[Example]) -> Parts:
         """Return the model cut before blocks `cut` and `tail`, checked once against the whole.

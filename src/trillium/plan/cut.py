@@ -11,7 +11,6 @@ from trillium.models.blocks import Trace, find_blocks, trace
 from trillium.models.load import LanguageModel
 from trillium.models.parts import Parts
 from trillium.models.split import check_cut, split_as_traced
-from trillium.plan.depth import are_alike
 from trillium.plan.fakes import Draws
 from trillium.plan.federation import Federation
 
@@ -35,7 +34,7 @@ def cut_model(federation: Federation, cut: int, tail: int | None) -> Parts:
     sizes = [stop - start for start, stop in pairwise([0, *bounds, model.num_blocks])]
     fewest = [min(size, 1) for size in sizes]
     module = model.mount(models.state(model))  # not what a client has left there
-    if not are_alike(model):
+    if not model.has_equal_blocks:
         parts = _probed(model, trace(module, bounds))
     else:
         few = models.get(federation.config, federation.texts.num_classes, sum(fewest))

@@ -14,8 +14,6 @@ from trillium.client import Client
 from trillium.config import ExperimentConfig
 from trillium.frameworks.fedllm import FedLLM
 from trillium.frameworks.split import Split
-from trillium.models.blocks import find_blocks
-from trillium.models.load import LanguageModel
 from trillium.plan.cohorts import Cohort
 from trillium.plan.federation import Federation
 from trillium.plan.heads import HeadPhase
@@ -100,7 +98,8 @@ class Course:
 
     def _with_cost(self, whole: Ask, less: Ask, more: Ask) -> Ask:
         factor = self.factors[_PARTS.get(whole.verb, "head")]
-        return replace(whole, cost=_grown(less.cost, more.cost, factor))
+        cost = _grown(less.cost, more.cost, factor)
+        return Ask(whole.client, whole.verb, whole.down, whole.up, cost, whole.purpose)
 
 
 def course_of(federation: Federation, make: Make) -> Course:
@@ -130,7 +129,7 @@ def is_deep(federation: Federation) -> bool:
     num_blocks = federation.model.num_blocks
     sizes = _part_sizes(federation.config, num_blocks)
     effort = sum(min(size, few_blocks) for size in sizes.values() for few_blocks in FEW)
-    return effort < num_blocks and _is_even(federation.config) and are_alike(federation.model)
+    return effort < num_blocks and _is_even(federation.config) and federation.model.has_equal_blocks
 
 
 def on_few(federation: Federation, value: Callable[[int], float]) -> float:
@@ -148,16 +147,6 @@ def _is_even(config: ExperimentConfig) -> bool:
         return False
     framework = config.framework
     return not isinstance(framework, FedLLM) or framework.mask.name != "segments"
-
-
-def are_alike(model: LanguageModel) -> bool:
-    """Whether all blocks have parameters of the same names and shapes."""
-    _, blocks = find_blocks(model.module)
-    forms = {
-        tuple((name, parameter.shape) for name, parameter in block.named_parameters())
-        for block in blocks
-    }
-    return len(forms) == 1
 
 
 def _part_sizes(config: ExperimentConfig, num_blocks: int) -> dict[str, int]:
