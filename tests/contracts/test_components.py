@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,3 +152,18 @@ def test_an_option_without_explanation_is_told() -> None:
         silent: int = 1
 
     assert documented(Vague) == {"trim"}
+
+
+def test_other_distributions_add_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from trillium.codecs import Codec\n\nclass Plugged(Codec, name='plugged'): ...\n"
+    (tmp_path / "plugged_codec.py").write_text(source)
+    (tmp_path / "plugged-1.0.dist-info").mkdir()
+    entry = "[trillium.codec]\nplugged = plugged_codec\n"
+    (tmp_path / "plugged-1.0.dist-info" / "entry_points.txt").write_text(entry)
+    code = (
+        "from trillium.codecs import Codec; from trillium.component import known; "
+        "print(known(Codec)['plugged'].__module__)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout == "plugged_codec\n"

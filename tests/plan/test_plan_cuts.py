@@ -112,6 +112,13 @@ def test_numbers_stay_as_they_are() -> None:
     assert with_cuts({"arm": tree}, planning_of(DATA), [], MODELS) == ({"arm": tree}, [])
 
 
+def test_settings_that_cannot_be_do_not_hide_the_other_arms() -> None:
+    trees = {"wrong": tree_of(AUTO, "framework.shape=v"), "right": tree_of(AUTO)}
+    found, [proposal] = with_cuts(trees, planning_of(DATA), [], MODELS)
+    assert proposal.label == "right"
+    assert "'v'" in plan_arm("wrong", found["wrong"], planning_of(DATA), MODELS).refused
+
+
 def test_a_run_needs_a_number() -> None:
     with pytest.raises(UserError, match="trillium plan"):
         experiment(tree_of(AUTO))

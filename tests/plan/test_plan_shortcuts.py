@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from trillium.models.parts import Parts
 from trillium.models.split import split_model
 from trillium.plan.cut import cut_model
 from trillium.plan.data import Assumptions, assumed_texts
+from trillium.plan.depth import is_deep, on_few
 from trillium.plan.federation import Federation
 from trillium.plan.known import Known
 from trillium.plan.models import Models
-from trillium.plan.predict import predict
+from trillium.plan.predict import bytes_of_a_round, predict
 
 
 def _federation(*words: str) -> Federation:
@@ -46,6 +48,14 @@ def test_a_deep_cut_is_that_of_the_traced_model(model: str, cut: int, tail: int 
         held = {name: id(p) for name, p in mine.named_parameters()}
         assert held == {name: id(p) for name, p in theirs.named_parameters()}
         assert [n for n, _ in mine.named_modules()] == [n for n, _ in theirs.named_modules()]
+
+
+@pytest.mark.parametrize("rank", [4, 264])
+def test_a_few_blocks_tell_the_bytes_of_another_rank(rank: int) -> None:
+    federation = _federation("model.id=gpt2", f"adapter.r={rank}")
+    weigh = partial(bytes_of_a_round, federation.config, federation.texts, federation.models)
+    assert is_deep(federation)
+    assert on_few(federation, weigh) == pytest.approx(weigh(), rel=1e-4)  # indices grow longer
 
 
 def test_another_cut_has_other_parameters() -> None:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from trillium.config import Tree, experiment, merge
+from trillium.errors import UserError
 from trillium.frameworks.split import Split
 from trillium.plan.advice import Constraint
 from trillium.plan.arms import Arm, plan_arm
@@ -82,7 +83,11 @@ class _Chooser:
             return tree, []
         for tier in tiers:
             tree = merge(tree, {"tiers": {tier: {"cut": 1}}})
-        config = experiment(_cut(tree, 1) if common else tree)
+        first = _cut(tree, 1) if common else tree
+        try:
+            config = experiment(first)
+        except UserError:
+            return first, []  # its plan says what is wrong with it
         if not isinstance(config.framework, Split):
             return tree, []
         most, why = _bound(config.framework, architecture(config, 0))
