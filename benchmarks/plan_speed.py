@@ -2,7 +2,8 @@
 
 Each figure is of a fresh process: its CPU seconds, in user and system mode, as the operating system
 counts them once it has ended. The plans and the bare import take turns, and `ratio` is the median of
-a plan's seconds by those of the import beside it, which tells a slow machine from a slow plan.
+a plan's seconds by those of the import beside it, which tells a slow machine from a slow plan. Of
+recipes that are shipped it is what planning adds to a run: the data are there, and PyTorch is imported.
 
     OMP_NUM_THREADS=1 python benchmarks/plan_speed.py
 """
@@ -15,6 +16,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,21 @@ IMPORT = "import torch, transformers, peft"
 PLAN = "from trillium.cli import main; main()"
 WORDS = ("task=causal_lm", "model.dtype=bfloat16", "data.num_clients=100")
 MEMORY = "plan.client.device.memory=4GB"
+OF_A_RUN = """
+import sys, time
+from pathlib import Path
+import trillium
+from trillium.config import experiment, read_yaml
+from trillium.experiment import build
+from trillium.plan.result import plan_of_run
+from trillium.quiet import quiet_models
+quiet_models()
+config = experiment(read_yaml(Path(trillium.__file__).parent / "configs" / sys.argv[1]))
+run = build(config)
+before = time.process_time()
+plan_of_run(config, run.server, run.clients)
+print(time.process_time() - before)
+"""
 
 
 def cpu_seconds(code: str, words: Sequence[str] = ()) -> float:
@@ -44,20 +61,35 @@ def cpu_seconds(code: str, words: Sequence[str] = ()) -> float:
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-def measure(models: Sequence[str], repetitions: int) -> list[dict[str, Any]]:
-    """Return the seconds of plans and imports, which take turns."""
+def planning_seconds(recipe: str) -> float:
+    """Return the seconds of planning in a run, of which a fresh process makes all but the rounds.
+
+    Raises:
+        CalledProcessError: it fails.
+    """
+    call = [sys.executable, "-c", OF_A_RUN, recipe]
+    done = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def measure(
+    models: Sequence[str], recipes: Sequence[str], repetitions: int
+) -> list[dict[str, Any]]:
+    """Return the seconds of imports, and of plans of models and of recipes, which take turns."""
     imports: list[float] = []
-    plans: dict[str, list[float]] = {model: [] for model in models}
+    plans: dict[str, list[float]] = defaultdict(list)
     for _ in range(repetitions):
         imports.append(cpu_seconds(IMPORT))
         for model in models:
-            plans[model].append(cpu_seconds(PLAN, ["plan", model, *WORDS, MEMORY]))
-    found = [{"what": IMPORT, **_summary(imports), "ratio": 1.0}]
-    for model, seconds in plans.items():
+            found = cpu_seconds(PLAN, ["plan", model, *WORDS, MEMORY])
+            plans[f"trillium plan {model}"].append(found)
+        for recipe in recipes:
+            plans[f"planning in {recipe}"].append(planning_seconds(recipe))
+    rows = [{"what": IMPORT, **_summary(imports), "ratio": 1.0}]
+    for what, seconds in plans.items():
         ratios = [plan / bare for plan, bare in zip(seconds, imports, strict=True)]
-        what = f"trillium plan {model}"
-        found.append({"what": what, **_summary(seconds), "ratio": statistics.median(ratios)})
-    return found
+        rows.append({"what": what, **_summary(seconds), "ratio": statistics.median(ratios)})
+    return rows
 
 
 def _summary(seconds: Sequence[float]) -> dict[str, Any]:
@@ -82,12 +114,13 @@ def main() -> None:
     """Measure, print and write `results/plan_speed.json`."""
     parser = argparse.ArgumentParser(description="CPU seconds of a plan")
     parser.add_argument("--models", nargs="+", default=["llama-3-8b", "llama-3-70b"])
+    parser.add_argument("--recipes", nargs="*", default=["run.yaml", "kd-heterogeneous.yaml"])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "plan_speed.json")
     options = parser.parse_args()
     load_before = os.getloadavg()[0]
     cpu_seconds(IMPORT)  # so that all files have been read once
-    found = measure(options.models, options.repetitions)
+    found = measure(options.models, options.recipes, options.repetitions)
     show(found)
     write_found(options.out, load_before, found, goal=GOAL, words=[*WORDS, MEMORY])
 

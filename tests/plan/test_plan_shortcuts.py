@@ -79,6 +79,12 @@ OPERATIONS: list[Callable[[Tensor, Tensor], object]] = [
     lambda a, b: torch.chunk(a, 2)[1].topk(2),
     lambda a, b: torch.nn.functional.embedding(torch.tensor([[0, 1]]), a),
     lambda a, b: a.ne(0).logical_not(),
+    lambda a, b: [a.t().to(torch.float64), a[:, ::2].clone(), a[:1].expand(3, 6).clone()],
+    lambda a, b: [torch.zeros_like(b.t()), torch.ones_like(a, dtype=torch.int64)],
+    lambda a, b: torch.empty_like(a.t()).contiguous(memory_format=torch.contiguous_format),
+    lambda a, b: [a * torch.arange(6), torch.ones(4, 1, dtype=torch.float64) + a, b.t() - 1],
+    lambda a, b: torch.where(torch.ones(4, 6, dtype=torch.bool), a, b.t()),
+    lambda a, b: torch.nn.functional.cross_entropy(a, torch.tensor([0, 1, 2, 3])),
 ]
 
 

@@ -61,7 +61,7 @@ class LanguageModel:
         self._slots = Slots(self.module)
         self._base = BaseWeights(self.module, self.factors)
         self.initial = {
-            name: parameter.detach().cpu().clone()
+            name: parameter.detach().to("cpu", copy=True)
             for name, parameter in self.module.named_parameters()
             if parameter.requires_grad
         }

@@ -125,13 +125,18 @@ class Known:
         """Return what an operation returns that is seen for the first time.
 
         Where it has a kernel for tensors without values, and PyTorch no other rule for fake ones, this
-        kernel is called at once; the mode would do so in the end.
+        kernel is called at once; the mode would do so in the end. Copies have the form of their source.
         """
-        if not _has_kernel(func) or not all(map(_is_on_cpu, tensors)):
+        copies = func in _COPIES and kwargs.get("device") in (None, _CPU)
+        if not (copies or _has_kernel(func)) or not all(map(_is_on_cpu, tensors)):
             return func(*args, **kwargs)
         try:
             with in_kernel_invocation_manager(self._mode):
-                found = func(*args, **kwargs)
+                if copies:
+                    options = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format")}
+                    found: Any = torch.empty_like(_without_values(args[0]), **options)
+                else:
+                    found = func(*_without_values(args), **kwargs)
         except NotImplementedError:
             return func(*args, **kwargs)
         return self._wrapped(found, _CPU)
@@ -188,8 +193,26 @@ def _has_kernel(func: Any) -> bool:
     return not is_ruled and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "Meta")
 
 
+_COPIES = {
+    torch.ops.aten._to_copy.default,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.zeros_like.default,
+    torch.ops.aten.ones_like.default,
+}
+
+
 def _is_on_cpu(tensor: Tensor) -> bool:
-    return isinstance(tensor, FakeTensor) and tensor.fake_device == _CPU
+    return tensor.fake_device == _CPU if isinstance(tensor, FakeTensor) else True  # see `_key`
+
+
+def _without_values(value: Any) -> Any:
+    """Return arguments with tensors of the meta device in place of real ones."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_values, value))
+    if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
+        form = value.shape, value.stride()
+        return torch.empty_strided(*form, dtype=value.dtype, device="meta")
+    return value
 
 
 def _is_by_places(func: Any, args: Sequence[Any]) -> bool:
