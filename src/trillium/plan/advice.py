@@ -241,6 +241,9 @@ def _about(arm: Arm, other: Arm) -> tuple[str, str, int] | None:
 
 def _cost(tree: Tree, planning: Planning, key: str, models: Models) -> Callable[[int], float]:
     """Return what gives the bytes of a round by the value of one setting."""
+    base = experiment(tree)
+    like = Federation(base, assumed_texts(base, planning.data), counts=False, models=models)
+    deep = is_deep(like)
 
     def cost(value: int) -> float:
         assumed = planning.data
@@ -257,9 +260,6 @@ def _cost(tree: Tree, planning: Planning, key: str, models: Models) -> Callable[
         # Each rank is a model of its own. Indices of blocks with more digits do not show in three.
         return on_few(like, weigh)
 
-    config = experiment(tree)
-    like = Federation(config, assumed_texts(config, planning.data), counts=False, models=models)
-    deep = is_deep(like)
     return cost
 
 
