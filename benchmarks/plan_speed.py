@@ -29,7 +29,7 @@ from measured import write_found
 RESULTS = Path(__file__).parent / "results"
 GOAL = "the plan of llama-3-8b in less than 5 CPU seconds on one core"
 IMPORT = "import torch, transformers, peft"
-PLAN = "from trillium.cli import main; main()"
+PLAN = "from trillium.cli import program; program()"
 WORDS = ("task=causal_lm", "model.dtype=bfloat16", "data.num_clients=100")
 MEMORY = "plan.client.device.memory=4GB"
 OF_A_RUN = """

@@ -81,6 +81,10 @@ def plan(
     from trillium.plan.sweep import swept
     from trillium.plan.terminal import terminal_bars
 
+    if recipe is not None:
+        _make_folder("--recipe", recipe, recipe.parent)
+    if plots is not None:
+        _make_folder("--plots", plots, plots)
     planning, limits = planning_of(told), constraints(constraint or [])
     trees = swept(arms_of(tree), sweeps)
     check_models(trees)
@@ -161,6 +165,23 @@ def _replay(folder: Path, told: dict[str, Any], as_json: bool) -> None:
             f"{duration(share.compute)}, wire {duration(share.wire)}, "
             f"waiting {duration(max(share.waiting, 0.0))}{shown}"
         )
+
+
+def _make_folder(option: str, given: Path, folder: Path) -> None:
+    """Make a folder for what a plan will write, before anything is planned.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    from trillium.errors import UserError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"{folder} cannot be made ({error.strerror})"
+        raise UserError(f"{option} {given}", why, "Name another folder") from error
+    if folder != given and given.is_dir():
+        raise UserError(f"{option} {given}", "it is a folder", f"Name a file, {given}/plan.yaml")
 
 
 def _write(path: Path, tree: Tree, reasons: list[str]) -> None:

@@ -33,13 +33,36 @@ WORDS = [
 
 
 def test_a_plan_is_shown_and_written(tmp_path: Path) -> None:
-    recipe = tmp_path / "chosen.yaml"
+    recipe = tmp_path / "new" / "chosen.yaml"
     words = ["distilgpt2", *WORDS[1:], "split.framework.cut=2", "plan.client.device.memory=1GB"]
     shown = CliRunner().invoke(app, ["plan", *words, "--recipe", str(recipe)])
     assert shown.exit_code == 0, shown.output
     assert "Peak memory" in shown.output
     assert "fedllm_full is out" in shown.output
     assert experiment(read_yaml(recipe)).model.id == "distilgpt2"
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_planned(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for option, path in (
+        ("--recipe", tmp_path),
+        ("--recipe", tmp_path / "file" / "plan.yaml"),
+        ("--plots", tmp_path / "file"),
+    ):
+        found = CliRunner().invoke(app, ["plan", "distilgpt2", option, str(path)])
+        assert isinstance(found.exception, UserError)
+        assert found.exception.given == f"{option} {path}"
+
+
+def test_the_program_shows_all_of_a_plan() -> None:
+    code = "from trillium.cli import program; program()"
+    call = [sys.executable, "-c", code, "plan", *WORDS, "framework=fedllm", "--json"]
+    found = subprocess.run(call, check=True, capture_output=True, text=True)
+    assert [arm["arm"] for arm in json.loads(found.stdout)["arms"]] == ["fedllm"]
+    call[-1] = "plan.client.devise=1"
+    wrong = subprocess.run(call, check=False, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "Instead:" in wrong.stderr
 
 
 def test_a_model_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
