@@ -111,8 +111,8 @@ def plan(
         from trillium.plan.plots import write_plots
 
         text = "\n".join([console.export_text(), *lines])
-        key = sweeps[0][0] if len(sweeps) == 1 else None
-        for path in write_plots(plots, arms, key, text):
+        sweep = sweeps[0] if len(sweeps) == 1 else None
+        for path in write_plots(plots, arms, sweep, text):
             print(f"{path} written.")
     if recipe is not None and advice.chosen is not None:
         print(f"\n{recipe} written. Run it with: trillium run {recipe}")
@@ -186,10 +186,11 @@ def _make_folder(option: str, given: Path, folder: Path) -> None:
 
 def _write(path: Path, tree: Tree, reasons: list[str]) -> None:
     from trillium.files import write_atomic
+    from trillium.plan.shapes import with_sources
     from trillium.run_folder import to_yaml
 
     comment = "".join(f"# {line}\n" for line in reasons)
-    write_atomic(path, comment + to_yaml(tree))
+    write_atomic(path, comment + to_yaml(with_sources(tree)))
 
 
 def register(app: typer.Typer) -> None:

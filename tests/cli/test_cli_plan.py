@@ -39,7 +39,7 @@ def test_a_plan_is_shown_and_written(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "Peak memory" in shown.output
     assert "fedllm_full is out" in shown.output
-    assert experiment(read_yaml(recipe)).model.id == "distilgpt2"
+    assert experiment(read_yaml(recipe)).model.id == "distilbert/distilgpt2"
 
 
 def test_what_cannot_be_written_is_said_before_anything_is_planned(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -12,8 +13,9 @@ from trillium.plan.advice import Constraint, advise, break_even, constraints, pa
 from trillium.plan.arms import Arm, arms_of, plan_arms
 from trillium.plan.models import Models
 from trillium.plan.planning import planning_of
+from trillium.plan.shapes import shapes, with_sources
 from trillium.plan.sums import Sums
-from trillium.plan.sweep import divide, swept
+from trillium.plan.sweep import curves, divide, swept
 
 SMALL = [
     "model.id=distilgpt2",
@@ -86,6 +88,30 @@ def test_sweeps() -> None:
         "kd_seed0": {"seed": 0},
         "kd_seed7": {"seed": 7},
     }
+
+
+def test_arms_of_a_sweep_lie_on_curves() -> None:
+    sweep = ("fedllm.adapter.r", (4, 16, 1))
+    arms = swept({"fedllm": {}, "fedllm_full": {}, "kd": {}}, [sweep])
+    assert curves(arms, sweep) == {"fedllm": {4: "fedllm_r4", 16: "fedllm_r16", 1: "fedllm_r1"}}
+    words = ("wire.up", ("none", "int8"))
+    assert curves(swept({"fedllm": {}}, [words]), words) == {}
+
+
+def test_a_recipe_names_models_as_the_hub_does() -> None:
+    tree: Tree = {
+        "model": {"id": "llama-3-8b", "dtype": "bfloat16"},
+        "tiers": {"phone": {"model": {"id": "gpt2"}}, "own": {"model": {"id": "./folder"}}},
+        "framework": "kd",
+    }
+    found = with_sources(tree)
+    assert found["model"] == {"id": "meta-llama/Meta-Llama-3-8B", "dtype": "bfloat16"}
+    assert found["tiers"]["phone"] == {"model": {"id": "openai-community/gpt2"}}
+    assert found["tiers"]["own"] == tree["tiers"]["own"]
+    assert tree["model"]["id"] == "llama-3-8b"
+    for shape in shapes().values():
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", shape.source)
+        assert shape.source.rpartition("/")[-1].lower() in shapes()  # so it can be planned again
 
 
 def test_advice_on_real_plans() -> None:

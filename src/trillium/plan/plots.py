@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from trillium.files import write_atomic
 from trillium.plan.arms import Arm
+from trillium.plan.sweep import Sweep, curves
 from trillium.plan.terminal import seconds_of, values
 from trillium.report.style import arm_styles, png, quiet_style, scale_axis, short
 
@@ -19,19 +20,21 @@ _PARTS = {"compute": "#0072B2", "wire": "#D55E00", "waiting": "#BBBBBB"}
 _MEASURES = (("Bytes of a round, up and down", "B"), ("FLOPs of a round", "FLOPs"))
 
 
-def write_plots(folder: Path, arms: Sequence[Arm], key: str | None, text: str) -> list[Path]:
+def write_plots(folder: Path, arms: Sequence[Arm], sweep: Sweep | None, text: str) -> list[Path]:
     """Write plots as PNG, and a page that holds them, and return the paths.
 
     Args:
         folder: made where it is missing.
         arms: the plans.
-        key: the one setting with several values, if there is one.
+        sweep: the one setting with several values, if there is one.
         text: table and advice, for the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     planned = [arm for arm in arms if arm.tiers]
     with quiet_style():
-        found = {"costs": png(_curves(planned, key) if key else _bars(planned))}
+        lines = {} if sweep is None else curves([arm.label for arm in planned], sweep)
+        costs = _curves(planned, lines, sweep[0]) if sweep and lines else _bars(planned)
+        found = {"costs": png(costs)}
         if any(arm.time is not None for arm in planned):
             found["time"] = png(_times(planned))
     paths = []
@@ -72,38 +75,37 @@ def _bars(arms: Sequence[Arm]) -> Figure:
     return figure
 
 
-def _curves(arms: Sequence[Arm], key: str) -> Figure:
-    """Draw bytes and FLOPs against the value of one setting, a line for each framework."""
+def _curves(arms: Sequence[Arm], lines: Mapping[str, Mapping[float, str]], key: str) -> Figure:
+    """Draw bytes and FLOPs against the value of one setting; what does not have it is level.
+
+    Args:
+        arms: the plans.
+        lines: labels of those that have the setting, by line and value.
+        key: the setting.
+    """
     figure = Figure(figsize=(9.4, 3.6), layout="constrained")
-    lines: dict[str, list[Arm]] = {}
-    for arm in arms:
-        assert arm.config is not None
-        lines.setdefault(arm.config.framework.name, []).append(arm)
-    styles = arm_styles(list(lines))
+    swept = {label for points in lines.values() for label in points.values()}
+    level = [arm.label for arm in arms if arm.label not in swept]
+    styles = arm_styles([*lines, *level])
     panels: Any = figure.subplots(1, 2)
     for place, (axes, (title, unit)) in enumerate(zip(panels, _MEASURES, strict=True)):
-        everything = []
-        for name, members in lines.items():
-            points = sorted((_setting(arm, key), values(arm)[place]) for arm in members)
-            everything += [value for _, value in points]
-            axes.plot(*zip(*points, strict=True), label=name, **styles[name])
-        scale_axis(axes.yaxis, everything, unit, log=True)
+        found = {arm.label: values(arm)[place] for arm in arms}
+        for name, points in lines.items():
+            axes.plot(
+                sorted(points),
+                [found[points[value]] for value in sorted(points)],
+                label=short(name, 30, 1),
+                **styles[name],
+            )
+        for name in level:
+            colour = styles[name]["color"]
+            axes.axhline(found[name], label=short(name, 30, 1), color=colour, linestyle="--")
+        scale_axis(axes.yaxis, [*found.values()], unit, log=True)
         axes.set_title(title)
         axes.set_xlabel(key)
-    panels[0].legend()
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper")
     return figure
-
-
-def _setting(arm: Arm, key: str) -> float:
-    """Return the value of a setting in an arm; the label of the arm may stand before it."""
-    assert arm.config is not None
-    for path in (key, key.partition(".")[2]):
-        node: Any = arm.config.tree()
-        for part in path.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        if isinstance(node, int | float):
-            return float(node)
-    return 0.0
 
 
 def _times(arms: Sequence[Arm]) -> Figure:

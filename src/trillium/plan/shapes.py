@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from trillium.config import Tree
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Shape:
         name: what a plan calls it, in lower case.
         model_type: Hugging Face's name of the architecture.
         options: of its configuration, where they differ from that architecture's defaults.
-        source: where the numbers stand.
+        source: its id on the hub, where the numbers stand.
     """
 
     name: str
@@ -43,4 +46,16 @@ def shapes() -> dict[str, Shape]:
         options = dict(entry)
         model_type, source = options.pop("type"), options.pop("source")
         found[name] = Shape(name, model_type, options, source)
+    return found
+
+
+def with_sources(tree: Tree) -> Tree:
+    """Return settings for a run, where models go by their ids on the hub, not by names of shapes."""
+    found: Tree = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            value = with_sources(dict(value))
+            if key == "model" and value.get("id") in shapes() and not Path(value["id"]).is_dir():
+                value = {**value, "id": shapes()[value["id"]].source}
+        found[key] = value
     return found

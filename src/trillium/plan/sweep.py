@@ -54,7 +54,7 @@ def swept(arms: Mapping[str, Tree], sweeps: Sequence[Sweep]) -> dict[str, Tree]:
         ]
         for chosen in itertools.product(*(values for _, values in own)):
             pairs = list(zip((path for path, _ in own), chosen, strict=True))
-            name = "_".join([label, *(f"{path.split('.')[-1]}{_short(v)}" for path, v in pairs)])
+            name = label + "".join(_ending(path, value) for path, value in pairs)
             if name in found:
                 raise UserError(
                     f"two arms called {name}",
@@ -66,6 +66,27 @@ def swept(arms: Mapping[str, Tree], sweeps: Sequence[Sweep]) -> dict[str, Tree]:
                 settings = merge(settings, _tree(path, value))
             found[name] = merge(tree, settings)
     return found
+
+
+def curves(labels: Iterable[str], sweep: Sweep) -> dict[str, dict[float, str]]:
+    """Return the labels of the arms that a sweep has made, by the arm and by value.
+
+    Arms that it has not made are left out; where a value is no number, all are.
+    """
+    path, values = sweep
+    found: dict[str, dict[float, str]] = {}
+    if not all(type(value) in (int, float) for value in values):
+        return found
+    for label in labels:
+        for value in values:
+            if label.endswith(_ending(path, value)):
+                found.setdefault(label.removesuffix(_ending(path, value)), {})[value] = label
+    return found
+
+
+def _ending(path: str, value: Any) -> str:
+    """Return what is added to the label of an arm whose setting has this value."""
+    return f"_{path.split('.')[-1]}{_short(value)}"
 
 
 def _tree(path: str, value: Any) -> Tree:
