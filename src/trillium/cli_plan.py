@@ -72,6 +72,7 @@ def plan(
         return
     from rich.console import Console
 
+    from trillium.config import experiment
     from trillium.plan.advice import advise, constraints
     from trillium.plan.arms import arm_to_dict, arms_of, check_models, plan_arms
     from trillium.plan.cut_choice import with_cuts
@@ -91,6 +92,8 @@ def plan(
     models = Models()
     trees, cuts = with_cuts(trees, planning, limits, models)
     arms = plan_arms(trees, planning, models)
+    if all(arm.config is None for arm in arms):
+        experiment(next(iter(trees.values())))  # says what is wrong with the settings
     advice = advise(arms, trees, planning, limits, models)
     if recipe is not None and advice.chosen is not None:
         _write(recipe, trees[advice.chosen], advice_lines(advice))

@@ -88,6 +88,15 @@ def test_what_a_plan_is_not_told(word: str, instead: str) -> None:
     assert shown.exception.instead == instead
 
 
+def test_settings_that_no_arm_can_have_are_an_error() -> None:
+    shown = CliRunner().invoke(app, ["plan", *WORDS, "adaptre.r=4"])
+    assert isinstance(shown.exception, UserError)
+    assert "adapter" in shown.exception.instead
+    shown = CliRunner().invoke(app, ["plan", *WORDS, "kd.framework.temprature=2"])
+    assert shown.exit_code == 0, shown.output
+    assert "- kd is not planned" in shown.output
+
+
 def test_what_has_no_plan_is_not_said_to_be_too_large() -> None:
     shown = CliRunner().invoke(app, ["plan", *WORDS, "framework=kd", "model.quantize=nf4"])
     assert shown.exit_code == 0, shown.output
