@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from trillium.aggregators import Aggregator, Contribution
 from trillium.component import known, resolve
+from trillium.experiment.folder import environment
+from trillium.federation.means import Contribution
 from trillium.files import write_atomic
+from trillium.frameworks.fedllm.aggregators import Aggregator
 from trillium.models.factors import Factors
-from trillium.models.slots import Tensors
-from trillium.run_folder import environment
+from trillium.wire.kinds import Tensors
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, VALUE, NUM_LAYERS, NUM_CLASSES = 2048, 512, 16, 77

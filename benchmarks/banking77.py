@@ -22,13 +22,13 @@ import transformers
 
 from bag_of_words import bag_of_words
 from banking77_results import Results
-from trillium.compare import compare
-from trillium.config import CompareConfig, comparison, merge, read_yaml
+from trillium.config.experiment import CompareConfig, comparison, merge, read_yaml
 from trillium.errors import UserError
-from trillium.experiment import Observer
+from trillium.experiment.compare import compare
+from trillium.experiment.folder import new_folder
+from trillium.experiment.run import Observer
 from trillium.report import human
 from trillium.report.write import write_report
-from trillium.run_folder import new_folder
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data" / "banking77"

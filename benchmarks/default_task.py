@@ -23,15 +23,15 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
 from bag_of_words import bag_of_words, scores
-from trillium.adapters.full import Full
-from trillium.config import comparison, read_yaml, recipe_path
+from trillium.config.experiment import comparison, read_yaml, recipe_path
 from trillium.data.federated import load_data
+from trillium.experiment.folder import environment
 from trillium.files import write_atomic
+from trillium.models.adapters.full import Full
 from trillium.models.base import ModelConfig
 from trillium.models.load import LanguageModel, load_model
 from trillium.report.measures import BY_NAME
 from trillium.report.summary import Stat
-from trillium.run_folder import environment
 from trillium.tasks.batches import collate, in_order
 from trillium.tasks.classification import Classification
 

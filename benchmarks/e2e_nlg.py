@@ -32,11 +32,11 @@ from transformers import AutoTokenizer
 
 from e2e_nlg_report import markdown
 from llama2c import convert
-from trillium.config import Tree, experiment, merge, read_yaml
-from trillium.experiment import Experiment, build
+from trillium.config.experiment import Tree, experiment, merge, read_yaml
+from trillium.experiment.folder import RunFolder, environment, new_folder
+from trillium.experiment.run import Experiment, build
 from trillium.files import write_atomic
 from trillium.report.read import read_run
-from trillium.run_folder import RunFolder, environment, new_folder
 from trillium.tasks.batches import in_order
 
 HERE = Path(__file__).resolve().parent

@@ -19,10 +19,17 @@ from bag_of_words import bag_of_words
 from banking77 import DATA, read_rows, smaller
 from frontier_jobs import Job, is_done, looked_up, run_all
 from frontier_results import Results
-from trillium.config import Tree, comparison, experiment, merge, parse_overrides, read_yaml
+from trillium.config.experiment import (
+    Tree,
+    comparison,
+    experiment,
+    merge,
+    parse_overrides,
+    read_yaml,
+)
 from trillium.errors import UserError
+from trillium.experiment.folder import new_folder
 from trillium.report import human
-from trillium.run_folder import new_folder
 
 HERE = Path(__file__).resolve().parent
 _COMMON = ("model", "task", "data", "adapter", "training", "evaluation", "rounds")

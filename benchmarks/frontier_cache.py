@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trillium.models.load import LanguageModel
-from trillium.models.slots import Tensors
 from trillium.tasks import Example
 from trillium.tasks.batches import by_length, collate
+from trillium.wire.kinds import Tensors
 
 BATCH = 64  # texts at once
 TOLERANCE = 1e-4  # of logits, between looked-up and computed

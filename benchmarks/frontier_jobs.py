@@ -14,12 +14,12 @@ import transformers
 
 from frontier_cache import PrefixCache, cached_prefix, check_cached
 from frontier_teacher import watched_teachers
-from trillium.adapters.lora import Lora
-from trillium.config import ExperimentConfig, Tree, experiment, read_yaml
+from trillium.config.experiment import ExperimentConfig, Tree, experiment, read_yaml
 from trillium.errors import UserError
-from trillium.experiment import build
-from trillium.run_folder import RunFolder, is_finished
-from trillium.side import Metrics
+from trillium.experiment.folder import RunFolder, is_finished
+from trillium.experiment.run import build
+from trillium.federation.side import Metrics
+from trillium.models.adapters.lora import Lora
 
 
 @dataclass(frozen=True)

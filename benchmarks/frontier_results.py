@@ -12,7 +12,7 @@ from frontier_curves import Curve, Point, best
 from frontier_plot import Series, plot
 from frontier_tables import tables
 from frontier_teacher import read_teachers
-from trillium.config import Tree
+from trillium.config.experiment import Tree
 from trillium.files import write_atomic
 from trillium.report.read import Run, read_run
 from trillium.report.summary import Stat

@@ -26,9 +26,9 @@ from banking77 import DATA, smaller
 from frontier_jobs import Job, is_done, run_all, shipped_only
 from frontier_split_results import Results
 from small_models import documents, pretrain, train_tokenizer
-from trillium.config import Tree, experiment, merge, read_yaml
+from trillium.config.experiment import Tree, experiment, merge, read_yaml
 from trillium.errors import UserError
-from trillium.run_folder import new_folder
+from trillium.experiment.folder import new_folder
 
 HERE = Path(__file__).resolve().parent
 NAME = "frontier_split"

@@ -11,7 +11,7 @@ from typing import Any
 from banking77_results import command
 from frontier_markdown import table
 from frontier_split_plot import Dot, plot
-from trillium.config import Tree
+from trillium.config.experiment import Tree
 from trillium.files import write_atomic
 from trillium.report import human
 from trillium.report.measures import per_client, show_bytes, show_flops

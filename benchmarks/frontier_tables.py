@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from frontier_curves import Curve, Point, a_round, best, first, points, within
 from frontier_distillation import distillation
 from frontier_markdown import table
-from trillium.config import Tree
+from trillium.config.experiment import Tree
 from trillium.report import human
 from trillium.report.measures import show_bytes
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from trillium.frameworks import kd
-from trillium.frameworks.kd_opinions import Opinion
-from trillium.server import Server
-from trillium.soft_labels import SoftLabels, Teacher, Writer
+from trillium.federation.server import Server
+from trillium.frameworks.kd import protocol as kd
+from trillium.frameworks.kd.opinion import Opinion
 from trillium.tasks import Example
+from trillium.wire.soft_labels import SoftLabels, Teacher, Writer
 
 FILE = "teacher.jsonl"
 

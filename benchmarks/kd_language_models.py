@@ -31,13 +31,21 @@ from transformers import AutoTokenizer
 from kd_language_models_report import markdown
 from llama2c import convert
 from small_models import documents, pretrain, train_tokenizer
-from trillium.alignment.vocabulary import Vocabularies
-from trillium.config import ExperimentConfig, Tree, experiment, merge, parse_overrides, read_yaml
-from trillium.experiment import Experiment, build
+from trillium.config.experiment import (
+    ExperimentConfig,
+    Tree,
+    experiment,
+    merge,
+    parse_overrides,
+    read_yaml,
+)
+from trillium.experiment.folder import RunFolder, environment, new_folder
+from trillium.experiment.run import Experiment, build
 from trillium.files import write_atomic
-from trillium.frameworks.kd import KD
+from trillium.frameworks.kd.alignment.vocabulary import Vocabularies
+from trillium.frameworks.kd.dialect import spoken
+from trillium.frameworks.kd.protocol import KD
 from trillium.report.read import read_run
-from trillium.run_folder import RunFolder, environment, new_folder
 from trillium.tasks.causal_lm import CausalLM
 
 HERE = Path(__file__).resolve().parent
@@ -138,7 +146,7 @@ def scores(built: Experiment, client: str | None, metrics: Mapping[str, float]) 
 
 def vocabularies(built: Experiment) -> dict[str, dict[str, int]]:
     """Return how many tokens were mapped to the server's, of each client that has others."""
-    framework, own = built.config.framework, built.server.dialect
+    framework, own = built.config.framework, spoken(built.server)
     found: dict[str, dict[str, int]] = {}
     if not isinstance(framework, KD):
         return found

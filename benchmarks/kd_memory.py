@@ -32,23 +32,23 @@ from torch.nn import functional
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from kd_memory_report import markdown, plot
-from trillium.alignment.labels import translate_labels
-from trillium.alignment.pieces import Pieces
-from trillium.alignment.sequence import Alignment
-from trillium.alignment.vocabulary import Vocabularies
-from trillium.config import experiment
-from trillium.experiment import Experiment, build
+from trillium.config.experiment import experiment
+from trillium.experiment.folder import environment
+from trillium.experiment.run import Experiment, build
 from trillium.files import write_atomic
-from trillium.frameworks.kd import KD
-from trillium.frameworks.kd_opinions import Opinion
-from trillium.frameworks.kd_teacher import make_teacher, predictions
-from trillium.run_folder import environment
-from trillium.soft_labels import CHUNK
+from trillium.frameworks.kd.alignment.labels import translate_labels
+from trillium.frameworks.kd.alignment.pieces import Pieces
+from trillium.frameworks.kd.alignment.sequence import Alignment
+from trillium.frameworks.kd.alignment.vocabulary import Vocabularies
+from trillium.frameworks.kd.distillation import Loss, distillation, predict
+from trillium.frameworks.kd.opinion import Opinion
+from trillium.frameworks.kd.protocol import KD
+from trillium.frameworks.kd.teacher import make_teacher, predictions
 from trillium.tasks import Example
 from trillium.tasks.batches import collate, in_order
-from trillium.training.distillation import Loss, distillation, predict
 from trillium.training.loop import task_objective
 from trillium.training.meters import Meter, resident_tensors
+from trillium.wire.soft_labels import CHUNK
 
 RESULTS = Path(__file__).resolve().parent / "results"
 VOCABULARIES = (1_000, 4_000, 8_000, 16_000, 50_257, 151_936)  # the last two: GPT-2's, Qwen's

@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from trillium.frameworks.kd.distillation import WIDE
 from trillium.report import human
 from trillium.report.style import arm_styles, png, quiet_style, scale_axis
-from trillium.training.distillation import WIDE
 
 Case = Mapping[str, Any]
 STAGES = {

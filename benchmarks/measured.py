@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from trillium.experiment.folder import environment
 from trillium.files import write_atomic
-from trillium.run_folder import environment
 
 
 def write_found(path: Path, load_before: float, found: Any, **told: Any) -> None:

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
-from trillium.config import ExperimentConfig, experiment
-from trillium.experiment import Experiment, build
+from trillium.config.experiment import ExperimentConfig, experiment
+from trillium.experiment.folder import environment
+from trillium.experiment.run import Experiment, build
 from trillium.files import write_atomic
 from trillium.models.slots import values
 from trillium.rng import derive_seed, generator
-from trillium.run_folder import environment
 from trillium.tasks import Example
 from trillium.training.loop import batches
 

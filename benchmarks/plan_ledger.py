@@ -28,18 +28,18 @@ from rich.console import Console
 
 from measured import write_found
 from plan_matrix import Case, draw_cases, write_hub
-from trillium.config import experiment
+from trillium.config.experiment import experiment
 from trillium.errors import UserError
-from trillium.experiment import build
+from trillium.experiment.run import build
+from trillium.federation.fleet import RoundFailed
 from trillium.files import write_atomic
-from trillium.fleet import RoundFailed
 from trillium.plan.held import Held
 from trillium.plan.models import Models
 from trillium.plan.predict import Prediction, predict
 from trillium.plan.result import texts_of
 from trillium.plan.sums import Traffic
 from trillium.quiet import quiet
-from trillium.wire import Direction
+from trillium.wire.wire import Direction
 
 RESULTS = Path(__file__).parent / "results"
 RANGED = "bytes, in a range"

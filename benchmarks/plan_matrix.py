@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from trillium.config import Tree, parse_overrides
+from trillium.config.experiment import Tree, parse_overrides
 
 NUM_WORDS, NUM_ROWS = 60, 70
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")

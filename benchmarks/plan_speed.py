@@ -31,19 +31,19 @@ RESULTS = Path(__file__).parent / "results"
 GOAL = "the plan of llama-3-8b in less than 5 CPU seconds on one core"
 IMPORT = "import torch, transformers, peft"
 PUT_OFF = f"import gc; gc.disable(); {IMPORT}; gc.freeze()"
-PLAN = "from trillium.cli import program; program()"
+PLAN = "from trillium.cli.app import program; program()"
 WORDS = ("task=causal_lm", "model.dtype=bfloat16", "data.num_clients=100")
 MEMORY = "plan.client.device.memory=4GB"
 OF_A_RUN = """
 import sys, time
 from pathlib import Path
 import trillium
-from trillium.config import experiment, read_yaml
-from trillium.experiment import build
+from trillium.config.experiment import experiment, read_yaml
+from trillium.experiment.run import build
 from trillium.plan.result import plan_of_run
 from trillium.quiet import quiet_models
 quiet_models()
-config = experiment(read_yaml(Path(trillium.__file__).parent / "configs" / sys.argv[1]))
+config = experiment(read_yaml(Path(trillium.__file__).parent / "config/recipes" / sys.argv[1]))
 run = build(config)
 before = time.process_time()
 plan_of_run(config, run.server, run.clients)

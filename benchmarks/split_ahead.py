@@ -31,9 +31,9 @@ from rich.table import Table
 
 from measured import write_found
 from overhead import trillium_round
-from trillium.config import ExperimentConfig, experiment
-from trillium.experiment import Experiment, build
-from trillium.fleet import Gathered
+from trillium.config.experiment import ExperimentConfig, experiment
+from trillium.experiment.run import Experiment, build
+from trillium.federation.fleet import Gathered
 from trillium.quiet import quiet
 
 RESULTS = Path(__file__).parent / "results"

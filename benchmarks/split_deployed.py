@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 from measured import write_found
-from trillium.config import ExperimentConfig, experiment
+from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.deploy.launch import Federation
 from trillium.deploy.prepare import RUNS, federation, prepare_here
-from trillium.experiment import build
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import build
 from trillium.quiet import quiet
-from trillium.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 GOAL = 0.8

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from measured import write_found
 from overhead import LR, MAX_NORM, Timed, largest_difference, plain_model, timed, trillium_round
-from trillium.config import ExperimentConfig, experiment
-from trillium.experiment import Experiment, build
-from trillium.frameworks.split import Split
+from trillium.config.experiment import ExperimentConfig, experiment
+from trillium.experiment.run import Experiment, build
+from trillium.frameworks.split.protocol import Split
 from trillium.models.slots import values
 from trillium.quiet import quiet
 from trillium.rng import generator
@@ -129,7 +129,10 @@ class Unsplit:
     """
 
     def __init__(self, trillium: Experiment) -> None:
-        self.training, self.pad_id = trillium.config.training, trillium.model.tokenizer.pad_token_id
+        self.training, self.pad_id = (
+            trillium.config.training,
+            trillium.model.tokenizer.pad_token_id,
+        )
         self.model = plain_model(trillium).train()
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):

@@ -275,8 +275,8 @@ def main() -> None:
         way, folder, address = options.client
         echo(way, Path(folder), address)
         return
+    from trillium.experiment.folder import environment
     from trillium.files import write_atomic
-    from trillium.run_folder import environment
 
     found = measure(options.scale, with_flower=not options.no_flower)
     show(found)

@@ -20,10 +20,10 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trillium.codecs import Codec
 from trillium.component import Component, known
-from trillium.config import ExperimentConfig
+from trillium.config.experiment import ExperimentConfig
 from trillium.training.optimizers import Optimizer
+from trillium.wire.codecs import Codec
 
 PAGE = Path(__file__).with_name("configuration.md")
 # These are taken in several places, codecs also by codecs, and are explained in one.

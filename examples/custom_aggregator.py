@@ -16,12 +16,13 @@ import torch
 import transformers
 from pydantic import Field
 
-from trillium.aggregators import Aggregate, Aggregator, Contribution
-from trillium.aggregators.robust import common_names
-from trillium.config import experiment, merge, parse_overrides
-from trillium.experiment import build
+from trillium.config.experiment import experiment, merge, parse_overrides
+from trillium.experiment.run import build
+from trillium.federation.means import Contribution
+from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
+from trillium.frameworks.fedllm.aggregators.robust import common_names
 from trillium.models.factors import Factors
-from trillium.models.slots import Tensors
+from trillium.wire.kinds import Tensors
 
 
 class CentredClipping(Aggregator, name="centred_clipping"):

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import transformers
 
-from trillium.config import experiment, merge, parse_overrides
-from trillium.experiment import Experiment, build
-from trillium.side import Metrics
+from trillium.config.experiment import experiment, merge, parse_overrides
+from trillium.experiment.run import Experiment, build
+from trillium.federation.side import Metrics
 
 # The same tree as in a recipe; docs/configuration.md lists every key.
 SETTINGS = {

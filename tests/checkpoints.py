@@ -11,8 +11,8 @@ import transformers
 from transformers import AutoConfig
 
 from tiny import _COMMON, CONFIGS
-from trillium.adapters import Adapter
 from trillium.component import resolve
+from trillium.models.adapters import Adapter
 from trillium.models.base import ModelConfig
 from trillium.models.load import LanguageModel, load_model
 from trillium.models.slots import State

@@ -17,15 +17,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from trillium.config import ExperimentConfig, experiment, merge, parse_overrides
-from trillium.experiment import Experiment, build
-from trillium.fleet import Gathered, Lost
-from trillium.frameworks.kd import KD
-from trillium.message import Message, decode, encode
-from trillium.models.slots import Tensors
+from trillium.config.experiment import ExperimentConfig, experiment, merge, parse_overrides
+from trillium.experiment.run import Experiment, build
+from trillium.federation.fleet import Gathered, Lost
+from trillium.frameworks.kd.protocol import KD
 from trillium.rng import generator
 from trillium.tasks import IGNORE, Example
 from trillium.tasks.batches import epoch
+from trillium.wire.kinds import Tensors
+from trillium.wire.message import Message, decode, encode
 
 NUM_WORDS = 40
 NUM_ROWS = 60

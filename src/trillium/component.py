@@ -3,7 +3,7 @@
 A kind (aggregator, codec, framework, …) is a direct subclass of `Component` with a `kind` and the
 `package` its members live in; a member is a subclass of the kind with a `name`::
 
-    class Aggregator(Component, kind="aggregator", package="trillium.aggregators"): ...
+    class Aggregator(Component, kind="aggregator", package="trillium…aggregators"): ...
     class TrimmedMean(Aggregator, name="trimmed_mean"):
         trim: float = 0.1
 

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from trillium import cli
+from trillium.cli import app
 
 
 def trillium(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     """Run the command line in this process and return its exit status."""
     monkeypatch.setattr(sys, "argv", ["trillium", *map(str, words)])
     try:
-        cli.main()
+        app.main()
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from trillium.config import comparison, experiment, read_yaml, recipe_path
+from trillium.config.experiment import comparison, experiment, read_yaml, recipe_path
 
 RECIPES = sorted(recipe_path("compare").parent.glob("*.yaml"))
 
@@ -108,7 +108,7 @@ def test_adapter_loads_with_peft_and_predicts_what_was_measured(
     base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=3)
     wrapped = PeftModel.from_pretrained(base, str(finished / "adapter")).eval()
     config = experiment(read_yaml(finished / "config.yaml"))
-    from trillium.experiment import build
+    from trillium.experiment.run import build
 
     built = build(config)
     hits = 0

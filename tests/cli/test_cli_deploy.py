@@ -14,7 +14,7 @@ from cli_help import trillium
 from cryptography import x509
 
 from tiny import experiment_config
-from trillium.run_folder import to_yaml
+from trillium.experiment.folder import to_yaml
 
 NODES = ("--node", "hospital-a", "--node", "hospital-b")
 
@@ -168,7 +168,7 @@ def test_without_flower_it_says_what_to_install(
     verb: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("trillium.cli_deploy.find_spec", lambda name: None)
+    monkeypatch.setattr("trillium.cli.deploy.find_spec", lambda name: None)
     words: dict[str, list[object]] = {
         "keys": [tmp_path / "keys", "--node", "a"],
         "deploy": [recipe, tmp_path / "federation", "--node", "a"],

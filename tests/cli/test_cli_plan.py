@@ -12,15 +12,15 @@ from transformers import AutoConfig
 from typer.testing import CliRunner
 
 import tiny
-from trillium.cli import app
-from trillium.compare import run_one
-from trillium.config import experiment, read_yaml
+from trillium.cli.app import app
+from trillium.config.experiment import experiment, read_yaml
 from trillium.errors import UserError
+from trillium.experiment.compare import run_one
+from trillium.experiment.folder import RunFolder
 from trillium.plan import result
 from trillium.report.planned import held
 from trillium.report.read import read_run
 from trillium.report.write import write_report
-from trillium.run_folder import RunFolder
 
 WORDS = [
     "model.id=distilgpt2",
@@ -55,7 +55,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_planned(tmp_path: Pat
 
 
 def test_the_program_shows_all_of_a_plan() -> None:
-    code = "from trillium.cli import program; program()"
+    code = "from trillium.cli.app import program; program()"
     call = [sys.executable, "-c", code, "plan", *WORDS, "framework=fedllm", "--json"]
     found = subprocess.run(call, check=True, capture_output=True, text=True)
     assert [arm["arm"] for arm in json.loads(found.stdout)["arms"]] == ["fedllm"]
@@ -131,7 +131,7 @@ def test_a_plan_as_json() -> None:
 
 def test_help_imports_no_torch() -> None:
     code = (
-        "import sys; from trillium.cli import app\n"
+        "import sys; from trillium.cli.app import app\n"
         "try: app(['plan', '--help'])\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"

@@ -31,7 +31,7 @@ def words(hub: Path) -> list[str]:
 def kill_in_mid_run(words: list[str], pattern: str, out: Path) -> Path:
     """Start the command line, kill it once a file has grown, and return the folder."""
     with subprocess.Popen(
-        [sys.executable, "-c", "from trillium.cli import main; main()", *words, f"--out={out}"],
+        [sys.executable, "-c", "from trillium.cli.app import main; main()", *words, f"--out={out}"],
         stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:

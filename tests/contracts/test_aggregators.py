@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trillium.aggregators import Aggregate, Aggregator, Contribution
 from trillium.component import known
 from trillium.errors import UserError
+from trillium.federation.means import Contribution
+from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
 from trillium.models.factors import Factors
-from trillium.models.slots import Tensors
+from trillium.wire.kinds import Tensors
 
 AGGREGATORS = cast(dict[str, type[Aggregator]], known(Aggregator))
 MIXING = [name for name, member in AGGREGATORS.items() if member.mixes_ranks]

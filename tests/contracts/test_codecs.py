@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trillium.codecs import Codec
-from trillium.codecs.rows import RowCodec
 from trillium.component import known, resolve
-from trillium.message import Message, MessageError, decode, encode
-from trillium.wire import Wire
+from trillium.wire.codecs import Codec
+from trillium.wire.codecs.rows import RowCodec
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, decode, encode
+from trillium.wire.wire import Wire
 
 # Codecs of rows, for soft labels, are in test_row_codecs.py.
 CODECS = {

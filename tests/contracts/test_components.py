@@ -12,26 +12,26 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from trillium.adapters import Adapter
-from trillium.aggregators import Aggregator
-from trillium.codecs import Codec
 from trillium.component import Choice, Component, known, resolve
 from trillium.data.partitions import Partition
+from trillium.data.publics import Public
 from trillium.data.sources import Source
-from trillium.defences import Defence
-from trillium.downloads import Download
-from trillium.drifts import Drift
-from trillium.ensembles import Ensemble
 from trillium.errors import UserError
-from trillium.filters import Filter
 from trillium.frameworks import Framework
-from trillium.heads import Head
-from trillium.hiddens import Hidden
-from trillium.masks import Mask
-from trillium.publics import Public
-from trillium.selections import Selection
-from trillium.sharpenings import Sharpening
+from trillium.frameworks.fedllm.aggregators import Aggregator
+from trillium.frameworks.fedllm.downloads import Download
+from trillium.frameworks.fedllm.drifts import Drift
+from trillium.frameworks.fedllm.masks import Mask
+from trillium.frameworks.heads import Head
+from trillium.frameworks.kd.ensembles import Ensemble
+from trillium.frameworks.kd.filters import Filter
+from trillium.frameworks.kd.hiddens import Hidden
+from trillium.frameworks.kd.selections import Selection
+from trillium.frameworks.kd.sharpenings import Sharpening
+from trillium.frameworks.split.defences import Defence
+from trillium.models.adapters import Adapter
 from trillium.tasks import Task
+from trillium.wire.codecs import Codec
 
 KINDS: list[type[Component]] = [
     Framework,
@@ -155,13 +155,13 @@ def test_an_option_without_explanation_is_told() -> None:
 
 
 def test_other_distributions_add_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "from trillium.codecs import Codec\n\nclass Plugged(Codec, name='plugged'): ...\n"
+    source = "from trillium.wire.codecs import Codec\n\nclass Plugged(Codec, name='plugged'): ...\n"
     (tmp_path / "plugged_codec.py").write_text(source)
     (tmp_path / "plugged-1.0.dist-info").mkdir()
     entry = "[trillium.codec]\nplugged = plugged_codec\n"
     (tmp_path / "plugged-1.0.dist-info" / "entry_points.txt").write_text(entry)
     code = (
-        "from trillium.codecs import Codec; from trillium.component import known; "
+        "from trillium.wire.codecs import Codec; from trillium.component import known; "
         "print(known(Codec)['plugged'].__module__)"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -12,9 +12,9 @@ from peft import PeftModel
 from torch import nn
 
 from checkpoints import AUTO, IDS, INPUTS, checkpoint, fresh, load, logits, moved
-from trillium.adapters import Adapter
 from trillium.component import known
 from trillium.errors import UserError
+from trillium.models.adapters import Adapter
 from trillium.models.heads import head_layer
 from trillium.models.load import LanguageModel
 

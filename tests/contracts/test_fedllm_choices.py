@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from tiny import federation, tensors_digest
-from trillium.adapters import Adapter
-from trillium.aggregators import Aggregator
-from trillium.codecs import Codec
 from trillium.component import Component, known
-from trillium.downloads import Download
-from trillium.drifts import Drift
-from trillium.heads import Head
-from trillium.masks import Mask
-from trillium.wire import Wire
+from trillium.frameworks.fedllm.aggregators import Aggregator
+from trillium.frameworks.fedllm.downloads import Download
+from trillium.frameworks.fedllm.drifts import Drift
+from trillium.frameworks.fedllm.masks import Mask
+from trillium.frameworks.heads import Head
+from trillium.models.adapters import Adapter
+from trillium.wire.codecs import Codec
+from trillium.wire.wire import Wire
 
 MASKS = cast(dict[str, type[Mask]], known(Mask))
 NAMES = [

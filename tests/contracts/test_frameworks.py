@@ -11,12 +11,12 @@ from typing import Any, cast
 import pytest
 
 from tiny import Recorder, digest, distance, federation, tensors_digest
-from trillium.client import Client
 from trillium.component import known
-from trillium.experiment import Experiment
-from trillium.fleet import RoundFailed
+from trillium.experiment.run import Experiment
+from trillium.federation.client import Client
+from trillium.federation.fleet import RoundFailed
 from trillium.frameworks import Framework
-from trillium.message import Message
+from trillium.wire.message import Message
 
 FRAMEWORKS = cast(dict[str, type[Framework]], known(Framework))
 MODES = ("relay", "splitfed_v1", "splitfed_v2", "coalesced")

@@ -10,12 +10,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from trillium.codecs import Codec
-from trillium.codecs.rows import RowCodec
 from trillium.component import known, resolve
-from trillium.message import Message, MessageError, decode, encode
-from trillium.soft_labels import SoftLabels, Writer, chunks, received
-from trillium.wire import Wire
+from trillium.wire.codecs import Codec
+from trillium.wire.codecs.rows import RowCodec
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, decode, encode, received
+from trillium.wire.soft_labels import SoftLabels, Writer, chunks
+from trillium.wire.wire import Wire
 
 ROW_CODECS = sorted(name for name, codec in known(Codec).items() if issubclass(codec, RowCodec))
 CASES: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ROW_CODECS]

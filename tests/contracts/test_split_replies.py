@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tiny import federation
-from trillium.client import Client
-from trillium.message import Message, scalar
+from trillium.federation.client import Client
+from trillium.wire.message import Message, scalar
 
 WRONG = [
     ("begin", "control/num_steps", scalar(1e12), "no number of steps"),

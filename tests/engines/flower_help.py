@@ -17,13 +17,13 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 from session_help import Proxy
 
-from trillium.config import ExperimentConfig
+from trillium.config.experiment import ExperimentConfig
 from trillium.deploy.flower import RunStatus, Value
 from trillium.deploy.launch import HOST, Federation
 from trillium.deploy.prepare import RUNS, prepare_here
 from trillium.deploy.processes import free_port
 from trillium.errors import UserError
-from trillium.run_folder import to_yaml
+from trillium.experiment.folder import to_yaml
 
 LIMIT = 600.0  # seconds; nothing is measured with it
 PACE = 0.15  # seconds that a slowed link takes longer, each way; a round takes about a second then

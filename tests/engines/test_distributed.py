@@ -20,7 +20,7 @@ from trillium.engines.distributed import Patience, SessionEngine
 from trillium.engines.node import Opening, shareable
 from trillium.engines.roster import Mail, Online, Unreachable, text_of
 from trillium.errors import UserError
-from trillium.fleet import Lost
+from trillium.federation.fleet import Lost
 
 OPENING = Opening("run", {}, [], 0)
 CLOSED = RecordDict({"summary": ConfigRecord({"closed": "the node cannot take part: because"})})

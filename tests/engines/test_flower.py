@@ -12,12 +12,12 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trilli
 from flower_help import LIMIT, assert_equal
 
 from tiny import experiment_config
-from trillium.config import ExperimentConfig
+from trillium.config.experiment import ExperimentConfig
 from trillium.deploy.flower import Value
 from trillium.deploy.launch import Federation
 from trillium.deploy.prepare import RUNS, federation, prepare_here
-from trillium.experiment import build
-from trillium.run_folder import RunFolder, to_yaml
+from trillium.experiment.folder import RunFolder, to_yaml
+from trillium.experiment.run import build
 
 COMMON = ("data.num_clients=2", "model.dropout=0.1", "model.dtype=float32", "rounds=2")
 SESSION = {

@@ -12,10 +12,10 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trilli
 from flower_help import Deployment, assert_equal, assert_whole, deployment
 
 from tiny import experiment_config
-from trillium.config import ExperimentConfig
+from trillium.config.experiment import ExperimentConfig
 from trillium.deploy.flower import Value
-from trillium.experiment import build
-from trillium.run_folder import RunFolder
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import build
 
 NAMES = ("client-0", "client-1")
 COMMON = ("data.num_clients=2", "model.dropout=0.1", "model.dtype=float32")

@@ -8,13 +8,13 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
 
-from trillium.config import ExperimentConfig, experiment
+from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.deploy.folder import SETTINGS
 from trillium.engines.flower import _folder
 from trillium.engines.settings import Settings
 from trillium.errors import UserError
-from trillium.experiment import SERVER
-from trillium.run_folder import RunFolder
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import SERVER
 
 
 def settings(folder: Path, *, resume: bool) -> Settings:

@@ -14,11 +14,11 @@ from session_help import ClientThread, serving
 
 from tiny import federation, perturb
 from trillium.engines.stream import SessionServer
-from trillium.experiment import Experiment
-from trillium.fleet import Gathered, Lost
-from trillium.frameworks.split_generate import give_prompts, texts_of, write_texts
-from trillium.ledger import Entry
+from trillium.experiment.run import Experiment
+from trillium.federation.fleet import Gathered, Lost
+from trillium.frameworks.split.generate import give_prompts, texts_of, write_texts
 from trillium.models.generate import Writing
+from trillium.wire.ledger import Entry
 
 PROMPTS = {"client-0": [[9, 30, 17], [5, 6, 7, 8]], "client-1": [[40, 4, 22, 23, 8, 19]]}
 NODES = {"client-0": "a", "client-1": "b"}  # by client, whose certificate it has

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tiny import distance, federation
-from trillium.client import Client
-from trillium.engines.local import LocalEngine
-from trillium.experiment import Experiment
-from trillium.fleet import RoundFailed
-from trillium.message import Message, decode
-from trillium.run_folder import RunFolder, new_folder
+from trillium.experiment.folder import RunFolder, new_folder
+from trillium.experiment.run import Experiment
+from trillium.federation.client import Client
+from trillium.federation.fleet import RoundFailed
+from trillium.federation.local import LocalEngine
+from trillium.wire.message import Message, decode
 
 HALF = ("data.num_clients=5", "fleet.clients_per_round=3", "fleet.min_replies=1", "rounds=3")
 

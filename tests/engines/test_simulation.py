@@ -17,8 +17,8 @@ from tiny import experiment_config
 from trillium.deploy.flower import command, environment
 from trillium.deploy.prepare import RUNS, deploy
 from trillium.deploy.processes import Process, free_port
-from trillium.experiment import build
-from trillium.run_folder import RunFolder
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import build
 
 WORDS = (
     "framework=kd",

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trillium.codecs import Codec
 from trillium.component import resolve
-from trillium.message import Message
-from trillium.wire import Wire
+from trillium.wire.codecs import Codec
+from trillium.wire.message import Message
+from trillium.wire.wire import Wire
 
 NAME = "parameters/x"
 LEAST_SQUARES = {"name": "projection", "fraction": 0.1, "reconstruction": "least_squares"}

@@ -11,10 +11,11 @@ from torch import Tensor
 from tiny import (
     Recorder,
 )
-from trillium.experiment import Experiment
-from trillium.message import Message
-from trillium.models.slots import Tensors, values
-from trillium.wire import Direction
+from trillium.experiment.run import Experiment
+from trillium.models.slots import values
+from trillium.wire.kinds import Tensors
+from trillium.wire.message import Message
+from trillium.wire.wire import Direction
 
 SGD = ("training.optimizer={name: sgd, lr: 0.1}", "training.max_grad_norm=null")
 SIGN = ("framework.download=change", "wire.up=[sign]", "wire.down=[sign]")

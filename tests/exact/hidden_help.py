@@ -11,13 +11,13 @@ from kd_help import T
 from torch import Tensor, nn
 
 from tiny import federation, plain_batch
-from trillium.experiment import Experiment
-from trillium.frameworks.kd import KD
-from trillium.hiddens.probe import Probe
-from trillium.side import Side
-from trillium.soft_labels import SoftLabels
+from trillium.experiment.run import Experiment
+from trillium.federation.side import Side
+from trillium.frameworks.kd.distillation import predict
+from trillium.frameworks.kd.hiddens.probe import Probe
+from trillium.frameworks.kd.protocol import KD
 from trillium.tasks import IGNORE, Example
-from trillium.training.distillation import predict
+from trillium.wire.soft_labels import SoftLabels
 
 SIZE, WEIGHT = 5, 0.7
 PROJECTED = f"framework.hidden={{name: projected, size: {SIZE}, weight: {WEIGHT}}}"

@@ -19,10 +19,10 @@ from tiny import (
     run_rounds,
     trained,
 )
-from trillium.experiment import Experiment
-from trillium.message import decode
+from trillium.experiment.run import Experiment
+from trillium.frameworks.kd.distillation import predict
 from trillium.tasks.batches import collate
-from trillium.training.distillation import predict
+from trillium.wire.message import decode
 
 FRAMEWORKS = {
     "fedllm": (),

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from tiny import EXACT, TARGETS, federation, perturb, plain_batch, plain_model
-from trillium.aggregators import Aggregator, Contribution
-from trillium.aggregators.geometric_median import GeometricMedian
-from trillium.aggregators.krum import Krum
-from trillium.aggregators.mean import Mean
-from trillium.aggregators.median import Median
-from trillium.aggregators.norm_clip import NormClip
-from trillium.aggregators.trimmed_mean import TrimmedMean
 from trillium.errors import UserError
-from trillium.models.slots import Tensors
+from trillium.federation.means import Contribution
+from trillium.frameworks.fedllm.aggregators import Aggregator
+from trillium.frameworks.fedllm.aggregators.geometric_median import GeometricMedian
+from trillium.frameworks.fedllm.aggregators.krum import Krum
+from trillium.frameworks.fedllm.aggregators.mean import Mean
+from trillium.frameworks.fedllm.aggregators.median import Median
+from trillium.frameworks.fedllm.aggregators.norm_clip import NormClip
+from trillium.frameworks.fedllm.aggregators.trimmed_mean import TrimmedMean
+from trillium.wire.kinds import Tensors
 
 Array = np.ndarray[Any, Any]
 

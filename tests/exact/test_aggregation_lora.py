@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from trillium.aggregators import Aggregate, Aggregator, Contribution
-from trillium.aggregators.fedex import FedEx
-from trillium.aggregators.hetlora import HetLora
-from trillium.aggregators.lowrank import residual, sent
-from trillium.aggregators.mean import Mean
-from trillium.aggregators.product_sketch import ProductSketch
-from trillium.aggregators.rank_wise import RankWise
-from trillium.aggregators.stack import Stack
-from trillium.aggregators.svd import Svd
+from trillium.federation.means import Contribution
+from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
+from trillium.frameworks.fedllm.aggregators.fedex import FedEx
+from trillium.frameworks.fedllm.aggregators.hetlora import HetLora
+from trillium.frameworks.fedllm.aggregators.lowrank import residual, sent
+from trillium.frameworks.fedllm.aggregators.mean import Mean
+from trillium.frameworks.fedllm.aggregators.product_sketch import ProductSketch
+from trillium.frameworks.fedllm.aggregators.rank_wise import RankWise
+from trillium.frameworks.fedllm.aggregators.stack import Stack
+from trillium.frameworks.fedllm.aggregators.svd import Svd
 from trillium.models.factors import Factors
-from trillium.models.slots import Tensors
+from trillium.wire.kinds import Tensors
 
 Array = np.ndarray[Any, Any]
 

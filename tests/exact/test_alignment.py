@@ -19,17 +19,17 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from trillium import soft_labels
-from trillium.alignment.labels import translate, translate_labels
-from trillium.alignment.pieces import Pieces
-from trillium.alignment.sequence import Alignment, align
-from trillium.alignment.vocabulary import Rule, Vocabularies, VocabularyMap
-from trillium.codecs.rows import LEAST, FullRows
-from trillium.codecs.top_classes import TopClasses
 from trillium.errors import UserError
-from trillium.soft_labels import SoftLabels, Writer
+from trillium.frameworks.kd.alignment.labels import translate, translate_labels
+from trillium.frameworks.kd.alignment.pieces import Pieces
+from trillium.frameworks.kd.alignment.sequence import Alignment, align
+from trillium.frameworks.kd.alignment.vocabulary import Rule, Vocabularies, VocabularyMap
 from trillium.tasks import IGNORE, Example
 from trillium.tasks.causal_lm import CausalLM
+from trillium.wire import soft_labels
+from trillium.wire.codecs.rows import LEAST, FullRows
+from trillium.wire.codecs.top_classes import TopClasses
+from trillium.wire.soft_labels import SoftLabels, Writer
 
 CORPUS = [
     "the cat sat on the mat and the dog sat on the cat",

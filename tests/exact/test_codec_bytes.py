@@ -12,8 +12,8 @@ import torch
 from codec_help import LEAST_SQUARES, bytes_of, normal, relative, send, wire
 from torch import Tensor
 
-from trillium.codecs import rice, seeded
-from trillium.codecs.rotation import rotate, rotate_back
+from trillium.wire.codecs import rice, seeded
+from trillium.wire.codecs.rotation import rotate, rotate_back
 
 # What crosses is what is accounted (§7, 16)
 

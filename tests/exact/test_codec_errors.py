@@ -10,8 +10,8 @@ import torch
 from codec_help import LEAST_SQUARES, NAME, codec, normal, relative, send, wire
 from torch import Tensor
 
-from trillium.codecs import seeded
-from trillium.message import Message
+from trillium.wire.codecs import seeded
+from trillium.wire.message import Message
 
 # Error feedback (§7, 13 and 14)
 

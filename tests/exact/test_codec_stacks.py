@@ -7,8 +7,9 @@ import torch
 from codec_help import NAME, bytes_of, codec, normal, relative, send, wire
 from torch import Tensor
 
-from trillium.message import Limits, Message, MessageError, decode, encode, named
-from trillium.wire import Wire
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Limits, Message, decode, encode, named
+from trillium.wire.wire import Wire
 
 # Stacks
 

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from trillium.component import known, resolve
-from trillium.ensembles import Average, Ensemble, Opinions
-from trillium.ensembles.noisy_mean import NoisyMean
-from trillium.sharpenings import Sharpening
-from trillium.sharpenings.era import ERA
+from trillium.frameworks.kd.ensembles import Average, Ensemble, NoisyMean, Opinions
+from trillium.frameworks.kd.sharpenings import ERA, Sharpening
 from trillium.tasks import IGNORE
 
 CLIENTS, ROWS, CLASSES, T = 4, 6, 5, 2.0

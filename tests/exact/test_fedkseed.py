@@ -13,16 +13,16 @@ from torch import Tensor
 
 from tiny import Recorder, distance, federation, plain_loss, plain_model, round_batches, run_rounds
 from tiny import tensors_digest as digest
-from trillium.client import Client
 from trillium.errors import UserError
-from trillium.experiment import Experiment
-from trillium.fleet import RoundFailed
+from trillium.experiment.run import Experiment
+from trillium.federation.client import Client
+from trillium.federation.fleet import RoundFailed
 from trillium.frameworks import fedkseed
 from trillium.frameworks.fedkseed import FedKSeed, Walker, signs
-from trillium.message import Message, decode
 from trillium.models.slots import values
 from trillium.rng import derive_seed, generator
 from trillium.training.meters import Meter
+from trillium.wire.message import Message, decode
 
 WORDS = ("framework=fedkseed", "framework.lr=0.01", "training.local_steps=4")
 FLOAT32 = "model.dtype=float32"

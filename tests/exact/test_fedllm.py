@@ -24,10 +24,11 @@ from tiny import (
     run_rounds,
     trained,
 )
-from trillium.aggregators import Aggregate, Aggregator, Contribution
-from trillium.message import decode
+from trillium.federation.means import Contribution
+from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
 from trillium.models.factors import Factors
-from trillium.models.slots import Tensors
+from trillium.wire.kinds import Tensors
+from trillium.wire.message import decode
 
 CASES = [("bert", "classification"), ("gpt2", "classification"), ("gpt2", "causal_lm"),
          ("llama", "causal_lm")]  # fmt: skip

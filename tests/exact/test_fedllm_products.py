@@ -34,10 +34,10 @@ from tiny import (
     round_batches,
     run_rounds,
 )
-from trillium.experiment import build
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import build
+from trillium.experiment.trained import evaluate_run, export_run
 from trillium.models.slots import values
-from trillium.run_folder import RunFolder
-from trillium.trained import evaluate_run, export_run
 
 
 @pytest.mark.parametrize("model", ["gpt2", "bert", "llama"])

@@ -18,7 +18,8 @@ from tiny import (
     run_rounds,
 )
 from trillium.errors import UserError
-from trillium.models.slots import Tensors, values
+from trillium.models.slots import values
+from trillium.wire.kinds import Tensors
 
 
 def test_prox_adds_the_gradient_of_its_term(hub: Path) -> None:

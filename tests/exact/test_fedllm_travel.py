@@ -15,8 +15,9 @@ from tiny import (
     federation,
     run_rounds,
 )
-from trillium.fleet import Gathered
-from trillium.models.slots import Tensors, values
+from trillium.federation.fleet import Gathered
+from trillium.models.slots import values
+from trillium.wire.kinds import Tensors
 
 
 def test_ffa_never_sends_nor_trains_a(hub: Path) -> None:

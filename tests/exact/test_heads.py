@@ -16,17 +16,23 @@ from sklearn.neighbors import NearestCentroid
 from torch import Tensor
 
 from tiny import federation, plain_batch, plain_model
-from trillium.client import Client
 from trillium.errors import UserError
-from trillium.experiment import Experiment, build
-from trillium.fleet import Gathered, Lost
-from trillium.heads.class_means import ClassMeans
-from trillium.heads.closed_form import ClosedForm
-from trillium.heads.ridge import Ridge
-from trillium.heads.statistics import Solution, Statistics, encode_statistics, pool, read_statistics
-from trillium.message import Message
-from trillium.run_folder import RunFolder
-from trillium.wire import Wire
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import Experiment, build
+from trillium.federation.client import Client
+from trillium.federation.fleet import Gathered, Lost
+from trillium.frameworks.heads.class_means import ClassMeans
+from trillium.frameworks.heads.closed_form import ClosedForm
+from trillium.frameworks.heads.ridge import Ridge
+from trillium.frameworks.heads.statistics import (
+    Solution,
+    Statistics,
+    encode_statistics,
+    pool,
+    read_statistics,
+)
+from trillium.wire.message import Message
+from trillium.wire.wire import Wire
 
 ZERO = "framework=zero_shot"
 HALF = (

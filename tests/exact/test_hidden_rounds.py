@@ -12,18 +12,19 @@ from hidden_help import PROJECTED, SIZE, framework_of, kd, noise, probe_of
 from torch import Tensor
 
 from tiny import Recorder, experiment_config, public_set, run_rounds
-from trillium.client import verbs_of
 from trillium.errors import UserError
-from trillium.filters import Filter
-from trillium.frameworks.kd import KD
-from trillium.frameworks.kd_hidden import mean_hidden, read_hidden
-from trillium.frameworks.kd_opinions import Opinion
-from trillium.hiddens.projected import Projected
-from trillium.message import Message, MessageError, decode
-from trillium.side import Side
-from trillium.soft_labels import SoftLabels
+from trillium.federation.client import verbs_of
+from trillium.federation.side import Side
+from trillium.frameworks.kd.filters import Filter
+from trillium.frameworks.kd.hidden import mean_hidden, read_hidden
+from trillium.frameworks.kd.hiddens.projected import Projected
+from trillium.frameworks.kd.opinion import Opinion
+from trillium.frameworks.kd.protocol import KD
 from trillium.tasks import Example
 from trillium.tasks.batches import collate
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, decode
+from trillium.wire.soft_labels import SoftLabels
 
 # What crosses
 

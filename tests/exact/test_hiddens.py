@@ -37,17 +37,17 @@ from tiny import (
     run_rounds,
     trained,
 )
-from trillium import soft_labels
-from trillium.experiment import Experiment
-from trillium.hiddens.lora import LoraHidden
-from trillium.hiddens.probe import Probe, before_head_layer
-from trillium.hiddens.projected import orthonormal
+from trillium.experiment.run import Experiment
+from trillium.frameworks.kd import distillation
+from trillium.frameworks.kd.distillation import Loss, distillation_objective, predict
+from trillium.frameworks.kd.hiddens.lora import LoraHidden
+from trillium.frameworks.kd.hiddens.probe import Probe, before_head_layer
+from trillium.frameworks.kd.hiddens.projected import orthonormal
 from trillium.rng import generator
-from trillium.soft_labels import Teacher, Writer
 from trillium.tasks import IGNORE, Example
 from trillium.tasks.batches import collate, epoch
-from trillium.training import distillation
-from trillium.training.distillation import Loss, distillation_objective, predict
+from trillium.wire import soft_labels
+from trillium.wire.soft_labels import Teacher, Writer
 
 FORMS = [
     ("bert", "classification"),

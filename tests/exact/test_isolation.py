@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tiny import Recorder, digest, federation, frozen_digest, run_rounds, tensors_digest
-from trillium.client import Client, client_verb, verbs_of
-from trillium.experiment import Experiment
-from trillium.fleet import RoundFailed
-from trillium.frameworks.fedllm import FedLLM
-from trillium.message import Message, decode
+from trillium.experiment.run import Experiment
+from trillium.federation.client import Client, client_verb, verbs_of
+from trillium.federation.fleet import RoundFailed
+from trillium.frameworks.fedllm.protocol import FedLLM
+from trillium.wire.message import Message, decode
 
 NUM_CLIENTS = 10
 # Dropout is on, so that random numbers, too, would show a leak.

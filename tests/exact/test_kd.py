@@ -26,19 +26,18 @@ from tiny import (
     run_rounds,
     trained,
 )
-from trillium.codecs.rows import FullRows
-from trillium.ensembles import Average, Opinions
-from trillium.ensembles.size_weighted import SizeWeighted
-from trillium.experiment import Experiment
-from trillium.message import Message, decode
+from trillium.experiment.run import Experiment
+from trillium.frameworks.kd.distillation import Loss, distillation_loss, distillation_objective
+from trillium.frameworks.kd.ensembles import Average, Opinions, SizeWeighted
 from trillium.rng import generator
-from trillium.soft_labels import SoftLabels, Teacher, Writer
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import collate
 from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.classification import Classification
-from trillium.training.distillation import Loss, distillation_loss, distillation_objective
 from trillium.training.loop import Objective
+from trillium.wire.codecs.rows import FullRows
+from trillium.wire.message import Message, decode
+from trillium.wire.soft_labels import SoftLabels, Teacher, Writer
 
 ROWS, CLASSES = 5, 7
 

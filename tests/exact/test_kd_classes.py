@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trillium.frameworks.kd_dialects import CLASSES, NUM_CLASSES, read_classes
-from trillium.message import Message, MessageError, scalar
-from trillium.training.distillation import distillation_loss
+from trillium.frameworks.kd.dialects import CLASSES, NUM_CLASSES, read_classes
+from trillium.frameworks.kd.distillation import distillation_loss
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, scalar
 
 NUM_TEACHER, NUM_STUDENT, T = 6, 9, 1.5
 

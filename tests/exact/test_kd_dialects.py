@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from checkpoints import checkpoint
 from tiny import NUM_WORDS, SPECIAL, VOCABULARY, Recorder, distance, federation, run_rounds
-from trillium.experiment import Experiment
-from trillium.frameworks.kd_dialects import opinion_of, read_classes, teacher_for, with_classes
-from trillium.frameworks.kd_opinions import Opinion
-from trillium.message import Message, decode
-from trillium.soft_labels import Teacher, Writer
+from trillium.experiment.run import Experiment
+from trillium.frameworks.kd.dialects import opinion_of, read_classes, teacher_for, with_classes
+from trillium.frameworks.kd.opinion import Opinion
+from trillium.wire.message import Message, decode
+from trillium.wire.soft_labels import Teacher, Writer
 
 # Plain SGD: Adam makes steps of full size of what rounding leaves of a gradient of zero.
 WORDS = ("framework=kd", "model.random_weights=false", "training.optimizer={name: sgd, lr: 0.3}")

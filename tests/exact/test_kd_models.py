@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tiny import Recorder, distance, experiment_config, federation, run_rounds
-from trillium.config import experiment
+from trillium.config.experiment import experiment
 from trillium.errors import UserError
-from trillium.experiment import Experiment, once_bytes
-from trillium.message import decode
+from trillium.experiment.run import Experiment
+from trillium.frameworks import once_bytes
+from trillium.wire.message import decode
 
 KD = "framework=kd"
 TARGETS = "[q_proj, v_proj]"
@@ -101,10 +102,10 @@ def test_what_a_client_must_hold_is_the_largest_of_their_models(hub: Path) -> No
         sum(t.nbytes for n, t in c.model.module.state_dict().items() if "lora_" not in n)
         for c in fed.clients
     ]
-    held = once_bytes(fed.config, fed.server, fed.clients)["base_model"]
+    held = once_bytes(fed.config.framework, fed.server, fed.clients)["base_model"]
     assert 0.9 * max(sizes) < held <= max(sizes)  # but for the task head, which trains
     assert len(set(sizes)) == 2
-    assert once_bytes(fed.config, fed.server, []) == {}  # the server has neither of them
+    assert once_bytes(fed.config.framework, fed.server, []) == {}  # the server has neither of them
 
 
 def test_heads_in_closed_form_are_solved_by_model(hub: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 
 from tiny import Recorder, distance, experiment_config, federation, run_rounds
 from trillium.errors import UserError
-from trillium.experiment import Experiment
-from trillium.fleet import Gathered, Lost
-from trillium.message import decode
+from trillium.experiment.run import Experiment
+from trillium.federation.fleet import Gathered, Lost
+from trillium.wire.message import decode
 
 VOTES = "wire.up=[votes]"
 

@@ -24,17 +24,18 @@ from tiny import (
     run_rounds,
     trained,
 )
-from trillium.client import verbs_of
 from trillium.errors import UserError
-from trillium.experiment import Experiment
-from trillium.filters import Filter
-from trillium.frameworks.kd import KD
-from trillium.message import Message, MessageError, decode
+from trillium.experiment.run import Experiment
+from trillium.federation.client import verbs_of
+from trillium.federation.side import Side
+from trillium.frameworks.kd.filters import Filter
+from trillium.frameworks.kd.protocol import KD
+from trillium.frameworks.kd.public import read_mask, write_mask
 from trillium.models.slots import matches
 from trillium.rng import generator
-from trillium.side import Side
 from trillium.tasks import Example
-from trillium.tasks.public import read_mask, write_mask
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, decode
 
 TOP = "wire.{}=[{{name: top_classes, k: 2}}]"
 

@@ -25,14 +25,16 @@ from transformers import (
 from tiny import NUM_ROWS, experiment_config, federation
 from trillium.data.deployed import read_server_data, write_server_data
 from trillium.data.federated import load_data, row_keys
-from trillium.data.written import with_public
+from trillium.data.publics import Public
+from trillium.data.publics.sampled import Sampled
+from trillium.data.publics.words import Words, whole_words
 from trillium.errors import UserError
-from trillium.experiment import Experiment, build
-from trillium.publics import Public
-from trillium.publics.sampled import Sampled
-from trillium.publics.words import Words, whole_words
-from trillium.run_folder import RunFolder
-from trillium.tasks import IGNORE
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import Experiment, build
+from trillium.experiment.written import with_public
+from trillium.models.base import ModelConfig
+from trillium.models.load import LanguageModel
+from trillium.tasks import IGNORE, Task
 from trillium.training.meters import Meter
 
 WORDS = {f"w{index}" for index in range(40)}
@@ -41,6 +43,11 @@ GREEDY = "data.public={name: sampled, top_k: 1, max_new_tokens: 6}"
 
 def kd(hub: Path, *words: str, **options: Any) -> Experiment:
     return federation(hub, "framework=kd", *words, **options)
+
+
+def given(fed: Experiment) -> tuple[Task, ModelConfig, LanguageModel, int]:
+    """What a public set is written from."""
+    return fed.config.task, fed.config.of(None).model, fed.model, fed.config.seed
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +113,7 @@ def chi_square(counts: Counter[Any]) -> float:
 
 def test_all_words_and_lengths_are_equally_likely(hub: Path) -> None:
     fed = kd(hub)
-    rows = islice(Words(shortest=1, longest=4).write(fed.config, fed.model, Meter({})), 100)
+    rows = islice(Words(shortest=1, longest=4).write(*given(fed), Meter({})), 100)
     texts = [row["text"].split() for batch in rows for row in batch]
     words = Counter(word for text in texts for word in text)
     lengths = Counter(len(text) for text in texts)
@@ -169,7 +176,7 @@ def test_a_federation_learns_from_words(hub: Path, task: str) -> None:
 
 
 def test_a_tokenizer_without_words_is_refused(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trillium.publics.words.whole_words", lambda tokenizer: [])
+    monkeypatch.setattr("trillium.data.publics.words.whole_words", lambda tokenizer: [])
     with pytest.raises(UserError, match="whole word"):
         kd(hub, "data.public=words")
 
@@ -188,7 +195,7 @@ def first_token(fed: Experiment, prompt: list[int]) -> Tensor:
 def frequencies(fed: Experiment, public: Sampled, num_batches: int) -> Tensor:
     """How often the model writes each word of the vocabulary; special tokens count as one."""
     counts = torch.zeros(44, dtype=torch.float64)
-    for batch in islice(public.write(fed.config, fed.model, fed.server.meter), num_batches):
+    for batch in islice(public.write(*given(fed), fed.server.meter), num_batches):
         for row in batch:
             text = row["completion"].strip()
             counts[int(text[1:]) + 4 if text else 0] += 1
@@ -230,7 +237,7 @@ def test_what_is_written_goes_on_from_the_prompts_in_turn(hub: Path) -> None:
     prompts = ("w1 w2 w3 w4", "w7", "w30 w31")
     public = Sampled(prompts=prompts, top_k=1, max_new_tokens=5, batch_size=4)
     fed = kd(hub, task="causal_lm")
-    rows = [row for batch in islice(public.write(fed.config, fed.model, Meter({})), 2)
+    rows = [row for batch in islice(public.write(*given(fed), Meter({})), 2)
             for row in batch]  # fmt: skip
     assert [row["prompt"] for row in rows] == [prompts[index % 3] for index in range(8)]
     for row in rows:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tiny import experiment_config
-from trillium.experiment import Experiment, build
-from trillium.run_folder import RunFolder, is_finished
+from trillium.experiment.folder import RunFolder, is_finished
+from trillium.experiment.run import Experiment, build
 
 ROUNDS = 3
 WORDS = {

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from tiny import Recorder, federation, perturb, run_rounds
 from trillium.errors import UserError
-from trillium.experiment import Experiment
-from trillium.frameworks.kd import KD
-from trillium.frozen import frozen_features
-from trillium.message import decode
+from trillium.experiment.run import Experiment
+from trillium.federation.frozen import frozen_features
+from trillium.frameworks.kd.protocol import KD
+from trillium.frameworks.kd.public import read_mask
+from trillium.frameworks.kd.selections import farthest_first
 from trillium.rng import generator
-from trillium.selections.diverse import farthest_first
-from trillium.tasks.public import read_mask
+from trillium.wire.message import decode
 
 ONLY_SURE = "framework.selection={name: uncertain, explore: 0}"
 PART = "framework.public_per_round=5"

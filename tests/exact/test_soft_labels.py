@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from trillium.codecs import Codec
-from trillium.codecs.rows import RowCodec
-from trillium.codecs.top_classes import TopClasses
 from trillium.component import resolve
-from trillium.soft_labels import SoftLabels, Writer
-from trillium.training.distillation import distillation_loss
+from trillium.frameworks.kd.distillation import distillation_loss
+from trillium.wire.codecs import Codec
+from trillium.wire.codecs.rows import RowCodec
+from trillium.wire.codecs.top_classes import TopClasses
+from trillium.wire.soft_labels import SoftLabels, Writer
 
 T = 2.0
 

@@ -23,7 +23,7 @@ from tiny import (
     trained,
 )
 from trillium.errors import UserError
-from trillium.experiment import Experiment
+from trillium.experiment.run import Experiment
 from trillium.tasks import IGNORE, Example
 
 CASES = [("gpt2", "classification"), ("bert", "classification"), ("gpt2", "causal_lm"),

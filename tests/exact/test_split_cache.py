@@ -20,20 +20,20 @@ from tiny import (
     run_rounds,
     trained,
 )
-from trillium.codecs import Codec
-from trillium.codecs.rows import RowCodec
 from trillium.component import known, resolve
-from trillium.encoded_rows import EncodedRows, Layout
 from trillium.errors import UserError
-from trillium.experiment import Experiment
-from trillium.frameworks.activation_cache import ActivationCache
-from trillium.frameworks.split import Split
-from trillium.message import decode
+from trillium.experiment.run import Experiment
+from trillium.frameworks.split.activation_cache import ActivationCache
+from trillium.frameworks.split.protocol import Split
 from trillium.rng import generator
 from trillium.tasks import Example
 from trillium.tasks.batches import collate, of_one_length
 from trillium.training.loop import batches
 from trillium.training.meters import Meter
+from trillium.wire.codecs import Codec
+from trillium.wire.codecs.rows import RowCodec
+from trillium.wire.message import decode
+from trillium.wire.rows import EncodedRows, Layout
 
 CASES = [("gpt2", "classification"), ("bert", "classification"), ("gpt2", "causal_lm"),
          ("llama", "causal_lm")]  # fmt: skip

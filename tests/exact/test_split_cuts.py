@@ -10,7 +10,7 @@ import torch
 
 from tiny import EXACT, distance, federation, perturb, run_rounds
 from trillium.errors import UserError
-from trillium.experiment import Experiment
+from trillium.experiment.run import Experiment
 
 CASES = [("gpt2", "classification"), ("bert", "classification"), ("llama", "causal_lm")]
 THIN = "tiers={thin: {clients: [client-1], cut: 1}}"

@@ -10,10 +10,11 @@ import torch
 
 from tiny import EXACT, Recorder, distance, federation, perturb, run_rounds
 from trillium.errors import UserError
-from trillium.experiment import Experiment
-from trillium.frameworks.split_delta import Copies, Delta, compensated
-from trillium.message import Message, MessageError, decode
-from trillium.wire import Wire
+from trillium.experiment.run import Experiment
+from trillium.frameworks.split.delta import Copies, Delta, compensated
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, decode
+from trillium.wire.wire import Wire
 
 STILL = "training.optimizer={name: sgd, lr: 1.0e-30}"  # nothing moves, to the last bit
 DELTA = "framework.delta={}"

@@ -24,10 +24,10 @@ from tiny import (
     run_rounds,
     trained,
 )
-from trillium.experiment import Experiment
-from trillium.message import decode
+from trillium.experiment.run import Experiment
 from trillium.rng import generator
 from trillium.training.loop import batches
+from trillium.wire.message import decode
 
 CASES = [("gpt2", "classification"), ("bert", "classification"), ("gpt2", "causal_lm"),
          ("llama", "causal_lm")]  # fmt: skip

@@ -14,13 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from tiny import Recorder, experiment_config, federation, perturb, plain_batch, run_rounds
-from trillium.client import Client
-from trillium.experiment import Experiment, build
-from trillium.frameworks.split_generate import give_prompts, texts_of, write_texts
-from trillium.message import Message, MessageError, decode
-from trillium.models.generate import PartSession, Writing, pad_left
-from trillium.run_folder import RunFolder
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import Experiment, build
+from trillium.federation.client import Client
+from trillium.frameworks.split.generate import give_prompts, texts_of, write_texts
+from trillium.frameworks.split.session import PartSession
+from trillium.models.generate import Writing, pad_left
 from trillium.training.meters import Meter
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, decode
 
 NEW = 8
 SHAPES = {

@@ -10,10 +10,11 @@ import torch
 
 from tiny import EXACT, Recorder, distance, federation, perturb, run_rounds
 from trillium.errors import UserError
-from trillium.experiment import Experiment
-from trillium.frameworks.activation_cache import digest_of
-from trillium.message import Message, MessageError, decode
+from trillium.experiment.run import Experiment
+from trillium.frameworks.split.activation_cache import digest_of
 from trillium.tasks import Example
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, decode
 
 CASES = [
     ("gpt2", "classification", "relay", "two_part"),

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from tiny import Recorder, federation, perturb, run_rounds
 from trillium.component import resolve
-from trillium.defences import Defence
-from trillium.defences.gaussian import Gaussian, gaussian_epsilon
 from trillium.errors import UserError
-from trillium.experiment import Experiment
-from trillium.leakage import Seen, measure
-from trillium.leakage.correlation import distance_correlation
-from trillium.leakage.labels import norm_auc
-from trillium.leakage.tokens import Inverter, nearest_tokens, rouge_l
-from trillium.message import decode
+from trillium.experiment.run import Experiment
+from trillium.frameworks.split.defences import Defence, Gaussian, gaussian_epsilon
+from trillium.frameworks.split.leakage import Seen, measure
+from trillium.frameworks.split.leakage.correlation import distance_correlation
+from trillium.frameworks.split.leakage.labels import norm_auc
+from trillium.frameworks.split.leakage.tokens import Inverter, nearest_tokens, rouge_l
+from trillium.wire.message import decode
 
 DRAW = torch.Generator().manual_seed(4)
 WORDS = torch.randn(50, 16, generator=DRAW)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from trillium.errors import UserError
 from trillium.models.blocks import find_blocks
-from trillium.models.split import SplitModel, check_split, shared_parameters, split_model
+from trillium.models.cut import SplitModel, check_split, shared_parameters, split_model
 
 BLOCKS, VOCABULARY, SEQUENCE = 3, 61, 9
 # Key-value heads, head size and MLP width are chosen so that hardly any layer is square.

@@ -25,12 +25,12 @@ from tiny import (
     run_rounds,
     trained,
 )
-from trillium.client import Client
 from trillium.errors import UserError
-from trillium.experiment import Experiment
-from trillium.fleet import Gathered, PostingEngine
-from trillium.message import Message, decode
+from trillium.experiment.run import Experiment
+from trillium.federation.client import Client
+from trillium.federation.fleet import Gathered, PostingEngine
 from trillium.rng import scoped_rng
+from trillium.wire.message import Message, decode
 
 AHEAD = "framework.staleness=1"
 CLIP = 0.2

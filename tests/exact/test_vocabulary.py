@@ -10,10 +10,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tiny import distance, federation, perturb, run_rounds
-from trillium import soft_labels
-from trillium.experiment import Experiment
-from trillium.models.vocabulary import before_vocabulary, ends_in_vocabulary
-from trillium.training import distillation
+from trillium.experiment.run import Experiment
+from trillium.frameworks.kd import distillation
+from trillium.frameworks.kd.last_layer import before_vocabulary, ends_in_vocabulary
+from trillium.wire import soft_labels
 
 SIZES = dict(
     vocab_size=50, hidden_size=12, num_hidden_layers=2, num_attention_heads=2, head_dim=4,
@@ -77,11 +77,11 @@ def test_models_that_cap_their_logits_are_told_apart() -> None:
 
 def test_memory_does_not_grow_with_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """What autograd keeps for the backward pass: parts of the hidden states, and no logits."""
-    from trillium.codecs.top_classes import TopClasses
-    from trillium.soft_labels import Teacher, Writer
     from trillium.tasks import Example
     from trillium.tasks.batches import collate
     from trillium.tasks.causal_lm import CausalLM
+    from trillium.wire.codecs.top_classes import TopClasses
+    from trillium.wire.soft_labels import Teacher, Writer
 
     monkeypatch.setattr(soft_labels, "CHUNK", 2**12)
     examples = [Example(i, torch.arange(4, 28), torch.arange(4, 28)) for i in range(8)]

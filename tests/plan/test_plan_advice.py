@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from trillium.config import Tree, parse_overrides
+from trillium.config.experiment import Tree, parse_overrides
+from trillium.config.sweep import curves, divide, swept
 from trillium.errors import UserError
 from trillium.plan.advice import Constraint, advise, break_even, constraints, pareto
 from trillium.plan.arms import Arm, arms_of, plan_arms
@@ -15,7 +16,6 @@ from trillium.plan.models import Models
 from trillium.plan.planning import planning_of
 from trillium.plan.shapes import shapes, with_sources
 from trillium.plan.sums import Sums
-from trillium.plan.sweep import curves, divide, swept
 
 SMALL = [
     "model.id=distilgpt2",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trillium.config import parse_overrides
+from trillium.config.experiment import parse_overrides
 from trillium.plan.arms import Arm, arms_of, plan_arms
 from trillium.plan.models import Models
 from trillium.plan.planning import planning_of

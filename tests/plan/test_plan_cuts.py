@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from trillium.config import Tree, experiment, parse_overrides
+from trillium.config.experiment import Tree, experiment, parse_overrides
 from trillium.errors import UserError
 from trillium.plan.advice import constraints
 from trillium.plan.arms import Arm, arms_of, plan_arm

@@ -9,13 +9,13 @@ import pytest
 from plan_help import close, plan_and_run
 
 import tiny
+from trillium.data.publics.rows import Rows
 from trillium.plan.data import Assumptions, assumed_texts
 from trillium.plan.federation import Federation
 from trillium.plan.held import Held
 from trillium.plan.predict import predict
 from trillium.plan.result import texts_of
 from trillium.plan.written import writing
-from trillium.publics.rows import Rows
 
 INT8 = "wire={up: [int8], down: [cast]}"
 FEDLLM = {

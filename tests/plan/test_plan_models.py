@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from trillium.config import ExperimentConfig, experiment, parse_overrides
+from trillium.config.experiment import ExperimentConfig, experiment, parse_overrides
 from trillium.errors import UserError
 from trillium.plan import depth
 from trillium.plan.data import Assumptions, assumed_texts

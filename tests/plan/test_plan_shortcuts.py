@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from trillium.config import experiment, parse_overrides
+from trillium.config.experiment import experiment, parse_overrides
+from trillium.models.cut import split_model
 from trillium.models.parts import Parts
-from trillium.models.split import split_model
 from trillium.plan.cut import cut_model
 from trillium.plan.data import Assumptions, assumed_texts
 from trillium.plan.depth import is_deep, on_few
@@ -152,7 +152,7 @@ def test_fewer_rows_of_a_cut_cost_their_share() -> None:
 
 def test_a_plan_imports_nothing_that_reads_or_draws() -> None:
     code = (
-        "import sys\nfrom trillium.cli import app\n"
+        "import sys\nfrom trillium.cli.app import app\n"
         "app(['plan', 'gpt2', 'framework=fedllm', 'plan.data.examples=4'], standalone_mode=False)\n"
         "print(sorted(sys.modules.keys() & {'datasets', 'pandas', 'matplotlib', 'flwr', 'torch'}))"
     )

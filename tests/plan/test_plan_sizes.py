@@ -7,15 +7,16 @@ import random
 import pytest
 import torch
 
-from trillium.codecs import Codec
-from trillium.codecs.rows import RowCodec
 from trillium.component import known, resolve
-from trillium.message import DTYPES, Message, encode
 from trillium.plan import sizes
 from trillium.plan.fakes import Paper
 from trillium.plan.sizes import Scales, encoded_length
-from trillium.soft_labels import SoftLabels
-from trillium.wire import Wire
+from trillium.wire.codecs import Codec
+from trillium.wire.codecs.rows import RowCodec
+from trillium.wire.kinds import DTYPES
+from trillium.wire.message import Message, encode
+from trillium.wire.soft_labels import SoftLabels
+from trillium.wire.wire import Wire
 
 DEPENDS_ON_VALUES = {"zstd", "top_k", "random_k", "adaptive"}
 VECTORS = sorted(n for n, c in known(Codec).items() if not issubclass(c, RowCodec))

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 import tiny
-from trillium.compare import run_one
 from trillium.errors import UserError
-from trillium.ledger import Entry
+from trillium.experiment.compare import run_one
+from trillium.experiment.folder import RunFolder
 from trillium.plan.places import Place, Planning, quantity
 from trillium.plan.replay import replay, waves_of
 from trillium.plan.sizes import Weight
 from trillium.plan.times import round_time
 from trillium.plan.waves import Ask, Wave, Work
-from trillium.run_folder import RunFolder
+from trillium.wire.ledger import Entry
 
 
 def weight(count: int) -> Weight:

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from checkpoints import checkpoint, fresh, load, logits, moved
 from tiny import federation, run_rounds
-from trillium.adapters.ia3 import IA3
 from trillium.errors import UserError
+from trillium.models.adapters.ia3 import IA3
 from trillium.models.heads import head_layer
 from trillium.models.load import LanguageModel
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trillium.checkpoint import Checkpoints, dump, load
 from trillium.errors import UserError
+from trillium.federation.checkpoint import Checkpoints, dump, load
 
 
 def files(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trillium.config import (
+from trillium.config.experiment import (
     ExperimentConfig,
     comparison,
     experiment,

@@ -17,17 +17,19 @@ from datasets import Dataset
 from pydantic import BaseModel
 
 import tiny
-from trillium.aggregators import Aggregator, Contribution
-from trillium.cli import _parse
-from trillium.codecs import Codec
+from trillium.cli.app import _parse
 from trillium.component import Component, known
-from trillium.config import experiment
+from trillium.config.experiment import experiment
 from trillium.data.partitions import Partition
-from trillium.experiment import Experiment
+from trillium.experiment.run import Experiment
+from trillium.federation.means import Contribution
 from trillium.frameworks import Framework
-from trillium.masks import Mask
-from trillium.models.slots import Tensors, matches
+from trillium.frameworks.fedllm.aggregators import Aggregator
+from trillium.frameworks.fedllm.masks import Mask
+from trillium.models.slots import matches
 from trillium.report.measures import MEASURES
+from trillium.wire.codecs import Codec
+from trillium.wire.kinds import Tensors
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from trillium.errors import UserError
-from trillium.fleet import Fleet, FleetConfig, Gathered, Lost, RoundFailed
-from trillium.ledger import Ledger
-from trillium.message import Message, MessageError, decode, encode
-from trillium.wire import Wire
+from trillium.federation.fleet import Fleet, FleetConfig, Gathered, Lost, RoundFailed
+from trillium.wire.kinds import MessageError
+from trillium.wire.ledger import Ledger
+from trillium.wire.message import Message, decode, encode
+from trillium.wire.wire import Wire
 
 NAMES = [f"client-{index}" for index in range(8)]
 COST = {"control/cost": torch.tensor([10.0, 0.5, 99.0, 7.0], dtype=torch.float64)}

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import tiny
-from trillium.codecs.rows import FullRows
-from trillium.config import read_yaml
+from trillium.config.experiment import read_yaml
 from trillium.errors import UserError
-from trillium.frameworks import kd
+from trillium.experiment.folder import to_yaml
+from trillium.frameworks.kd import protocol as kd
 from trillium.models.slots import values
 from trillium.report.read import Run
 from trillium.report.traffic import RoundTraffic, Traffic
-from trillium.run_folder import to_yaml
-from trillium.soft_labels import SoftLabels
+from trillium.wire.codecs.rows import FullRows
+from trillium.wire.soft_labels import SoftLabels
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RECIPE = read_yaml(BENCHMARKS / "frontier_fedllm.yaml")

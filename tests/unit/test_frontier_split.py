@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import tiny
-from trillium.config import read_yaml
-from trillium.run_folder import RunFolder
+from trillium.config.experiment import read_yaml
+from trillium.experiment.folder import RunFolder
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RECIPE = read_yaml(BENCHMARKS / "frontier_split.yaml")

@@ -19,8 +19,8 @@ import torch
 import zstandard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trillium import soft_labels
-from trillium.config import merge, parse_overrides, read_yaml
+from trillium.config.experiment import merge, parse_overrides, read_yaml
+from trillium.wire import soft_labels
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

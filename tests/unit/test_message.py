@@ -11,16 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trillium.message import (
-    DTYPES,
-    KINDS,
-    Message,
-    MessageError,
-    decode,
-    encode,
-    named,
-    scalar,
-)
+from trillium.wire.kinds import DTYPES, KINDS, MessageError
+from trillium.wire.message import Message, decode, encode, named, scalar
 
 NAMES = st.builds(
     "{}/{}".format, st.sampled_from(KINDS), st.text("abcXYZ019_./-", min_size=1, max_size=12)

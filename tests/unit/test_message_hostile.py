@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from trillium.message import MAGIC, VERSION, Limits, Message, MessageError, decode, encode, scalar
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import MAGIC, VERSION, Limits, Message, decode, encode, scalar
 
 VALID = encode(
     Message(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trillium.run_folder import RunFolder, claim, new_folder
+from trillium.experiment.folder import RunFolder, claim, new_folder
 
 
 def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:

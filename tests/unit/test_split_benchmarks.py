@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from trillium.experiment import build
+from trillium.experiment.run import build
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 EXAMPLES = 64  # two pooled batches

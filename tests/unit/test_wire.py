@@ -9,8 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from trillium.message import Kind, Limits, Message, MessageError, decode, encode, named
-from trillium.wire import Direction, Wire
+from trillium.wire.kinds import Kind, MessageError
+from trillium.wire.message import Limits, Message, decode, encode, named
+from trillium.wire.wire import Direction, Wire
 
 DIRECTIONS: tuple[Direction, ...] = ("up", "down")
 

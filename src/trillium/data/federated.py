@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from trillium.component import Choice
 from trillium.data.partitions import Partition
 from trillium.data.partitions.iid import IID
+from trillium.data.publics import Public
+from trillium.data.publics.rows import Rows
 from trillium.data.sources import RawData, Source
 from trillium.data.sources.builtin import Builtin
 from trillium.errors import UserError, suggest
-from trillium.publics import Public
-from trillium.publics.rows import Rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,7 +57,7 @@ class FederatedData:
         clients: rows by client id, `client-0`, `client-1`, …, padded so that ids sort by number.
         test: held-out rows; no client and no public row has a text of theirs.
         public: rows that all sides hold, without `client`; no client has their texts. Those that the
-            server writes come later (`trillium.data.written`), and have no `label`.
+            server writes come later (`trillium.experiment.written`), and have no `label`.
         labels: class names, indexed by `label`; `()` for `causal_lm`.
         removed: number of training rows left out, by reason.
         public_from: name of what the public set comes from.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from trillium.config import ExperimentConfig
+from trillium.config.experiment import ExperimentConfig
 from trillium.data.deployed import write_rows, write_server_data
 from trillium.data.federated import FederatedData, load_data
 from trillium.deploy.flower import RunStatus, Value
@@ -16,7 +16,7 @@ from trillium.deploy.keys import make_keys
 from trillium.deploy.launch import HOST, Federation
 from trillium.deploy.processes import free_port
 from trillium.errors import UserError
-from trillium.run_folder import to_yaml
+from trillium.experiment.folder import to_yaml
 
 RUNS: Final = Path("server") / "runs"
 

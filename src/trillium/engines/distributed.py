@@ -19,7 +19,7 @@ from trillium.engines.roster import Mail, Online, Unreachable, opening_record, o
 from trillium.engines.secure import ServerTLS
 from trillium.engines.stream import SessionServer
 from trillium.errors import UserError
-from trillium.fleet import Gathered, Lost
+from trillium.federation.fleet import Gathered, Lost
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from trillium.checkpoint import Checkpoints, dump, load
-from trillium.config import ExperimentConfig, experiment
+from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.data.deployed import read_server_data
 from trillium.engines.distributed import Patience, SessionEngine
 from trillium.engines.messages import MessageEngine
@@ -29,12 +28,13 @@ from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import SessionRefused, serve_session
 from trillium.engines.settings import Settings
 from trillium.errors import UserError
-from trillium.experiment import SERVER, build_server, resident_model
-from trillium.ledger import Entry
+from trillium.experiment.folder import RunFolder, is_finished, new_folder
+from trillium.experiment.run import SERVER, build_server, resident_model
+from trillium.federation.checkpoint import Checkpoints, dump, load
+from trillium.federation.side import Metrics
 from trillium.quiet import quiet
 from trillium.report.write import write_report
-from trillium.run_folder import RunFolder, is_finished, new_folder
-from trillium.side import Metrics
+from trillium.wire.ledger import Entry
 
 log = logging.getLogger(__name__)
 

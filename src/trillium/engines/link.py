@@ -33,7 +33,7 @@ from trillium.engines.frames import (
     read_control,
     text,
 )
-from trillium.fleet import Lost
+from trillium.federation.fleet import Lost
 
 log = logging.getLogger(__name__)
 

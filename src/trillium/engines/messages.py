@@ -16,7 +16,7 @@ from flwr.app import RecordDict
 from trillium.engines.distributed import RETRY_SECONDS, Patience
 from trillium.engines.node import Opening
 from trillium.engines.roster import Mail, bytes_of, opening_record, outcome, text_of, with_bytes
-from trillium.fleet import Gathered, Lost
+from trillium.federation.fleet import Gathered, Lost
 
 log = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trillium.checkpoint import Checkpoints
-from trillium.client import Client
-from trillium.config import ExperimentConfig, experiment
+from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.data.deployed import read_rows
 from trillium.data.federated import load_data
 from trillium.errors import UserError, suggest
-from trillium.experiment import build_client, resident_model, tokenize
-from trillium.message import MessageError
+from trillium.experiment.run import build_client, resident_model, tokenize
+from trillium.federation.checkpoint import Checkpoints
+from trillium.federation.client import Client
 from trillium.models.load import LanguageModel
+from trillium.wire.kinds import MessageError
 
 log = logging.getLogger(__name__)
 

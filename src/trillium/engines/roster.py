@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from trillium.engines.node import Opening
-from trillium.fleet import Lost
+from trillium.federation.fleet import Lost
 
 POLL_SECONDS: Final = 0.1
 _BYTES: Final = "trillium.bytes"

@@ -24,7 +24,7 @@ from trillium.engines.link import Ask, Link, Refused
 from trillium.engines.secure import METHOD, SERVICE, ServerTLS, server_options
 from trillium.engines.tokens import Tokens
 from trillium.errors import UserError
-from trillium.fleet import Lost
+from trillium.federation.fleet import Lost
 
 log = logging.getLogger(__name__)
 

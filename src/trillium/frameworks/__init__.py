@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from peft import PeftModel
 from torch import nn
 
-from trillium.client import Client, client_verb
 from trillium.component import Component
 from trillium.errors import UserError
-from trillium.fleet import Fleet
-from trillium.message import Message, scalar
-from trillium.server import Server
-from trillium.side import Metrics, Side
+from trillium.federation.client import Client, client_verb
+from trillium.federation.fleet import Fleet
+from trillium.federation.server import Server
+from trillium.federation.side import Metrics, Side
+from trillium.wire.message import Message, scalar
 
 if TYPE_CHECKING:
-    from trillium.config import ExperimentConfig
+    from trillium.federation.setting import Setting
 
 SERVER_MODEL = "server model"
 CLIENT_MODELS = "mean of the clients' models"
@@ -37,7 +38,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Whose accuracy is reported."""
         return SERVER_MODEL
 
-    def check(self, config: ExperimentConfig) -> None:
+    def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other.
 
         Raises:
@@ -100,6 +101,18 @@ def weigh(module: nn.Module) -> int:
     """Return the bytes of the frozen tensors of a module, tied ones once."""
     frozen = [p for p in module.parameters() if not p.requires_grad]
     return sum(tensor.nbytes for tensor in [*frozen, *module.buffers()])
+
+
+def once_bytes(framework: Framework, server: Server, clients: Sequence[Client]) -> dict[str, int]:
+    """Return what a client must hold before the run, the most that any does.
+
+    Empty where that is not known: a server whose clients are elsewhere knows no model but its own.
+    """
+    by_model: dict[int, Side] = {id(client.model): client for client in clients}
+    if not clients and server.groups[0]:
+        by_model = {id(server.model): server}
+    found = [framework.once_bytes(side) for side in by_model.values()]
+    return max(found, key=lambda parts: sum(parts.values()), default={})
 
 
 class OwnModels(Framework):

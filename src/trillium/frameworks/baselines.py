@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from trillium.client import Client, client_verb
-from trillium.fleet import Fleet
+from trillium.federation.client import Client, client_verb
+from trillium.federation.fleet import Fleet
+from trillium.federation.server import Server
+from trillium.federation.side import Metrics, Side
 from trillium.frameworks import (
     CLIENT_MODELS,
     Framework,
     OwnModels,
     mean_metrics,
 )
-from trillium.message import Message, scalar
 from trillium.models.slots import values
-from trillium.server import Server
-from trillium.side import Metrics, Side
 from trillium.training.loop import batches, task_objective
+from trillium.wire.message import Message, scalar
 
 
 class ZeroShot(Framework, name="zero_shot"):

@@ -26,21 +26,22 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trillium.client import Client, client_verb
 from trillium.errors import UserError
-from trillium.fleet import Fleet
+from trillium.federation.client import Client, client_verb
+from trillium.federation.fleet import Fleet
+from trillium.federation.server import Server
+from trillium.federation.side import Metrics, Side
 from trillium.frameworks import Framework
-from trillium.message import Message, MessageError, scalar
 from trillium.models.slots import State
 from trillium.rng import derive_seed
-from trillium.server import Server
-from trillium.side import Metrics, Side
 from trillium.tasks.batches import collate
 from trillium.training.loop import batches, task_objective
 from trillium.training.meters import resident_tensors
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, scalar
 
 if TYPE_CHECKING:
-    from trillium.config import ExperimentConfig
+    from trillium.federation.setting import Setting
 
 CHUNK = 2**20  # entries of a direction drawn at once: bounds the memory that a step adds; 64 * n
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
@@ -67,7 +68,7 @@ class FedKSeed(Framework, name="fedkseed"):
     epsilon: float = Field(default=1e-3, gt=0)
     lr: float = Field(default=1e-5, gt=0)
 
-    def check(self, config: ExperimentConfig) -> None:
+    def check(self, config: Setting) -> None:
         """Refuse what replay cannot reproduce."""
         super().check(config)
         training = config.training

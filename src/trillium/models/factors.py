@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
@@ -63,3 +63,20 @@ def nonlinear_names(module: nn.Module) -> set[str]:
                 inside = ("lora_A", "lora_B", "lora_magnitude_vector")
                 names |= {f"{name}.{part}.{adapter}.weight" for part in inside}
     return {n for n, p in module.named_parameters() if n in names and p.requires_grad}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix `(out, in)` as a product of two.
+
+    Attributes:
+        left: `(out, R)`.
+        right: `(R, in)`.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def dense(self) -> Tensor:
+        """Return the matrix itself, `(out, in)`."""
+        return self.left @ self.right

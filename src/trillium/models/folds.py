@@ -14,10 +14,10 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from trillium.aggregators import LowRank
-from trillium.message import Message, MessageError, named
-from trillium.models.factors import Factors
-from trillium.models.slots import State, Tensors
+from trillium.models.factors import Factors, LowRank
+from trillium.models.slots import State
+from trillium.wire.kinds import MessageError, Tensors
+from trillium.wire.message import Message, named
 
 Fold = Mapping[str, LowRank]
 """By the name of a base weight: what it changes by, `left @ right`, `(out, in)`."""

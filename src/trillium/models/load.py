@@ -14,21 +14,22 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from trillium.adapters import Adapter
 from trillium.errors import UserError
+from trillium.models.adapters import Adapter
 from trillium.models.base import ModelConfig, configured, load_base
 from trillium.models.blocks import base_model, find_blocks, text_config
+from trillium.models.cut import check_split, split_model
 from trillium.models.factors import Factors, lora_factors
 from trillium.models.folds import BaseWeights, Fold, room_for_wide, wide_adapter
 from trillium.models.heads import drawn_modules, straighten, train_last_only
 from trillium.models.hub import find_device
 from trillium.models.parts import Parts
 from trillium.models.saved import read_trained, write_trained
-from trillium.models.slots import Slots, State, Tensors
-from trillium.models.split import check_split, split_model
+from trillium.models.slots import Slots, State
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
 from trillium.tasks.batches import collate
+from trillium.wire.kinds import Tensors
 
 # PEFT's names of the methods whose result is a change of weights.
 _MERGEABLE = ("lora", "ia3")

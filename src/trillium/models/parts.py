@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.models.blocks import evaluating
-from trillium.models.pooled import Pooled
-from trillium.models.slots import Slots, State, Tensors
-from trillium.models.split import SplitModel, shared_parameters
+from trillium.models.cut import SplitModel, shared_parameters
+from trillium.models.slots import Slots, State
 from trillium.rng import scoped_rng
-from trillium.tasks import Task
-from trillium.training.meters import Meter, resident_tensors
-from trillium.training.optimizers import Optimizer, set_learning_rate
+from trillium.wire.kinds import Tensors
 
 
 class Parts:
@@ -82,120 +77,6 @@ def _generators(device: torch.device) -> list[Tensor]:
     """Return the states of the generators that a model on a device may use."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-@dataclass(frozen=True)
-class Step:
-    """How both sides of the cut take one step.
-
-    Attributes:
-        scale: what the gradients are multiplied by, to clip them.
-        rate: learning rate.
-    """
-
-    scale: float = 1.0
-    rate: float = 0.0
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what tells a client."""
-        return {"control/step": torch.tensor([self.scale, self.rate], dtype=torch.float64)}
-
-
-class Body:
-    """A server part: its trainable parameters and their optimiser.
-
-    Attributes:
-        owner: whose optimiser it is.
-        state: by name.
-
-    Args:
-        saved: what `optimizer_state` returned in an earlier round.
-    """
-
-    def __init__(
-        self,
-        owner: str,
-        parts: Parts,
-        state: State,
-        optimizer: Optimizer,
-        saved: Mapping[str, Any] | None,
-        meter: Meter,
-    ) -> None:
-        self.owner, self.parts, self.state, self.meter = owner, parts, state, meter
-        trained = [p for p in state.values() if p.requires_grad]
-        self._optimizer = optimizer.build(trained, saved) if trained else None
-
-    def optimizer_state(self) -> dict[str, Any] | None:
-        """Return what the next round goes on from."""
-        return None if self._optimizer is None else self._optimizer.state_dict()
-
-    def forward(self, pooled: Pooled, *, gradient: bool) -> None:
-        """Fill `pooled.output`; `gradient` says whether the clients want one back."""
-        self._mount()
-        pooled.hidden.requires_grad_(gradient)
-        with self._measured("body forward", pooled):
-            pooled.output = self.parts.split.body(pooled.hidden, attention_mask=pooled.mask)
-        pooled.output_gradient = torch.zeros_like(pooled.output)
-
-    def backward(self, pooled: Pooled, task: Task | None) -> None:
-        """Compute the gradients of the mean loss over the pooled batch.
-
-        Args:
-            pooled: after `forward`.
-            task: gives the loss where the body ends in logits; `None` in the U shape, where
-                `pooled.output_gradient` has come from the clients.
-        """
-        if not pooled.output.requires_grad and task is None:
-            return  # nothing on this side or before it trains
-        with self._measured("body backward", pooled):
-            if task is None:
-                pooled.output.backward(pooled.output_gradient)  # type: ignore[no-untyped-call]
-            else:
-                loss, count = task.loss_sum(pooled.output, pooled.labels)
-                pooled.loss = float(loss.detach())
-                (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
-
-    def step(self, pooled: Pooled, rate: float, max_grad_norm: float | None) -> Step:
-        """Clip across the cut, as `clip_grad_norm_` does on the unsplit model, and step.
-
-        Returns:
-            What the clients of the batch have to do with their gradients.
-        """
-        scale = 1.0
-        if max_grad_norm is not None:
-            norm = (squared_norm(self.state.values()) + pooled.client_squared_norm) ** 0.5
-            scale = min(1.0, max_grad_norm / (norm + 1e-6))
-        if self._optimizer is not None:
-            scaled_step(self._optimizer, scale, rate)
-        return Step(scale, rate)
-
-    def _mount(self) -> None:
-        self.parts.body.mount(self.state)
-        self.parts.split.body.train()
-
-    def _measured(self, what: str, pooled: Pooled) -> AbstractContextManager[None]:
-        optimizers = [self._optimizer] if self._optimizer is not None else []
-        stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
-        layout = (*pooled.hidden.shape, bool(pooled.mask.all()))
-        key = (what, layout, pooled.hidden.requires_grad, tuple(self.state), stepped)
-        return self.meter.measure(key, lambda: resident_tensors(self.parts.split.body, *optimizers))
-
-
-def scaled_step(optimizer: torch.optim.Optimizer, scale: float, rate: float) -> None:
-    """Scale the gradients, step with a learning rate, and drop the gradients."""
-    set_learning_rate(optimizer, rate)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None and scale != 1.0:
-                parameter.grad *= scale
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def squared_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """Return the squared l2 norm of all gradients."""
-    grads = [p.grad.double() for p in parameters if p.grad is not None]
-    return float(sum((grad.square().sum() for grad in grads), torch.zeros(()).double()))
 
 
 @torch.no_grad()

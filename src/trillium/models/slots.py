@@ -12,10 +12,11 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from torch import Tensor, nn
+from torch import nn
+
+from trillium.wire.kinds import Tensors
 
 State = dict[str, nn.Parameter]
-Tensors = dict[str, Tensor]
 
 # Parts of the names that Transformers gives to task heads.
 _HEADS = {"classifier", "pre_classifier", "score", "logits_proj", "lm_head", "embed_out"}

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from trillium.config import Tree, experiment, merge
+from trillium.config.experiment import Tree, experiment, merge
 from trillium.errors import UserError, suggest
 from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
-from trillium.frameworks.fedllm import FedLLM
-from trillium.frameworks.kd import KD
-from trillium.frameworks.split import Split
+from trillium.frameworks.fedllm.protocol import FedLLM
+from trillium.frameworks.kd.protocol import KD
+from trillium.frameworks.split.protocol import Split
 from trillium.plan.arms import Arm
 from trillium.plan.data import assumed_texts
 from trillium.plan.depth import is_deep, on_few

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trillium.config import ExperimentConfig, Tree, experiment, merge
+from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge
 from trillium.errors import UserError, suggest
 from trillium.plan.data import assumed_texts
 from trillium.plan.models import Models, architecture

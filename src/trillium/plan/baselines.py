@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from trillium.client import Client
+from trillium.federation.client import Client
 from trillium.frameworks import Framework
-from trillium.message import Message, scalar
 from trillium.plan.cohorts import Cohort
 from trillium.plan.federation import Federation
 from trillium.plan.waves import Ask, Memory, Wave, Work
 from trillium.tasks import Example
 from trillium.training.loop import batches, task_objective
+from trillium.wire.message import Message, scalar
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from trillium.fleet import Gathered, Lost
+from trillium.federation.fleet import Gathered, Lost
 
 
 class Nobody:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from trillium.models.blocks import Trace, find_blocks, trace
+from trillium.models.cut import check_cut, split_as_traced
 from trillium.models.load import LanguageModel
 from trillium.models.parts import Parts
-from trillium.models.split import check_cut, split_as_traced
 from trillium.plan.fakes import Draws
 from trillium.plan.federation import Federation
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-from trillium.config import Tree, experiment, merge
+from trillium.config.experiment import Tree, experiment, merge
 from trillium.errors import UserError
-from trillium.frameworks.split import Split
+from trillium.frameworks.split.protocol import Split
 from trillium.plan.advice import Constraint
 from trillium.plan.arms import Arm, plan_arm
 from trillium.plan.models import Models, architecture

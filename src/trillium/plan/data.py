@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from trillium.config import ExperimentConfig
-from trillium.message import Message
+from trillium.config.experiment import ExperimentConfig
+from trillium.frameworks.kd.public import encode_public
 from trillium.tasks import IGNORE, Example
-from trillium.tasks.public import encode_public
+from trillium.wire.message import Message
 
 if TYPE_CHECKING:
     from datasets import Dataset

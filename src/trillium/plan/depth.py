@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from trillium.client import Client
-from trillium.config import ExperimentConfig
-from trillium.frameworks.fedllm import FedLLM
-from trillium.frameworks.split import Split
+from trillium.config.experiment import ExperimentConfig
+from trillium.federation.client import Client
+from trillium.frameworks.fedllm.protocol import FedLLM
+from trillium.frameworks.split.protocol import Split
 from trillium.plan.cohorts import Cohort
 from trillium.plan.federation import Federation
 from trillium.plan.heads import HeadPhase

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from trillium.federation.side import Side
 from trillium.models.heads import features
-from trillium.side import Side
 from trillium.tasks import Example
 from trillium.tasks.batches import collate
 from trillium.training.meters import resident_tensors
 
 
 def run_features(side: Side, examples: list[Example]) -> None:
-    """Compute the features of a batch, as `trillium.frozen.frozen_features` does."""
+    """Compute the features of a batch, as `trillium.federation.frozen.frozen_features` does."""
     model = side.model
     module = model.mount(model.state()).eval()
     batch = collate(examples, model.tokenizer.pad_token_id, model.device)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trillium.client import Client
-from trillium.config import ExperimentConfig
-from trillium.experiment import groups_by_model
-from trillium.fleet import Fleet
-from trillium.ledger import Ledger
-from trillium.message import Message
+from trillium.config.experiment import ExperimentConfig
+from trillium.federation.client import Client
+from trillium.federation.fleet import Fleet
+from trillium.federation.server import Server
+from trillium.federation.side import Side
+from trillium.federation.tiers import tier_of
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
 from trillium.plan.cohorts import Cohort, Nobody
@@ -27,14 +27,13 @@ from trillium.plan.models import Models
 from trillium.plan.phases import PhaseMeter
 from trillium.plan.sizes import NOTHING, Scales, Weight
 from trillium.plan.waves import FREE, Memory, Work
-from trillium.server import Server
-from trillium.side import Side
 from trillium.tasks import Example
 from trillium.tasks.batches import padded
-from trillium.tiers import tier_of
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
 from trillium.training.optimizers import Optimizer
+from trillium.wire.ledger import Ledger
+from trillium.wire.message import Message
 
 EXACT = 50_000  # batches in all rounds; above, every round is planned with the batches of the first
 Layout = tuple[int, int, bool]
@@ -116,7 +115,7 @@ class Federation:
             public_rows=self.texts.rows,
             pooled=[e for own in self.texts.clients.values() for e in own] if pools else [],
             tiers={name: tier_of(self.config.tiers, name) for name in self.texts.clients},
-            groups=groups_by_model(self.config, sorted(self.texts.clients)),
+            groups=self.config.groups(sorted(self.texts.clients)),
         )
 
     @cached_property

@@ -8,9 +8,8 @@ from functools import partial
 
 import torch
 
-from trillium.client import Client
+from trillium.federation.client import Client
 from trillium.frameworks.fedkseed import CHUNK, FedKSeed, Walker
-from trillium.message import Message, scalar
 from trillium.plan.cohorts import Cohort
 from trillium.plan.federation import Federation
 from trillium.plan.memory import divided, unique_bytes
@@ -20,6 +19,7 @@ from trillium.tasks import Example
 from trillium.tasks.batches import collate
 from trillium.training.loop import task_objective
 from trillium.training.meters import resident_tensors
+from trillium.wire.message import Message, scalar
 
 
 class _PaperWalker(Walker):

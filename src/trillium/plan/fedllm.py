@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
-from trillium.client import Client
-from trillium.codecs.adaptive import Adaptive
-from trillium.codecs.random_k import RandomK
-from trillium.codecs.top_k import TopK
-from trillium.downloads import mark
-from trillium.downloads.change import ChangeDownload
-from trillium.drifts.none import NoDrift
-from trillium.frameworks.fedllm import FedLLM
-from trillium.message import Message, named, scalar
-from trillium.models.shares import Share
+from trillium.federation.client import Client
+from trillium.frameworks.fedllm.downloads import mark
+from trillium.frameworks.fedllm.downloads.change import ChangeDownload
+from trillium.frameworks.fedllm.drifts import NoDrift
+from trillium.frameworks.fedllm.protocol import FedLLM
+from trillium.frameworks.fedllm.shares import Share
 from trillium.models.slots import State, train_only, values
 from trillium.plan.cohorts import Cohort
 from trillium.plan.federation import Federation
@@ -23,6 +19,10 @@ from trillium.plan.sizes import Weight
 from trillium.plan.waves import FREE, Ask, Memory, Wave, Work
 from trillium.tasks import Example
 from trillium.training.loop import task_objective
+from trillium.wire.codecs.adaptive import Adaptive
+from trillium.wire.codecs.random_k import RandomK
+from trillium.wire.codecs.top_k import TopK
+from trillium.wire.message import Message, named, scalar
 
 _DIGEST = "0" * 16  # as long as what stands for the start values
 

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trillium.aggregators import Aggregator, Contribution
-from trillium.message import Message
+from trillium.federation.means import Contribution
+from trillium.frameworks.fedllm.aggregators import Aggregator
+from trillium.frameworks.fedllm.shares import Share
 from trillium.models.factors import Factors
 from trillium.models.folds import Plain, pack_folds
-from trillium.models.shares import Share
 from trillium.plan.cohorts import Cohort
 from trillium.plan.federation import Federation
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import Ask, Wave
+from trillium.wire.message import Message
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from trillium.client import Client
-from trillium.heads import Head
-from trillium.heads.closed_form import BATCH, ClosedForm
-from trillium.message import Message, named, scalar
+from trillium.federation.client import Client
+from trillium.frameworks.heads import Head
+from trillium.frameworks.heads.closed_form import BATCH, ClosedForm
 from trillium.models.heads import head_layer
 from trillium.plan.features import run_features
 from trillium.plan.federation import Federation
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import FREE, Ask, Wave, Work
 from trillium.tasks.batches import by_length
+from trillium.wire.message import Message, named, scalar
 
 _VERBS = ("feature_moments", "head_statistics", "receive_head", "use_head")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from trillium.experiment import Experiment
-from trillium.ledger import Purpose
+from trillium.experiment.run import Experiment
 from trillium.plan.models import Models
 from trillium.plan.predict import Prediction, predict
 from trillium.plan.result import texts_of
-from trillium.wire import Direction
+from trillium.wire.ledger import Purpose
+from trillium.wire.wire import Direction
 
 
 @dataclass(frozen=True)

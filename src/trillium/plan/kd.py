@@ -9,14 +9,22 @@ from typing import Any
 
 import torch
 
-from trillium.client import Client
 from trillium.errors import UserError
-from trillium.frameworks.kd import KD
-from trillium.frameworks.kd_cache import LabelCache
-from trillium.frameworks.kd_hidden import PUBLIC, TEACHER
-from trillium.frozen import BATCH
-from trillium.hiddens.probe import Probe
-from trillium.message import Message, scalar
+from trillium.federation.client import Client
+from trillium.federation.frozen import BATCH
+from trillium.federation.side import Side
+from trillium.frameworks.kd.cache import LabelCache
+from trillium.frameworks.kd.distillation import (
+    PREDICT_BATCH,
+    Loss,
+    distillation,
+    is_wide,
+    predict,
+)
+from trillium.frameworks.kd.hidden import PUBLIC, TEACHER
+from trillium.frameworks.kd.hiddens.probe import Probe
+from trillium.frameworks.kd.protocol import KD
+from trillium.frameworks.kd.public import choice, examples_at, row_slices, write_mask
 from trillium.plan.cohorts import Cohort
 from trillium.plan.fakes import DEPENDS_ON_VALUES
 from trillium.plan.features import run_features
@@ -25,20 +33,12 @@ from trillium.plan.kd_selection import Choosing
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import FREE, Ask, Memory, Wave, Work
 from trillium.plan.written import writing
-from trillium.side import Side
-from trillium.soft_labels import SoftLabels, Teacher
 from trillium.tasks import Example
 from trillium.tasks.batches import in_order
-from trillium.tasks.public import choice, examples_at, row_slices, write_mask
-from trillium.training.distillation import (
-    PREDICT_BATCH,
-    Loss,
-    distillation,
-    is_wide,
-    predict,
-)
 from trillium.training.loop import batches, task_objective
-from trillium.wire import Wire
+from trillium.wire.message import Message, scalar
+from trillium.wire.soft_labels import SoftLabels, Teacher
+from trillium.wire.wire import Wire
 
 
 @dataclass

@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from trillium.frameworks.kd import KD
-from trillium.frozen import BATCH
+from trillium.federation.frozen import BATCH
+from trillium.frameworks.kd.distillation import PREDICT_BATCH, is_wide
+from trillium.frameworks.kd.protocol import KD
+from trillium.frameworks.kd.selections import (
+    Diverse,
+    Random,
+    Uncertain,
+    farthest_first,
+    predictive_entropy,
+)
 from trillium.models.heads import head_layer
 from trillium.plan.features import run_features
 from trillium.plan.federation import Federation
 from trillium.plan.waves import FREE, Work
-from trillium.selections.diverse import Diverse, farthest_first
-from trillium.selections.random import Random
-from trillium.selections.uncertain import Uncertain, predictive_entropy
 from trillium.tasks import Example
 from trillium.tasks.batches import in_order
-from trillium.training.distillation import PREDICT_BATCH, is_wide
 
 
 @dataclass(frozen=True)

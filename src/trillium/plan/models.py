@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from trillium.config import ExperimentConfig
+from trillium.config.experiment import ExperimentConfig
 from trillium.models.base import load_base
 from trillium.models.blocks import Trace
 from trillium.models.heads import straighten, train_last_only

@@ -10,9 +10,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from trillium.config.sweep import Sweep, curves
 from trillium.files import write_atomic
 from trillium.plan.arms import Arm
-from trillium.plan.sweep import Sweep, curves
 from trillium.plan.terminal import seconds_of, values
 from trillium.report.style import arm_styles, png, quiet_style, scale_axis, short
 

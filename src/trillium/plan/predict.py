@@ -7,15 +7,15 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from trillium.config import ExperimentConfig
+from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
-from trillium.experiment import once_bytes
-from trillium.fleet import FleetConfig
+from trillium.federation.fleet import FleetConfig
+from trillium.frameworks import once_bytes
 from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
 from trillium.frameworks.fedkseed import FedKSeed
-from trillium.frameworks.fedllm import FedLLM
-from trillium.frameworks.kd import KD
-from trillium.frameworks.split import Split
+from trillium.frameworks.fedllm.protocol import FedLLM
+from trillium.frameworks.kd.protocol import KD
+from trillium.frameworks.split.protocol import Split
 from trillium.plan.baselines import BaselineRounds
 from trillium.plan.data import Texts
 from trillium.plan.depth import Rounds, course_of
@@ -156,7 +156,9 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
         config=config,
         clients=clients,
         later=later,
-        once_bytes=once_bytes(config, federation.server, list(federation.clients.values())),
+        once_bytes=once_bytes(
+            config.framework, federation.server, list(federation.clients.values())
+        ),
         server_flops=server_flops,
         server_peak_bytes=server_peak,
         memory=_memories(federation, course.rounds, {name: clients[name] for name in since}),
@@ -251,7 +253,7 @@ def _memories(
 
 def by_tier(config: ExperimentConfig, names: Iterable[str]) -> Mapping[str, list[str]]:
     """Return client names by the label of their tier; `all` for those of none."""
-    from trillium.tiers import tier_of
+    from trillium.federation.tiers import tier_of
 
     labels = {id(tier): label for label, tier in config.tiers.items()}
     found: dict[str, list[str]] = defaultdict(list)

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trillium.config import experiment, read_yaml
+from trillium.config.experiment import experiment, read_yaml
 from trillium.errors import UserError
-from trillium.ledger import Entry
 from trillium.plan.places import Planning
 from trillium.plan.predict import by_tier
 from trillium.plan.sizes import Weight
 from trillium.plan.times import RoundTime, round_time
 from trillium.plan.waves import Ask, Wave, Work
+from trillium.wire.ledger import Entry
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from trillium.collector import collector_paused
-from trillium.config import ExperimentConfig
+from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
+from trillium.plan.collector import collector_paused
 from trillium.plan.data import Texts
 from trillium.plan.models import Models
 from trillium.plan.predict import Prediction, by_tier, predict
@@ -17,9 +17,9 @@ from trillium.rng import scoped_rng
 from trillium.tasks import Example
 
 if TYPE_CHECKING:
-    from trillium.client import Client
-    from trillium.server import Server
-    from trillium.side import Side
+    from trillium.federation.client import Client
+    from trillium.federation.server import Server
+    from trillium.federation.side import Side
 
 
 @collector_paused()

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from trillium.config import Tree
+from trillium.config.experiment import Tree
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from trillium.codecs import Codec
-from trillium.codecs.rows import RowCodec
-from trillium.codecs.stack import encode_stack
-from trillium.message import DTYPES, MAGIC, Kind, Message
 from trillium.plan.fakes import DEPENDS_ON_VALUES, Paper, is_fake
-from trillium.wire import Direction, Wire
+from trillium.wire.codecs import Codec
+from trillium.wire.codecs.rows import RowCodec
+from trillium.wire.codecs.stack import encode_stack
+from trillium.wire.kinds import DTYPES, Kind
+from trillium.wire.message import MAGIC, Message
+from trillium.wire.wire import Direction, Wire
 
 ENTRIES = 2**21  # a tensor of at most so many is encoded to see what becomes of it
 SLACK = 0.01  # a range is so much wider than what was seen: other draws compress a little otherwise

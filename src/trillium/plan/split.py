@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from trillium.client import Client
-from trillium.frameworks.split import Split
-from trillium.frameworks.split_turns import shuffled, turns
-from trillium.message import Message, named, scalar
-from trillium.models.parts import Parts, Step
-from trillium.models.slots import Tensors
+from trillium.federation.client import Client
+from trillium.frameworks.split.body import Step
+from trillium.frameworks.split.protocol import Split
+from trillium.frameworks.split.turns import shuffled, turns
+from trillium.models.parts import Parts
 from trillium.plan.cohorts import Cohort
 from trillium.plan.cut import cut_model
 from trillium.plan.federation import Chunk, Federation
@@ -25,6 +24,8 @@ from trillium.plan.split_cached import CachedRounds
 from trillium.plan.split_kept import Kept
 from trillium.plan.waves import Ask, Memory, Wave, Work
 from trillium.training.meters import resident_tensors
+from trillium.wire.kinds import Tensors
+from trillium.wire.message import Message, named, scalar
 
 Pair = tuple[Weight, Weight]
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trillium.client import Client
-from trillium.frameworks.split import Split
-from trillium.frameworks.split_client import _take_step
-from trillium.message import Message, named, scalar
-from trillium.models.parts import Body, Parts, Step
-from trillium.models.pooled import Forwarded, Pooled
-from trillium.models.slots import Tensors, train_only
+from trillium.federation.client import Client
+from trillium.frameworks.split.body import Body, Step
+from trillium.frameworks.split.client import _take_step
+from trillium.frameworks.split.pooled import Forwarded, Pooled
+from trillium.frameworks.split.protocol import Split
+from trillium.models.parts import Parts
+from trillium.models.slots import train_only
 from trillium.plan.federation import Chunk, Federation
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import FREE, Work
+from trillium.wire.kinds import Tensors
+from trillium.wire.message import Message, named, scalar
 
 Pair = tuple[Weight, Weight]
 

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trillium.client import Client
-from trillium.frameworks.activation_cache import DIGEST, digest_of
-from trillium.frameworks.split import Split
-from trillium.frameworks.split_cached import UPLOAD
-from trillium.message import Message, named, scalar
-from trillium.models.auxiliary import Auxiliary
+from trillium.federation.client import Client
+from trillium.frameworks.split.activation_cache import DIGEST, digest_of
+from trillium.frameworks.split.auxiliary import Auxiliary
+from trillium.frameworks.split.cached import UPLOAD
+from trillium.frameworks.split.protocol import Split
 from trillium.models.parts import Parts
-from trillium.models.slots import Tensors
 from trillium.plan.cohorts import Cohort
 from trillium.plan.federation import Chunk, Federation
 from trillium.plan.split_batches import Batches
@@ -26,6 +24,8 @@ from trillium.tasks import Example
 from trillium.tasks.batches import of_one_length
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
+from trillium.wire.kinds import Tensors
+from trillium.wire.message import Message, named, scalar
 
 
 @dataclass(frozen=True)

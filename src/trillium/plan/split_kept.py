@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trillium.client import Client
+from trillium.federation.client import Client
 from trillium.plan.federation import Chunk
 from trillium.plan.split_batches import Batches
 from trillium.plan.split_cached import CachedRounds

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from trillium.ledger import Purpose
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import Ask
-from trillium.wire import Direction
+from trillium.wire.ledger import Purpose
+from trillium.wire.wire import Direction
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from trillium.ledger import Purpose
 from trillium.plan.sizes import Weight
+from trillium.wire.ledger import Purpose
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from trillium.data.publics.sampled import Sampled
 from trillium.models.base import load_base
 from trillium.plan.federation import Federation
 from trillium.plan.models import architecture
 from trillium.plan.waves import FREE, Work
-from trillium.publics.sampled import Sampled
 from trillium.training.meters import resident_tensors
 
 

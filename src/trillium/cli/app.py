@@ -1,0 +1,389 @@
+"""The command line: parses first, and imports torch inside the verb."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from trillium.cli import deploy as cli_deploy
+from trillium.cli import generate as cli_generate
+from trillium.cli import plan as cli_plan
+from trillium.cli.show import show
+from trillium.errors import UserError
+
+if TYPE_CHECKING:
+    from trillium.config.experiment import ExperimentConfig, Tree
+    from trillium.experiment.folder import RunFolder
+
+app = typer.Typer(
+    help="Fine-tune language models on data that may not be moved: three frameworks, one ruler.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE]...",
+        help="A YAML recipe, and settings such as training.batch_size=8.",
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Hub id or folder of the model; `minilm` is the default.")
+]
+Data = Annotated[
+    str | None, typer.Option(help="A csv, jsonl or parquet file, a hub id, or a dataset folder.")
+]
+Seeds = Annotated[
+    str | None, typer.Option(help="How many seeds (3 is 0, 1, 2), or which ones (0,5,7).")
+]
+Out = Annotated[Path, typer.Option(help="Where run folders go.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")]
+
+
+@app.command()
+def compare(
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
+    seeds: Seeds = None,
+    only: Annotated[
+        str | None, typer.Option(help="Arms to run, with commas; all without it.")
+    ] = None,
+    out: Out = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Run one experiment under several frameworks; a table, plots and one HTML page.
+
+    Without arguments: the built-in task and model, all frameworks and baselines, about four minutes
+    on two cores. A key that begins with the label of an arm changes that arm alone:
+    fedllm.adapter.r=4. Several values make several arms: fedllm.adapter.r=1,4,8,32.
+    """
+    from trillium.config.experiment import CompareConfig, comparison, read_yaml, recipe_path
+    from trillium.config.sweep import divide, swept
+
+    plain, sweeps = divide(words or [])
+    recipe, tree = _parse(plain, model, data)
+    found = read_yaml(recipe if recipe is not None else recipe_path("compare"))
+    comparing = comparison(found, tree, only.split(",") if only else ())
+    if sweeps:
+        comparing = CompareConfig(base=comparing.base, arms=swept(comparing.arms, sweeps))
+    experiments = comparing.experiments(_seeds(seeds))
+    source = next(iter(experiments.values())).data.source.name
+    _run_all(experiments, f"compare_{source}", out, as_json)
+
+
+@app.command()
+def run(
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
+    seeds: Seeds = None,
+    out: Out = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Run one experiment: trillium run framework=split framework.cut=2 rounds=3."""
+    from trillium.config.experiment import experiment, merge, read_yaml
+    from trillium.experiment.folder import RunFolder, new_folder
+
+    recipe, tree = _parse(words, model, data)
+    base = read_yaml(recipe) if recipe is not None else {}
+    if "arms" in base:
+        raise UserError(
+            str(recipe), "it has arms, so it is a comparison", f"Write: trillium compare {recipe}"
+        )
+    merged = merge(base, tree)
+    wanted = _seeds(seeds) or [experiment(merged).seed]
+    configs = {seed: experiment(merge(merged, {"seed": seed})) for seed in wanted}
+    first = configs[wanted[0]]
+    name = f"{first.framework.name}_{first.data.source.name}"
+    if len(configs) > 1:
+        runs = {(first.framework.name, seed): config for seed, config in configs.items()}
+        _run_all(runs, name, out, as_json)
+        return
+    folder = RunFolder(new_folder(out, f"{name}_s{first.seed}"), first.framework.name)
+    _run_single(first, folder, as_json)
+
+
+@app.command()
+def resume(folder: Folder, as_json: AsJson = False) -> None:
+    """Go on with a run or comparison that was stopped, from its last complete round.
+
+    It ends as it would have without the stop.
+    """
+    from trillium.experiment.compare import run_arms, stopped
+    from trillium.experiment.folder import RunFolder
+
+    experiments = stopped(folder)
+    if (folder / "compare.yaml").is_file():
+        _show_runs(experiments, folder, as_json, run_arms)
+    else:
+        [config] = experiments.values()
+        _run_single(config, RunFolder.reopen(folder), as_json)
+
+
+@app.command()
+def report(folder: Folder, as_json: AsJson = False) -> None:
+    """Write table.csv, plots and report.html of a run or comparison again, from its JSONL."""
+    show(folder, as_json)
+
+
+@app.command(name="ls")
+def list_runs(
+    out: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs below a folder."""
+    from rich.table import Table
+
+    from trillium.report.read import COMPARE_FILE, read_runs
+
+    paths = {path.parent for path in out.rglob("status.json")}
+    if not paths:
+        raise UserError(
+            str(out), "there are no runs below it", "Run `trillium compare`, or give another folder"
+        )
+    lines = []
+    for path in sorted(paths):
+        [found] = read_runs(path)
+        is_arm = (path.parent / COMPARE_FILE).exists()
+        lines.append(
+            {
+                "folder": str(path),
+                "comparison": str(path.parent) if is_arm else None,
+                "framework": found.framework,
+                "seed": found.seed,
+                "state": found.state,
+                "accuracy": found.last("accuracy"),
+                "loss": found.last("loss"),
+            }
+        )
+    if as_json:
+        print(json.dumps(lines, indent=1))
+        return
+    table = Table("folder", "framework", "seed", "state", "accuracy", "loss", box=None)
+    for line in lines:
+        accuracy, loss = line["accuracy"], line["loss"]
+        table.add_row(
+            str(line["folder"]),
+            str(line["framework"]),
+            str(line["seed"]),
+            str(line["state"]),
+            f"{100 * accuracy:.1f} %" if isinstance(accuracy, float) else "–",
+            f"{loss:.3f}" if isinstance(loss, float) else "–",
+        )
+    Console().print(table)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Which recipe.")] = "compare",
+    to: Annotated[Path | None, typer.Option(help="File to write; NAME.yaml without it.")] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Say which there are, and for whom.")
+    ] = False,
+) -> None:
+    """Write a commented recipe to start from."""
+    from trillium.config.experiment import recipe_path, recipes
+
+    if show:
+        for label, advice in recipes().items():
+            print(f"{label:22} {advice}")
+        return
+    source = recipe_path(name)
+    target = to if to is not None else Path(f"{name}.yaml")
+    if target.exists():
+        raise UserError(str(target), "it exists already", "Choose another name with --to")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    verb = "compare" if "\narms:" in source.read_text(encoding="utf-8") else "run"
+    print(f"{target} written. Run it with: trillium {verb} {target}")
+
+
+@app.command(name="eval")
+def evaluate(
+    folder: Folder, words: Words = None, data: Data = None, as_json: AsJson = False
+) -> None:
+    """Measure the model of a run on its held-out data, or on other data."""
+    from trillium.experiment.trained import evaluate_run
+    from trillium.quiet import quiet
+
+    _, tree = _parse(words, None, data)
+    quiet()
+    metrics = evaluate_run(folder, tree)
+    if as_json:
+        print(json.dumps(metrics, indent=1))
+    else:
+        for key, value in metrics.items():
+            print(f"{key:16} {value:.4f}" if isinstance(value, float) else f"{key:16} {value}")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    to: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Fold the adapter into the model's weights.")
+    ] = False,
+) -> None:
+    """Write the model of a run: a PEFT adapter, or with --merge a whole Hugging Face model."""
+    from trillium.experiment.trained import export_run
+    from trillium.quiet import quiet
+
+    quiet()
+    export_run(folder, to, merge=merge)
+    print(f"{to} written.")
+
+
+def _parse(
+    words: list[str] | None, model: str | None, data: str | None
+) -> tuple[Path | None, Tree]:
+    """Divide the words of a command into a recipe and settings."""
+    from trillium.config.experiment import merge, parse_overrides
+
+    recipes = [word for word in words or [] if "=" not in word]
+    if len(recipes) > 1:
+        raise UserError(
+            " ".join(recipes), "one recipe at most can be run", "Write settings as key=value"
+        )
+    tree: Tree = {}
+    if model is not None:
+        tree = merge(tree, {"model": {"id": model}})
+    if data is not None:
+        tree = merge(tree, {"data": {"source": _source(data)}})
+    tree = merge(tree, parse_overrides(word for word in words or [] if "=" in word))
+    return (Path(recipes[0]) if recipes else None), tree
+
+
+def _source(data: str) -> dict[str, str]:
+    if Path(data).suffix.lower() in (".csv", ".json", ".jsonl", ".parquet"):
+        return {"name": "files", "train": data}
+    return {"name": "hub", "path": data}
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(
+            f"--seeds {text}", "seeds are whole numbers", "Write 3, or 0,5,7"
+        ) from error
+    seeds = list(range(numbers[0])) if "," not in text else numbers
+    if not seeds or min(seeds) < 0:
+        raise UserError(f"--seeds {text}", "that is no seed at all", "Write 1 or more")
+    return seeds
+
+
+def _run_all(
+    experiments: dict[tuple[str, int], ExperimentConfig], name: str, out: Path, as_json: bool
+) -> None:
+    from trillium.experiment.compare import compare as compare_all
+    from trillium.experiment.folder import new_folder
+
+    _show_runs(experiments, new_folder(out, name), as_json, compare_all)
+
+
+def _show_runs(
+    experiments: dict[tuple[str, int], ExperimentConfig],
+    folder: Path,
+    as_json: bool,
+    start: Callable[..., dict[tuple[str, int], str]],
+) -> None:
+    """Run arms into a folder, showing how far they are, and then their report."""
+    from trillium.cli.screen import Screen
+    from trillium.quiet import quiet
+
+    quiet()
+    console = Console(stderr=as_json, quiet=as_json)
+    rounds = {key: config.rounds * config.framework.trains for key, config in experiments.items()}
+    with Screen(console, rounds) as screen:
+        failures = start(experiments, folder, begin=screen.begin, watch=screen.watch, argv=sys.argv)
+    show(folder, as_json)
+    if failures:
+        for (arm, seed), why in failures.items():
+            print(f"{arm}, seed {seed}, failed: {why}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _run_single(config: ExperimentConfig, folder: RunFolder, as_json: bool) -> None:
+    from trillium.cli.screen import Screen
+    from trillium.experiment.compare import run_one
+    from trillium.federation.fleet import RoundFailed
+    from trillium.quiet import quiet
+
+    quiet()
+    console = Console(stderr=as_json, quiet=as_json)
+    key = (folder.arm, config.seed)
+    try:
+        with Screen(console, {key: config.rounds * config.framework.trains}) as screen:
+            run_one(config, folder, screen.begin(*key), screen.watch, sys.argv)
+    except RoundFailed as error:
+        print(f"{folder.path} failed: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    show(folder.path, as_json)
+
+
+cli_generate.register(app)
+cli_plan.register(app)
+cli_deploy.register(app)
+
+
+def main() -> None:
+    """Run the command line; errors of the user are printed in three parts, without a traceback."""
+    # Forked workers are never used, and hubs need not hear of a run.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.basicConfig(level=os.environ.get("TRILLIUM_LOG", "WARNING").upper())
+    try:
+        app()
+    except UserError as error:
+        _print_error(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted; what was measured so far is in the run folder. "
+            "Go on with: trillium resume FOLDER",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def program() -> None:
+    """Be the program `trillium`; after a plan, end without taking apart what was imported for it.
+
+    That is a fifth of a second's work, and a plan leaves nothing behind that has to be put in order.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if sys.argv[1:2] == ["plan"] and not end.code:
+            with suppress(BrokenPipeError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(0)
+        raise
+
+
+def _print_error(error: UserError) -> None:
+    console = Console(stderr=True)
+    parts: list[tuple[str, Any]] = [
+        ("Given:  ", error.given), ("Problem:", error.why), ("Instead:", error.instead)
+    ]  # fmt: skip
+    for word, text in parts:
+        console.print(f"[bold]{word}[/bold] ", end="")
+        console.print(str(text), markup=False, highlight=False, soft_wrap=True)

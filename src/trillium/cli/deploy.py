@@ -1,0 +1,149 @@
+"""The verbs of the command line for machines of their own: keys, deploy, up."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from trillium.config.experiment import ExperimentConfig
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe of one experiment.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings such as training.batch_size=8."),
+]
+Nodes = Annotated[list[str], typer.Option("--node", help="Name of a node; once for each.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    for verb in (keys, deploy, up):
+        app.command()(verb)
+
+
+def keys(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where they go.")],
+    node: Nodes,
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", help="Name or address under which nodes reach the server."),
+    ] = None,
+) -> None:
+    """Make certificates and node keys of a federation; what is there already stays as it is."""
+    _check_installed()
+    from trillium.deploy.keys import make_keys
+
+    made = make_keys(folder, host or [], node)
+    for path in made:
+        print(path)
+    print(
+        f"{len(made)} files made. ca.key and server.key stay with you; a node gets ca.crt and its"
+    )
+    print(f"own folder in {folder / 'nodes'}, on a channel that you trust.")
+
+
+def deploy(
+    recipe: Recipe,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; a new one.")],
+    node: Nodes,
+    settings: Settings = None,
+    host: Annotated[
+        str, typer.Option(help="Name or address under which nodes reach the server.")
+    ] = "localhost",
+    session_port: Annotated[int, typer.Option(help="Port of the sessions.")] = 9443,
+) -> None:
+    """Write a recipe as a Flower app, with what operator and data owners need around it.
+
+    The recipe's data is what the server itself holds: its test rows, and the public set. The nodes
+    bring their own.
+    """
+    _check_installed()
+    from trillium.deploy.folder import check_absent, check_names
+    from trillium.deploy.prepare import deploy as write
+
+    config = _config(recipe, settings)
+    check_absent(folder)
+    check_names(node)
+    _check(config, len(node))
+    address = {
+        "session-address": f"{host}:{session_port}",
+        "session-bind": f"0.0.0.0:{session_port}",
+    }
+    data = write(config, folder, node, address)
+    print(f"{folder} written, for {len(node)} nodes and {len(data.labels)} classes.")
+    print(f"What to do now stands in {folder / 'README.md'}.")
+
+
+def up(
+    recipe: Recipe,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="Where the folder of the run goes.")] = Path("runs"),
+) -> None:
+    """Run a recipe as a deployment on this machine: real processes, TLS, node authentication.
+
+    For a first try: the clients of the recipe become nodes, each with its own data file, keys and
+    process. Takes about half a minute longer than `trillium run`.
+    """
+    _check_installed()
+    from trillium.cli.show import show
+    from trillium.deploy.prepare import up as run_here
+    from trillium.experiment.folder import new_folder
+
+    config = _config(recipe, settings)
+    _check(config, config.data.num_clients)
+    target = new_folder(out, f"up_{config.framework.name}_{config.data.source.name}")
+    print(f"{target}: starting {config.data.num_clients} nodes", flush=True)
+    status, folder = run_here(config, target, lambda line: print(line, flush=True))
+    if not status.completed or folder is None:
+        raise SystemExit(f"{status.state}: {status.details}\nLogs: {target / 'work' / 'logs'}")
+    show(folder, as_json=False)
+
+
+def _check_installed() -> None:
+    from trillium.errors import UserError
+
+    missing = [name for name in ("flwr", "grpc", "cryptography") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            "a deployment",
+            f"it needs what is not installed here ({', '.join(missing)})",
+            "Write: pip install 'trillium[deploy]'",
+        )
+
+
+def _config(recipe: Path, settings: list[str] | None) -> ExperimentConfig:
+    from trillium.config.experiment import experiment, merge, parse_overrides, read_yaml
+    from trillium.errors import UserError
+
+    tree = read_yaml(recipe)
+    if "arms" in tree:
+        raise UserError(
+            str(recipe),
+            "it has arms, so it is a comparison; a deployment is one experiment",
+            "Take one arm's config.yaml from the folder of a comparison, or write a recipe for it",
+        )
+    return experiment(merge(tree, parse_overrides(settings or [])))
+
+
+def _check(config: ExperimentConfig, num_nodes: int) -> None:
+    """Check what a deployment can run, and with so many nodes."""
+    from trillium.errors import UserError
+
+    if config.framework.name == "centralised":
+        raise UserError(
+            "framework=centralised",
+            "it trains on all data in one place, and nodes keep theirs",
+            "Choose fedllm, kd or split; for the ceiling, write: trillium run framework=centralised",
+        )
+    for key in ("clients_per_round", "min_replies"):
+        wanted = getattr(config.fleet, key)
+        if (wanted or 0) > num_nodes:
+            raise UserError(
+                f"fleet.{key}={wanted}",
+                f"there are {num_nodes} nodes",
+                f"Write at most {num_nodes}, or name more nodes",
+            )

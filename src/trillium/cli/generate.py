@@ -1,0 +1,96 @@
+"""`trillium generate`: let the model of a run write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from trillium.experiment.generation import Crossed
+
+
+def generate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a finished run.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to write on from.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--prompts", help="A file with more of them, one on each line.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest text.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Of drawn tokens; with 0 the most probable is taken.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the most probable tokens with so much probability.")
+    ] = 1.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
+    ] = False,
+) -> None:
+    """Let the trained language model of a run write on from prompts.
+
+    The model of a split stays cut: the first client has the prompts, messages cross, and it is said
+    how much that was.
+    """
+    texts = [*(prompts or []), *(_lines(file) if file is not None else [])]
+    from trillium.errors import UserError
+
+    if not 0 < top_p <= 1:
+        raise UserError(f"--top-p {top_p}", "it is a probability", "Write a number up to 1")
+    from dataclasses import asdict
+
+    from trillium.experiment.generation import generate_run
+    from trillium.models.generate import Writing
+    from trillium.quiet import quiet
+
+    quiet()
+    found = generate_run(folder, texts, Writing(max_new_tokens, temperature, top_p))
+    if as_json:
+        lines = [
+            {"prompt": prompt, "text": text, "num_tokens": size}
+            for prompt, text, size in zip(texts, found.texts, found.num_tokens, strict=True)
+        ]
+        crossed = None if found.crossed is None else asdict(found.crossed)
+        print(json.dumps({"folder": str(folder), "texts": lines, "crossed": crossed}, indent=1))
+        return
+    for prompt, text in zip(texts, found.texts, strict=True):
+        print(f"> {prompt}\n{text}\n")
+    if found.crossed is not None:
+        print(_sentence(found.crossed, sum(found.num_tokens)))
+
+
+def _lines(file: Path) -> list[str]:
+    """Return the prompts of a file; empty lines are none."""
+    from trillium.errors import UserError
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--prompts {file}", f"it cannot be read ({error})", "Give a text file"
+        ) from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _sentence(crossed: Crossed, num_tokens: int) -> str:
+    """Say what crossed."""
+    from trillium.report.human import prefixed
+
+    def both(up: float, down: float) -> str:
+        return f"{prefixed(up, 'B')} up, {prefixed(down, 'B')} down"
+
+    return (
+        f"Between {crossed.client} and the server crossed, before the first token: "
+        f"{both(crossed.prompt_bytes_up, crossed.prompt_bytes_down)}; for {num_tokens} tokens: "
+        f"{both(crossed.bytes_up, crossed.bytes_down)}, which is for each "
+        f"{both(crossed.bytes_up_per_token, crossed.bytes_down_per_token)}."
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(generate)

@@ -1,0 +1,257 @@
+"""The experiment tree: defaults, YAML and key=value, checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trillium.component import Choice, Component
+from trillium.errors import UserError, suggest
+from trillium.federation.setting import Setting
+from trillium.frameworks import Framework
+from trillium.frameworks.fedllm.protocol import FedLLM
+from trillium.frameworks.heads import Head
+from trillium.frameworks.heads.random import Random
+
+Tree = dict[str, Any]
+
+
+class ExperimentConfig(Setting):
+    """One run."""
+
+    framework: Choice[Framework] = FedLLM()
+    head: Choice[Head] = Random()
+
+    def tree(self) -> Tree:
+        """Return the resolved configuration as plain values; it reads back to an equal one."""
+        return self.model_dump(mode="json")
+
+
+def experiment(tree: Mapping[str, Any]) -> ExperimentConfig:
+    """Return the checked configuration of a tree laid over the defaults.
+
+    Raises:
+        UserError: a key is unknown, a value cannot be used, or two settings contradict each other.
+    """
+    merged = _with_common(merge(ExperimentConfig().tree(), tree))
+    try:
+        config = ExperimentConfig.model_validate(merged)
+    except ValidationError as error:
+        raise _explained(error, merged) from error
+    config.framework.check(config)
+    config.head.check(config)
+    return config
+
+
+def _with_common(tree: Tree) -> Tree:
+    """Lay the models and adapters of tiers and server over those of the run."""
+    tiers = tree["tiers"].values() if isinstance(tree["tiers"], Mapping) else ()
+    for own in (tree["server"], *tiers):
+        for key in ("model", "adapter"):
+            if isinstance(own, dict) and own.get(key) is not None:
+                own[key] = merge({key: tree[key]}, {key: own[key]})[key]
+    return tree
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """Return `base` with the values of `over`; a component of another name replaces the whole one."""
+    result = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping) and "name" not in value:
+            old = {"name": old}
+        if isinstance(old, Mapping) and isinstance(value, str) and old.get("name") == value:
+            continue
+        is_other = (
+            isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and ("name" in value and value["name"] != old.get("name"))
+        )
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not is_other:
+            result[key] = merge(old, value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 and 1.0e9 as numbers; YAML 1.1 takes them for text, for want of a dot or a sign."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: Path) -> Tree:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        UserError: there is no such file, or it holds no mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise UserError(
+            str(path), f"it cannot be read ({error.strerror})", "Run `trillium new` to get a recipe"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = " ".join(str(error).split())
+        raise UserError(str(path), f"it is not YAML ({first})", "Correct it there") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            str(path), "a recipe is a mapping of keys to values", "Run `trillium new` to see one"
+        )
+    return content
+
+
+def parse_overrides(words: Iterable[str]) -> Tree:
+    """Turn `a.b=value` words, values in YAML, into a tree.
+
+    Raises:
+        UserError: a word has no key or an unreadable value.
+    """
+    tree: Tree = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise UserError(
+                word,
+                "a setting is key=value, with dots between keys",
+                "Write e.g. training.batch_size=8",
+            )
+        try:
+            value = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise UserError(
+                word, "the value is not YAML", "Quote it, or write lists as [a, b]"
+            ) from error
+        for key in reversed(keys):
+            value = {key: value}
+        tree = merge(tree, value)
+    return tree
+
+
+def _explained(error: ValidationError, tree: Mapping[str, Any]) -> UserError:
+    """Turn what pydantic found into one error for the user."""
+    problems = error.errors()
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"])
+    raised = first.get("ctx", {}).get("error")
+    if isinstance(raised, UserError):
+        given = raised.given if raised.given.startswith(where) else f"{where}: {raised.given}"
+        return UserError(given, raised.why, raised.instead)
+    if first["type"] == "extra_forbidden":
+        return UserError(
+            f"{where}={first['input']!r}",
+            f"there is no setting {first['loc'][-1]!r} there",
+            suggest(str(first["loc"][-1]), _siblings(first["loc"], tree)),
+        )
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return UserError(
+        f"{where}={first['input']!r}",
+        first["msg"][0].lower() + first["msg"][1:] + more,
+        f"See `{where}` in the recipe that `trillium new` writes",
+    )
+
+
+def _siblings(location: tuple[int | str, ...], tree: Mapping[str, Any]) -> list[str]:
+    """Return the keys that exist beside an unknown one."""
+    node: Any = ExperimentConfig()
+    given: Any = tree
+    for part in location[:-1]:
+        node = getattr(node, str(part), None)
+        given = given.get(part) if isinstance(given, Mapping) else None
+        if isinstance(node, Component) and isinstance(given, Mapping) and "name" in given:
+            # Another one than the default: its own keys.
+            return list(type(node).members[given["name"]].model_fields)
+    return list(type(node).model_fields) if isinstance(node, BaseModel) else []
+
+
+Arms = dict[str, Tree]
+
+
+class CompareConfig(BaseModel):
+    """One experiment under several frameworks.
+
+    Attributes:
+        base: tree of what the arms have in common.
+        arms: what each arm changes, by label.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: Tree
+    arms: Arms
+
+    def experiments(
+        self, seeds: Iterable[int] | None = None
+    ) -> dict[tuple[str, int], ExperimentConfig]:
+        """Return the configuration of each arm and seed; all are checked before the first runs."""
+        own = self.base.get("seed", 0)
+        return {
+            (label, seed): experiment(merge(merge(self.base, arm), {"seed": seed}))
+            for seed in (seeds or [own])
+            for label, arm in self.arms.items()
+        }
+
+
+def comparison(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()) -> CompareConfig:
+    """Return a comparison from a recipe with `arms` and overrides for all arms or single ones.
+
+    Args:
+        tree: the recipe; keys beside `arms` are common to all.
+        overrides: a key that is the label of an arm holds settings of that arm alone.
+        only: labels of the arms to keep; all without any.
+
+    Raises:
+        UserError: the recipe has no arms, or a label is unknown.
+    """
+    base = {key: value for key, value in tree.items() if key != "arms"}
+    arms = tree.get("arms")
+    if not isinstance(arms, Mapping) or not arms:
+        raise UserError(
+            "a recipe without arms",
+            "there is nothing to compare",
+            "Add arms, or use `trillium run`",
+        )
+    for label in only:
+        if label not in arms:
+            raise UserError(f"--only {label}", "the recipe has no such arm", suggest(label, arms))
+    shared = {key: value for key, value in overrides.items() if key not in arms}
+    chosen = {label: arm or {} for label, arm in arms.items() if not set(only) or label in only}
+    return CompareConfig(
+        base=merge(base, shared),
+        arms={label: merge(arm, overrides.get(label, {})) for label, arm in chosen.items()},
+    )
+
+
+def recipes() -> dict[str, str]:
+    """Return the first line of each recipe that comes with Trillium: when to use it."""
+    folder = Path(__file__).parent / "recipes"
+    return {
+        path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for path in sorted(folder.glob("*.yaml"))
+    }
+
+
+def recipe_path(name: str) -> Path:
+    """Return the path of a recipe that comes with Trillium.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    folder = Path(__file__).parent / "recipes"
+    known = {path.stem: path for path in folder.glob("*.yaml")}
+    if name not in known:
+        raise UserError(f"recipe {name!r}", "Trillium has none of that name", suggest(name, known))
+    return known[name]

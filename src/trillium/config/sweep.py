@@ -1,0 +1,119 @@
+"""Sweeps: one setting with several values, as arms of their own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from trillium.config.experiment import Tree, merge, parse_overrides
+from trillium.errors import UserError
+
+Sweep = tuple[str, tuple[Any, ...]]
+"""The path of a setting, and its values."""
+
+
+def divide(words: Iterable[str]) -> tuple[list[str], list[Sweep]]:
+    """Return the words with one value, and the settings with several: `adapter.r=1,4,8`.
+
+    Commas within brackets or quotes belong to the value.
+    """
+    plain, sweeps = [], []
+    for word in words:
+        path, equals, text = word.partition("=")
+        parts = _parts(text) if equals else [text]
+        if len(parts) < 2:
+            plain.append(word)
+            continue
+        values = []
+        for part in parts:
+            tree: Any = parse_overrides([f"{path}={part}"])
+            for key in path.split("."):
+                tree = tree[key]
+            values.append(tree)
+        sweeps.append((path, tuple(values)))
+    return plain, sweeps
+
+
+def swept(arms: Mapping[str, Tree], sweeps: Sequence[Sweep]) -> dict[str, Tree]:
+    """Return an arm for each combination of values; a path that begins with an arm's label is its own.
+
+    Args:
+        arms: what each arm changes, by label.
+        sweeps: the settings with several values.
+
+    Raises:
+        UserError: two arms would have the same label.
+    """
+    found: dict[str, Tree] = {}
+    for label, tree in arms.items():
+        own = [
+            (path.removeprefix(f"{label}."), values)
+            for path, values in sweeps
+            if path.split(".")[0] == label or path.split(".")[0] not in arms
+        ]
+        for chosen in itertools.product(*(values for _, values in own)):
+            pairs = list(zip((path for path, _ in own), chosen, strict=True))
+            name = label + "".join(_ending(path, value) for path, value in pairs)
+            if name in found:
+                raise UserError(
+                    f"two arms called {name}",
+                    "the last words of two settings are the same",
+                    "Sweep one of them, and write arms for the other",
+                )
+            settings = parse_overrides([])
+            for path, value in pairs:
+                settings = merge(settings, _tree(path, value))
+            found[name] = merge(tree, settings)
+    return found
+
+
+def curves(labels: Iterable[str], sweep: Sweep) -> dict[str, dict[float, str]]:
+    """Return the labels of the arms that a sweep has made, by the arm and by value.
+
+    Arms that it has not made are left out; where a value is no number, all are.
+    """
+    path, values = sweep
+    found: dict[str, dict[float, str]] = {}
+    if not all(type(value) in (int, float) for value in values):
+        return found
+    for label in labels:
+        for value in values:
+            if label.endswith(_ending(path, value)):
+                found.setdefault(label.removesuffix(_ending(path, value)), {})[value] = label
+    return found
+
+
+def _ending(path: str, value: Any) -> str:
+    """Return what is added to the label of an arm whose setting has this value."""
+    return f"_{path.split('.')[-1]}{_short(value)}"
+
+
+def _tree(path: str, value: Any) -> Tree:
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    tree: Tree = value
+    return tree
+
+
+def _short(value: Any) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))
+
+
+def _parts(text: str) -> list[str]:
+    """Divide at commas outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter in "[{(":
+            depth += 1
+        elif letter in "]})":
+            depth -= 1
+        elif letter == "," and not depth:
+            parts.append("")
+            continue
+        parts[-1] += letter
+    return parts

@@ -1,0 +1,54 @@
+"""Publics: where the public set comes from, on which clients of KD-FedLLM give their opinions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
+
+from trillium.component import Component
+
+if TYPE_CHECKING:
+    from trillium.models.base import ModelConfig
+    from trillium.models.load import LanguageModel
+    from trillium.tasks import Task
+    from trillium.training.meters import Meter
+
+Row = dict[str, str]
+"""A row without label: `text`, or `prompt` and `completion`."""
+
+
+class Public(Component, kind="public", package="trillium.data.publics"):
+    """Where the public set comes from.
+
+    Class variables:
+        is_written: the server writes the texts itself, once, before the first round. No training row
+            is taken for them then, and they have no labels.
+    """
+
+    is_written: ClassVar[bool] = True
+
+    def check(self, task: Task) -> None:
+        """Refuse settings that contradict each other.
+
+        Raises:
+            UserError: says which, why, and what to write instead.
+        """
+
+    def write(
+        self, task: Task, base: ModelConfig, model: LanguageModel, seed: int, meter: Meter
+    ) -> Iterator[list[Row]]:
+        """Yield rows without end, some at a time, the same ones for the same seed.
+
+        Rows may occur twice, may be blank and may be those of others; whoever asks leaves them out.
+
+        Args:
+            task: of the run; rows have its columns.
+            base: which model the server has.
+            model: the server's, as it was loaded.
+            seed: of the rows.
+            meter: counts what a model computes to write.
+
+        Raises:
+            UserError: this model cannot write, or has no words.
+        """
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Runs: build, go on, compare, keep."""

@@ -1,0 +1,209 @@
+"""The run folder: append-only JSONL is the source of truth; nothing else is half-written."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from filelock import FileLock, Timeout
+
+from trillium.errors import UserError
+from trillium.federation.checkpoint import Checkpoints
+from trillium.files import write_atomic
+
+APPENDED = ("wire.jsonl", "metrics.jsonl")
+PACKAGES = (
+    "trillium",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "flwr",
+    "flwr-datasets",
+    "numpy",
+)
+
+
+class RunFolder:
+    """Writes the files of one run.
+
+    Attributes:
+        path: the folder; it is made, or is empty.
+        arm: label of the run within a comparison.
+    """
+
+    def __init__(self, path: Path, arm: str) -> None:
+        claim(path)
+        self.path, self.arm = path, arm
+        self._started, self._resumed = time.time(), 0
+        self._lock = _locked(path)
+        self.status("running")
+
+    @classmethod
+    def reopen(cls, path: Path) -> Self:
+        """Return the folder of a run that was stopped, to go on with it.
+
+        Raises:
+            UserError: a process still runs it.
+        """
+        lock = _locked(path)
+        status = json.loads((path / "status.json").read_text(encoding="utf-8"))
+        found = cls.__new__(cls)
+        found.path, found.arm, found._lock = path, str(status["arm"]), lock
+        found._started = datetime.fromisoformat(status["started"]).timestamp()
+        found._resumed = int(status["resumed"]) + 1
+        found.status("running")
+        return found
+
+    def status(self, state: str, error: str | None = None) -> None:
+        """Say how far the run is: `running`, `finished` or `failed`; the last two let it go."""
+        content = {
+            "state": state,
+            "arm": self.arm,
+            "error": error,
+            "seconds": time.time() - self._started,
+            "resumed": self._resumed,
+            "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
+        }
+        self.json("status.json", content)
+        if state == "finished":
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+        if state != "running":
+            self._lock.release()
+
+    def config(self, tree: Mapping[str, Any]) -> None:
+        """Write the resolved configuration."""
+        write_atomic(self.path / "config.yaml", to_yaml(tree))
+
+    def json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file at once."""
+        write_atomic(self.path / name, json.dumps(content, indent=1))
+
+    def metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one evaluation."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def positions(self) -> dict[str, int]:
+        """Return how long the files are that are appended to, in bytes."""
+        paths = [self.path / name for name in APPENDED]
+        return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """What the sides hold, until the run has finished."""
+        return Checkpoints(self.path / "checkpoints")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Return the evaluations that are written down."""
+        path = self.path / "metrics.jsonl"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def cut(self, positions: Mapping[str, int]) -> None:
+        """Cut the appended files back to where they were.
+
+        Raises:
+            UserError: a file is shorter than it was.
+        """
+        for name in APPENDED:
+            path, wanted = self.path / name, positions.get(name, 0)
+            size = path.stat().st_size if path.exists() else 0
+            if size < wanted:
+                raise UserError(
+                    str(path),
+                    f"it has {size} bytes, and had {wanted} when the checkpoint was written",
+                    "Put the file back, or start the run anew",
+                )
+            if size > wanted:
+                os.truncate(path, wanted)
+
+
+def _locked(path: Path) -> FileLock:
+    """Return a lock on a run, which ends with the process at the latest."""
+    lock = FileLock(path / "run.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(
+            str(path), "a process still runs it", "Wait for its end, or stop it first"
+        ) from error
+    return lock
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run of a folder has come to its end."""
+    status = json.loads((path / "status.json").read_text(encoding="utf-8"))
+    return bool(status["state"] == "finished")
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    """Return a tree as YAML, keys in their order."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+
+
+def environment(device: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Return what a run was made with: versions, machine, command, and the commit if there is one."""
+    return {
+        "git_sha": _git_sha(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": device,
+        "argv": [Path(argv[0]).name, *argv[1:]] if argv else [],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_sha() -> str | None:
+    """Return the commit of the source tree that runs; nothing of the user's own repository."""
+    here = Path(__file__).resolve().parent.parent
+    if here.parent.name != "src":
+        return None
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def claim(path: Path) -> None:
+    """Make a folder, or take one that is empty.
+
+    Raises:
+        FileExistsError: it holds something.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise FileExistsError(f"{path} holds something already")
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make an empty folder in `parent`, named by the time and `name`, which is nobody else's."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in itertools.count(1):
+        path = parent / f"{stamp}_{name}{f'_{number}' if number > 1 else ''}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # of a run that began in the same second
+            continue
+        return path
+    raise AssertionError("there is always a further number")

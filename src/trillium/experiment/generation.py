@@ -1,0 +1,162 @@
+"""Text from the model of a finished run: of a split across its wire, of any other in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trillium.errors import UserError
+from trillium.experiment.run import Experiment, build
+from trillium.experiment.trained import run_config, trained_state
+from trillium.frameworks.split.generate import give_prompts, texts_of, write_texts
+from trillium.frameworks.split.protocol import Split
+from trillium.models.generate import Writing, write_whole
+from trillium.rng import scoped_rng
+from trillium.tasks.causal_lm import CausalLM
+from trillium.wire.ledger import Entry
+
+NEXT = "next_tokens"  # the verb of all that crosses after the prompts
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """What crossed between a client and the server, encoded, as the ledger has it.
+
+    Attributes:
+        client: who had the prompts.
+        prompt_bytes_up: activations of the prompts.
+        prompt_bytes_down: what was trained in the client's part, and how to write.
+        bytes_up, bytes_down: all that came after.
+        bytes_up_per_token, bytes_down_per_token: of these, for each token that was written.
+    """
+
+    client: str
+    prompt_bytes_up: int
+    prompt_bytes_down: int
+    bytes_up: int
+    bytes_down: int
+    bytes_up_per_token: float
+    bytes_down_per_token: float
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model has written.
+
+    Attributes:
+        texts: behind each prompt.
+        num_tokens: of each text, with the one that ended it.
+        crossed: in a split, what that took.
+    """
+
+    texts: list[str]
+    num_tokens: list[int]
+    crossed: Crossed | None = None
+
+
+def generate_run(folder: Path, prompts: Sequence[str], writing: Writing) -> Generated:
+    """Let the model of a run write on from prompts, all as one batch.
+
+    Args:
+        folder: of a finished run. In a split its first client has the prompts.
+        prompts: texts.
+        writing: how tokens are chosen, and how many.
+
+    Raises:
+        UserError: the folder holds no trained language model, or a prompt cannot be written on.
+    """
+    config = run_config(folder)
+    if not isinstance(config.task, CausalLM):
+        raise UserError(
+            str(folder),
+            f"its model was trained for task={config.task.name}, and a classifier cannot write",
+            "Give the folder of a run with task=causal_lm",
+        )
+    built = build(config)
+    built.server.state = trained_state(built, folder)
+    given = _tokens(built, config.task, prompts, writing)
+    if isinstance(config.framework, Split):
+        written = _across(built, config.framework, given, writing)
+    else:
+        written = _whole(built, given, writing)
+    texts = [built.model.tokenizer.decode(t, skip_special_tokens=True) for t in written]
+    sizes = [len(tokens) for tokens in written]
+    entries = built.fleet.ledger.entries
+    return Generated(texts, sizes, _crossed(entries, sum(sizes)) if entries else None)
+
+
+def _tokens(
+    built: Experiment, task: CausalLM, prompts: Sequence[str], writing: Writing
+) -> list[list[int]]:
+    """Return prompts as tokens, after a look at whether there is anything, and room behind it."""
+    if not prompts:
+        raise UserError("no prompt", "there is nothing to write on from", "Write a text, in quotes")
+    chat = "messages" in built.data.test.column_names
+    bound, found = built.model.num_positions, []
+    for prompt in prompts:
+        if not prompt.strip():
+            raise UserError(
+                f"the prompt {prompt!r}", "there is nothing to write on from", "Write some words"
+            )
+        tokens = task.prompt_tokens(prompt, built.model.tokenizer, chat=chat)
+        if bound is not None and len(tokens) + writing.max_new_tokens > bound:
+            raise UserError(
+                f"a prompt of {len(tokens)} tokens with --max-new-tokens {writing.max_new_tokens}",
+                f"the model has {bound} positions",
+                f"Write a shorter prompt, or --max-new-tokens {max(1, bound - len(tokens))}",
+            )
+        found.append(tokens)
+    return found
+
+
+def _across(
+    built: Experiment, split: Split, prompts: list[list[int]], writing: Writing
+) -> list[list[int]]:
+    """Let server and client write in turns; the texts are read at the client."""
+    client = min(built.clients, key=lambda client: client.name)
+    give_prompts(client, prompts)
+    write_texts(split, built.server, built.fleet, [client.name], writing)
+    return texts_of(client)
+
+
+def _whole(built: Experiment, prompts: list[list[int]], writing: Writing) -> list[list[int]]:
+    """Let the whole model write, in this process."""
+    model = built.model
+    settings: dict[str, object] = {"do_sample": False}
+    if writing.temperature:
+        settings = {
+            "do_sample": True,
+            "temperature": writing.temperature,
+            "top_p": writing.top_p,
+            "top_k": 0,
+        }
+    module = model.mount(built.server.state).eval()
+    with scoped_rng(built.config.seed, "tokens"):
+        return write_whole(
+            module,
+            model.tokenizer,
+            model.device,
+            prompts,
+            max_new_tokens=writing.max_new_tokens,
+            **settings,
+        )
+
+
+def _crossed(entries: Sequence[Entry], num_tokens: int) -> Crossed:
+    """Sum up what the ledger has of one client's texts."""
+
+    def total(direction: str, *, after: bool) -> int:
+        own = [e for e in entries if e.direction == direction and (e.verb == NEXT) is after]
+        return sum(entry.bytes for entry in own)
+
+    up, down = total("up", after=True), total("down", after=True)
+    return Crossed(
+        client=entries[0].client,
+        prompt_bytes_up=total("up", after=False),
+        prompt_bytes_down=total("down", after=False),
+        bytes_up=up,
+        bytes_down=down,
+        bytes_up_per_token=up / num_tokens,
+        bytes_down_per_token=down / num_tokens,
+    )

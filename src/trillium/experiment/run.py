@@ -1,0 +1,362 @@
+"""One run: build, rounds, evaluate, write down, go on after a stop, export."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from trillium.config.experiment import ExperimentConfig
+from trillium.data.federated import FederatedData, load_data
+from trillium.experiment.folder import RunFolder, environment
+from trillium.experiment.written import with_public
+from trillium.federation.client import Client, verbs_of
+from trillium.federation.fleet import Engine, Fleet
+from trillium.federation.local import LocalEngine
+from trillium.federation.server import Server
+from trillium.federation.side import Metrics
+from trillium.federation.tiers import tier_of
+from trillium.frameworks import SERVER_MODEL, once_bytes
+from trillium.frameworks.kd.dialect import find_dialects
+from trillium.models.load import LanguageModel, load_model
+from trillium.models.slots import values
+from trillium.rng import scoped_rng
+from trillium.tasks import Example
+from trillium.training.meters import Cost, CostCache, Meter
+from trillium.wire.ledger import Entry, Ledger
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Observer = Callable[[Metrics], None]
+SERVER = "server"  # under this name the server's checkpoints lie beside the clients'
+
+
+@dataclass
+class Experiment:
+    """A federation that is ready to run.
+
+    Attributes:
+        config: what to run.
+        server: the coordinating side.
+        fleet: the clients as the server sees them.
+        data: test and public set, and in a simulation the rows of the clients.
+        folder: where the run is written, if anywhere.
+        clients: the data owners, as far as they live in this process.
+        history: one line per evaluation, as in `metrics.jsonl`.
+    """
+
+    config: ExperimentConfig
+    data: FederatedData
+    server: Server
+    fleet: Fleet
+    folder: RunFolder | None = None
+    clients: list[Client] = field(default_factory=list)
+    history: list[Metrics] = field(default_factory=list)
+    _seconds: float = 0.0
+    _started: bool = False
+
+    @property
+    def model(self) -> LanguageModel:
+        """The resident model."""
+        return self.server.model
+
+    def run(self, observe: Observer | None = None) -> list[Metrics]:
+        """Run the rounds that are left and return all evaluations.
+
+        Args:
+            observe: called with each evaluation as soon as there is one.
+
+        Raises:
+            RoundFailed: too few clients stayed in a round; what was measured so far is written.
+        """
+        framework, rounds = self.config.framework, self.config.rounds
+        try:
+            if not self._started:
+                start = time.perf_counter()
+                self.config.head.start(self.server, self.fleet)
+                framework.start(self.server, self.fleet)
+                self._seconds += time.perf_counter() - start
+                self._evaluate({}, observe)
+                self._checkpoint()
+            for number in range(self.server.round + 1, (rounds if framework.trains else 0) + 1):
+                start = time.perf_counter()
+                self.server.round = number
+                self.fleet.begin_round(number)
+                self.config.head.inform(self.server, self.fleet)
+                with scoped_rng(self.config.seed, "server", number):
+                    figures = framework.round(self.server, self.fleet)
+                self._seconds += time.perf_counter() - start
+                if number % self.config.evaluation.every == 0 or number == rounds:
+                    self._evaluate(figures, observe)
+                self._checkpoint()
+            self._finish()
+        except BaseException as error:
+            if self.folder is not None:
+                self.folder.status("failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.fleet.ledger.close()
+        return self.history
+
+    def _evaluate(self, figures: Metrics, observe: Observer | None) -> None:
+        """Measure the model that would be shipped, and write a line."""
+        framework, number = self.config.framework, self.server.round
+        last = number == self.config.rounds or not framework.trains
+        missing = dict(self.fleet.missing)
+        batch_size = self.config.evaluation.batch_size
+        found = framework.evaluate(self.server, self.fleet, batch_size, last)
+        line = {
+            "round": number,
+            **found,
+            **figures,
+            "shipped": framework.ships,
+            "asked": len(self.fleet.asked) if number else 0,
+            "replied": len(self.fleet.asked) - len(missing) if number else 0,
+            "missing": missing,
+            "seconds": self._seconds,
+            "server_flops": self.server.meter.read().flops,
+        }
+        self.history.append(line)
+        if self.folder is not None:
+            self.folder.metrics(line)
+        if observe is not None:
+            observe(line)
+
+    def _checkpoint(self) -> None:
+        """Write down what every side holds after this round; the server last, which completes it."""
+        self.fleet.ledger.flush()
+        if self.folder is None:
+            return
+        number = self.server.round
+        self.fleet.engine.save(number)
+        cost = self.server.meter.read()
+        content = {
+            "state": values(self.server.state),
+            "store": self.server.store,
+            "seconds": self._seconds,
+            "cost": [cost.flops, cost.seconds, cost.peak_bytes],
+            "positions": self.folder.positions(),
+        }
+        self.folder.checkpoints.keep(SERVER, number, content)
+
+    def restore(self) -> None:
+        """Go back to the last complete round of the folder, or to the beginning if there is none.
+
+        Raises:
+            UserError: the checkpoint cannot be read or is not of this configuration.
+        """
+        assert self.folder is not None
+        found = self.folder.checkpoints.newest(SERVER)
+        if found is None:
+            return
+        number, content = found
+        self.server.round = number
+        self.server.state = self.model.state(content["state"])
+        self.server.store = content["store"]
+        flops, seconds, peak = content["cost"]
+        self.server.meter.reset(Cost(flops, seconds, peak))
+        self._seconds = content["seconds"]
+        self.history = self.folder.evaluations()
+        self.fleet.engine.restore(number)
+        self._started = True
+
+    def _finish(self) -> None:
+        if self.folder is None:
+            return
+        if self.config.framework.ships == SERVER_MODEL:
+            self.model.save(self.server.state, self.folder.path / "adapter", self.server.folds)
+        self.folder.status("finished")
+        self.config.framework.finish_run(self.server)
+        self.folder.checkpoints.clear()
+
+
+def build(
+    config: ExperimentConfig,
+    folder: RunFolder | None = None,
+    watch: Callable[[Entry], None] | None = None,
+    argv: Sequence[str] = (),
+) -> Experiment:
+    """Load data and model and set up both sides in this process.
+
+    A folder that was reopened, and holds a checkpoint, is gone on with.
+
+    Args:
+        config: what to run.
+        folder: where to write; nowhere without one.
+        watch: called with every entry of the ledger, for progress bars.
+        argv: the command, for the record.
+
+    Raises:
+        UserError: data, model and framework do not fit together.
+    """
+    data = load_data(config.data, config.task.data_form, config.seed)
+    residents = Residents(config, data)
+    clients = []
+    for name, rows in data.clients.items():
+        own = residents.of(name)
+        clients.append(build_client(config, own.model, name, rows, cache=own.cache, test=own.test))
+    engine = LocalEngine(clients, None if folder is None else folder.checkpoints)
+    model = residents.of(None).model
+    return build_server(config, model, data, engine, folder, watch, argv, clients)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A model of this process, and what the clients who have it share.
+
+    Attributes:
+        model: in memory once.
+        cache: costs already counted.
+        test: held-out data in its tokens.
+    """
+
+    model: LanguageModel
+    cache: CostCache
+    test: list[Example]
+
+
+class Residents:
+    """The models of this process, each loaded when it is first asked for."""
+
+    def __init__(self, config: ExperimentConfig, data: FederatedData) -> None:
+        self._config, self._data = config, data
+        self._found: list[tuple[ExperimentConfig, Resident]] = []
+
+    def of(self, client: str | None) -> Resident:
+        """Return the model of a client, or of the server for `None`."""
+        own = self._config.of(client)
+        for config, resident in self._found:
+            if config == own:
+                return resident
+        model = resident_model(own, self._data.labels)
+        resident = Resident(model, {}, tokenize(own, model, self._data.test))
+        self._found.append((own, resident))
+        return resident
+
+
+def build_server(
+    config: ExperimentConfig,
+    model: LanguageModel,
+    data: FederatedData,
+    engine: Engine,
+    folder: RunFolder | None = None,
+    watch: Callable[[Entry], None] | None = None,
+    argv: Sequence[str] = (),
+    clients: Sequence[Client] = (),
+) -> Experiment:
+    """Set up the server of a federation over an engine.
+
+    Args:
+        config, folder, watch, argv: as in `build`.
+        model: the server's model.
+        data: of it the test and the public set; the clients' rows only in a simulation.
+        engine: reaches the clients.
+        clients: those that live in this process.
+    """
+    tiers = {client: tier_of(config.tiers, client) for client in engine.clients}
+    meter = Meter({}, model.device)
+    newest = None if folder is None else folder.checkpoints.newest(SERVER)
+    path = None if folder is None else folder.path
+    data = with_public(config, model, data, meter, path, resumes=newest is not None)
+    public = tokenize(config, model, data.public)
+    server = Server(
+        model=model,
+        task=config.task,
+        state=model.state(),
+        public=public,
+        public_rows=data.public,
+        test=tokenize(config, model, data.test),
+        pooled=[example for client in clients for example in client.examples],
+        tiers=tiers,
+        folder=None if folder is None else folder.checkpoints.folder,
+        groups=config.groups(engine.clients),
+        dialects=find_dialects(config, model, public, data.public, engine.clients),
+        training=config.training,
+        meter=meter,
+        seed=config.seed,
+        num_rounds=config.rounds,
+    )
+    if folder is not None:
+        folder.cut({} if newest is None else newest[1]["positions"])
+        folder.config(config.tree())
+        if newest is None:
+            folder.json("env.json", environment(device_name(model.device), argv))
+        folder.json("data.json", data.summary())
+        folder.json("once.json", once_bytes(config.framework, server, clients))
+    ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
+    made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}
+    wires = {client: made[id(tier)] for client, tier in tiers.items()}
+    fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
+    built = Experiment(config, data, server, fleet, folder, list(clients))
+    if folder is not None:
+        built.restore()
+    return built
+
+
+def build_client(
+    config: ExperimentConfig,
+    model: LanguageModel,
+    name: str,
+    rows: Dataset,
+    *,
+    cache: CostCache | None = None,
+    test: Sequence[Example] = (),
+) -> Client:
+    """Set up one client.
+
+    Args:
+        config: what to run.
+        model: the resident model.
+        name: of the client.
+        rows: its own data, in the columns of the task.
+        cache: costs already counted, shared by clients of one process.
+        test: held-out data, if the client has any, to look at its own model.
+    """
+    tier = tier_of(config.tiers, name)
+    return Client(
+        name=name,
+        model=model,
+        task=config.task,
+        examples=tokenize(config, model, rows),
+        test=list(test),
+        verbs=verbs_of(config.framework, config.head),
+        training=tier.training(config.training),
+        wire=tier.wire(config.wire),
+        tier=tier,
+        meter=Meter({} if cache is None else cache, model.device),
+        seed=config.seed,
+        num_rounds=config.rounds,
+    )
+
+
+def resident_model(config: ExperimentConfig, labels: Sequence[str]) -> LanguageModel:
+    """Load the model of a configuration.
+
+    Args:
+        config: as one side sees it (`ExperimentConfig.of`).
+        labels: class names; none for language modelling.
+    """
+    return load_model(
+        config.model,
+        config.adapter,
+        auto_class=config.task.auto_class,
+        peft_task=config.task.peft_task,
+        labels=labels,
+        seed=config.seed,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device with the name of its maker, where it has one."""
+    return (
+        f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    )
+
+
+def tokenize(config: ExperimentConfig, model: LanguageModel, rows: Dataset) -> list[Example]:
+    """Return rows in the columns of the task as examples."""
+    return config.task.tokenize(rows, model.tokenizer, config.training.max_length)

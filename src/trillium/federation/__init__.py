@@ -1,0 +1,1 @@
+"""The federation: who asks, who answers, and what each side holds."""

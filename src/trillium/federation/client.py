@@ -1,0 +1,111 @@
+"""One client: bytes in, bytes out. A verb table, the client's own data, and what it keeps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import FunctionType
+from typing import Any, TypeVar
+
+import torch
+
+from trillium.component import Component
+from trillium.federation.fleet import ERROR_VERB
+from trillium.federation.side import Side
+from trillium.federation.tiers import Tier
+from trillium.rng import scoped_rng
+from trillium.tasks import Example
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message
+from trillium.wire.wire import Wire
+
+log = logging.getLogger(__name__)
+
+Verb = Callable[["Client", Message], Message]
+F = TypeVar("F", bound=Callable[..., Message])
+
+
+def client_verb(function: F) -> F:
+    """Mark a method of a component as something the server may ask a client for."""
+    function.__dict__["client_verb"] = True
+    return function
+
+
+def verbs_of(*components: Component) -> dict[str, Verb]:
+    """Return the clients' half of components: what a client can be asked, by verb."""
+    return {
+        name: getattr(component, name)
+        for component in components
+        for base in type(component).__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, FunctionType) and value.__dict__.get("client_verb")
+    }
+
+
+def _all_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+@dataclass(kw_only=True)
+class Client(Side):
+    """A data owner's side; its `test` is what a simulation gives it, to look at its own model.
+
+    Attributes:
+        examples: the client's own data, which never leaves it.
+        verbs: what the server may ask for.
+        wire: the codecs.
+        tier: what this client does differently from others.
+        describe: what the server is told of an error; all of it in a simulation.
+        last_verb: what it was asked last, for logs.
+    """
+
+    examples: list[Example]
+    verbs: Mapping[str, Verb]
+    wire: Wire
+    tier: Tier = field(default_factory=Tier)
+    describe: Callable[[Exception], str] = _all_of
+    last_verb: str = ""
+    _asks: int = 0
+
+    def handle(self, data: bytes) -> bytes:
+        """Answer one message; whatever goes wrong becomes an error reply, never an exception."""
+        self.meter.reset()
+        try:
+            reply = self._answer(self.wire.unpack(data, "down").message)
+        except Exception as error:
+            log.debug("client %s failed", self.name, exc_info=True)
+            reply = Message(ERROR_VERB, meta={"reason": self.describe(error)})
+        cost = self.meter.read()
+        figures = [cost.flops, cost.seconds, cost.peak_bytes, reply.bytes_raw]
+        tensors = {**reply.tensors, "control/cost": torch.tensor(figures, dtype=torch.float64)}
+        meta = {**reply.meta, "round": self.round}  # codecs with shared randomness go by it
+        return self.wire.pack(replace(reply, tensors=tensors, meta=meta), "up").data
+
+    def _answer(self, message: Message) -> Message:
+        number = message.meta.get("round")
+        if type(number) is not int or number < 0:
+            raise MessageError(f"round {number!r} is not a count")
+        if message.verb not in self.verbs:
+            raise MessageError(f"verb {message.verb!r} is not one of {', '.join(self.verbs)}")
+        self.last_verb = message.verb
+        # Each ask has random numbers of its own, so that dropout does not depend on the other asks.
+        self._asks = self._asks + 1 if number == self.round else 0
+        self.round = number
+        with scoped_rng(self.seed, self.name, number, self._asks):
+            return self.verbs[message.verb](self, message)
+
+    def dump(self) -> dict[str, Any]:
+        """Return all that the next ask depends on, as tensors and plain values."""
+        return {"store": self.store, "round": self.round, "asks": self._asks}
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Go on from what `dump` returned."""
+        self.store, self.round = content["store"], content["round"]
+        self._asks = content["asks"]
+
+    @cached_property
+    def weight(self) -> float:
+        """The client's weight in means: its examples, or its supervised tokens."""
+        return float(sum(self.task.num_targets(example) for example in self.examples))

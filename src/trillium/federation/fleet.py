@@ -1,0 +1,330 @@
+"""The fleet: sample a cohort, ask it, yield replies, survive the ones that never come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from trillium.errors import UserError
+from trillium.rng import generator
+from trillium.wire.kinds import MessageError
+from trillium.wire.ledger import Entry, Ledger, Purpose
+from trillium.wire.message import Message
+from trillium.wire.wire import Direction, Packed, Wire
+
+ERROR_VERB = "error"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lost:
+    """In place of a reply: it will not come.
+
+    Attributes:
+        reason: why.
+        sent: whether the request went out, as far as is known.
+    """
+
+    reason: str
+    sent: bool = True
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Who is there at the beginning of a round.
+
+    Attributes:
+        present: the clients that can be reached just now.
+        newcomers: those that have come, or come back without what they kept, since the last round.
+    """
+
+    present: Set[str]
+    newcomers: Set[str] = frozenset()
+
+
+class Engine(Protocol):
+    """Carries bytes to clients and brings bytes back, and knows nothing else."""
+
+    @property
+    def clients(self) -> Sequence[str]:
+        """Names of the clients of the run, sorted, whether or not they can be reached just now."""
+
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
+        """Yield `(client, reply)` as replies arrive, or why one will not."""
+
+    def gather(self, need: int) -> Gathered:
+        """Wait for clients before a round.
+
+        Args:
+            need: how many clients the round needs; after its patience the engine goes on with less.
+        """
+
+    def save(self, number: int) -> None:
+        """Let every client write down what it holds after a round."""
+
+    def restore(self, number: int) -> None:
+        """Take every client back to what it wrote down after that round, or the newest before."""
+
+
+@runtime_checkable
+class PostingEngine(Engine, Protocol):
+    """An engine whose clients work while the server does something else."""
+
+    def post(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
+        """Send the requests now, and return what yields the replies as `carry` does."""
+
+
+class FleetConfig(BaseModel):
+    """Who is asked in a round, and how many must answer.
+
+    Attributes:
+        clients_per_round: size of the cohort; all clients where it is left out.
+        min_replies: how many of the cohort must stay until the end of the round; the whole cohort
+            where it is left out, so that no failure goes unseen.
+        failure_rate: probability that a client of the cohort never replies in a round, to rehearse
+            partial participation; the draw depends on seed, round and client only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clients_per_round: int | None = Field(default=None, ge=1)
+    min_replies: int | None = Field(default=None, ge=1)
+    failure_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class RoundFailed(RuntimeError):  # noqa: N818 - it is what happened, and is caught by name
+    """Fewer clients than `min_replies` stayed in the round."""
+
+
+class Fleet:
+    """The clients as the server sees them.
+
+    Attributes:
+        round: the current round; 0 before the first.
+        asked: the cohort that was sampled for this round.
+        missing: clients that dropped out of this round, with the reason.
+        wires: of the clients whose wire is not everybody's.
+        newcomers: clients that hold nothing of earlier rounds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        wire: Wire,
+        ledger: Ledger,
+        config: FleetConfig,
+        seed: int,
+        wires: Mapping[str, Wire] = MappingProxyType({}),
+    ) -> None:
+        self.engine, self.wire, self.ledger, self.config = engine, wire, ledger, config
+        self.wires = wires
+        self.seed = seed
+        self.round = 0
+        self.asked: list[str] = list(engine.clients)
+        self.missing: dict[str, str] = {}
+        self.newcomers: Set[str] = frozenset()
+        self._check()
+
+    def wire_of(self, client: str) -> Wire:
+        """Return what messages to and from a client go through."""
+        return self.wires.get(client, self.wire)
+
+    def begin_round(self, number: int) -> list[str]:
+        """Sample the cohort of a round and return it, sorted by name."""
+        self.round, self.missing = number, {}
+        gathered = self.engine.gather(self._need(len(self.engine.clients)))
+        self.newcomers = gathered.newcomers
+        names = list(self.engine.clients)
+        size = self.config.clients_per_round or len(names)
+        draw = torch.randperm(len(names), generator=generator(self.seed, "cohort", number))
+        # Who is away would be asked in vain, so those come last; else the draw stays as it is.
+        order = sorted((names[index] for index in draw), key=lambda n: n not in gathered.present)
+        self.asked = sorted(order[:size])
+        return self.asked
+
+    @property
+    def cohort(self) -> list[str]:
+        """The clients of this round that have not dropped out, sorted by name."""
+        return [name for name in self.asked if name not in self.missing]
+
+    def ask(
+        self,
+        requests: Mapping[str, Message],
+        read: Callable[[Message], T] | Mapping[str, Callable[[Message], T]],
+        purpose: Purpose = "train",
+    ) -> Iterator[tuple[str, T]]:
+        """Send each client its message and yield `(client, read(reply))` as replies arrive.
+
+        A client whose reply is missing, malformed, an error, or refused by `read` drops out of the
+        round.
+
+        Args:
+            requests: a message for each client that is asked.
+            read: checks a reply and takes from it what is wanted; raises `MessageError`. One for
+                all, or one for each client.
+            purpose: what the ledger books the messages under.
+
+        Raises:
+            RoundFailed: fewer clients are left than `min_replies`.
+        """
+        sent, entries = self._pack(requests, purpose)
+        replies = self.engine.carry(sent)
+        yield from self._collect(replies, sent.keys(), entries, read, purpose)
+
+    def post(
+        self, requests: Mapping[str, Message], read: Mapping[str, Callable[[Message], T]]
+    ) -> Iterator[tuple[str, T]]:
+        """Send each client its message now, and return what yields the answers as `ask` does.
+
+        The clients can be asked more before these answers are collected: each answers in the order in
+        which it was asked. An engine in which nobody works at the same time is waited for here, so that
+        the order is the same in all.
+
+        Args:
+            requests: a message for each client that is asked.
+            read: checks the reply of each client and takes from it what is wanted.
+        """
+        sent, entries = self._pack(requests, "train")
+        if isinstance(self.engine, PostingEngine):
+            replies = self.engine.post(sent)
+        else:
+            replies = iter(list(self.engine.carry(sent)))
+        return self._collect(replies, sent.keys(), entries, read, "train")
+
+    def _pack(
+        self, requests: Mapping[str, Message], purpose: Purpose
+    ) -> tuple[dict[str, bytes], dict[str, Entry]]:
+        """Return the bytes for each client, but for those that are to fail, and what to book."""
+        sent: dict[str, bytes] = {}
+        entries: dict[str, Entry] = {}
+        made: dict[tuple[int, int], Packed] = {}  # what goes to many is packed once
+        for client, message in requests.items():
+            wire = self.wire_of(client)
+            key = id(message), id(wire)
+            if key not in made:
+                meta = {**message.meta, "round": self.round}
+                made[key] = wire.pack(replace(message, meta=meta), "down")
+            packed = made[key]
+            entries[client] = self._entry(client, packed, "down", purpose)
+            if purpose == "train" and self.fails(client):
+                self.missing[client] = (
+                    f"simulated failure (failure_rate={self.config.failure_rate})"
+                )
+            else:
+                sent[client] = packed.data
+        return sent, entries
+
+    def _collect(
+        self,
+        replies: Iterator[tuple[str, bytes | Lost]],
+        asked: Set[str],
+        entries: Mapping[str, Entry],
+        read: Callable[[Message], T] | Mapping[str, Callable[[Message], T]],
+        purpose: Purpose,
+    ) -> Iterator[tuple[str, T]]:
+        """Check and book what comes of a message, and yield what is read from it."""
+        waiting = set(asked)
+        for client in sorted(entries.keys() - waiting):
+            self.ledger.add(entries[client])
+        for client, data in replies:
+            if client not in waiting:
+                continue  # it was not asked, or answers twice
+            waiting.discard(client)
+            if not isinstance(data, Lost) or data.sent:
+                self.ledger.add(entries[client])
+            if isinstance(data, Lost):
+                self.missing[client] = data.reason
+                continue
+            try:
+                reply = self._receive(client, entries[client].verb, data, purpose)
+                answer = (read if callable(read) else read[client])(reply)
+            except MessageError as error:
+                self.missing[client] = str(error)
+                continue
+            yield client, answer
+        for client in sorted(waiting):
+            self.ledger.add(entries[client])
+            self.missing[client] = "no reply"
+        self._check_enough()
+
+    def _receive(self, client: str, verb: str, data: bytes, purpose: Purpose) -> Message:
+        """Check a reply and book it; what cannot be used has crossed all the same, and is booked."""
+        packed = Packed(data, Message(ERROR_VERB), {"control": len(data)})
+        measured: dict[str, Any] = {}
+        try:
+            packed = self.wire_of(client).unpack(data, "up")
+            reply = packed.message
+            if reply.verb == ERROR_VERB:
+                raise MessageError(
+                    str(reply.meta.get("reason", "the client gave no reason"))[:1000]
+                )
+            if reply.verb != verb:
+                raise MessageError(f"asked to {verb}, the client answered {reply.verb}")
+            cost = reply.tensor("control/cost", torch.float64, (4,))
+            flops, seconds, peak, raw = cost.tolist()
+            # What the tensors weighed before the codecs only their sender knows.
+            measured = {"flops": flops, "seconds": seconds, "peak_bytes": int(peak)}
+            measured["bytes_raw"] = int(raw) + cost.nbytes
+            return reply
+        finally:
+            self.ledger.add(replace(self._entry(client, packed, "up", purpose), **measured))
+
+    def _entry(self, client: str, packed: Packed, direction: Direction, purpose: Purpose) -> Entry:
+        return Entry(
+            round=self.round,
+            client=client,
+            verb=packed.message.verb,
+            direction=direction,
+            purpose=purpose,
+            bytes=len(packed.data),
+            bytes_raw=packed.bytes_raw,
+            kinds=packed.kinds,
+        )
+
+    def fails(self, client: str) -> bool:
+        """Whether a client is drawn to fail in this round; see `FleetConfig.failure_rate`."""
+        if not self.config.failure_rate or self.round == 0:
+            return False
+        draw = torch.rand((), generator=generator(self.seed, "failure", self.round, client))
+        return float(draw) < self.config.failure_rate
+
+    def _check_enough(self) -> None:
+        need = self._need(len(self.asked))
+        if len(self.cohort) < need:
+            reasons = "; ".join(f"{name}: {why}" for name, why in sorted(self.missing.items()))
+            raise RoundFailed(
+                f"round {self.round}: {len(self.cohort)} of {len(self.asked)} clients are left, "
+                f"min_replies is {need} ({reasons})"
+            )
+
+    def _need(self, num_clients: int) -> int:
+        return self.config.min_replies or min(
+            self.config.clients_per_round or num_clients, num_clients
+        )
+
+    def _check(self) -> None:
+        total = len(self.engine.clients)
+        size = self.config.clients_per_round or total
+        if size > total:
+            raise UserError(
+                f"fleet.clients_per_round={size}",
+                f"there are only {total} clients",
+                f"Write at most {total}, or raise data.num_clients",
+            )
+        if (self.config.min_replies or size) > size:
+            raise UserError(
+                f"fleet.min_replies={self.config.min_replies}",
+                f"only {size} clients are asked in a round",
+                f"Write at most {size}",
+            )
+        if self.config.failure_rate and self.config.min_replies is None:
+            raise UserError(
+                f"fleet.failure_rate={self.config.failure_rate}",
+                "every client of the cohort must reply as long as fleet.min_replies is left out",
+                "Write fleet.min_replies=1 or more beside it",
+            )

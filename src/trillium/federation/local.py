@@ -1,0 +1,54 @@
+"""The local engine: all clients in this process, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from trillium.federation.checkpoint import Checkpoints
+from trillium.federation.client import Client
+from trillium.federation.fleet import Gathered
+
+
+class LocalEngine:
+    """Runs clients that share one resident model.
+
+    The bytes are the ones that would cross a network; nothing else passes between the sides.
+
+    Args:
+        clients: the data owners.
+        checkpoints: where `save` writes; it writes nothing without one.
+    """
+
+    def __init__(self, clients: Sequence[Client], checkpoints: Checkpoints | None = None) -> None:
+        self._clients = {client.name: client for client in sorted(clients, key=lambda c: c.name)}
+        self._checkpoints = checkpoints
+        self._changed: set[str] = set()
+
+    @property
+    def clients(self) -> Sequence[str]:
+        """Names of the clients, sorted."""
+        return list(self._clients)
+
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        """Ask the clients in the order of the requests."""
+        for name, data in requests.items():
+            self._changed.add(name)
+            yield name, self._clients[name].handle(data)
+
+    def gather(self, need: int) -> Gathered:
+        """Return everybody: the clients are always here, and forget nothing."""
+        return Gathered(self._clients.keys())
+
+    def save(self, number: int) -> None:
+        """Write what those clients hold that were asked since the last time."""
+        if self._checkpoints is not None:
+            for name in sorted(self._changed):
+                self._checkpoints.keep(name, number, self._clients[name].store)
+            self._changed.clear()
+
+    def restore(self, number: int) -> None:
+        """Read the newest that each client has of that round or before."""
+        if self._checkpoints is not None:
+            for name, client in self._clients.items():
+                found = self._checkpoints.newest(name, number)
+                client.store = {} if found is None else found[1]

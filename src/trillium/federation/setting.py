@@ -1,0 +1,87 @@
+"""What a run is set to, as far as frameworks need to know it; `trillium.config` has the whole of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trillium.component import Choice, Component
+from trillium.data.federated import DataConfig
+from trillium.federation.fleet import FleetConfig
+from trillium.federation.tiers import OwnModel, Tier, tier_of
+from trillium.models.adapters import Adapter
+from trillium.models.adapters.lora import Lora
+from trillium.models.base import ModelConfig
+from trillium.tasks import Task
+from trillium.tasks.classification import Classification
+from trillium.training.loop import Training
+from trillium.wire.wire import Wire
+
+
+class Evaluation(BaseModel):
+    """When and how the shipped model is measured on held-out data.
+
+    Attributes:
+        every: rounds from one evaluation to the next; the last round is always evaluated.
+        batch_size: examples at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+
+
+class Setting(BaseModel):
+    """One run.
+
+    Attributes:
+        seed: all randomness of the run follows from it.
+        rounds: turns of the federation.
+        framework: how the federation learns.
+        head: what the task head starts as.
+        tiers: clients that differ from the others, by a label of your own.
+        server: a model that only the server has.
+        model, task, data, adapter, training, fleet, wire, evaluation: see their classes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(default=0, ge=0)
+    rounds: int = Field(default=4, ge=1)
+    framework: Component  # which kinds of components these two are, rooms above this one say
+    head: Component
+    model: ModelConfig = ModelConfig()
+    task: Choice[Task] = Classification()
+    data: DataConfig = DataConfig()
+    adapter: Choice[Adapter] = Lora()
+    training: Training = Training()
+    fleet: FleetConfig = FleetConfig()
+    wire: Wire = Wire()
+    tiers: dict[str, Tier] = {}
+    server: OwnModel = OwnModel()
+    evaluation: Evaluation = Evaluation()
+
+    def of(self, client: str | None) -> Self:
+        """Return the same with model and adapter of one client, or of the server for `None`."""
+        own = self.server if client is None else tier_of(self.tiers, client)
+        changes = {"model": own.model or self.model, "adapter": own.adapter or self.adapter}
+        return self.model_copy(update=changes)
+
+    @property
+    def has_other_models(self) -> bool:
+        """Whether a tier, or the server, has a model or an adapter of its own."""
+        return self.server.differs or any(tier.differs for tier in self.tiers.values())
+
+    def groups(self, clients: Sequence[str]) -> list[list[str]]:
+        """Return the clients by what model they have; those with the server's come first."""
+        found: list[tuple[Setting, list[str]]] = [(self.of(None), [])]
+        for client in clients:
+            own = self.of(client)
+            names = next((names for other, names in found if other == own), None)
+            if names is None:
+                found.append((own, names := []))
+            names.append(client)
+        return [names for _, names in found]

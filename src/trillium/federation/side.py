@@ -1,0 +1,88 @@
+"""What client and server have in common: a model, a task, data to look at, a place in the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trillium.models.load import LanguageModel
+from trillium.models.slots import State
+from trillium.rng import generator
+from trillium.tasks import Example, Task
+from trillium.training.loop import Loop, Training
+from trillium.training.meters import Meter
+from trillium.wire.kinds import Tensors
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Metrics = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Side:
+    """One side of a federation.
+
+    Attributes:
+        name: who it is.
+        model: the resident model; shared by all sides of a simulation, never written.
+        task: what is learnt.
+        test: held-out data.
+        training: how it trains, where it does.
+        meter: what it computed.
+        seed: of the run.
+        num_rounds: of the run.
+        store: what the framework keeps here from one round to the next. Tensors and plain values
+            only (numbers, strings, lists, dicts, state dicts): it is what a checkpoint holds.
+        scratch: what it keeps within a round; any object.
+        round: the current round; 0 before the first.
+    """
+
+    name: str
+    model: LanguageModel
+    task: Task
+    test: list[Example]
+    training: Training
+    meter: Meter
+    seed: int
+    num_rounds: int
+    store: dict[str, Any] = field(default_factory=dict)
+    scratch: dict[str, Any] = field(default_factory=dict)
+    round: int = 0
+
+    @property
+    def initial(self) -> Tensors:
+        """The trainable values that all sides start from: as loaded, with a head solved since."""
+        head: Tensors = self.store.get("head", {})
+        return {**self.model.initial, **head}
+
+    @property
+    def base(self) -> Tensors:
+        """Frozen weights that the run has changed, by name; empty unless an aggregator folds."""
+        found: Tensors = self.store.get("base", {})
+        return found
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a generator for one purpose of this side in this round."""
+        return generator(self.seed, purpose, self.name, self.round)
+
+    def progress(self, fraction: float) -> float:
+        """Return how far the run is, from 0 to 1, at a fraction of this round."""
+        return (max(self.round, 1) - 1 + fraction) / self.num_rounds
+
+    def tokenize(self, rows: Dataset) -> list[Example]:
+        """Return rows in the columns of the task as examples, in the tokens of the model."""
+        return self.task.tokenize(rows, self.model.tokenizer, self.training.max_length)
+
+    def loop(self, label: str, state: State) -> Loop:
+        """Return the local loop over a state, mounted into the model."""
+        module = self.model.mount(state, self.base)
+        pad_id = self.model.tokenizer.pad_token_id
+        return Loop(module, state, pad_id, self.model.device, self.meter, label)
+
+    def evaluate(self, state: State, batch_size: int) -> Metrics:
+        """Return the metrics of a state on the held-out data."""
+        module = self.model.mount(state, self.base).eval()
+        return dict(self.task.evaluate(module, self.test, self.model.tokenizer, batch_size))

@@ -1,0 +1,5 @@
+"""FedLLM."""
+
+from trillium.frameworks.fedllm.protocol import FedLLM
+
+__all__ = ["FedLLM"]

@@ -1,0 +1,71 @@
+"""FlexLoRA: Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
+Resources (Bai et al., 2024, arXiv 2402.11505); with `fold_rest` it is FedMomentum (2026, arXiv
+2603.08014).
+
+The mean of the products is cut back to the adapter's rank, in the best way there is (Eckart and Young,
+1936). Down: adapters; a client of rank `r_k` takes the first `r_k` components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from trillium.federation.means import Contribution, weighted_mean
+from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
+from trillium.frameworks.fedllm.aggregators.lowrank import (
+    balanced,
+    products,
+    sent,
+    thin_svd,
+    without,
+)
+from trillium.models.factors import Factors, LowRank
+from trillium.wire.kinds import Tensors
+
+
+class Svd(Aggregator, name="svd"):
+    """The best approximation of the mean of the products by the adapter's rank; clients may mix ranks.
+
+    Its components are in descending order, and both factors have the same norm. Where the mean has
+    fewer components than the adapter, the rows of `A` that are left over stay as the server holds them,
+    beside zeros in `B`: two zeros would never learn again.
+
+    Attributes:
+        fold_rest: puts what the rank cannot hold into the base weights, so that nothing is lost.
+    """
+
+    reads: ClassVar[Literal["change", "state"]] = "state"
+    mixes_ranks: ClassVar[bool] = True
+
+    fold_rest: bool = False
+
+    @property
+    def folds(self) -> bool:
+        """Whether base weights change."""
+        return self.fold_rest
+
+    def aggregate(
+        self, contributions: Sequence[Contribution], like: Tensors, factors: Sequence[Factors]
+    ) -> Aggregate:
+        """Return the mean of heads, factors with the best `scale * B @ A`, and the rest by layer."""
+        layers = products(contributions, factors)
+        tensors = weighted_mean(without(contributions, layers), like)
+        folds = {}
+        for layer in layers:
+            found = sent(contributions, layer)
+            # The scale is common to all clients and to the result, and so drops out.
+            u, sigma, vt = thin_svd(found.weighted(1.0), found.a)
+            rank = like[layer.a].shape[0]
+            best = balanced(u[:, :rank], sigma[:rank], vt[:rank])
+            tensors[layer.a], tensors[layer.b] = (
+                like[layer.a].clone(),
+                like[layer.b].clone().zero_(),
+            )
+            tensors[layer.a][: len(best.right)] = best.right
+            tensors[layer.b][:, : len(best.right)] = best.left
+            if self.fold_rest and len(sigma) > rank:
+                rest = balanced(u[:, rank:], layer.scale * sigma[rank:], vt[rank:])
+                dtype = like[layer.b].dtype
+                folds[layer.layer] = LowRank(rest.left.to(dtype), rest.right.to(dtype))
+        return Aggregate(tensors, folds)

@@ -1,0 +1,188 @@
+"""Settings of FedLLM that contradict each other, told before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from trillium.component import known
+from trillium.errors import UserError
+from trillium.frameworks.fedllm.aggregators import Aggregator
+from trillium.models.adapters.lora import Lora
+from trillium.wire.codecs import Codec
+from trillium.wire.wire import Wire
+
+if TYPE_CHECKING:
+    from trillium.federation.setting import Setting
+    from trillium.frameworks.fedllm.settings import FedLLMSettings
+
+
+def check_fedllm(framework: FedLLMSettings, config: Setting) -> None:
+    """Refuse a configuration that cannot work.
+
+    Raises:
+        UserError: says which settings, why, and what to write instead.
+    """
+    _check_aggregator(framework, config)
+    _check_tiers(framework, config)
+    _check_codecs(framework, config)
+    if framework.mask.name != "all" and not isinstance(config.adapter, Lora):
+        raise UserError(
+            f"framework.mask={framework.mask.name} with adapter={config.adapter.name}",
+            "it chooses between the factors of LoRA",
+            "Write adapter=lora, or framework.mask=all",
+        )
+    if framework.upload == "gradient" and framework.drift.name != "none":
+        raise UserError(
+            f"framework.upload=gradient with framework.drift={framework.drift.name}",
+            "clients that send one gradient take no steps of their own, so they cannot drift",
+            "Write framework.drift=none, or framework.upload=update",
+        )
+
+
+def _check_aggregator(framework: FedLLMSettings, config: Setting) -> None:
+    rule = framework.aggregator
+    given = f"framework.aggregator={rule.name}"
+    if rule.reads == "state" and framework.upload == "gradient":
+        raise UserError(
+            f"{given} with framework.upload=gradient",
+            "it works on the factors that clients reached, and a gradient is none",
+            "Write framework.upload=update",
+        )
+    if rule.reads == "state" and framework.server_optimizer is not None:
+        raise UserError(
+            f"{given} with framework.server_optimizer={framework.server_optimizer.name}",
+            "its result is the new state; an optimiser steps along changes",
+            "Leave framework.server_optimizer out, or write framework.aggregator=mean",
+        )
+    if rule.reads == "state" and not isinstance(config.adapter, Lora):
+        raise UserError(
+            f"{given} with adapter={config.adapter.name}",
+            "it works on the factors of LoRA",
+            "Write adapter=lora, or framework.aggregator=mean",
+        )
+    if rule.reads == "state" and any("lora" in pattern for pattern in framework.local):
+        raise UserError(
+            f"{given} with framework.local={list(framework.local)}",
+            "it needs both factors of every client",
+            "Write framework.aggregator=mean, with which one factor can stay with the clients",
+        )
+    if rule.folds and config.model.quantize != "none":
+        raise UserError(
+            f"{given} with model.quantize={config.model.quantize}",
+            "it changes the base weights, and quantised ones cannot be changed",
+            f"Write model.quantize=none, or one of framework.aggregator="
+            f"{_aggregators(lambda other: not other.folds)}",
+        )
+    cohort = config.fleet.min_replies or config.fleet.clients_per_round or config.data.num_clients
+    if rule.min_clients > cohort:
+        raise UserError(
+            f"{given} with {cohort} clients in a round",
+            f"it needs at least {rule.min_clients}",
+            f"Ask {rule.min_clients} clients or more, or let the rule withstand fewer faulty ones",
+        )
+    if rule.restarts and framework.download.name != "state":
+        raise UserError(
+            f"{given} with framework.download={framework.download.name}",
+            "adapters start anew in each round, so there is no earlier state to change",
+            "Write framework.download=state; what starts anew is drawn from the seed and not sent",
+        )
+    for where, wire in _wires(config).items():
+        if rule.folds and not wire.is_lossless("snapshot", "down"):
+            raise UserError(
+                f"{given} with a lossy codec for the kind snapshot in {where}.down",
+                "the changes of base weights that it sends must be the same on all sides",
+                "Take snapshot out of the codec's kinds",
+            )
+    if rule.reads == "state" and isinstance(config.adapter, Lora) and config.adapter.dora:
+        raise UserError(
+            f"{given} with adapter.dora=true",
+            "DoRA's change is not the product of its factors, so their exact product is of no use",
+            "Write adapter.dora=false, or framework.aggregator=mean",
+        )
+
+
+def _check_tiers(framework: FedLLMSettings, config: Setting) -> None:
+    rule = framework.aggregator
+    for label, tier in config.tiers.items():
+        given = f"tiers.{label}.rank={tier.rank}"
+        if tier.rank is not None and not isinstance(config.adapter, Lora):
+            raise UserError(
+                f"{given} with adapter={config.adapter.name}",
+                "it has no rank",
+                "Write adapter=lora",
+            )
+        if tier.rank is not None and isinstance(config.adapter, Lora):
+            if tier.rank > config.adapter.r:
+                raise UserError(
+                    f"{given} with adapter.r={config.adapter.r}",
+                    "clients hold the first components of the server's adapter, so no more than it has",
+                    f"Write adapter.r={tier.rank} or more",
+                )
+            if not rule.mixes_ranks and tier.rank != config.adapter.r:
+                raise UserError(
+                    f"{given} with framework.aggregator={rule.name}",
+                    "it cannot take clients of different ranks",
+                    "Write one of framework.aggregator="
+                    f"{_aggregators(lambda other: other.mixes_ranks)}",
+                )
+            if framework.drift.answers:
+                raise UserError(
+                    f"{given} with framework.drift={framework.drift.name}",
+                    "control variates of different ranks have no mean",
+                    "Write framework.drift=none or prox",
+                )
+        if tier.layers is not None and not rule.takes_parts:
+            raise UserError(
+                f"tiers.{label}.layers={list(tier.layers)} with framework.aggregator={rule.name}",
+                "it compares whole updates, so all clients must send all tensors",
+                f"Write one of framework.aggregator={_aggregators(lambda other: other.takes_parts)}",
+            )
+
+
+def _check_codecs(framework: FedLLMSettings, config: Setting) -> None:
+    for where, wire in _wires(config).items():
+        for codec in _for_changes(wire.up):
+            if framework.upload == "parameters" and "parameters" in codec.kinds:
+                raise UserError(
+                    f"{where}.up: {codec.name} with framework.upload=parameters",
+                    "it keeps too little of a tensor to replace it; it is made for changes",
+                    "Write framework.upload=update",
+                )
+        for codec in (c for c in wire.up if c.expands and "parameters" in c.kinds):
+            if framework.feedback > 0:
+                raise UserError(
+                    f"{where}.up: {codec.name} with framework.feedback={framework.feedback}",
+                    "its error can be larger than the tensor, so what is carried over would grow",
+                    "Write framework.feedback=0, or a biased form of it: rounding=nearest, "
+                    "reconstruction=least_squares",
+                )
+        for codec in (c for c in wire.down if c.expands and "parameters" in c.kinds):
+            raise UserError(
+                f"{where}.down: {codec.name}",
+                "its error can be larger than the tensor, and the next download carries it over",
+                "Write a biased form of it: rounding=nearest, reconstruction=least_squares",
+            )
+        for codec in _for_changes(wire.down):
+            if framework.download.name != "change" and "parameters" in codec.kinds:
+                raise UserError(
+                    f"{where}.down: {codec.name} with framework.download={framework.download.name}",
+                    "it keeps too little of a tensor to replace it; it is made for changes",
+                    "Write framework.download=change",
+                )
+
+
+def _wires(config: Setting) -> dict[str, Wire]:
+    """Return the wires of the run and of its tiers, by where they are written."""
+    return {"wire": config.wire} | {
+        f"tiers.{label}": tier.wire(config.wire) for label, tier in config.tiers.items()
+    }
+
+
+def _for_changes(stack: Sequence[Codec]) -> Iterable[Codec]:
+    return (codec for codec in stack if codec.for_changes)
+
+
+def _aggregators(accepts: object) -> str:
+    assert callable(accepts)
+    return ", ".join(n for n, member in known(Aggregator).items() if accepts(member()))

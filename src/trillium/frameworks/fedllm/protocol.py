@@ -1,0 +1,237 @@
+"""FedLLM: clients fine-tune with PEFT and upload parameters or gradients; the server aggregates.
+
+Federated averaging of McMahan et al. (2017, arXiv 1602.05629) on the trainable state alone, as in
+FedIT (Zhang et al., 2023, arXiv 2305.05644), with a server optimiser as in Reddi et al. (2021, arXiv
+2003.00295). The first of the three frameworks of Yan et al. (2025, arXiv 2501.04436).
+
+Down: the trainable state, or what changed of it. Up: the new state, its change, or a gradient; and one
+weight. docs/fedllm.md says which published method is which setting.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from trillium.federation.client import Client, client_verb
+from trillium.federation.fleet import Fleet
+from trillium.federation.means import Contribution
+from trillium.federation.server import Server
+from trillium.federation.side import Metrics
+from trillium.frameworks import mean_metrics
+from trillium.frameworks.fedllm.aggregators.mean import Mean
+from trillium.frameworks.fedllm.aggregators.product_sketch import ProductSketch
+from trillium.frameworks.fedllm.checks import check_fedllm
+from trillium.frameworks.fedllm.drifts import Answered, Correction
+from trillium.frameworks.fedllm.folds import keep_fold, receive_folds, send_folds
+from trillium.frameworks.fedllm.outgoing import outgoing
+from trillium.frameworks.fedllm.settings import FedLLMSettings
+from trillium.models.factors import nonlinear_names
+from trillium.models.slots import train_only, values
+from trillium.training.loop import batches, task_objective
+from trillium.training.optimizers import Optimizer, set_learning_rate
+from trillium.wire.feedback import Feedback
+from trillium.wire.kinds import Tensors
+from trillium.wire.message import Message, named, scalar
+
+if TYPE_CHECKING:
+    from trillium.federation.setting import Setting
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["gradients", "parameters"]
+
+
+class FedLLM(FedLLMSettings, name="fedllm"):
+    """Exchange of trainable parameters (adapter and task head)."""
+
+    def check(self, config: Setting) -> None:
+        """Refuse settings that contradict each other."""
+        super().check(config)
+        check_fedllm(self, config)
+
+    def start(self, server: Server, fleet: Fleet) -> None:
+        """Begin from the values that all sides know."""
+        server.state = server.model.state(server.initial)
+        if nonlinear_names(server.model.module):
+            log.warning(
+                "DoRA's magnitudes and factors do not enter the model linearly: their mean is not the "
+                "mean of what clients have learnt, whichever of them rest"
+            )
+
+    # The server
+
+    def round(self, server: Server, fleet: Fleet) -> Metrics:
+        """Bring the cohort in step, let it train, aggregate what comes back, take one server step."""
+        factors = server.model.factors
+        if self.aggregator.restarts:
+            known = self.known(server)
+            anew = {name: known[name] for layer in factors for name in (layer.a, layer.b)}
+            server.state = server.model.state({**values(server.state), **anew})
+        current = {name: tensor.cpu() for name, tensor in values(server.state).items()}
+        send_folds(server, fleet)
+        out = outgoing(self, server, fleet, current)
+        reads = {name: partial(self._read, found.like) for name, found in out.items()}
+        reduction = self.aggregator.begin(current, factors)
+        answers: dict[str, Answered] = {}
+        losses, sketch = 0.0, ProductSketch(factors, server.seed)
+        averages = isinstance(self.aggregator, Mean) and self.upload != "gradient"
+        requests = {name: found.message for name, found in out.items()}
+        for name, (weight, loss, tensors, extra) in fleet.ask(requests, reads):
+            held = out[name].sent.held
+            reduction.add(Contribution(name, weight, self._as_read(tensors, held)))
+            if averages and out[name].share.sends_both_factors:
+                sketch.add(weight, self._reached(tensors, held))
+            answers[name] = Answered(weight, extra)
+            losses += weight * loss
+        for name, found in out.items():
+            self.download.settle(
+                server.store["downloads"], found.parcel, found.sent, name in answers
+            )
+        aggregate = reduction.result()
+        self.drift.absorb(server.store["drift"], answers, len(fleet.engine.clients))
+        self._step(server, current, aggregate.tensors)
+        if aggregate.folds:
+            keep_fold(server, aggregate.folds)
+        figures = {"train_loss": losses / sum(answer.weight for answer in answers.values())}
+        if sketch.error():
+            figures["product_error"] = sketch.error()
+        return figures
+
+    def _read(self, like: Tensors, reply: Message) -> tuple[float, float, Tensors, Tensors]:
+        """Check what a client sent: its weight, its loss, its tensors, those of its correction."""
+        extra = reply.expect("gradients", like) if self.drift.answers else {}
+        tensors = reply.expect(self._kind, like)
+        return reply.positive("control/weight"), reply.scalar("control/loss"), tensors, extra
+
+    def _as_read(self, tensors: Tensors, held: Tensors) -> Tensors:
+        """Return what a client sent as the aggregator reads it: changes, or all that it now holds."""
+        if self.aggregator.reads == "change":
+            if self.upload != "parameters":
+                return tensors
+            return {name: tensor - held[name] for name, tensor in tensors.items()}
+        return self._reached(tensors, held)
+
+    def _reached(self, tensors: Tensors, held: Tensors) -> Tensors:
+        """Return all shared values that a client has come to."""
+        if self.upload == "update":
+            tensors = {name: held[name] + tensor for name, tensor in tensors.items()}
+        return {**held, **tensors}
+
+    def _step(self, server: Server, current: Tensors, aggregated: Tensors) -> None:
+        """Take the aggregate as the new state, or as a negative gradient for the optimiser."""
+        if self.aggregator.reads == "state":
+            server.state = server.model.state({**current, **aggregated})
+            return
+        optimizer = self._optimizer(server)
+        for name, tensor in aggregated.items():
+            found = tensor.to(server.model.device)
+            server.state[name].grad = found if self.upload == "gradient" else -found
+        if self.upload == "gradient":
+            if server.training.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(server.state.values(), server.training.max_grad_norm)
+            if self.server_optimizer is None:
+                set_learning_rate(optimizer, server.training.learning_rate(server.progress(0.0)))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        server.store["optimizer"] = optimizer.state_dict()
+
+    def _optimizer(self, server: Server) -> torch.optim.Optimizer:
+        """Return the server's optimiser as the last round left it."""
+        saved = server.store.get("optimizer")
+        if self.server_optimizer is None and self.upload == "gradient":
+            return server.training.build(server.state, saved)
+        chosen = self.server_optimizer or Optimizer(name="sgd", lr=1.0)
+        return chosen.build(server.state.values(), saved)
+
+    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+        """Return the metrics of the server's model, or of the clients' own where a part is local."""
+        if not self.local or server.round == 0:
+            return server.evaluate(server.state, batch_size)
+        clients = self.clients_metrics(fleet, batch_size)
+        return {**mean_metrics(clients), "clients": clients}
+
+    @property
+    def _kind(self) -> Kind:
+        return "gradients" if self.upload == "gradient" else "parameters"
+
+    # The client
+
+    @client_verb
+    def fold(self, client: Client, message: Message) -> Message:
+        """Add what comes to the base weights."""
+        return receive_folds(client, message)
+
+    @client_verb
+    def train(self, client: Client, message: Message) -> Message:
+        """Train the received state on the client's data and answer with what it became."""
+        share, known = self.share(client, client.tier), self.known(client)
+        received = self.download.receive(
+            client.store.setdefault("download", {}),
+            message,
+            share.take(known, share.down),
+            client.wire,
+        )
+        own = share.take(client.store.get("tensors", known), share.local)
+        state = train_only(client.model.state({**known, **received, **own}), share.trained)
+        begun = values(state)
+        variates = share.take(begun, share.up) if message.group("gradients") else {}
+        correction = self.drift.correction(
+            client.store.setdefault("drift", {}),
+            state,
+            begun,
+            message.expect("gradients", variates),
+        )
+        loop = client.loop(f"train{correction.label}", state)
+        objective = task_objective(client.task, client.examples)
+        chunks = batches(client.examples, client.training, client.generator("batches"))
+        weight = self._weight(client)
+        if self.upload == "gradient":
+            trained = loop.gradient(chunks, objective)
+            if self.weights == "targets":
+                weight = trained.weight
+            tensors = {n: _gradient(state[n]) for n in share.up}
+        else:
+            num_steps = client.training.num_steps(len(client.examples))
+            trained = loop.fit(
+                chunks, objective, client.training, client.progress, num_steps, correction.apply
+            )
+            tensors = {n: state[n].detach().clone() for n in share.up}
+            if self.upload == "update":
+                tensors = {n: tensor - begun[n] for n, tensor in tensors.items()}
+        if share.local:
+            client.store["tensors"] = values(state)
+        control = {"control/weight": scalar(weight), "control/loss": scalar(trained.loss)}
+        return self._answer(client, tensors, correction, control)
+
+    def _answer(
+        self, client: Client, tensors: Tensors, correction: Correction, control: Tensors
+    ) -> Message:
+        """Return the reply, and keep what codecs take from it."""
+        feedback = Feedback(client.store.setdefault("lost", {}), self.feedback)
+        feeds = self.feedback > 0 and self.upload != "parameters"
+        feeds = feeds and not client.wire.is_lossless(self._kind, "up")
+        tensors = feedback.add(tensors) if feeds else tensors
+        extra = correction.answer()
+        sent = {**named(self._kind, tensors), **named("gradients", extra), **control}
+        reply = Message("train", sent, {"round": client.round})
+        if feeds or extra:
+            seen = client.wire.preview(reply, "up")
+            if feeds:
+                feedback.keep(tensors, seen.expect(self._kind, tensors))
+            if extra:
+                correction.sent(seen.expect("gradients", extra))
+        return reply
+
+    def _weight(self, client: Client) -> float:
+        if self.weights == "equal":
+            return 1.0
+        return client.weight if self.weights == "targets" else float(len(client.examples))
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -1,0 +1,33 @@
+"""Heads: what the task head starts as, before the first round and whatever the framework."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trillium.component import Component
+from trillium.federation.fleet import Fleet
+from trillium.federation.server import Server
+
+if TYPE_CHECKING:
+    from trillium.federation.setting import Setting
+
+
+class Head(Component, kind="head", package="trillium.frameworks.heads"):
+    """A phase before the first round that gives the task head its values.
+
+    What it leaves: the values by parameter name in the `store["head"]` of every side, so that they
+    are part of what `Side.initial` returns, and in the server's state.
+    """
+
+    def check(self, config: Setting) -> None:
+        """Refuse settings that contradict each other.
+
+        Raises:
+            UserError: says which, why, and what to write instead.
+        """
+
+    def start(self, server: Server, fleet: Fleet) -> None:
+        """Find the head, before `Framework.start`; a resumed run does not come here."""
+
+    def inform(self, server: Server, fleet: Fleet) -> None:
+        """Give the head to clients of a round that do not have it; called before each round."""

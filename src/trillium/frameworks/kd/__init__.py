@@ -1,0 +1,5 @@
+"""KD-FedLLM."""
+
+from trillium.frameworks.kd.protocol import KD
+
+__all__ = ["KD"]

@@ -1,0 +1,253 @@
+"""Distillation: predictions as soft labels, and the loss that brings a student to a teacher.
+
+Hinton et al. (2015, arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from trillium.frameworks.kd.hiddens.probe import Probe, reading
+from trillium.frameworks.kd.last_layer import before_vocabulary, ends_in_vocabulary
+from trillium.frameworks.kd.public import row_slices, rows_of
+from trillium.tasks import IGNORE, Batch, Example, Task
+from trillium.tasks.batches import collate, in_order
+from trillium.training.loop import Loop, Objective
+from trillium.training.meters import resident_tensors
+from trillium.wire.soft_labels import SoftLabels, Teacher, Writer, chunks, summed
+
+PREDICT_BATCH = 32  # examples at once when predictions are computed; changes memory, not results
+WIDE = 8192  # classes from which logits of whole batches are avoided; changes memory, not results
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the loss is made of: `weight * distillation_loss`, and cross-entropy if asked for.
+
+    Attributes:
+        temperature, weight: of the distillation loss.
+        use_labels: whether the cross-entropy on labels is added, where there are any.
+    """
+
+    temperature: float
+    weight: float = 1.0
+    use_labels: bool = False
+
+
+def distillation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    named: Tensor | None = None,
+    classes: Tensor | None = None,
+) -> Tensor:
+    """Return `T^2 * KL(teacher || softmax(student / T))`, summed over rows.
+
+    Args:
+        student: logits `(rows, classes)`.
+        teacher: log-probabilities `(rows, classes)` at the temperature; no gradient flows into them.
+        temperature: T; the factor T^2 keeps the gradient's size when T changes (Hinton et al., 2015).
+        named: which classes the teacher tells apart, bool `(rows, classes)`; the others count as one,
+            on both sides, which can only lower the divergence.
+        classes: the teacher's class of each class of the student, -1 for none, int64 `(student's
+            classes,)`; both sides are compared given that one of the classes is meant that both have.
+    """
+    wide = student if student.dtype == torch.float64 else student.float()
+    log_student = functional.log_softmax(wide / temperature, dim=-1)
+    log_teacher = teacher.detach().to(wide)
+    if classes is not None:
+        log_student, shared = _regrouped(log_student, classes.to(wide.device))
+        log_teacher = log_teacher[:, shared].log_softmax(-1)
+        named = None if named is None else named.to(wide.device)[:, shared]
+    if named is not None:
+        named = named.to(wide.device)
+        log_student, log_teacher = _merged(log_student, named), _merged(log_teacher, named)
+    divergence = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    return divergence * temperature**2
+
+
+def _regrouped(log_probs: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a student's distributions over the teacher's classes that it has, and which these are."""
+    has = classes >= 0
+    shared, places = torch.unique(classes[has], return_inverse=True)
+    return summed(log_probs[:, has], places, len(shared)).log_softmax(-1), shared
+
+
+def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the squared error, as a mean over the entries of a row, summed over rows.
+
+    Args:
+        student: hidden states `(rows, size)`.
+        teacher: the same of the teacher; no gradient flows into them.
+    """
+    return (student - teacher.detach().to(student)).square().mean(-1).sum()
+
+
+def _merged(log_probs: Tensor, named: Tensor) -> Tensor:
+    """Return the named classes, the others with no mass, and one more class for all of those."""
+    rest = log_probs.masked_fill(named, -torch.inf).logsumexp(-1, keepdim=True)
+    # exp(-200) is no mass, and equal on both sides, so that nothing is added to a divergence.
+    return torch.cat([log_probs.masked_fill(~named, -200.0), rest.clamp(min=-200.0)], dim=-1)
+
+
+def distillation_objective(
+    task: Task,
+    public: Sequence[Example],
+    teacher: Teacher,
+    terms: Loss,
+    probe: Probe | None = None,
+    *,
+    apart: bool = False,
+) -> Objective:
+    """Return what a student minimises.
+
+    Args:
+        task: chooses the predictions that count, equally for teacher and student.
+        public: the examples whose predictions the teacher's rows are, in order.
+        teacher: softened by the temperature; predictions that it does not speak of add nothing.
+        terms: of the loss.
+        probe: reads the hidden states that are drawn to the teacher's.
+        apart: whether the last layer is applied some rows at a time, and again in the backward pass,
+            so that no more logits exist at once than of these rows.
+    """
+    slices, labels, places = row_slices(task, public), teacher.labels, teacher.places
+
+    def part(student: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        known = places[rows] >= 0
+        taught, rows = student[known.to(student.device)], places[rows[known]]
+        found = terms.weight * distillation_loss(
+            taught, labels.take(rows), terms.temperature, labels.named(rows), teacher.classes
+        )
+        if terms.use_labels:
+            found = found + functional.cross_entropy(
+                student, targets, reduction="sum", ignore_index=IGNORE
+            )
+        return found
+
+    def pulled(hidden: Sequence[Tensor], rows: Tensor) -> Tensor | int:
+        """Return the term for hidden states, which are in the list if there is a probe."""
+        if probe is None or teacher.hidden is None:
+            return 0
+        return probe.weight * hidden_loss(hidden[0], teacher.hidden[rows])
+
+    def whole(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        with reading(probe, module, batch) as states:
+            student, targets = task.select(module(**batch.inputs).logits, batch.labels)
+        rows = rows_of(slices, batch.indices)
+        return part(student, targets, rows) + pulled(states, rows), len(student)
+
+    def by_rows(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        # The probe comes second: it is to see all tokens where the last layer was, not rows in it.
+        with before_vocabulary(module) as layer, reading(probe, module, batch) as states:
+            hidden, targets = task.select(module(**batch.inputs).logits, batch.labels)
+        rows = rows_of(slices, batch.indices)
+
+        def of_some(some: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+            return part(layer(some), targets, rows)
+
+        total = hidden.new_zeros(()).float()
+        for some in chunks(len(rows), max(labels.num_classes, teacher.num_logits)):
+            found = checkpoint(
+                of_some, hidden[some], targets[some], rows[some], use_reentrant=False
+            )
+            assert isinstance(found, Tensor)
+            total = total + found
+        return total + pulled(states, rows), len(rows)
+
+    return by_rows if apart else whole
+
+
+def distillation(
+    loop: Loop,
+    task: Task,
+    public: Sequence[Example],
+    teacher: Teacher,
+    terms: Loss,
+    probe: Probe | None = None,
+) -> tuple[Loop, Objective]:
+    """Return the loop and the objective of a student, with logits in parts where there are many."""
+    apart = is_wide(loop, task, teacher.num_logits)
+    objective = distillation_objective(task, public, teacher, terms, probe, apart=apart)
+    by_row = apart or probe is not None
+    return replace(loop, extra=lambda batch: rows_key(by_row, task, batch)), objective
+
+
+def is_wide(loop: Loop, task: Task, num_classes: int) -> bool:
+    """Whether logits of whole batches are to be avoided, and can be."""
+    is_lm = task.peft_task == "CAUSAL_LM"
+    return is_lm and num_classes >= WIDE and ends_in_vocabulary(loop.module)
+
+
+def predict(
+    loop: Loop, task: Task, public: Sequence[Example], writer: Writer, probe: Probe | None = None
+) -> tuple[SoftLabels, Tensor | None]:
+    """Return the log-probabilities of the predictions that count, in order, and their hidden states.
+
+    The latter `(rows, size)` float32 on the CPU, where a probe reads them.
+    """
+    states = visit_predictions(loop, task, public, writer.num_classes, writer.add, probe)
+    if probe is None:
+        return writer.done(), None
+    return writer.done(), torch.cat([torch.zeros(0, probe.size), *states])
+
+
+@torch.no_grad()
+def visit_predictions(
+    loop: Loop,
+    task: Task,
+    public: Sequence[Example],
+    num_classes: int,
+    visit: Callable[[Tensor], object],
+    probe: Probe | None = None,
+) -> list[Tensor]:
+    """Compute the predictions that count, in order, with logits in parts where there are many.
+
+    Args:
+        loop: the model, and what meters it.
+        task: chooses the predictions.
+        public: of which examples.
+        num_classes: classes, or the vocabulary.
+        visit: called with the log-probabilities `(rows, classes)` of some rows after the other.
+        probe: reads hidden states in the same pass.
+
+    Returns:
+        Hidden states `(rows, size)` float32 of some rows after the other; none without a probe.
+    """
+    found: list[Tensor] = []
+    loop.module.eval()
+    apart = is_wide(loop, task, num_classes)
+    for chunk in in_order(public, PREDICT_BATCH):
+        batch = collate(chunk, loop.pad_id, loop.device)
+        resident = lambda: resident_tensors(loop.module)  # noqa: E731
+        key = rows_key(apart or probe is not None, task, batch)
+        with loop.meter.measure((loop.label, batch.layout, key), resident):
+            if apart:
+                with (
+                    before_vocabulary(loop.module) as layer,
+                    reading(probe, loop.module, batch) as states,
+                ):
+                    hidden, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
+                for some in chunks(len(hidden), num_classes):
+                    visit(_log_probs(layer(hidden[some])))
+            else:
+                with reading(probe, loop.module, batch) as states:
+                    logits, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
+                visit(_log_probs(logits))
+        found += [rows.float().cpu() for rows in states]
+    return found
+
+
+def rows_key(by_row: bool, task: Task, batch: Batch) -> int:
+    """Return on what costs depend beside the layout of a batch: the rows that count, if on these."""
+    return task.num_supervised(batch.labels) if by_row else 0
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return wide.log_softmax(-1)

@@ -1,0 +1,247 @@
+"""Ensembles: what the server makes of many opinions on one prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from trillium.component import Component
+from trillium.tasks import IGNORE
+from trillium.wire.codecs.rows import LEAST
+
+Average = Literal["probabilities", "logits"]
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """What clients say of some rows, a row being one prediction of the public set.
+
+    Attributes:
+        log_probs: normalised, of temperature 1, `(clients, rows, classes)` float64; anything where
+            a client said nothing.
+        present: whether a client said something, bool `(clients, rows)`.
+        sizes: weight of each client in means, `(clients,)` float64.
+        counts: how many examples of each class a client has, `(clients, classes)` float64; `None`
+            unless the ensemble asks for it.
+        targets: label of each row, `(rows,)` int64, `IGNORE` where there is none.
+        key: seeds what is drawn at random.
+    """
+
+    log_probs: Tensor
+    present: Tensor
+    sizes: Tensor
+    counts: Tensor | None
+    targets: Tensor
+    key: int = 0
+
+
+class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensembles"):
+    """Weighs the clients' opinions and averages them, row by row.
+
+    Who says nothing of a row has no part in its average: there are no zeros in his place.
+
+    Class variables:
+        needs_labels: it looks at the labels of the public set.
+        needs_counts: clients tell how many examples of each class they have.
+    """
+
+    needs_labels: ClassVar[bool] = False
+    needs_counts: ClassVar[bool] = False
+
+    def weights(self, opinions: Opinions) -> Tensor:
+        """Return weights that broadcast to `(clients, rows, classes)`, in any scale.
+
+        Those of absent opinions are not looked at.
+        """
+        raise NotImplementedError
+
+    def combine(self, opinions: Opinions, temperature: float, average: Average) -> Tensor:
+        """Return the teacher of each row: log-probabilities `(rows, classes)` at the temperature.
+
+        Args:
+            opinions: at least one for each row.
+            temperature: divides the logarithms before they are averaged.
+            average: whether probabilities are averaged, or their logarithms and so the logits.
+        """
+        softened = (opinions.log_probs / temperature).log_softmax(-1)
+        return average_opinions(softened, self.weights(opinions), opinions.present, average)
+
+
+def average_opinions(
+    log_probs: Tensor, weights: Tensor, present: Tensor, average: Average
+) -> Tensor:
+    """Return the weighted mean of log-probabilities, normalised, `(rows, classes)`.
+
+    Where all weights of an entry are zero, as of a class that nobody has, opinions count alike.
+    """
+    here = present[..., None].double()
+    shares = here * weights
+    shares = torch.where(shares.sum(0, keepdim=True) > 0, shares, here)
+    shares = shares / shares.sum(0, keepdim=True)
+    known = torch.where(present[..., None], log_probs, 0.0)
+    if average == "logits":
+        return (shares * known).sum(0).log_softmax(-1)
+    mean = (shares * known.exp()).sum(0)
+    return (mean / mean.sum(-1, keepdim=True)).log().clamp(min=LEAST)
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """Return the entropy of distributions in their last dimension, in nats."""
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+# Who has seen a class counts for it: label counts as weights.
+
+
+class ClassCounts(Ensemble, name="class_counts"):
+    """The probability of each class is averaged by how many examples of it the clients have.
+
+    Clients tell the server how many examples of each class they have, exactly. The result is
+    normalised; over- and underrepresented classes are not thereby favoured.
+    """
+
+    needs_counts: ClassVar[bool] = True
+
+    def weights(self, opinions: Opinions) -> Tensor:
+        """Return the counts, by class."""
+        assert opinions.counts is not None
+        return opinions.counts[:, None, :]
+
+
+# Who is sure counts more: weights by entropy, sample by sample.
+
+
+class Confidence(Ensemble, name="confidence"):
+    """Weights `exp(-entropy / scale)`: who lacks the class of a sample is mostly unsure of it.
+
+    Attributes:
+        scale: in nats; a small one leaves the word to the surest client, a large one is the mean.
+    """
+
+    scale: float = Field(0.3, gt=0)
+
+    def weights(self, opinions: Opinions) -> Tensor:
+        """Return them by client and row; the largest is 1."""
+        unsure = entropy(opinions.log_probs) / self.scale
+        unsure = torch.where(opinions.present, unsure, torch.inf)
+        least = unsure.amin(0, keepdim=True)
+        return torch.where(opinions.present, (least - unsure).exp(), 0.0)[..., None]
+
+
+# Whoever is best on the label is the teacher: DualMinCE of FedMKT (2024, arXiv 2406.02224).
+
+
+class LowestLoss(Ensemble, name="lowest_loss"):
+    """For each prediction the client with the lowest cross-entropy on its label; equals share it.
+
+    Where there is no label all count alike. In language modelling the choice is made token by token.
+    """
+
+    needs_labels: ClassVar[bool] = True
+
+    def weights(self, opinions: Opinions) -> Tensor:
+        """Return one for the best of each row."""
+        known = opinions.targets != IGNORE
+        wanted = torch.where(known, opinions.targets, 0)
+        losses = torch.stack(
+            [functional.nll_loss(own, wanted, reduction="none") for own in opinions.log_probs]
+        )
+        losses = torch.where(opinions.present & known, losses, torch.inf)
+        return (losses == losses.amin(0, keepdim=True)).double()[..., None]
+
+
+# Every opinion counts alike: FedMD (Li and Wang, 2019, arXiv 1910.03581) and DS-FL (2020).
+
+
+class Mean(Ensemble, name="mean"):
+    """The plain mean over the clients that said something."""
+
+    def weights(self, opinions: Opinions) -> Tensor:
+        """Return ones."""
+        return opinions.sizes.new_ones(len(opinions.sizes), 1, 1)
+
+
+# A mean with noise, for differential privacy of the clients towards whoever sees the teacher.
+
+
+class NoisyMean(Ensemble, name="noisy_mean"):
+    """The plain mean of clipped distributions, with Gaussian noise on their sum.
+
+    One client more or less changes the sum of a row by at most `clip` in l2 norm: that is the
+    sensitivity, and the noise has `noise * clip` as its standard deviation in every entry. Of `m`
+    rows in all rounds together the sensitivity is `clip * sqrt(m)`. The server sees the opinions
+    themselves, and how many there are is not hidden. No accountant is run.
+
+    Attributes:
+        clip: largest l2 norm of a client's distribution of one row; none exceeds 1.
+        noise: standard deviation of the noise, in units of the sensitivity of one row.
+    """
+
+    clip: float = Field(1.0, gt=0, le=1)
+    noise: float = Field(1.0, ge=0)
+
+    def weights(self, opinions: Opinions) -> Tensor:
+        """Return ones."""
+        return opinions.sizes.new_ones(len(opinions.sizes), 1, 1)
+
+    def total(self, opinions: Opinions, temperature: float) -> Tensor:
+        """Return the sum of clipped distributions `(rows, classes)`, without noise."""
+        softened = (opinions.log_probs / temperature).softmax(-1)
+        norms = softened.norm(dim=-1, keepdim=True)
+        clipped = softened * (self.clip / norms).clamp(max=1.0)
+        return torch.where(opinions.present[..., None], clipped, 0.0).sum(0)
+
+    def combine(self, opinions: Opinions, temperature: float, average: Average) -> Tensor:
+        """Return the noisy sum, what is negative set to zero, normalised."""
+        total = self.total(opinions, temperature)
+        draw = torch.Generator().manual_seed(opinions.key)
+        noise = torch.randn(total.shape, generator=draw, dtype=total.dtype).to(total.device)
+        noisy = (total + self.noise * self.clip * noise).clamp(min=0)
+        sums = noisy.sum(-1, keepdim=True)
+        shares = torch.where(sums > 0, noisy / sums, 1 / total.shape[-1])
+        return shares.log().clamp(min=LEAST)
+
+
+# Who has more data counts more, as in federated averaging (McMahan et al., 2017).
+
+
+class SizeWeighted(Ensemble, name="size_weighted"):
+    """The mean weighted by the clients' examples, or supervised tokens."""
+
+    def weights(self, opinions: Opinions) -> Tensor:
+        """Return the sizes."""
+        return opinions.sizes[:, None, None]
+
+
+# Who tells classes apart counts more: Fed-ET (Cho et al., 2022, arXiv 2204.12703).
+
+
+class Variance(Ensemble, name="variance"):
+    """Weights by the variance of a client's logits over the classes, sample by sample."""
+
+    def weights(self, opinions: Opinions) -> Tensor:
+        """Return the variances, which log-probabilities have in common with logits."""
+        found = opinions.log_probs.var(-1, correction=0)
+        return torch.where(opinions.present, found, 0.0)[..., None]
+
+
+# Each client has one vote: PATE (Papernot et al., 2017, arXiv 1610.05755), without its noise.
+
+
+class Vote(Ensemble, name="vote"):
+    """The share of the clients that hold a class for the most probable."""
+
+    def weights(self, opinions: Opinions) -> Tensor:
+        """Return ones."""
+        return opinions.sizes.new_ones(len(opinions.sizes), 1, 1)
+
+    def combine(self, opinions: Opinions, temperature: float, average: Average) -> Tensor:
+        """Return the logarithms of the shares, whatever temperature and average."""
+        best = opinions.log_probs.argmax(-1, keepdim=True)
+        votes = torch.full_like(opinions.log_probs, LEAST).scatter(-1, best, 0.0)
+        return average_opinions(votes, self.weights(opinions), opinions.present, "probabilities")

@@ -1,0 +1,108 @@
+"""What goes down to a client that distils: what to learn from, and the labels that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from trillium.federation.client import Client
+from trillium.federation.fleet import Fleet
+from trillium.federation.server import Server
+from trillium.frameworks.kd.cache import LabelCache
+from trillium.frameworks.kd.dialects import teacher_for
+from trillium.frameworks.kd.hidden import TEACHER, write_hidden
+from trillium.frameworks.kd.public import choice, examples_at, read_mask, row_slices, write_mask
+from trillium.tasks import Example
+from trillium.wire.message import Message, received
+from trillium.wire.soft_labels import Teacher
+
+if TYPE_CHECKING:
+    from trillium.frameworks.kd.settings import KDSettings
+
+
+def lesson(used: Sequence[int], sent: Sequence[int], teacher: Teacher, count: int) -> Message:
+    """Return the message.
+
+    Args:
+        used: the public examples to learn from.
+        sent: those of them whose labels go with it; the client holds the others.
+        teacher: of what is sent.
+        count: public examples in all.
+    """
+    tensors = choice("control/used", used, count)
+    if list(sent) != list(used):
+        tensors["control/sent"] = write_mask(sent, count)
+    rows = teacher.present.nonzero()[:, 0].tolist()
+    tensors |= choice("control/rows", rows, len(teacher.present))
+    tensors |= write_hidden(TEACHER, teacher.hidden)
+    return Message("learn", tensors, encoded={"logits/teacher": teacher.labels})
+
+
+def send_lessons(
+    framework: KDSettings,
+    server: Server,
+    fleet: Fleet,
+    cache: LabelCache,
+    used: list[int],
+    teacher: Teacher,
+) -> None:
+    """Send each client those labels that it does not hold, and let it distil.
+
+    Args:
+        framework: says how.
+        server: who sends.
+        fleet: the clients.
+        cache: knows what they hold, and is told.
+        used: the public examples to learn from.
+        teacher: of these.
+    """
+    slices = row_slices(server.task, examples_at(server.public, used))
+    sent = {client: cache.lacking(client, used) for client in fleet.cohort}
+    made: dict[tuple[int, ...], Message] = {}  # what goes to many is made once
+    asks = {}
+    for client, lacking in sent.items():
+        key = id(server.dialects.get(client)), *lacking
+        if key not in made:
+            own = teacher if lacking == used else teacher.of(slices, lacking)
+            own = teacher_for(server, client, lacking, own)
+            made[key] = lesson(used, lacking, own, len(server.public))
+        asks[client] = made[key]
+    done = [client for client, _ in fleet.ask(asks, lambda reply: None)]
+    for client in done if framework.cache_rounds > 1 else []:
+        cache.confirm(client, sent[client])
+    for client in asks.keys() - done:
+        cache.lose(client)
+
+
+def read_lesson(
+    message: Message,
+    client: Client,
+    public: Sequence[Example],
+    cache: LabelCache,
+    num_classes: int,
+) -> list[int]:
+    """Put what was sent into a client's cache, and return the examples to learn from.
+
+    Args:
+        message: from the server.
+        client: who is to learn.
+        public: the public set.
+        cache: the client's.
+        num_classes: of the labels.
+
+    Raises:
+        MessageError: the labels are unreadable, or not of the examples.
+    """
+    used = read_mask(message, "control/used", len(public))
+    which = "control/sent" if "control/sent" in message.tensors else "control/used"
+    sent = read_mask(message, which, len(public))
+    slices = row_slices(client.task, examples_at(public, sent))
+    num_rows = max((rows.stop for rows in slices.values()), default=0)
+    rows = read_mask(message, "control/rows", num_rows)
+    labels = received(message, "logits/teacher", len(rows), num_classes)
+    present = torch.zeros(num_rows, dtype=torch.bool)
+    present[rows] = True
+    cache.keep(client.round, sent, Teacher(labels, present), slices)
+    return used

@@ -1,0 +1,254 @@
+"""KD-FedLLM: clients upload soft labels on a public set; distillation shares what they have learnt.
+
+FedMD (Li and Wang, 2019, arXiv 1910.03581) and DS-FL (Itahara et al., 2020, arXiv 2008.06180) for
+the exchange, Hinton et al. (2015, arXiv 1503.02531) for the loss. The second of the three frameworks
+of Yan et al. (2025, arXiv 2501.04436). No parameter ever travels.
+
+Once: the public set, down. Then, each round, down: of which examples the server wants to hear; up: a
+client's log-probabilities for those, and one weight; down, where the clients distil: the teacher, a
+distribution for every prediction of this round's examples. Both ways, if asked for: hidden states in
+few dimensions. docs/kd.md says which published method is which setting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trillium.federation.client import Client, client_verb
+from trillium.federation.fleet import Fleet
+from trillium.federation.server import Server
+from trillium.federation.side import Metrics, Side
+from trillium.frameworks import mean_metrics
+from trillium.frameworks.kd.cache import LabelCache
+from trillium.frameworks.kd.checks import check_kd
+from trillium.frameworks.kd.dialects import describe_dialects, read_classes, with_classes
+from trillium.frameworks.kd.distillation import Loss, distillation, predict
+from trillium.frameworks.kd.hidden import PUBLIC, TEACHER, mean_hidden, read_hidden, write_hidden
+from trillium.frameworks.kd.lesson import read_lesson, send_lessons
+from trillium.frameworks.kd.opinions import ask_opinions
+from trillium.frameworks.kd.public import (
+    choice,
+    decode_public,
+    encode_public,
+    examples_at,
+    read_mask,
+    row_slices,
+    write_mask,
+)
+from trillium.frameworks.kd.resend import only_changed
+from trillium.frameworks.kd.settings import KDSettings
+from trillium.frameworks.kd.teacher import (
+    class_counts,
+    make_teacher,
+    predictions,
+    warn_of_flattening,
+)
+from trillium.models.slots import State, values
+from trillium.tasks import IGNORE, Example
+from trillium.training.loop import batches, task_objective
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, scalar
+from trillium.wire.soft_labels import Teacher
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from trillium.federation.setting import Setting
+
+
+class KD(KDSettings, name="kd"):
+    """Exchange of soft labels on a public set."""
+
+    def check(self, config: Setting) -> None:
+        """Refuse settings that contradict each other."""
+        super().check(config)
+        check_kd(self, config)
+
+    # The server
+
+    def start(self, server: Server, fleet: Fleet) -> None:
+        """Send the public set to every client, once."""
+        warn_of_flattening(self.sharpening, server.model.num_classes)
+        describe_dialects(server, self.unmatched_tokens)
+        self.hidden.probe(server)  # a model without such hidden states is refused before it learns
+        server.store["informed"] = []
+        self._inform(server, fleet)
+
+    def _inform(self, server: Server, fleet: Fleet) -> None:
+        """Send the public set to those of the cohort who do not have it yet."""
+        informed = {*server.store["informed"]} - fleet.newcomers
+        message = encode_public(server.public_rows, labelled=self.public_labels)
+        asks = {client: message for client in fleet.cohort if client not in informed}
+        if self.direction != "server":
+            rule = self.unmatched_tokens
+            asks = {client: with_classes(asks[client], server, client, rule) for client in asks}
+        for client, _ in fleet.ask(asks, lambda reply: None, "once"):
+            informed.add(client)
+        server.store["informed"] = sorted(informed)
+
+    def public_set(self, server: Server) -> list[Example]:
+        """Return the public set as all sides use it: without classes where labels may not be used.
+
+        In language modelling the labels stay: they say which tokens the response is.
+        """
+        if self.public_labels:
+            return server.public
+        return [
+            e if e.labels.dim() else Example(e.index, e.input_ids, torch.tensor(IGNORE))
+            for e in server.public
+        ]
+
+    def chosen(self, server: Server) -> list[int]:
+        """Return the public examples that this round is about, sorted."""
+        count = len(server.public)
+        if self.public_per_round is None or self.public_per_round >= count:
+            return list(range(count))
+        return self.selection.choose(server, self.public_per_round)
+
+    def round(self, server: Server, fleet: Fleet) -> Metrics:
+        """Let clients train and predict, make a teacher of their predictions, distil from it."""
+        self._inform(server, fleet)
+        public, chosen = self.public_set(server), self.chosen(server)
+        store = server.store.setdefault("labels", {}) if self.cache_rounds > 1 else {}
+        cache = LabelCache(store, self.cache_rounds)
+        for client in fleet.newcomers:
+            cache.lose(client)
+        wanted = [index for index in chosen if not cache.is_fresh(index, server.round)]
+        examples = [public[index] for index in wanted]
+        opinions, metrics = ask_opinions(self, server, fleet, wanted)
+        shape = predictions(server, examples)
+        writer = fleet.wire.writer("learn", "logits/teacher", server.round, shape, "down")
+        made, teacher = make_teacher(self, server, opinions, examples, writer)
+        cache.keep(server.round, made, teacher, row_slices(server.task, examples_at(public, made)))
+        used = [index for index in chosen if cache.is_fresh(index, server.round)]
+        metrics["train_loss"] = sum(opinion.loss for opinion in opinions) / len(opinions)
+        if not used:
+            return metrics
+        hidden = mean_hidden(opinions, row_slices(server.task, examples), used)
+        teacher = replace(cache.teacher(used, teacher.labels.codec, shape[1]), hidden=hidden)
+        if self.direction != "server":
+            send_lessons(self, server, fleet, cache, used, teacher)
+        if self.direction != "client":
+            metrics["distil_loss"] = self._distil(
+                server, server.state, examples_at(public, used), teacher
+            )
+        return metrics
+
+    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+        """Return the metrics of the server's model, and in the end of the clients' own models."""
+        if self.direction == "client" and server.round > 0:
+            clients = self.clients_metrics(fleet, batch_size)
+            return {**mean_metrics(clients), "clients": clients}
+        metrics = server.evaluate(server.state, batch_size)
+        if last:
+            metrics["clients"] = self.clients_metrics(fleet, batch_size)
+        return metrics
+
+    # The clients
+
+    @client_verb
+    def receive_public(self, client: Client, message: Message) -> Message:
+        """Keep the public set."""
+        rows = _public_rows(client, message)
+        client.scratch["public"] = client.tokenize(rows)
+        client.store["public"], client.store["labels"] = message.tensors["public/rows"], {}
+        client.store["classes"] = read_classes(message, client.model.num_classes)
+        return Message("receive_public")
+
+    @client_verb
+    def teach(self, client: Client, message: Message) -> Message:
+        """Train on the client's own data and answer with soft labels of the wanted examples."""
+        public = self._received(client)
+        wanted = examples_at(public, read_mask(message, "control/wanted", len(public)))
+        state = client.model.state(client.store.get("tensors", client.initial))
+        trained = client.loop("train", state).fit(
+            batches(client.examples, client.training, client.generator("batches")),
+            task_objective(client.task, client.examples),
+            client.training,
+            client.progress,
+            client.training.num_steps(len(client.examples)),
+        )
+        client.store["tensors"] = values(state)
+        tensors = {"control/weight": scalar(client.weight), "control/loss": scalar(trained.loss)}
+        kept = self.filter.keep(client, client.examples, wanted)
+        if kept is not None:
+            places = kept.nonzero()[:, 0].tolist()
+            tensors["control/kept"] = write_mask(places, len(wanted))
+            wanted = examples_at(wanted, places)
+        if self.ensemble.needs_counts:
+            tensors["control/counts"] = class_counts(client)
+        shape = predictions(client, wanted)
+        writer = client.wire.writer("teach", "logits/public", client.round, shape, "up")
+        probe = self.hidden.probe(client)
+        found, hidden = predict(client.loop("predict", state), client.task, wanted, writer, probe)
+        tensors |= write_hidden(PUBLIC, hidden)
+        if self.resend is not None:
+            found, changed = only_changed(client, message, wanted, found, self.resend)
+            tensors |= choice("control/changed", changed, len(wanted))
+        return Message("teach", tensors, encoded={"logits/public": found})
+
+    @client_verb
+    def learn(self, client: Client, message: Message) -> Message:
+        """Distil the teacher into the client's own model."""
+        public = self._received(client)
+        own = _kept(client, "tensors", "teach")
+        store = client.store["labels"] if self.cache_rounds > 1 else {}
+        cache = LabelCache(store, self.cache_rounds)
+        classes, num_classes = _kept(client, "classes", "receive_public")
+        used = read_lesson(message, client, public, cache, num_classes)
+        if not used or not all(cache.is_fresh(index, client.round) for index in used):
+            raise MessageError("the server relies on labels that this client does not hold")
+        learnt = examples_at(public, used)
+        num_rows, _ = predictions(client, learnt)
+        teacher = replace(
+            cache.teacher(used, client.wire.row_codec("down"), num_classes),
+            hidden=read_hidden(message, TEACHER, num_rows, self.hidden.probe(client)),
+            classes=classes,
+        )
+        state = client.model.state(own)
+        self._distil(client, state, learnt, teacher)
+        client.store["tensors"] = values(state)
+        return Message("learn")
+
+    def _received(self, client: Client) -> list[Example]:
+        """Return the public set as this client has received it, in the tokens of its model."""
+        public = {"public/rows": _kept(client, "public", "receive_public")}
+        if "public" not in client.scratch:
+            rows = _public_rows(client, Message("receive_public", public))
+            client.scratch["public"] = client.tokenize(rows)
+        found: list[Example] = client.scratch["public"]
+        return found
+
+    # Both
+
+    def _distil(self, side: Side, state: State, public: list[Example], teacher: Teacher) -> float:
+        """Distil a teacher into a state and return the mean loss."""
+        training = side.training.model_copy(
+            update={"local_epochs": self.distill_epochs, "local_steps": None}
+        )
+        loss = Loss(self.temperature, self.weight, self.public_labels)
+        loop, objective = distillation(
+            side.loop("distil", state), side.task, public, teacher, loss, self.hidden.probe(side)
+        )
+        trained = loop.fit(
+            batches(public, training, side.generator("distil")),
+            objective,
+            training,
+            side.progress,
+            training.num_steps(len(public)),
+        )
+        return trained.loss
+
+
+def _public_rows(client: Client, message: Message) -> Dataset:
+    return decode_public(message, client.task.data_form, client.model.num_classes)
+
+
+def _kept(client: Client, what: str, verb: str) -> Any:
+    """Return what an earlier verb has left with a client."""
+    if what not in client.store:
+        raise MessageError(f"this client was not asked to {verb} before")
+    return client.store[what]

@@ -1,0 +1,134 @@
+"""The public set as a message, and choices from it.
+
+It crosses as text, which every client tokenises as its own model wants it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trillium.tasks import Example, Task
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# The columns that a public set may have, by the form of the task's data.
+_COLUMNS: Final[dict[str, tuple[frozenset[str], ...]]] = {
+    "classification": (frozenset({"text"}), frozenset({"text", "label"})),
+    "causal_lm": (frozenset({"prompt", "completion"}), frozenset({"messages"})),
+}
+
+
+def encode_public(rows: Dataset, *, labelled: bool) -> Message:
+    """Return the message that carries the public set.
+
+    Args:
+        rows: in the columns of the task.
+        labelled: whether the classes may be told.
+    """
+    names = [name for name in rows.column_names if labelled or name != "label"]
+    columns = {name: list(rows[name]) for name in sorted(names)}
+    data = json.dumps(columns, ensure_ascii=False, separators=(",", ":")).encode()
+    return Message(
+        "receive_public", {"public/rows": torch.frombuffer(bytearray(data), dtype=torch.uint8)}
+    )
+
+
+def decode_public(message: Message, data_form: str, num_classes: int) -> Dataset:
+    """Return the public set of a message.
+
+    Args:
+        message: from the server.
+        data_form: of the task.
+        num_classes: of a classification.
+
+    Raises:
+        MessageError: it is no JSON, or holds other columns, types or classes than the task has.
+    """
+    # Imported here: this module is part of the config tree, which must not wait for the library.
+    from datasets import Dataset
+
+    data = message.tensor("public/rows", torch.uint8, (None,))
+    try:
+        columns = json.loads(data.numpy().tobytes())
+    except (ValueError, RecursionError) as error:
+        raise MessageError("the public set is not JSON") from error
+    if not isinstance(columns, dict) or frozenset(columns) not in _COLUMNS[data_form]:
+        raise MessageError(f"the public set has not the columns of {data_form}")
+    if not all(isinstance(values, list) for values in columns.values()):
+        raise MessageError("the public set is no table")
+    if len({len(values) for values in columns.values()}) != 1:
+        raise MessageError("the columns of the public set are not of one length")
+    for name, values in columns.items():
+        if not all(_is_value(name, value, num_classes) for value in values):
+            raise MessageError(f"the public set has a {name} that is none")
+    return Dataset.from_dict(columns)
+
+
+def _is_value(column: str, value: Any, num_classes: int) -> bool:
+    if column == "label":
+        return type(value) is int and 0 <= value < num_classes
+    if column != "messages":
+        return isinstance(value, str)
+    return isinstance(value, list) and all(
+        isinstance(turn, dict)
+        and turn.keys() == {"role", "content"}
+        and all(isinstance(part, str) for part in turn.values())
+        for turn in value
+    )
+
+
+def row_slices(task: Task, public: Sequence[Example]) -> dict[int, slice]:
+    """Return which rows of predictions belong to which example, by its index."""
+    rows, start = {}, 0
+    for example in public:
+        end = start + task.num_targets(example)
+        rows[example.index] = slice(start, end)
+        start = end
+    return rows
+
+
+def rows_of(slices: dict[int, slice], indices: Sequence[int]) -> Tensor:
+    """Return the rows of some examples, one example after the other, int64."""
+    spans = [torch.arange(slices[index].start, slices[index].stop) for index in indices]
+    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
+
+
+def write_mask(indices: Sequence[int], count: int) -> Tensor:
+    """Return a choice from `count` examples as bits, uint8."""
+    chosen = np.zeros(count, dtype=bool)
+    chosen[list(indices)] = True
+    return torch.from_numpy(np.packbits(chosen))
+
+
+def choice(name: str, indices: Sequence[int], count: int) -> dict[str, Tensor]:
+    """Return a choice as a tensor of that name; nothing where all are chosen."""
+    return {} if len(indices) == count else {name: write_mask(indices, count)}
+
+
+def read_mask(message: Message, name: str, count: int) -> list[int]:
+    """Return the examples that are chosen in a message, sorted; all of them where nothing is said.
+
+    Raises:
+        MessageError: it is no choice from so many.
+    """
+    if name not in message.tensors:
+        return list(range(count))
+    bits = message.tensor(name, torch.uint8, (-(-count // 8),))
+    chosen = np.unpackbits(bits.numpy())
+    if chosen[count:].any():
+        raise MessageError(f"{message.verb}: {name} chooses more examples than there are")
+    return [int(index) for index in chosen[:count].nonzero()[0]]
+
+
+def examples_at(examples: Sequence[Example], places: Sequence[int]) -> list[Example]:
+    """Return the examples at some places of a list, in this order."""
+    return [examples[place] for place in places]

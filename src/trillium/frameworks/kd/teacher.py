@@ -1,0 +1,134 @@
+"""The server's half of KD-FedLLM that is no protocol: many opinions become one teacher, by rows."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trillium.federation.client import Client
+from trillium.federation.server import Server
+from trillium.federation.side import Side
+from trillium.frameworks.kd.ensembles import Opinions, entropy
+from trillium.frameworks.kd.opinion import Opinion
+from trillium.frameworks.kd.public import row_slices, rows_of
+from trillium.frameworks.kd.sharpenings import Sharpening
+from trillium.rng import derive_seed
+from trillium.tasks import IGNORE, Example, Task
+from trillium.wire.soft_labels import Teacher, Writer, chunks
+
+if TYPE_CHECKING:
+    from trillium.frameworks.kd.settings import KDSettings
+
+log = logging.getLogger(__name__)
+
+
+def class_counts(client: Client) -> Tensor:
+    """Return how many examples of each class a client has, `(classes,)` float64."""
+    labels = torch.stack([example.labels for example in client.examples])
+    return torch.bincount(labels, minlength=client.model.num_classes).double()
+
+
+def warn_of_flattening(sharpening: Sharpening, num_classes: int) -> None:
+    """Warn where a sharpening makes what is certain less so."""
+    highest = sharpening.highest(num_classes)
+    if highest < 0.9:
+        log.warning(
+            "framework.sharpening=%s gives no class more than %.3f of the probability, with %d "
+            "classes: write power instead",
+            sharpening.name,
+            highest,
+            num_classes,
+        )
+
+
+def predictions(side: Side, examples: Sequence[Example]) -> tuple[int, int]:
+    """Return how many rows the predictions of examples have, and how many classes."""
+    return sum(side.task.num_targets(example) for example in examples), side.model.num_classes
+
+
+def make_teacher(
+    framework: KDSettings,
+    server: Server,
+    opinions: Sequence[Opinion],
+    examples: Sequence[Example],
+    writer: Writer,
+) -> tuple[list[int], Teacher]:
+    """Return the examples that have a teacher, and what it says of them.
+
+    An example is left out if nobody speaks of it, or if the teacher does not know it either.
+
+    Args:
+        framework: says how opinions are weighed, averaged and sharpened.
+        server: has the task, and the seed of what is drawn.
+        opinions: of the clients that answered.
+        examples: what they were asked about.
+        writer: encodes the rows; a few of them exist as floats at the same time.
+    """
+    slices = row_slices(server.task, examples)
+    num_rows, num_classes = predictions(server, examples)
+    places = torch.stack([_places(opinion, slices, num_rows) for opinion in opinions])
+    targets = _targets(server.task, examples)
+    seed = derive_seed(server.seed, "teacher", server.round)
+    unsure = torch.zeros(num_rows, dtype=torch.float64)
+    copies = 4 * len(opinions)  # float64, and one in the making
+    for rows in chunks(num_rows, num_classes, copies):
+        asked = _opinions(opinions, places[:, rows], targets[rows], num_classes, seed)
+        mean = framework.ensemble.combine(asked, framework.temperature, framework.average)
+        found = framework.sharpening.sharpen(mean)
+        unsure[rows] = entropy(found) / math.log(max(num_classes, 2))
+        writer.add(found)
+        seed = derive_seed(seed)
+    present = (places >= 0).any(0)
+    most = framework.max_entropy or math.inf
+    kept = []
+    for example in examples:
+        own = slices[example.index]
+        known = unsure[own][present[own]]
+        if len(known) and float(known.mean()) <= most:
+            kept.append(example.index)
+    labels = writer.done()
+    return kept, Teacher(labels.joined([labels.records[present]]), present).of(slices, kept)
+
+
+def _opinions(
+    opinions: Sequence[Opinion], places: Tensor, targets: Tensor, num_classes: int, seed: int
+) -> Opinions:
+    """Return what clients say of some rows; of those that nobody speaks of, all say nothing much."""
+    shape = (len(opinions), places.shape[1], num_classes)
+    log_probs = torch.full(shape, -math.log(num_classes), dtype=torch.float64)
+    present = places >= 0
+    for own, opinion, place in zip(log_probs, opinions, places, strict=True):
+        own[place >= 0] = opinion.labels.take(place[place >= 0]).double()
+    counts = [opinion.counts for opinion in opinions if opinion.counts is not None]
+    return Opinions(
+        log_probs=log_probs,
+        present=present | ~present.any(0),
+        sizes=torch.tensor([opinion.weight for opinion in opinions], dtype=torch.float64),
+        counts=torch.stack(counts) if counts else None,
+        targets=targets,
+        key=seed,
+    )
+
+
+def _places(opinion: Opinion, slices: dict[int, slice], num_rows: int) -> Tensor:
+    """Return where in a client's rows each row is, -1 where it said nothing."""
+    places = torch.full((num_rows,), -1, dtype=torch.int64)
+    own = rows_of(slices, opinion.indices)
+    own_places = torch.arange(len(own))
+    places[own] = own_places if opinion.present is None else own_places.where(opinion.present, -1)
+    return places
+
+
+def _targets(task: Task, examples: Sequence[Example]) -> Tensor:
+    """Return the label of each row, `IGNORE` where there is none."""
+    found = []
+    for example in examples:
+        labels = example.labels[None]
+        rows = torch.zeros(*(labels.shape if labels.dim() > 1 else (1,)), 1)
+        found.append(task.select(rows, labels)[1])
+    return torch.cat(found) if found else torch.full((0,), IGNORE)

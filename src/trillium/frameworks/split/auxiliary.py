@@ -1,0 +1,67 @@
+"""A small head on the activations at the cut, for clients that train their blocks by themselves.
+
+Local losses of split learning: Han et al. (2021, "Accelerating Federated Learning with Split Learning
+on Locally Generated Losses"), Ampere (2025, arXiv 2507.07130). In classification a linear layer on the
+mean over the tokens, in language modelling a projection into the space of the client's own word
+embeddings, which stand in for the output layer. It is used in training alone, no part of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trillium.models.parts import Parts
+from trillium.tasks import Batch, Task
+from trillium.wire.kinds import Tensors
+
+WEIGHT, BIAS = "auxiliary.weight", "auxiliary.bias"
+
+
+class Auxiliary:
+    """The head's form; its values are in states, beside those of the client's blocks.
+
+    Args:
+        parts: the cut model.
+        task: says what is predicted.
+    """
+
+    def __init__(self, parts: Parts, task: Task) -> None:
+        self._task, self._width, self._classes = task, parts.width, parts.num_classes
+        self._embeddings = parts.split.head.embeddings()
+
+    def initial(self) -> Tensors:
+        """Return the values at the start, the same on all sides: no opinion, or the identity."""
+        words = self._embeddings
+        if self._task.peft_task == "SEQ_CLS":
+            weight = torch.zeros(self._classes, self._width, dtype=words.dtype)
+            return {WEIGHT: weight, BIAS: torch.zeros(self._classes, dtype=words.dtype)}
+        return {WEIGHT: torch.eye(words.shape[1], self._width, dtype=words.dtype)}
+
+    def loss(self, state: Mapping[str, nn.Parameter], hidden: Tensor, batch: Batch) -> Loss:
+        """Return the summed loss of a batch and how many predictions it sums over.
+
+        Args:
+            state: holds the values.
+            hidden: activations at the cut `(batch, seq, hidden)`.
+            batch: the mask and the labels.
+        """
+        rows = functional.layer_norm(hidden, hidden.shape[-1:])
+        if self._task.peft_task == "SEQ_CLS":
+            mask = batch.attention_mask[..., None].to(rows.dtype)
+            mean = (rows * mask).sum(1) / mask.sum(1)
+            logits = functional.linear(mean, state[WEIGHT], state[BIAS])
+        else:
+            logits = functional.linear(rows, state[WEIGHT]) @ self._embeddings.T
+        return self._task.loss_sum(logits, batch.labels)
+
+
+Loss = tuple[Tensor, int]
+
+
+def is_auxiliary(name: str) -> bool:
+    """Whether a tensor belongs to such a head."""
+    return name in (WEIGHT, BIAS)

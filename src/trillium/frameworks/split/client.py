@@ -1,0 +1,274 @@
+"""The client's half of Split-FedLLM batch by batch: its blocks forward and back, its steps.
+
+The server's half is `trillium.frameworks.split.exchange`. These are the verbs of `Split`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from trillium.federation.client import Client
+from trillium.frameworks.split.body import scaled_step, squared_norm
+from trillium.frameworks.split.delta import HIDDEN, SAMPLES, Copies, Delta
+from trillium.frameworks.split.ragged import lengths_of, spread, strip
+from trillium.models.parts import load_values
+from trillium.models.slots import State, train_only, values
+from trillium.tasks import Batch, Example
+from trillium.tasks.batches import collate
+from trillium.training.loop import batches
+from trillium.training.meters import resident_tensors
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message, named, scalar
+
+if TYPE_CHECKING:
+    from trillium.frameworks.split.settings import SplitSettings
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A batch that is on its way through the server.
+
+    Attributes:
+        batch: what the first blocks ran on.
+        hidden: what came out; `None` where the server has it since an earlier round.
+        weights: with which; with staleness they are copies, because a step is taken before its backward
+            pass (as PipeDream stashes weights, Harlap et al., 2018, arXiv 1806.03377).
+        kept: what its backward pass will need, where another batch may come before that.
+    """
+
+    batch: Batch
+    hidden: Tensor | None
+    weights: State
+    kept: list[Tensor]
+
+
+def begin(split: SplitSettings, client: Client, message: Message) -> Message:
+    """Take the client part and prepare the batches of a round."""
+    client.scratch = {}
+    parts = split.parts(client.model, client.examples)
+    names, small = split.client_names(parts, client.task), split.auxiliary(parts, client.task)
+    start = {**client.initial, **(small.initial() if small else {})}
+    received = message.expect("parameters", {name: start[name] for name in names})
+    mounted = sorted({*names, *parts.head.names, *parts.tail.names})
+    state = train_only(client.model.state({name: start[name] for name in mounted}), names)
+    load_values(state, received)
+    trained = [state[name] for name in names]
+    places = [replace(example, index=place) for place, example in enumerate(client.examples)]
+    saved = client.store.get("optimizer")
+    if split.delta is not None:
+        Copies(client.store.setdefault("copies", {})).agree(int(message.scalar("control/copies")))
+        client.scratch["skip"] = message.not_negative("control/skip")
+    client.scratch |= {
+        "state": state,
+        "optimizer": client.training.optimizer.build(trained, saved) if trained else None,
+        "pending": deque(),
+        "batches": batches(places, client.training, client.generator("batches")),
+    }
+    num_steps = client.training.num_steps(len(client.examples))
+    return Message("begin", {"control/num_steps": scalar(num_steps)})
+
+
+def forward(split: SplitSettings, client: Client, message: Message) -> Message:
+    """Take the step that is due, then run the first blocks on the next batch."""
+    _take_step(client, message)
+    parts = split.parts(client.model, client.examples)
+    chunk, batch = _next_batch(client, message)
+    pending: deque[Pending] = client.scratch["pending"]
+    if len(pending) > split.staleness:
+        raise MessageError(f"forward: {len(pending)} batches are under way")
+    trains, small = split.head_trains(parts), split.auxiliary(parts, client.task)
+    weights: State = client.scratch["state"]
+    if trains and split.staleness:  # its gradient is taken after these have moved on
+        weights = {name: nn.Parameter(weights[name].detach().clone()) for name in parts.head.names}
+    parts.head.mount(weights)
+    head, kept = parts.split.head.train(), list[Tensor]()
+    noting = _noting(kept) if trains and split.staleness else nullcontext()
+    measured = _measured(split, client, "head forward", batch, head, pending)
+    with measured, torch.set_grad_enabled(trains), noting:
+        hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        if small is not None:
+            loss, count = small.loss(weights, hidden, batch)
+            (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
+            hidden = hidden.detach()
+    if split.sends_gradients(parts) or parts.split.tail is not None:
+        pending.append(Pending(batch, hidden, weights, kept))
+    rows = split.defence.apply(strip(hidden.detach(), batch.attention_mask))
+    sent = {HIDDEN: rows} if split.delta is None else _changes(split.delta, client, rows, chunk)
+    tensors = {**sent, **lengths_of(batch.attention_mask)}
+    if small is not None:
+        norm = squared_norm(client.scratch["state"].values())
+        tensors["control/squared_norm"] = scalar(norm)
+    if split.shape == "two_part":
+        per_text = batch.labels.dim() == 1
+        labels = batch.labels if per_text else strip(batch.labels, batch.attention_mask)
+        tensors["labels/labels"] = labels.int()
+    else:
+        tensors["control/count"] = scalar(client.task.num_supervised(batch.labels))
+    return Message("forward", tensors)
+
+
+def finish_batch(split: SplitSettings, client: Client, message: Message) -> Message:
+    """Run the last blocks and the loss on the server's output; answer with its gradient."""
+    parts = split.parts(client.model, client.examples)
+    tail = parts.split.tail
+    if tail is None:
+        raise MessageError("finish_batch: no batch ends at the client")
+    if SAMPLES in message.tensors:
+        _take_up(client, message)
+    pending = _pending(client, message)
+    _take_late_step(client, message)
+    batch = pending[0].batch
+    mask = batch.attention_mask
+    share = message.positive("control/share")
+    flat = message.floats("activations/output", (int(mask.sum()), parts.width))
+    output = spread(flat.to(client.model.device, client.model.dtype), mask).requires_grad_()
+    state: State = client.scratch["state"]
+    parts.tail.mount(state)
+    with _measured(split, client, "tail", batch, tail.train(), [*pending][1:]):
+        logits = tail(output, **batch.inputs)
+        loss, count = client.task.loss_sum(logits, batch.labels)
+        (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
+    assert output.grad is not None
+    if not split.sends_gradients(parts):
+        pending.popleft()
+    return Message(
+        "finish_batch",
+        {
+            # The server's gradients are of the mean over all clients' predictions.
+            "gradients/output": strip(output.grad, mask) * share,
+            "control/loss": scalar(float(loss.detach())),
+            "control/squared_norm": scalar(squared_norm(state[n] for n in parts.tail.names)),
+        },
+    )
+
+
+def backward(split: SplitSettings, client: Client, message: Message) -> Message:
+    """Take the gradient of the activations through the first blocks."""
+    pending = _pending(client, message)
+    parts = split.parts(client.model, client.examples)
+    batch, hidden = pending[0].batch, pending[0].hidden
+    mask = batch.attention_mask
+    flat = message.floats("gradients/hidden", (int(mask.sum()), parts.width))
+    if hidden is None or not hidden.requires_grad:
+        raise MessageError("backward: the first blocks of this client are frozen")
+    _take_late_step(client, message)
+    weights = pending.popleft().weights
+    parts.head.mount(weights)  # another client's may be there since `forward`
+    # Padding is added outside of the measured work, whose cost is to depend on the layout alone.
+    gradient = spread(flat.to(hidden.device, hidden.dtype), mask)
+    with _measured(split, client, "head backward", batch, parts.split.head, pending):
+        hidden.backward(gradient)  # type: ignore[no-untyped-call]
+    state: State = client.scratch["state"]
+    for name in parts.head.names:
+        state[name].grad = weights[name].grad
+    norm = squared_norm(state[name] for name in parts.head.names)
+    return Message("backward", {"control/squared_norm": scalar(norm)})
+
+
+def finish(split: SplitSettings, client: Client, message: Message) -> Message:
+    """Take the last step and hand back the client part."""
+    _take_step(client, message)
+    names = split.client_names(split.parts(client.model, client.examples), client.task)
+    trained = values({name: client.scratch["state"][name] for name in names})
+    if client.scratch["optimizer"] is not None:
+        client.store["optimizer"] = client.scratch["optimizer"].state_dict()
+    client.scratch = {}
+    weight = {"control/weight": scalar(client.weight)}
+    return Message("finish", {**named("parameters", trained), **weight})
+
+
+def _next_batch(client: Client, message: Message) -> tuple[list[Example], Batch]:
+    """Return the examples of the round's next batch, and the batch."""
+    chunk: list[Example] | None = next(client.scratch.get("batches", iter(())), None)
+    if chunk is None:
+        raise MessageError(f"{message.verb}: the round has no batches left")
+    return chunk, collate(chunk, client.model.tokenizer.pad_token_id, client.model.device)
+
+
+def _take_up(client: Client, message: Message) -> None:
+    """Take up a batch whose activations the server has kept; it must be this client's next one."""
+    chunk, batch = _next_batch(client, message)
+    named = message.tensor(SAMPLES, torch.int32, (None,)).tolist()
+    if named != [example.index for example in chunk]:
+        raise MessageError(f"{message.verb}: samples {named} are not those of the next batch")
+    client.scratch["pending"].append(Pending(batch, None, {}, []))
+
+
+def _pending(client: Client, message: Message) -> deque[Pending]:
+    """Return the batches under way, the oldest first."""
+    pending: deque[Pending] = client.scratch.get("pending", deque())
+    if not pending:
+        raise MessageError(f"{message.verb}: there is no batch under way")
+    return pending
+
+
+def _changes(
+    delta: Delta, client: Client, rows: torch.Tensor, chunk: list[Example]
+) -> dict[str, torch.Tensor]:
+    """Return the activations of a batch as changes against the copies that both sides hold."""
+    return Copies(client.store["copies"]).write(
+        torch.split(rows, [example.num_tokens for example in chunk]),
+        [example.index for example in chunk],
+        client.wire,
+        client.round,
+        delta,
+        client.scratch["skip"],
+    )
+
+
+def _take_step(client: Client, message: Message) -> None:
+    """Step with the scale and learning rate of the server, if a gradient is waiting."""
+    if "state" not in client.scratch:
+        raise MessageError(f"{message.verb}: no round was begun with this client")
+    scale, rate = message.tensor("control/step", torch.float64, (2,)).tolist()
+    optimizer = client.scratch["optimizer"]
+    due = any(parameter.grad is not None for parameter in client.scratch["state"].values())
+    if optimizer is not None and due:
+        with client.meter.measure("client step"):
+            scaled_step(optimizer, scale, rate)
+
+
+def _take_late_step(client: Client, message: Message) -> None:
+    """Take the step that comes with a later message where the client has run its last batch."""
+    if "control/step" in message.tensors:
+        _take_step(client, message)
+
+
+def _noting(kept: list[Tensor]) -> saved_tensors_hooks:
+    """Note what autograd keeps for the backward pass."""
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    return saved_tensors_hooks(note, lambda tensor: tensor)
+
+
+def _measured(
+    split: SplitSettings,
+    client: Client,
+    what: str,
+    batch: Batch,
+    part: nn.Module,
+    others: Iterable[Pending],
+) -> AbstractContextManager[None]:
+    """Measure work on a batch, while there are others under way."""
+    optimizer = client.scratch["optimizer"]
+    optimizers = [optimizer] if optimizer is not None else []
+    stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
+    waiting = tuple(other.batch.layout for other in others)
+    key = (what, batch.layout, split.cut, split.tail, split.train, stepped, waiting)
+
+    def resident() -> Iterator[Tensor]:
+        yield from resident_tensors(part, *optimizers)
+        yield from (tensor for other in others for tensor in other.kept)
+
+    return client.meter.measure(key, resident)

@@ -1,0 +1,140 @@
+"""Defences: what a client does to activations before they leave it."""
+
+from __future__ import annotations
+
+import math
+import secrets
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trillium.component import Component
+
+
+class Defence(Component, kind="defence", package="trillium.frameworks.split.defences"):
+    """Makes activations tell less of the texts; what it costs in accuracy is for the run to show."""
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Return what is sent in place of activations `(tokens, width)` of one message."""
+        raise NotImplementedError
+
+    def epsilon(self, num_tokens: int, num_releases: int) -> dict[str, float]:
+        """Return what is guaranteed by differential privacy, if anything.
+
+        Args:
+            num_tokens: of the longest text.
+            num_releases: how often the activations of a text are sent in the run.
+        """
+        return {}
+
+
+# Clip each token's activation and add Gaussian noise: local differential privacy at the cut.
+
+
+class Gaussian(Defence, name="gaussian"):
+    """Scale activations down to a norm and add noise to every entry.
+
+    The noise is drawn from a generator that the operating system seeds, not from the run's seed, which
+    the server knows: two runs differ. It is no cryptographic generator.
+
+    Two guarantees are stated, both at `delta`, for who may see all that was sent: `epsilon_token` hides
+    which of two activations one token had, all else being equal; `epsilon_text` hides the whole text,
+    whose tokens all change, and is far larger. A word changes the activations of its neighbours, too,
+    so the first is no guarantee for a word.
+
+    Attributes:
+        clip: largest l2 norm of a token's activation.
+        noise: standard deviation of the noise in an entry, in units of `clip`.
+        delta: of the guarantee.
+    """
+
+    clip: float = Field(default=10.0, gt=0)
+    noise: float = Field(default=0.1, gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Return clipped activations with noise."""
+        norms = rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        clipped = rows * (self.clip / norms).clamp(max=1.0)
+        draw = torch.Generator().manual_seed(secrets.randbits(63))
+        added = torch.randn(rows.shape, generator=draw, dtype=torch.float64)
+        found: Tensor = clipped + (self.clip * self.noise * added).to(rows)
+        return found
+
+    def epsilon(self, num_tokens: int, num_releases: int) -> dict[str, float]:
+        """Return both guarantees."""
+        # Two vectors within the clip are up to twice the clip apart; releases add up in squares.
+        token = 2 / self.noise * math.sqrt(num_releases)
+        return {
+            "epsilon_token": gaussian_epsilon(token, self.delta),
+            "epsilon_text": gaussian_epsilon(token * math.sqrt(num_tokens), self.delta),
+        }
+
+
+def gaussian_epsilon(sensitivity: float, delta: float) -> float:
+    """Return the least ε of Gaussian noise of standard deviation 1.
+
+    Args:
+        sensitivity: l2 distance of the two results that are not to be told apart.
+        delta: of the guarantee.
+    """
+    low, high = 0.0, 1.0
+    while _delta(sensitivity, high) > delta:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _delta(sensitivity, middle) > delta else (low, middle)
+    return high
+
+
+def _delta(sensitivity: float, epsilon: float) -> float:
+    """Return the δ of noise 1 at an ε: Φ(Δ/2 - ε/Δ) - e^ε Φ(-Δ/2 - ε/Δ)."""
+    below = -sensitivity / 2 - epsilon / sensitivity
+    # The product in logarithms: e^ε alone would overflow.
+    log_tail = _log_normal(below)
+    return _normal(sensitivity / 2 - epsilon / sensitivity) - math.exp(min(epsilon + log_tail, 0.0))
+
+
+def _normal(value: float) -> float:
+    return math.erfc(-value / math.sqrt(2)) / 2
+
+
+def _log_normal(value: float) -> float:
+    """Return the logarithm of the normal distribution function, also far below zero."""
+    return float(torch.special.log_ndtr(torch.tensor(value, dtype=torch.float64)))
+
+
+# Send only the leading directions of activations.
+
+
+class LowRankDefence(Defence, name="low_rank"):
+    """Project the activations of a message onto their leading principal directions.
+
+    It gives no guarantee: what tells tokens apart is often among the leading directions.
+
+    Attributes:
+        rank: directions that are kept.
+    """
+
+    rank: int = Field(default=16, ge=1)
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Return the projection, of the same shape."""
+        wide = rows.double()
+        mean = wide.mean(0)
+        left, sizes, right = torch.linalg.svd(wide - mean, full_matrices=False)
+        kept = min(self.rank, len(sizes))
+        found: Tensor = (left[:, :kept] * sizes[:kept]) @ right[:kept] + mean
+        return found.to(rows.dtype)
+
+
+# No defence: activations leave as they are.
+
+
+class NoDefence(Defence, name="none"):
+    """Send activations as they are."""
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Return them."""
+        return rows

@@ -1,0 +1,107 @@
+"""Rounds in which clients train their first blocks by themselves, before these are frozen.
+
+Ampere (2025, arXiv 2507.07130): the first blocks learn from a small head of their own and are averaged
+as in federated averaging; then their activations cross once. Both halves of one ask per client and
+round: down, the blocks and the small head; up, both after training, a weight and the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from trillium.federation.client import Client
+from trillium.federation.fleet import Fleet
+from trillium.federation.means import Contribution, weighted_mean
+from trillium.federation.server import Server
+from trillium.frameworks.split.auxiliary import Auxiliary, is_auxiliary
+from trillium.models.parts import Parts, load_values
+from trillium.models.slots import train_only, values
+from trillium.tasks import Batch
+from trillium.training.loop import Loop, batches
+from trillium.wire.kinds import Tensors
+from trillium.wire.message import Message, named, scalar
+
+if TYPE_CHECKING:
+    from trillium.frameworks.split.settings import SplitSettings
+
+
+# The server
+
+
+def auxiliary_of(server: Server, parts: Parts) -> Tensors:
+    """Return the values of the small head as the server holds them."""
+    found: Tensors = server.store.setdefault("auxiliary", Auxiliary(parts, server.task).initial())
+    return found
+
+
+def current(server: Server, parts: Parts, names: Sequence[str]) -> Tensors:
+    """Return the values that clients begin with, those of the small head among them if named."""
+    own = auxiliary_of(server, parts) if any(map(is_auxiliary, names)) else {}
+    return {n: own[n] if n in own else server.state[n].detach() for n in names}
+
+
+def take(server: Server, tensors: Tensors) -> None:
+    """Put the clients' mean into the server's state, and what belongs to the small head aside."""
+    load_values(server.state, {n: t for n, t in tensors.items() if not is_auxiliary(n)})
+    server.store.setdefault("auxiliary", {}).update(
+        {n: t for n, t in tensors.items() if is_auxiliary(n)}
+    )
+
+
+def train_first_blocks(server: Server, fleet: Fleet, parts: Parts) -> float:
+    """Let the cohort train, and average what it hands back by examples.
+
+    Returns:
+        The mean loss of the small head.
+    """
+    like = current(server, parts, _names(parts, Auxiliary(parts, server.task)))
+    message = Message("train_blocks", named("parameters", like))
+
+    def read(reply: Message) -> tuple[float, float, Tensors]:
+        weight, loss = reply.positive("control/weight"), reply.scalar("control/loss")
+        return weight, loss, reply.expect("parameters", like)
+
+    replies = sorted(fleet.ask(dict.fromkeys(fleet.cohort, message), read), key=lambda r: r[0])
+    sent = [Contribution(client, weight, found) for client, (weight, _, found) in replies]
+    take(server, weighted_mean(sent, sent[0].tensors))
+    total = sum(weight for _, (weight, _, _) in replies)
+    return sum(weight * loss for _, (weight, loss, _) in replies) / total
+
+
+# The client
+
+
+def train_blocks(split: SplitSettings, client: Client, message: Message) -> Message:
+    """Train the first blocks and the small head for a round, and hand both back."""
+    parts = split.parts(client.model, client.examples)
+    head = Auxiliary(parts, client.task)
+    names = _names(parts, head)
+    start = {**client.initial, **head.initial()}
+    received = message.expect("parameters", {name: start[name] for name in names})
+    device = client.model.device
+    state = {name: nn.Parameter(t.to(device, copy=True)) for name, t in received.items()}
+    parts.head.mount(train_only(state, names))
+
+    def objective(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        hidden = module(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return head.loss(state, hidden, batch)
+
+    pad_id = client.model.tokenizer.pad_token_id
+    loop = Loop(parts.split.head, state, pad_id, device, client.meter, f"blocks to {split.cut}")
+    trained = loop.fit(
+        batches(client.examples, client.training, client.generator("batches")),
+        objective,
+        client.training,
+        client.progress,
+        client.training.num_steps(len(client.examples)),
+    )
+    control = {"control/weight": scalar(client.weight), "control/loss": scalar(trained.loss)}
+    on_cpu = {name: tensor.cpu() for name, tensor in values(state).items()}
+    return Message("train_blocks", {**named("parameters", on_cpu), **control})
+
+
+def _names(parts: Parts, head: Auxiliary) -> list[str]:
+    return sorted({*parts.head.names, *head.initial()})

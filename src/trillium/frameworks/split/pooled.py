@@ -1,0 +1,173 @@
+"""The batches of clients as the server of a cut model sees them: one by one, and pooled into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trillium.frameworks.split.ragged import mask_of, read_lengths, spread, strip
+from trillium.tasks import IGNORE, Task
+from trillium.training.loop import Training
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """One client's batch as the server sees it.
+
+    Attributes:
+        hidden: activations at the cut `(batch, seq, hidden)`.
+        mask: `(batch, seq)` int64, 0 where padded.
+        labels: as in `Batch`; `None` where they stay with the client.
+        count: how many predictions are supervised.
+        samples: the client's numbers of the rows, where it tells them.
+        squared_norm: squared l2 norm of the gradients that the client has already.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    labels: Tensor | None
+    count: int
+    samples: tuple[int, ...] = ()
+    squared_norm: float = 0.0
+
+    @classmethod
+    def read(
+        cls,
+        reply: Message,
+        task: Task,
+        training: Training,
+        *,
+        width: int,
+        num_classes: int,
+        with_labels: bool,
+        changes: Callable[[Message, list[int]], Tensor] | None = None,
+    ) -> Forwarded:
+        """Check what a client sends from the cut.
+
+        Args:
+            reply: activations without padding, lengths, and labels or their number.
+            task: says of which shape labels are, and which of them count.
+            training: bounds the size of a batch.
+            width: size of the hidden states at the cut.
+            num_classes: labels are below it.
+            with_labels: whether labels leave the client.
+            changes: reads activations `(tokens, width)` that are sent as changes, given the lengths.
+
+        Raises:
+            MessageError: something is missing, larger than agreed, or out of range.
+        """
+        lengths = read_lengths(reply, training.batch_size, training.max_length)
+        mask, tokens = mask_of(lengths), int(lengths.sum())
+        samples: tuple[int, ...] = ()
+        if changes is None:
+            flat = reply.floats("activations/hidden", (tokens, width))
+        else:
+            flat = changes(reply, lengths.tolist())
+            samples = tuple(reply.tensors["control/samples"].tolist())
+        hidden = spread(flat, mask)
+        if not with_labels:
+            count = int(reply.scalar("control/count"))
+            if not 0 <= count <= tokens:
+                raise MessageError(f"{count} predictions in {tokens} tokens")
+            return cls(hidden, mask, None, count, samples)
+        labels = read_labels(reply, task, len(lengths), tokens, num_classes)
+        if task.peft_task != "SEQ_CLS":
+            labels = spread(labels, mask, IGNORE)
+        return cls(hidden, mask, labels, task.num_supervised(labels), samples)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Forwarded:
+        """Return it where the server computes."""
+        labels = None if self.labels is None else self.labels.to(device)
+        hidden, mask = self.hidden.to(device, dtype), self.mask.to(device)
+        return replace(self, hidden=hidden, mask=mask, labels=labels)
+
+
+def read_labels(
+    message: Message, task: Task, num_rows: int, num_tokens: int, num_classes: int
+) -> Tensor:
+    """Return the labels that a client sends, int64, `(rows,)` in classification, else `(tokens,)`.
+
+    Raises:
+        MessageError: they are missing, of another number, or of no class that there is.
+    """
+    count = num_rows if task.peft_task == "SEQ_CLS" else num_tokens
+    labels = message.tensor("labels/labels", torch.int32, (count,)).long()
+    known = (labels == IGNORE) | ((labels >= 0) & (labels < num_classes))
+    if not bool(known.all()):
+        raise MessageError(f"labels outside 0 … {num_classes - 1}")
+    return labels
+
+
+@dataclass
+class Pooled:
+    """The batches of some clients as one, padded on the right to one length.
+
+    Attributes:
+        members: by client, in the order of the rows.
+        hidden: `(rows, seq, hidden)`, a leaf; its `grad` goes back to the clients.
+        output: what the body made of it.
+        output_gradient: gradient of the output, filled by the clients in the U shape.
+        loss: summed loss.
+        client_squared_norm: squared l2 norm of the gradients of the clients' parameters, each of the
+            mean loss of the client's own batch, weighted by its share of the predictions.
+    """
+
+    members: dict[str, Forwarded]
+    hidden: Tensor = field(init=False)
+    mask: Tensor = field(init=False)
+    output: Tensor = field(init=False)
+    output_gradient: Tensor = field(init=False)
+    loss: float = 0.0
+    client_squared_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        length = max(member.mask.shape[1] for member in self.members.values())
+        hidden, mask = [], []
+        for member in self.members.values():
+            extra = length - member.mask.shape[1]
+            hidden.append(functional.pad(member.hidden, (0, 0, 0, extra)))
+            mask.append(functional.pad(member.mask, (0, extra)))
+        self.hidden, self.mask = torch.cat(hidden), torch.cat(mask)
+        for client, member in self.members.items():
+            self.client_squared_norm += self.share(client) * member.squared_norm
+
+    @property
+    def count(self) -> int:
+        """Supervised predictions in all."""
+        return max(sum(member.count for member in self.members.values()), 1)
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of all rows, padded like the hidden states."""
+        length = self.mask.shape[1]
+        found = []
+        for member in self.members.values():
+            assert member.labels is not None
+            per_token = member.labels.dim() == 2
+            extra = length - member.mask.shape[1] if per_token else 0
+            found.append(functional.pad(member.labels, (0, extra), value=IGNORE))
+        return torch.cat(found)
+
+    def share(self, client: str) -> float:
+        """The client's share of the supervised predictions; above zero also where it has none."""
+        return max(self.members[client].count, 1) / self.count
+
+    def rows(self, client: str, tensor: Tensor) -> Tensor:
+        """Return the client's rows of a tensor `(rows, seq, …)`, cut to the client's length."""
+        start = 0
+        for name, member in self.members.items():
+            if name == client:
+                break
+            start += len(member.mask)
+        member = self.members[client]
+        return tensor[start : start + len(member.mask), : member.mask.shape[1]]
+
+    def tokens(self, client: str, tensor: Tensor) -> Tensor:
+        """Return the client's entries `(tokens, …)` of a tensor `(rows, seq, …)`, without padding."""
+        return strip(self.rows(client, tensor), self.members[client].mask)

@@ -1,0 +1,78 @@
+"""What the server of a split could recover, measured with its own model on held-out texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from trillium.federation.fleet import Fleet
+from trillium.federation.server import Server
+from trillium.frameworks.split.leakage import measure, observe
+from trillium.frameworks.split.leakage.labels import norm_auc
+from trillium.models.parts import Parts
+from trillium.tasks.batches import collate, in_order
+from trillium.wire.message import Message
+
+if TYPE_CHECKING:
+    from trillium.frameworks.split.settings import SplitSettings
+
+TEXTS: Final = 500  # most that are attacked, and most that the attacker trains on
+
+
+def leakage(
+    split: SplitSettings, server: Server, fleet: Fleet, batch_size: int
+) -> dict[str, float]:
+    """Return what is recovered of held-out texts, which stand for those of the clients.
+
+    The attacker trains on the public set. Activations pass the defence and the codecs of the run.
+
+    Args:
+        split: the settings.
+        server: holds the model, the held-out texts and the public set.
+        fleet: has the wire.
+        batch_size: texts at once.
+    """
+    parts = split.parts(server.model, server.test)
+    parts.head.mount(server.state)
+    verb = "send_activations" if split.caches(parts) else "forward"
+
+    def channel(rows: Tensor) -> Tensor:
+        message = Message(
+            verb, {"activations/rows": split.defence.apply(rows)}, {"round": server.round}
+        )
+        return fleet.wire.preview(message, "up").tensors["activations/rows"]
+
+    tokenizer = server.model.tokenizer
+    private, public = (
+        observe(parts, examples[:TEXTS], tokenizer.pad_token_id, batch_size, channel)
+        for examples in (server.test, server.public)
+    )
+    words = parts.split.head.embeddings()
+    found = measure(private, public, words, tokenizer.all_special_ids, server.seed)
+    if split.shape == "u" and server.task.peft_task == "SEQ_CLS":
+        norms, labels = _gradient_norms(server, parts, batch_size)
+        found["label_norm_auc"] = norm_auc(norms, labels)
+    return found
+
+
+def _gradient_norms(server: Server, parts: Parts, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Return the norm of the gradient that each held-out text would send up, and the labels."""
+    split = parts.split
+    assert split.tail is not None, "only in the U shape labels stay with the client"
+    for slots in (parts.head, parts.body, parts.tail):
+        slots.mount(server.state)
+    norms, labels = [], []
+    for chunk in in_order(server.test[:TEXTS], batch_size):
+        batch = collate(chunk, server.model.tokenizer.pad_token_id, server.model.device)
+        with torch.no_grad():
+            hidden = split.head.eval()(None, **batch.inputs)
+            output = split.body.eval()(hidden, attention_mask=batch.attention_mask)
+        output.requires_grad_()
+        loss, _ = server.task.loss_sum(split.tail.eval()(output, **batch.inputs), batch.labels)
+        [gradient] = torch.autograd.grad(loss, [output])
+        squares = gradient.double().square().flatten(1).sum(1)
+        norms.append(squares.sqrt().cpu())
+        labels.append(batch.labels.cpu())
+    return torch.cat(norms), torch.cat(labels)

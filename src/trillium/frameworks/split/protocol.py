@@ -1,0 +1,164 @@
+"""Split-FedLLM: the model is cut; clients run the first blocks (and the last), the server the rest.
+
+Split learning (Vepakomma et al., 2018, arXiv 1812.00564), its parallel forms SplitFed v1 and v2
+(Thapa et al., 2020, arXiv 2004.12088), with LoRA on either side as in SplitLoRA (Lin et al., 2024,
+arXiv 2407.00952). The third of the three frameworks of Yan et al. (2025, arXiv 2501.04436).
+
+Each batch, up: activations at the cut, with labels in two parts; down: their gradient. In the U
+shape the server's output goes down to the client's last blocks, and its gradient comes up. Once a
+round the client parts go up and, averaged, down. Where nothing in front of the cut trains or is
+random, activations go up once; in two parts that is all. docs/split.md says which published method is
+which setting.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trillium.federation.client import Client, client_verb
+from trillium.federation.fleet import Fleet
+from trillium.federation.server import Server
+from trillium.federation.side import Metrics, Side
+from trillium.frameworks import weigh
+from trillium.frameworks.split import cached as split_cached
+from trillium.frameworks.split import client as split_client
+from trillium.frameworks.split import generate as split_generate
+from trillium.frameworks.split import local as split_local
+from trillium.frameworks.split.activation_cache import ActivationCache
+from trillium.frameworks.split.checks import check_delta, check_split_settings, check_staleness
+from trillium.frameworks.split.exchange import Exchange
+from trillium.frameworks.split.kept import KeptBatches
+from trillium.frameworks.split.probe_leakage import leakage
+from trillium.frameworks.split.settings import SplitSettings
+from trillium.wire.message import Message
+
+if TYPE_CHECKING:
+    from trillium.federation.setting import Setting
+
+CACHE_BYTES = 16 * 1024**3
+
+
+class Split(SplitSettings, name="split"):
+    """Training across a cut."""
+
+    def check(self, config: Setting) -> None:
+        """Refuse settings that contradict each other."""
+        super().check(config)
+        check_split_settings(self, config)
+
+    # The server
+
+    def start(self, server: Server, fleet: Fleet) -> None:
+        """Cut the model and hold the cut against the whole."""
+        parts = self.parts(server.model, server.test)
+        cuts_differ = any(tier.cut is not None for tier in server.tiers.values())
+        if self.cache or self.local_rounds or cuts_differ:
+            self.check_fixed(parts)
+        if self.delta is not None:
+            check_delta(parts)
+        if self.staleness:
+            check_staleness(self, self.caches(parts))
+
+    def round(self, server: Server, fleet: Fleet) -> Metrics:
+        """Train with the cohort, or on what the cohort has sent once."""
+        parts = self.parts(server.model, server.test)
+        if server.round <= self.local_rounds:
+            return {"train_loss": split_local.train_first_blocks(server, fleet, parts)}
+        kept, figures = None, dict[str, int]()
+        if self.caches(parts):
+            cache = self._cache(server)
+            split_cached.collect(self, server, fleet, parts, cache)
+            kept, figures = KeptBatches(self, server, cache), {"cache_bytes": cache.nbytes}
+        if kept is not None and self.shape == "two_part" and self.mode == "coalesced":
+            loss, count = split_cached.train(self, server, parts, kept.cache)
+        else:
+            exchange = Exchange(self, server, fleet, parts, server.generator("order"), kept)
+            loss, count = exchange.run()
+        mean = loss / max(count, 1)
+        server.store["losses"] = [*server.store.get("losses", ())[-1:], mean]
+        return {"train_loss": mean, **figures}
+
+    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+        """Return the metrics of the assembled model; in the end also what activations give away."""
+        found = super().evaluate(server, fleet, batch_size, last)
+        if not last:
+            return found
+        parts, training = self.parts(server.model, server.test), server.training
+        passes = server.num_rounds * (training.local_steps or training.local_epochs)
+        num_releases = 1 if self.caches(parts) else passes
+        found |= self.defence.epsilon(training.max_length, num_releases)
+        if self.leakage:
+            found["leakage"] = leakage(self, server, fleet, batch_size)
+        return found
+
+    def finish_run(self, server: Server) -> None:
+        """Remove the activations."""
+        if "cache" in server.scratch:
+            server.scratch.pop("cache").close(remove=True)
+
+    def _cache(self, server: Server) -> ActivationCache:
+        if "cache" not in server.scratch:
+            store = server.store.setdefault("cache", {})
+            server.scratch["cache"] = ActivationCache(store, server.folder, self.cache_bytes)
+        cache: ActivationCache = server.scratch["cache"]
+        return cache
+
+    # The client
+
+    @client_verb
+    def begin(self, client: Client, message: Message) -> Message:
+        """Take the client part and prepare the batches of a round."""
+        return split_client.begin(self, client, message)
+
+    @client_verb
+    def forward(self, client: Client, message: Message) -> Message:
+        """Take the step that is due, then run the first blocks on the next batch."""
+        return split_client.forward(self, client, message)
+
+    @client_verb
+    def finish_batch(self, client: Client, message: Message) -> Message:
+        """Run the last blocks and the loss on the server's output; answer with its gradient."""
+        return split_client.finish_batch(self, client, message)
+
+    @client_verb
+    def backward(self, client: Client, message: Message) -> Message:
+        """Take the gradient of the activations through the first blocks."""
+        return split_client.backward(self, client, message)
+
+    @client_verb
+    def finish(self, client: Client, message: Message) -> Message:
+        """Take the last step and hand back the client part."""
+        return split_client.finish(self, client, message)
+
+    @client_verb
+    def train_blocks(self, client: Client, message: Message) -> Message:
+        """Train the first blocks and the small head for a round, and hand both back."""
+        return split_local.train_blocks(self, client, message)
+
+    @client_verb
+    def list_samples(self, client: Client, message: Message) -> Message:
+        """Answer with the digests of all samples, unless the server has just these."""
+        return split_cached.list_samples(self, client, message)
+
+    @client_verb
+    def send_activations(self, client: Client, message: Message) -> Message:
+        """Run the first blocks on some samples, and answer with what comes out and the labels."""
+        return split_cached.send_activations(self, client, message)
+
+    @client_verb
+    def begin_texts(self, client: Client, message: Message) -> Message:
+        """Take the trained values of the client's part and run its first blocks on the prompts."""
+        return split_generate.begin_texts(self, client, message)
+
+    @client_verb
+    def next_tokens(self, client: Client, message: Message) -> Message:
+        """Add a token to each text, and run the first blocks on those of the texts that go on."""
+        return split_generate.next_tokens(self, client, message)
+
+    def once_bytes(self, side: Side) -> dict[str, int]:
+        """Return the weight of the frozen tensors of the client's parts."""
+        split = self.parts(side.model, side.test).split
+        client_parts = [split.head] if split.tail is None else [split.head, split.tail]
+        return {"base_model": sum(weigh(part) for part in client_parts)}
+
+    # Both

@@ -1,0 +1,35 @@
+"""Adapters: which parameters of the model train, and so what FedLLM moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import nn
+
+from trillium.component import Component
+
+
+class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
+    """Chooses the trainable parameters of a model; all others are frozen.
+
+    `freezes` tells whether there are any others.
+    """
+
+    freezes: ClassVar[bool] = True
+
+    def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
+        """Return the model with exactly the trainable parameters requiring gradients.
+
+        The layers of the task head all train; `trillium.models.heads` narrows that down.
+
+        Args:
+            model: a Hugging Face model with its task head.
+            peft_task: PEFT's name of the task, `SEQ_CLS` or `CAUSAL_LM`.
+            keep: names of modules whose weights no checkpoint holds: they stay frozen, and are saved
+                with the adapter.
+
+        Raises:
+            UserError: the adapter does not fit the model or the task.
+        """
+        raise NotImplementedError

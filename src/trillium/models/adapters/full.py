@@ -1,0 +1,27 @@
+"""Every parameter trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import nn
+
+from trillium.errors import UserError
+from trillium.models.adapters import Adapter
+
+
+class Full(Adapter, name="full"):
+    """Full fine-tuning: no adapter, all parameters train and are exchanged."""
+
+    freezes: ClassVar[bool] = False
+
+    def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
+        """Return the model itself with all parameters trainable."""
+        if getattr(model, "is_quantized", False):
+            raise UserError(
+                f"adapter full on a quantised {type(model).__name__}",
+                "quantised weights cannot be trained",
+                "Write adapter=lora, or model.quantize=none",
+            )
+        return model.requires_grad_(True)

@@ -1,0 +1,73 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models (Hu et al., 2021, arXiv 2106.09685).
+
+A frozen weight `W (out, in)` gets the trainable change `alpha / r * B @ A`, with `A (r, in)` drawn at
+random and `B (out, r)` zero at the start.
+
+Variants: rsLoRA (Kalajdzievski, 2023, arXiv 2312.03732) scales by `alpha / sqrt(r)`; DoRA (Liu et al.,
+2024, arXiv 2402.09353) also trains the norm of each row of the changed weight; FFA-LoRA (Sun et al.,
+2024, arXiv 2403.12313), which never trains `A`, wants its rows orthonormal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from pydantic import Field
+from torch import nn
+
+from trillium.models.adapters import Adapter
+from trillium.models.adapters.attach import attach
+
+
+class Lora(Adapter, name="lora"):
+    """LoRA through `peft`, with the task head trained beside it.
+
+    Attributes:
+        r: rank of the change.
+        alpha: the change is scaled by `alpha / r`.
+        dropout: dropout on the input of the adapter while training.
+        target_modules: names of the linear layers that get an adapter, `all-linear` for all of them;
+            PEFT's choice for the architecture where it is left out, all of them where PEFT has none.
+        layers: indices of the blocks that get an adapter; all blocks where it is left out.
+        rslora: scale by `alpha / sqrt(r)` instead.
+        dora: also train the norms of the rows of each changed weight (DoRA). The result is not linear
+            in what is exchanged, whichever tensors are fixed.
+        init: how `A` is drawn: PEFT's `default`, or with `orthonormal` rows.
+    """
+
+    r: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: tuple[str, ...] | Literal["all-linear"] | None = None
+    layers: tuple[int, ...] | None = None
+    rslora: bool = False
+    dora: bool = False
+    init: Literal["default", "orthonormal"] = "default"
+
+    def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
+        """Return the model wrapped by PEFT; its base is frozen, LoRA factors and head train."""
+        targets = self.target_modules
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        if targets is None and getattr(model.config, "model_type", None) not in known:
+            targets = "all-linear"
+        config = LoraConfig(
+            task_type=peft_task,
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=list(targets) if isinstance(targets, tuple) else targets,
+            layers_to_transform=None if self.layers is None else list(self.layers),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+        )
+        wrapped = attach(model, config, keep)
+        if self.init == "orthonormal":
+            for layer in wrapped.modules():
+                if isinstance(layer, LoraLayer):
+                    for factor in layer.lora_A.values():
+                        nn.init.orthogonal_(factor.weight)
+        return wrapped

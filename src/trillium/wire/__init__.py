@@ -1,0 +1,1 @@
+"""The wire: messages, what they weigh, and how they become bytes."""

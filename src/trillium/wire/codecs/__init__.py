@@ -1,0 +1,68 @@
+"""Codecs: one lossy or lossless step between a tensor and the parts of it that are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from trillium.component import Component
+from trillium.wire.kinds import Kind
+
+
+class Codec(Component, kind="codec", package="trillium.wire.codecs"):
+    """Turns a float tensor into parts that are smaller, and back.
+
+    A codec applies to every tensor of its `kinds`. The part named `""` takes the tensor's place, and a
+    later codec of the stack may encode it again; further parts (scales, indices) are sent beside it.
+    A codec has no memory: equal tensors and keys give equal parts.
+
+    Class variables:
+        matrices: it wants each tensor with its shape; the tensors of a kind are else sent as one.
+        lossless: what is decoded is what was encoded, bit by bit.
+        any_dtype: it also encodes integers; the others are given floats alone.
+        row_wise: each row `(…, n)` of the last dimension is written by itself: all parts have the
+            tensor's leading shape, but for those without dimensions, which hold for all rows.
+        for_changes: it drops so much that it makes sense only on changes with error feedback.
+
+    Attributes:
+        kinds: which kinds of tensors it encodes; the others pass untouched. Statistics are not among
+            them by default: the solution of a linear system magnifies an error in it.
+    """
+
+    matrices: ClassVar[bool] = False
+    lossless: ClassVar[bool] = False
+    any_dtype: ClassVar[bool] = False
+    row_wise: ClassVar[bool] = False
+    for_changes: ClassVar[bool] = False
+
+    kinds: tuple[Kind, ...] = ("parameters", "gradients", "logits", "activations")
+
+    @property
+    def expands(self) -> bool:
+        """Whether the error may exceed the tensor itself, so that error feedback would diverge."""
+        return False
+
+    def fit(self, bits_per_second: float | None) -> Codec:
+        """Return the codec for a link of this speed; most are the same for every link."""
+        return self
+
+    def encode(self, tensor: Tensor, key: int) -> dict[str, Tensor]:
+        """Return the parts to send; the part `""` must be there.
+
+        Args:
+            tensor: floats, of any shape; never written to.
+            key: seeds what is drawn at random; the receiver has the same one, and so have all clients
+                of a round.
+        """
+        raise NotImplementedError
+
+    def decode(self, parts: Mapping[str, Tensor], key: int) -> Tensor:
+        """Return the tensor, of the shape that was encoded; float32, if the codec is not lossless.
+
+        Raises:
+            ValueError, KeyError, TypeError, RuntimeError: the parts, which come from a peer, do not
+                fit together. Nothing of the size they claim is allocated before that is known.
+        """
+        raise NotImplementedError

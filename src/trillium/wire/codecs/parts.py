@@ -1,0 +1,59 @@
+"""Small parts that codecs send beside the main one, and what is checked before they are believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from trillium.wire.message import Limits
+
+LIMITS: Final = Limits()
+
+
+def expect_parts(parts: Mapping[str, Tensor], names: Collection[str]) -> None:
+    """Check that these parts have come, and no others.
+
+    Raises:
+        ValueError: they have not.
+    """
+    if parts.keys() != set(names):
+        raise ValueError(f"parts {sorted(parts)[:4]}, expected {sorted(names)}")
+
+
+def shape_part(tensor: Tensor) -> Tensor:
+    """Return the shape of a tensor as int64, for a codec whose parts do not show it."""
+    return torch.tensor(tensor.shape, dtype=torch.int64)
+
+
+def read_shape(part: Tensor, itemsize: int = 4) -> tuple[int, ...]:
+    """Return the shape that a peer claims for a tensor that is to be allocated.
+
+    Raises:
+        ValueError: it is no shape, or the tensor would be larger than a message may be.
+    """
+    if part.dtype != torch.int64 or part.dim() != 1 or len(part) > LIMITS.max_dims:
+        raise ValueError(f"a shape that is {part.dtype} {tuple(part.shape)}")
+    shape = tuple(part.tolist())
+    if min(shape, default=0) < 0 or math.prod(shape) * itemsize > LIMITS.max_bytes:
+        raise ValueError(f"a tensor of shape {shape} is not accepted")
+    return shape
+
+
+def vector_of_floats(part: Tensor, length: int) -> Tensor:
+    """Return a main part as float32 after checking that it is a vector of this length.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not part.is_floating_point() or part.shape != (length,):
+        raise ValueError(f"{part.dtype} {tuple(part.shape)}, expected {length} floats")
+    return part.float()
+
+
+def num_kept(fraction: float, total: int) -> int:
+    """Return how many entries a fraction of a tensor is: rounded up, and at least one if it has any."""
+    return min(total, max(1, math.ceil(fraction * total)))

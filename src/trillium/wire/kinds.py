@@ -1,0 +1,42 @@
+"""What the tensors of a message are for, of which types they may be, and the error of a peer."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+"""Tensors by name."""
+
+Kind = Literal[
+    "parameters",
+    "gradients",
+    "logits",
+    "activations",
+    "labels",
+    "public",
+    "statistics",  # summed statistics of features
+    "snapshot",  # a full state, for a client that is out of step
+    "control",
+]
+KINDS: Final = get_args(Kind)
+FLAT_KINDS: Final[tuple[Kind, ...]] = ("parameters", "gradients", "statistics", "snapshot")
+FLAT: Final = "flat"  # name of the one vector that the tensors of a kind may cross as
+DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class MessageError(ValueError):
+    """Bytes or a message from the other side that are not what was agreed."""
