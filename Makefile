@@ -38,9 +38,10 @@ test: $(INSTALLED) ## run the tests, but for those that are slow or need the ben
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
 	  -m "not slow and not shared_data"
 
-lint: $(INSTALLED) ## check style and format
+lint: $(INSTALLED) ## check style and format, and which room imports which
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports --no-cache --no-logo
 
 types: $(INSTALLED) ## check types
 	@$(BIN)/mypy

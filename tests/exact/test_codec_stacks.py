@@ -7,8 +7,8 @@ import torch
 from codec_help import NAME, bytes_of, codec, normal, relative, send, wire
 from torch import Tensor
 
-from trillium.wire.kinds import MessageError
-from trillium.wire.message import Limits, Message, decode, encode, named
+from trillium.wire.kinds import Limits, MessageError
+from trillium.wire.message import Message, decode, encode, named
 from trillium.wire.wire import Wire
 
 # Stacks

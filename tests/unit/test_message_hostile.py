@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from trillium.wire.kinds import MessageError
-from trillium.wire.message import MAGIC, VERSION, Limits, Message, decode, encode, scalar
+from trillium.wire.kinds import Limits, MessageError
+from trillium.wire.message import MAGIC, VERSION, Message, decode, encode, scalar
 
 VALID = encode(
     Message(

@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from trillium.wire.kinds import Kind, MessageError
-from trillium.wire.message import Limits, Message, decode, encode, named
+from trillium.wire.kinds import Kind, Limits, MessageError
+from trillium.wire.message import Message, decode, encode, named
 from trillium.wire.wire import Direction, Wire
 
 DIRECTIONS: tuple[Direction, ...] = ("up", "down")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trillium.data.columns import Columns
 from trillium.data.federated import FederatedData
 from trillium.data.sources import Source
+from trillium.data.sources.columns import Columns
 from trillium.data.sources.files import read_table
 from trillium.errors import UserError
 from trillium.files import write_atomic

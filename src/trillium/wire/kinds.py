@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import torch
@@ -40,3 +41,20 @@ DTYPES: Final = {
 
 class MessageError(ValueError):
     """Bytes or a message from the other side that are not what was agreed."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a receiver accepts before it looks at the content of a message.
+
+    Attributes:
+        max_bytes: length of the whole encoded message, and of what its tensors decode to.
+        max_header_bytes: length of the JSON header (names, shapes, metadata).
+        max_tensors: how many tensors one message may hold.
+        max_dims: how many dimensions one tensor may have.
+    """
+
+    max_bytes: int = 4 * 1024**3
+    max_header_bytes: int = 16 * 1024**2
+    max_tensors: int = 100_000
+    max_dims: int = 8

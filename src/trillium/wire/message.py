@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trillium.wire.codecs.rows import FullRows
-from trillium.wire.kinds import DTYPES, FLAT, KINDS, Kind, MessageError
+from trillium.wire.kinds import DTYPES, FLAT, KINDS, Kind, Limits, MessageError
 from trillium.wire.rows import EncodedRows
 from trillium.wire.soft_labels import SoftLabels
 
@@ -32,23 +32,6 @@ VERSION: Final = 1
 _NAME = re.compile(rf"(?:{'|'.join(KINDS)})/[\w.#/-]{{1,500}}")
 _VERB = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _START = len(MAGIC) + 1  # magic and version; the safetensors file follows
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a receiver accepts before it looks at the content of a message.
-
-    Attributes:
-        max_bytes: length of the whole encoded message, and of what its tensors decode to.
-        max_header_bytes: length of the JSON header (names, shapes, metadata).
-        max_tensors: how many tensors one message may hold.
-        max_dims: how many dimensions one tensor may have.
-    """
-
-    max_bytes: int = 4 * 1024**3
-    max_header_bytes: int = 16 * 1024**2
-    max_tensors: int = 100_000
-    max_dims: int = 8
 
 
 @dataclass(frozen=True)

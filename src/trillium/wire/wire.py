@@ -17,8 +17,8 @@ from trillium.rng import derive_seed
 from trillium.wire.codecs import Codec
 from trillium.wire.codecs.rows import FullRows, RowCodec
 from trillium.wire.codecs.stack import decode_stack, encode_stack
-from trillium.wire.kinds import FLAT, FLAT_KINDS, Kind, MessageError
-from trillium.wire.message import Limits, Message, decode, encode
+from trillium.wire.kinds import FLAT, FLAT_KINDS, Kind, Limits, MessageError
+from trillium.wire.message import Message, decode, encode
 from trillium.wire.rows import EncodedRows
 from trillium.wire.soft_labels import SoftLabels, Writer
 

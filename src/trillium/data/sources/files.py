@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from trillium.data.columns import Columns
 from trillium.data.sources import RawData, Source
+from trillium.data.sources.columns import Columns
 from trillium.errors import UserError, suggest
 
 if TYPE_CHECKING:

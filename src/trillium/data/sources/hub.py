@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trillium.data.columns import Columns
 from trillium.data.sources import RawData, Source
+from trillium.data.sources.columns import Columns
 from trillium.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from trillium.wire.message import Limits
+from trillium.wire.kinds import Limits
 
 LIMITS: Final = Limits()
 
