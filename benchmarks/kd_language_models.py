@@ -151,8 +151,7 @@ def vocabularies(built: Experiment) -> dict[str, dict[str, int]]:
     if not isinstance(framework, KD):
         return found
     for client, other in built.server.dialects.items():
-        sizes, rule = (other.num_classes, own.num_classes), framework.unmatched_tokens
-        pair = Vocabularies(other.pieces, own.pieces, *sizes, rule)
+        pair = Vocabularies(other.pieces, own.pieces, other.num_classes, own.num_classes)
         found[client] = pair.map().account.to_json()
     return found
 

@@ -212,7 +212,7 @@ def in_parts(fed: Experiment, stages: Stages) -> None:
     num_rows, num_classes = shape = predictions(server, public)
     loop = client.loop("predict", client.model.state())
     writer = client.wire.writer("teach", "logits/public", 1, shape, "up")
-    labels, _ = stages.measure("predict", lambda: predict(loop, task, public, writer))
+    labels = stages.measure("predict", lambda: predict(loop, task, public, writer))
     labels.check()
 
     other = permuted(num_classes)
@@ -221,8 +221,7 @@ def in_parts(fed: Experiment, stages: Stages) -> None:
     writer = fed.fleet.wire.writer("teach", "logits/public", 1, shape, "up")
     stages.measure("translate", lambda: translate_labels(labels, rows, other, writer))
 
-    indices = [example.index for example in public]
-    opinions = [Opinion(1.0, 0.0, indices, labels) for _ in fed.clients]
+    opinions = [Opinion(1.0, 0.0, labels) for _ in fed.clients]
     writer = fed.fleet.wire.writer("learn", "logits/teacher", 1, shape, "down")
     _, teacher = stages.measure(
         "teacher", lambda: make_teacher(framework, server, opinions, public, writer)

@@ -131,16 +131,9 @@ FRAMEWORKS: Mapping[str, Choices] = {
     "kd": {
         "direction": ("", "framework.direction=server", "framework.direction=client"),
         "size": ("", "framework.public_per_round=7"),
-        "selection": ("", "", "framework.selection=uncertain", "framework.selection=diverse"),
         "cache": ("", "", "framework.cache_rounds=2"),
         "labels": ("", "framework.public_labels=true"),
         "ensemble": ("", "", "framework.ensemble=confidence", "framework.ensemble=class_counts"),
-        "hidden": (
-            *("", "", ""),
-            "framework.hidden={name: projected, size: 5}",
-            "framework.hidden=lora",
-        ),
-        "leaves": ("", "", "", "framework.resend=0.2", "framework.filter=feature_distance"),
         "epochs": ("", "framework.distill_epochs=2"),
         "public": ("", "", "data.public={name: words, longest: 9, shortest: 3}"),
         "tiers": ("", "", "tiers={small: {clients: [client-0], adapter: {r: 1}}}"),

@@ -24,9 +24,6 @@ from trillium.frameworks.fedllm.drifts import Drift
 from trillium.frameworks.fedllm.masks import Mask
 from trillium.frameworks.heads import Head
 from trillium.frameworks.kd.ensembles import Ensemble
-from trillium.frameworks.kd.filters import Filter
-from trillium.frameworks.kd.hiddens import Hidden
-from trillium.frameworks.kd.selections import Selection
 from trillium.frameworks.kd.sharpenings import Sharpening
 from trillium.frameworks.split.defences import Defence
 from trillium.models.adapters import Adapter
@@ -47,11 +44,8 @@ KINDS: list[type[Component]] = [
     Drift,
     Ensemble,
     Sharpening,
-    Filter,
     Public,
-    Selection,
     Defence,
-    Hidden,
 ]
 MEMBERS = [(kind, name) for kind in KINDS for name in known(kind)]
 IDS = [f"{kind.kind} {name}" for kind, name in MEMBERS]

@@ -36,7 +36,6 @@ VARIANTS["kd cached"] = (
     "framework.ensemble=confidence", "framework.sharpening=power",
     "wire.up=[{name: top_classes, k: 2}]", "wire.down=[{name: top_classes, k: 2}]",
 )  # fmt: skip
-VARIANTS["kd hidden"] = ("framework=kd", "framework.hidden={name: projected, size: 5}")
 VARIANTS["kd client"] = ("framework=kd", "framework.direction=client")
 CACHED = ("split cached", "split kept u", "split kept v1", "split local first")
 ASKS = [name for name in VARIANTS if name not in ("zero_shot", "centralised")]

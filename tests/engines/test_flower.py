@@ -26,7 +26,7 @@ SESSION = {
     "fedllm_coded": ("framework=fedllm", "framework.download=change", "framework.aggregator=svd",
                      "head=class_means", "wire.up=[hadamard, sign]", "wire.down=[int4, zstd]",
                      "tiers={small: {clients: ['*-1'], rank: 2, local_steps: 1}}"),
-    "kd": ("framework=kd", "framework.direction=both", "framework.resend=0.01",
+    "kd": ("framework=kd", "framework.direction=both",
            "wire.up=[{name: top_classes, k: 2}]",
            "tiers={small: {clients: ['*-1'], adapter: {r: 1}}}"),
     "split": ("framework=split", "framework.mode=coalesced"),

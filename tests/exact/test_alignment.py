@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from trillium.errors import UserError
 from trillium.frameworks.kd.alignment.labels import translate, translate_labels
 from trillium.frameworks.kd.alignment.pieces import Pieces
 from trillium.frameworks.kd.alignment.sequence import Alignment, align
-from trillium.frameworks.kd.alignment.vocabulary import Rule, Vocabularies, VocabularyMap
+from trillium.frameworks.kd.alignment.vocabulary import Vocabularies, VocabularyMap
 from trillium.tasks import IGNORE, Example
 from trillium.tasks.causal_lm import CausalLM
 from trillium.wire import soft_labels
@@ -160,8 +160,8 @@ def rows_between(source: Any, target: Any, *spans: tuple[str, bool]) -> list[int
     return rows
 
 
-def vocabularies(source: Any, target: Any, rule: Rule = "edit_distance") -> Vocabularies:
-    return Vocabularies(Pieces.of(source), Pieces.of(target), len(source), len(target), rule)
+def vocabularies(source: Any, target: Any) -> Vocabularies:
+    return Vocabularies(Pieces.of(source), Pieces.of(target), len(source), len(target))
 
 
 def drawn(num_rows: int, num_classes: int, seed: int = 0, scale: float = 3.0) -> Tensor:
@@ -226,10 +226,9 @@ def test_marks_at_the_end_of_words_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize("rule", ["edit_distance", "opening"])
-def test_the_same_tokenizer_changes_nothing(name: str, rule: Rule) -> None:
+def test_the_same_tokenizer_changes_nothing(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
-    same = vocabularies(tokenizer, tokenizer, rule)
+    same = vocabularies(tokenizer, tokenizer)
     vocabulary = same.map()
     size = len(tokenizer)
     assert vocabulary.index.tolist() == list(range(size))
@@ -267,95 +266,18 @@ def test_a_permutation_is_translated_exactly_and_by_id_it_would_not_be() -> None
 # Vocabularies
 
 
-def levenshtein(left: str, right: str) -> int:
-    """The textbook's recursion as a table."""
-    row = list(range(len(right) + 1))
-    for i, a in enumerate(left, 1):
-        last, row = row, [i]
-        for j, b in enumerate(right, 1):
-            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (a != b)))
-    return row[-1]
-
-
-def common(left: str, right: str) -> int:
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(left, right)))  # noqa: B905
-
-
-def nearest(text: str, others: Mapping[str, int]) -> int:
-    """What the rule of edit distance says, for every pair."""
-    options = []
-    for other, place in others.items():
-        a, b = (t.removeprefix(" ").casefold() for t in (text, other))
-        distance = levenshtein(a, b)
-        is_word = all(
-            any(c.isalpha() for c in t) and not any(c.isdigit() for c in t) for t in (a, b)
-        )
-        if a and (distance == 0 or (is_word and 4 * distance <= max(len(a), len(b)))):
-            options.append((distance, levenshtein(text, other), -common(text, other), place))
-    return min(options)[-1] if options else -1
-
-
 def pieces_of(texts: Iterable[str]) -> Pieces:
     listed_texts = tuple(texts)
     return Pieces(listed_texts, tuple(text.encode().decode("latin-1") for text in listed_texts))
 
 
-@st.composite
-def similar_texts(draw: st.DrawFn) -> list[str]:
-    """Texts that are some edits away from a few words."""
-    texts = set()
-    for _ in range(draw(st.integers(1, 25))):
-        text = draw(
-            st.sampled_from(["abé", "aabb", " abcdefgh", "abcdefghijkl", "ab1cdefgh", "..."])
-        )
-        for _ in range(draw(st.integers(0, 4))):
-            place = draw(st.integers(0, len(text)))
-            length = draw(st.integers(0, 1))
-            text = (
-                text[:place]
-                + draw(st.sampled_from(["", "b", "É", "A", " ", "7"]))
-                + text[place + length :]
-            )
-        texts |= {text} - {""}
-    return sorted(texts)
-
-
-@settings(max_examples=200, deadline=None)
-@given(similar_texts(), similar_texts())
-def test_edit_distance_is_that_of_brute_force(source: list[str], target: list[str]) -> None:
-    pair = Vocabularies(pieces_of(source), pieces_of(target), len(source), len(target))
-    others = {text: place for place, text in enumerate(target)}
-    wanted = [others.get(text, nearest(text, others)) for text in source]
-    found = pair.map()
-    assert found.index.tolist() == wanted
-    assert found.account.exact == len({*source} & {*target})
-    assert found.account.none == sum(place < 0 for place in wanted)
-    assert sum(found.account.to_json().values()) == len(source)
-
-
-def test_among_equally_near_ones_it_is_that_which_begins_alike_then_the_first() -> None:
-    target = ["xbcdefgh", "abcdefgx", "abcdefgy"]
-    assert Vocabularies(pieces_of(["abcdefgh"]), pieces_of(target), 1, 3).map().index.item() == 1
-
-
-def test_what_is_not_similar_is_not_mapped() -> None:
-    target = [" house", "mouse", " The", "1234567", "日本人"]
-    found = {
-        text: Vocabularies(pieces_of([text]), pieces_of(target), 1, 5).map().index.item()
-        for text in ("House", " mouses", "the", "toe", "1234568", "日本語", "xylophone")
-    }
-    wanted = dict(zip(found, [0, 1, 2, -1, -1, -1, -1], strict=True))
-    assert found == wanted
-
-
 def test_the_opening_is_what_is_written_first() -> None:
     target = [" token", "ization", " to", "k", " dog", "x"]
     source = [" tokenization", " tokenx", " tokens", " dogk", " cat", "xx"]
-    pair = Vocabularies(pieces_of(source), pieces_of(target), 6, 6, "opening")
+    pair = Vocabularies(pieces_of(source), pieces_of(target), 6, 6)
     assert pair.map().index.tolist() == [0, 0, -1, 4, -1, 5]
     # In a vocabulary of letters, it is the first letter.
-    rule: Rule = "opening"
-    index = vocabularies(words(), chars(), rule).map(-1).index
+    index = vocabularies(words(), chars()).map(-1).index
     for word, token in words().get_vocab().items():
         if word not in SPECIAL.values():
             assert chars().convert_ids_to_tokens(int(index[token])) == word[0]
@@ -366,7 +288,7 @@ def test_pieces_are_looked_up_as_the_target_spells_them() -> None:
     target = replace(
         pieces_of([" dog", "(", " house", "ma", "s"]), keeps_spaces=False, keeps_case=False
     )
-    found = Vocabularies(pieces_of(cases), target, 4, 5, "opening").map()
+    found = Vocabularies(pieces_of(cases), target, 4, 5).map()
     assert [target.tokens[place] for place in found.index.tolist()] == [*cases.values()]
     assert (found.account.exact, found.account.similar) == (2, 2)
 

@@ -31,7 +31,7 @@ RUNS = {
                       "tiers={small: {clients: [client-7], rank: 1, layers: [1, 2]}}"),
     "kd": ("framework=kd",),
     "kd, cached": ("framework=kd", "framework.cache_rounds=2", "framework.public_per_round=5",
-                   "framework.ensemble=class_counts", "framework.filter=feature_distance",
+                   "framework.ensemble=class_counts",
                    "wire.up=[{name: top_classes, k: 2}]"),
     "coalesced": ("framework=split",),
     "in turns": ("framework=split", "framework.mode=splitfed_v2", "framework.shape=u"),

@@ -159,9 +159,8 @@ def test_an_opinion_and_a_teacher_keep_their_places(hub: Path) -> None:
     )
     writer: Writer = fed.fleet.wire.writer("teach", "logits/public", 1, (count, VOCABULARY), "up")
     writer.add(told)
-    opinion = Opinion(1.0, 0.0, indices, writer.done())
-    own, _ = opinion_of(fed.server, fed.fleet, "client-1", opinion, "opening")
-    assert own.indices == indices
+    opinion = Opinion(1.0, 0.0, writer.done())
+    own, _ = opinion_of(fed.server, fed.fleet, "client-1", opinion, indices)
     assert torch.allclose(own.labels.take(slice(None)), told.flip(1), atol=1e-6)
     # Back again, of rows that the teacher does not all speak of.
     present = torch.arange(count) % 3 != 0
@@ -169,9 +168,9 @@ def test_an_opinion_and_a_teacher_keep_their_places(hub: Path) -> None:
     back = teacher_for(fed.server, "client-1", indices, Teacher(kept, present))
     assert torch.equal(back.present, present)
     assert torch.equal(back.labels.records, kept.records)  # in the server's tokens
-    message = with_classes(Message("receive_public"), fed.server, "client-1", "opening")
+    message = with_classes(Message("receive_public"), fed.server, "client-1")
     classes, count = read_classes(message, VOCABULARY)
     assert classes is not None
     assert (classes.tolist(), count) == (REVERSED, VOCABULARY)
-    assert with_classes(message, fed.server, "client-0", "opening") is message
+    assert with_classes(message, fed.server, "client-0") is message
     assert NUM_WORDS + len(SPECIAL) == VOCABULARY

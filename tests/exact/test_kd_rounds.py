@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,10 @@ from tiny import (
 )
 from trillium.errors import UserError
 from trillium.experiment.run import Experiment
-from trillium.federation.client import verbs_of
-from trillium.federation.side import Side
-from trillium.frameworks.kd.filters import Filter
 from trillium.frameworks.kd.protocol import KD
 from trillium.frameworks.kd.public import read_mask, write_mask
 from trillium.models.slots import matches
 from trillium.rng import generator
-from trillium.tasks import Example
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, decode
 
@@ -198,103 +193,14 @@ def test_a_client_refuses_labels_that_it_is_wrongly_said_to_hold(hub: Path) -> N
     assert not fed.fleet.missing
 
 
-# Who speaks of what
-
-
-class Some(Filter):
-    """Each client keeps the examples whose index is not its own number modulo three."""
-
-    def keep(self, side: Side, own: Sequence[Example], public: Sequence[Example]) -> Tensor | None:
-        number = int(side.name[-1])
-        return torch.tensor([example.index % 3 != number for example in public], dtype=torch.bool)
-
-
-class Silent(Filter):
-    """No client speaks of the first two examples."""
-
-    def keep(self, side: Side, own: Sequence[Example], public: Sequence[Example]) -> Tensor | None:
-        return torch.tensor([example.index > 1 for example in public], dtype=torch.bool)
-
-
-def with_filter(fed: Experiment, chosen: Filter) -> Experiment:
-    framework = fed.config.framework.model_copy(update={"filter": chosen})
-    fed.config = fed.config.model_copy(update={"framework": framework})
-    for client in fed.clients:
-        client.verbs = verbs_of(framework, fed.config.head)
-    return fed
-
-
-@pytest.mark.parametrize("task", ["classification", "causal_lm"])
-def test_the_teacher_of_an_example_is_made_by_those_who_speak_of_it(hub: Path, task: str) -> None:
-    words = ("framework.direction=client", f"framework.temperature={T}", "framework.ensemble=mean")
-    fed = with_filter(perturb(kd(hub, *words, task=task)), Some())
-    log = Recorder(fed)
-    run_rounds(fed, 1)
-    public = public_set(fed)
-    plain = []
-    for index in range(3):
-        module = plain_model(fed)
-        optimizer = torch.optim.AdamW(trained(module).values(), lr=0.01, weight_decay=0.0)
-        plain_steps(module.train(), round_batches(fed, 1, index), optimizer, 1.0)
-        plain.append(module)
-    (_, _, ask), *_ = crossed(log, "learn", answers=False)
-    expected = []
-    for example in public:
-        who = [module for number, module in enumerate(plain) if example.index % 3 != number]
-        each = [(wanted_rows(m, [example]).double() / T).softmax(-1) for m in who]
-        expected.append(torch.stack(each).mean(0))
-    found = ask.tensors["logits/teacher"].double().exp()
-    assert torch.allclose(found, torch.cat(expected), atol=1e-6)
-    everyone = [
-        torch.stack([(wanted_rows(m, [e]).double() / T).softmax(-1) for m in plain]).mean(0)
-        for e in public
-    ]
-    assert not torch.allclose(found, torch.cat(everyone), atol=1e-3)
-
-
-def test_what_nobody_speaks_of_is_not_distilled(hub: Path) -> None:
-    fed = with_filter(kd(hub), Silent())
-    log = Recorder(fed)
-    run_rounds(fed, 1)
-    (_, _, ask), *_ = crossed(log, "learn", answers=False)
-    assert read_mask(ask, "control/used", 12) == list(range(2, 12))
-    assert len(ask.tensors["logits/teacher"]) == 10
-
-
-def test_what_the_teacher_does_not_know_is_not_distilled(hub: Path) -> None:
-    fed = kd(hub, "framework.direction=client")
-    log = Recorder(fed)
-    run_rounds(fed, 1)
-    (_, _, ask), *_ = crossed(log, "learn", answers=False)
-    p = ask.tensors["logits/teacher"].double().exp()
-    entropies = (-(p * p.log()).sum(-1) / math.log(3)).tolist()
-    limit = sorted(entropies)[7] + 1e-6
-    some = kd(hub, "framework.direction=client", f"framework.max_entropy={limit}")
-    log = Recorder(some)
-    run_rounds(some, 1)
-    (_, _, ask), *_ = crossed(log, "learn", answers=False)
-    kept = [index for index, value in enumerate(entropies) if value <= limit]
-    assert len(kept) == 8
-    assert read_mask(ask, "control/used", 12) == kept
-
-
-def test_a_client_leaves_out_what_is_far_from_its_own_data(hub: Path) -> None:
-    """The built filter keeps the client's own data, and drops examples of other words."""
-    fed = kd(hub, "framework.filter={name: feature_distance, quantile: 0.9}", model="bert")
-    framework, client = fed.config.framework, fed.clients[0]
+def test_a_round_is_about_a_draw_of_its_own(hub: Path) -> None:
+    fed = kd(hub, "framework.public_per_round=5")
+    framework = fed.config.framework
     assert isinstance(framework, KD)
-    own = framework.filter.keep(client, client.examples, client.examples)
-    assert own is not None
-    assert 0.85 <= float(own.double().mean()) <= 1
-    strange = [
-        Example(i, torch.tensor([2] + [1] * n), torch.tensor(-100))
-        for i, n in enumerate((1, 20, 30))
-    ]
-    far = framework.filter.keep(client, client.examples, strange)
-    assert far is not None
-    assert far.double().mean() < own.double().mean()
-    [_, *lines] = fed.run()
-    assert all(math.isfinite(line["distil_loss"]) for line in lines)
+    for number in (1, 2):
+        fed.server.round = number
+        order = torch.randperm(12, generator=generator(fed.config.seed, "public", number))
+        assert framework.chosen(fed.server) == sorted(order[:5].tolist())
 
 
 # Settings
@@ -349,9 +255,6 @@ def test_budgets_and_old_labels_are_refused(hub: Path) -> None:
     kd(hub, words[1])
 
 
-@pytest.mark.parametrize(
-    "word", ["framework.ensemble=class_counts", "framework.filter=feature_distance"]
-)
-def test_what_needs_classes_is_refused_without(hub: Path, word: str) -> None:
+def test_what_needs_classes_is_refused_without(hub: Path) -> None:
     with pytest.raises(UserError, match="task=causal_lm"):
-        kd(hub, word, task="causal_lm")
+        kd(hub, "framework.ensemble=class_counts", task="causal_lm")

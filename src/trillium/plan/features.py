@@ -1,4 +1,4 @@
-"""Features of the frozen model on paper, which heads in closed form and filters look at."""
+"""Features of the frozen model on paper, which heads in closed form look at."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trillium.training.meters import resident_tensors
 
 
 def run_features(side: Side, examples: list[Example]) -> None:
-    """Compute the features of a batch, as `trillium.federation.frozen.frozen_features` does."""
+    """Compute the features of a batch, as a head in closed form does."""
     model = side.model
     module = model.mount(model.state()).eval()
     batch = collate(examples, model.tokenizer.pad_token_id, model.device)

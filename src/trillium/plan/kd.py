@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from trillium.errors import UserError
 from trillium.federation.client import Client
-from trillium.federation.frozen import BATCH
 from trillium.federation.side import Side
 from trillium.frameworks.kd.cache import LabelCache
 from trillium.frameworks.kd.distillation import (
@@ -21,15 +19,11 @@ from trillium.frameworks.kd.distillation import (
     is_wide,
     predict,
 )
-from trillium.frameworks.kd.hidden import PUBLIC, TEACHER
-from trillium.frameworks.kd.hiddens.probe import Probe
 from trillium.frameworks.kd.protocol import KD
 from trillium.frameworks.kd.public import choice, examples_at, row_slices, write_mask
 from trillium.plan.cohorts import Cohort
 from trillium.plan.fakes import DEPENDS_ON_VALUES
-from trillium.plan.features import run_features
 from trillium.plan.federation import Federation
-from trillium.plan.kd_selection import Choosing
 from trillium.plan.sizes import Weight
 from trillium.plan.waves import FREE, Ask, Memory, Wave, Work
 from trillium.plan.written import writing
@@ -44,10 +38,6 @@ from trillium.wire.wire import Wire
 @dataclass
 class KDRounds:
     """The rounds of KD-FedLLM.
-
-    What filters, `resend` and the server's `max_entropy` leave out depends on values: nothing is left
-    out here, so bytes and FLOPs are the most that a run can take. So does what some selections choose:
-    here it is always the longest public examples.
 
     Attributes:
         framework: its settings.
@@ -72,17 +62,7 @@ class KDRounds:
     @property
     def upper_bound(self) -> bool:
         """Whether a run may take less than is planned."""
-        framework = self.framework
-        return (
-            framework.filter.name != "none"
-            or framework.max_entropy is not None
-            or framework.resend is not None
-            or self._selection.depends_on_values
-        )
-
-    @cached_property
-    def _selection(self) -> Choosing:
-        return Choosing(self.framework, self.federation)
+        return False
 
     def start(self) -> Iterator[Wave]:
         """Return the public set, which goes to everybody once, and what it costs to write it."""
@@ -96,16 +76,12 @@ class KDRounds:
         late = self._inform(cohort)
         if late.asks:
             yield late
-        public, chosen = self._public, self._selection.chosen(self._public)
-        if self._selection.depends_on_values:
-            yield Wave((), self._selection.work())
+        public, chosen = self._public, framework.chosen(server)
         cache = LabelCache(self._labels, framework.cache_rounds)
         wanted = [index for index in chosen if not cache.is_fresh(index, number)]
         examples = [public[index] for index in wanted]
         yield Wave(tuple(self._teach(name, examples, name in cohort.lost) for name in cohort.asked))
         used, caches = chosen, framework.cache_rounds > 1
-        if self._selection.depends_on_values:
-            caches = False  # nobody knows which labels are fresh, and at worst none is
         if caches:
             records = torch.zeros(self.federation.predictions(server, examples)[0], 0)
             codec = self.federation.config.wire.row_codec("down")
@@ -159,19 +135,6 @@ class KDRounds:
         found: list[Example] = self._known[key]
         return found
 
-    def _probe(self, side: Side) -> Probe | None:
-        key = ("probe", id(side.model))
-        if key not in self._known:
-            with self.federation.paper.running():
-                self._known[key] = self.framework.hidden.probe(side)
-        found: Probe | None = self._known[key]
-        return found
-
-    def _hidden(self, name: str, side: Side, num_rows: int) -> dict[str, torch.Tensor]:
-        """Return the hidden states of a message, if there are any."""
-        probe = self._probe(side)
-        return {} if probe is None else {name: self.federation.paper.empty(num_rows, probe.size)}
-
     def _inform(self, cohort: Cohort) -> Wave:
         late = [name for name in cohort.asked if name not in self._informed]
         if not late:
@@ -202,21 +165,17 @@ class KDRounds:
         seen = ("seen", client.round, id(client.tier), id(client.model), id(client.examples))
         if seen not in self._known:
             own = self._public_at(client, [example.index for example in examples])
-            self._known[seen] = self._filter(client, own) + self._predict(client, own)
+            self._known[seen] = self._predict(client, own)
         return Ask(name, "teach", down, up, self._train(client) + self._known[seen])
 
     def _weigh_teach(self, client: Client, examples: list[Example]) -> tuple[Weight, Weight]:
         framework, public = self.framework, self._public
         indices = [example.index for example in examples]
-        meta = {} if framework.resend is None else {"heard": max(client.round - 1, 0)}
-        down = Message("teach", choice("control/wanted", indices, len(public)), meta)
+        down = Message("teach", choice("control/wanted", indices, len(public)))
         tensors = {"control/weight": scalar(0.0), "control/loss": scalar(0.0)}
-        if framework.filter.name != "none":
-            tensors["control/kept"] = write_mask(list(range(len(examples))), len(examples))
         if framework.ensemble.needs_counts:
             tensors["control/counts"] = torch.zeros(client.model.num_classes, dtype=torch.float64)
         shape = self.federation.predictions(client, examples)
-        tensors |= self._hidden(PUBLIC, client, shape[0])
         return (
             self.federation.down(client.name, down),
             self.federation.up(client.name, Message("teach", tensors), {"logits/public": shape}),
@@ -228,11 +187,9 @@ class KDRounds:
         if key not in self._known:
             count = len(self._public)
             tensors = choice("control/used", used, count)
-            may_lack = self._selection.depends_on_values and self.framework.cache_rounds > 1
-            if sent != used or may_lack:
+            if sent != used:
                 tensors["control/sent"] = write_mask(sent, count)
             shape = self.federation.predictions(client, examples_at(self._public, sent))
-            tensors |= self._hidden(TEACHER, client, shape[0])
             down = self.federation.down(name, Message("learn", tensors), {"logits/teacher": shape})
             self._known[key] = down, self.federation.up(name, Message("learn"))
         down, up = self._known[key]
@@ -259,23 +216,13 @@ class KDRounds:
         found: Work = self._known[key]
         return found
 
-    def _filter(self, client: Client, examples: list[Example]) -> Work:
-        """Return what it costs to find out of which examples a client says nothing."""
-        if self.framework.filter.name != "feature_distance":
-            return FREE
-        lists = [*in_order(client.examples, BATCH), *in_order(examples, BATCH)]
-        key = ("features", id(client.model))
-        run = partial(run_features, client)
-        return self.federation.summed(self.federation.chunked(lists, "features"), key, run)
-
     def _predict(self, client: Client, examples: list[Example]) -> Work:
         if not self.federation.counts:
             return FREE
         model = id(client.model)
-        codec, framework = repr(client.wire.row_codec("up")), self.framework
+        codec = repr(client.wire.row_codec("up"))
         key = ("predict", model, codec, tuple(example.index for example in examples))
         if key not in self._known:
-            probe = self._probe(client)
             chunks = self.federation.chunked(in_order(examples, PREDICT_BATCH), "public")
             with self.federation.paper.running():
                 loop = client.loop("predict", client.model.state())
@@ -283,27 +230,25 @@ class KDRounds:
 
             def run(chunk: list[Example]) -> None:
                 try:
-                    self._predict_one(client, chunk, client.wire, probe)
+                    self._predict_one(client, chunk, client.wire)
                 except DEPENDS_ON_VALUES:  # the codec looks at values; the floats weigh more anyway
-                    self._predict_one(client, chunk, Wire(), probe)
+                    self._predict_one(client, chunk, Wire())
 
             self._known[key] = self.federation.summed(
                 chunks,
-                ("predict", model, codec, repr(framework.hidden)),
+                ("predict", model, codec),
                 run,
-                by_count=wide or probe is not None,
+                by_count=wide,
             )
         found: Work = self._known[key]
         return found
 
-    def _predict_one(
-        self, client: Client, chunk: list[Example], wire: Wire, probe: Probe | None
-    ) -> None:
+    def _predict_one(self, client: Client, chunk: list[Example], wire: Wire) -> None:
         shape = self.federation.predictions(client, chunk)
         writer = wire.writer("teach", "logits/public", client.round, shape, "up")
         loop = client.loop("predict", client.model.state())
         with self.federation.paper.running():
-            predict(loop, client.task, chunk, writer, probe)
+            predict(loop, client.task, chunk, writer)
 
     def _distil(self, side: Side, used: Sequence[int]) -> Work:
         """Return what distilling costs a side; the first round's batches stand for those of all."""
@@ -322,7 +267,7 @@ class KDRounds:
             update={"local_epochs": framework.distill_epochs, "local_steps": None}
         )
         loss = Loss(framework.temperature, framework.weight, framework.public_labels)
-        shape, probe = self.federation.predictions(side, public), self._probe(side)
+        shape = self.federation.predictions(side, public)
         with self.federation.paper.running():
             wide = is_wide(side.loop("distil", side.model.state()), side.task, shape[1])
 
@@ -335,7 +280,6 @@ class KDRounds:
                     public,
                     teacher,
                     loss,
-                    probe,
                 )
                 try:
                     loop.fit([chunk], objective, training, side.progress, 1)
@@ -346,9 +290,8 @@ class KDRounds:
         chunks = self.federation.chunked(
             batches(public, training, side.generator("distil")), "public"
         )
-        by_count = wide or probe is not None
         distil_key = ("distil", model, codec, repr((framework, training.optimizer)))
-        cost = self.federation.summed(chunks, distil_key, run, by_count=by_count)
+        cost = self.federation.summed(chunks, distil_key, run, by_count=wide)
         self._known[key] = cost
         return cost
 
@@ -366,5 +309,4 @@ class KDRounds:
         one = codec.sized(*shape).encode_rows(torch.zeros(1, shape[1]).log_softmax(-1), 0)
         records = self.federation.paper.empty(shape[0], *one.shape[1:], dtype=one.dtype)
         labels = SoftLabels(codec, records, shape[1])
-        hidden = self._hidden(TEACHER, side, shape[0]).get(TEACHER)
-        return Teacher(labels, torch.ones(shape[0], dtype=torch.bool), hidden)
+        return Teacher(labels, torch.ones(shape[0], dtype=torch.bool))

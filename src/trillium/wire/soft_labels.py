@@ -114,14 +114,12 @@ class Teacher:
     Attributes:
         labels: of the predictions that it speaks of, in order.
         present: which of all predictions these are, bool `(rows,)`.
-        hidden: hidden states behind all of them, `(rows, size)`, where they are part of the lesson.
         classes: where a student has another vocabulary, the class of the labels that each of its own
             belongs to, int64 `(student's classes,)`; -1 for none.
     """
 
     labels: SoftLabels
     present: Tensor
-    hidden: Tensor | None = None
     classes: Tensor | None = None
 
     @classmethod
@@ -145,8 +143,7 @@ class Teacher:
         wanted = torch.cat([torch.zeros(0, dtype=torch.int64), *rows])
         places = self.places[wanted]
         labels = self.labels.joined([self.labels.records[places[places >= 0]]])
-        hidden = None if self.hidden is None else self.hidden[wanted]
-        return Teacher(labels, places >= 0, hidden, self.classes)
+        return Teacher(labels, places >= 0, self.classes)
 
 
 class Writer:

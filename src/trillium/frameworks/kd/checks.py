@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trillium.errors import UserError
-from trillium.frameworks.kd.ensembles import NoisyMean
-from trillium.frameworks.kd.hiddens.none import NoHidden
-from trillium.frameworks.kd.selections import Random
 from trillium.wire.codecs.rows import RowCodec
 from trillium.wire.codecs.top_classes import TopClasses
 
@@ -22,12 +19,8 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
     Raises:
         UserError: says which settings, why, and what to write instead.
     """
-    framework.filter.check(config)
-    framework.selection.check(config)
     config.data.public.check(config.task)
     _check_written(framework, config)
-    _check_selection(framework)
-    _check_hidden(framework, config)
     given = f"framework.ensemble={framework.ensemble.name}"
     if framework.ensemble.needs_labels and not framework.public_labels:
         raise UserError(
@@ -55,12 +48,6 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
                 "the shares of what was drawn are right on average; softened shares are not",
                 "Write framework.temperature=1, or the codec top_classes",
             )
-        if framework.resend is not None and isinstance(up, TopClasses) and _has_budget(up):
-            raise UserError(
-                f"{where}.up: {up.name} with a budget and framework.resend={framework.resend}",
-                "labels of several rounds are used together, and would be of different lengths",
-                "Write a fixed k for what goes up, or framework.resend=null",
-            )
         if framework.cache_rounds > 1 and isinstance(down, TopClasses) and _has_budget(down):
             raise UserError(
                 f"{where}.down: {down.name} with a budget and framework.cache_rounds="
@@ -86,43 +73,6 @@ def _check_written(framework: KDSettings, config: Setting) -> None:
                 "texts that the server writes have no labels",
                 f"Write framework.{instead}, or data.public=rows",
             )
-
-
-def _check_selection(framework: KDSettings) -> None:
-    """Refuse a selection that has nothing to select from, or nobody to ask."""
-    given = f"framework.selection={framework.selection.name}"
-    if framework.public_per_round is None and not isinstance(framework.selection, Random):
-        raise UserError(
-            f"{given} without framework.public_per_round",
-            "each round is about the whole public set",
-            "Write framework.public_per_round, fewer than data.public_size",
-        )
-    if framework.selection.needs_learner and framework.direction == "client":
-        raise UserError(
-            f"{given} with framework.direction=client",
-            "it asks the server's model, which does not learn then",
-            "Write framework.direction=both, or framework.selection=diverse",
-        )
-
-
-def _check_hidden(framework: KDSettings, config: Setting) -> None:
-    """Refuse hidden states where labels of old rounds are used, or labels have noise."""
-    framework.hidden.check(config)
-    given = f"framework.hidden={framework.hidden.name}"
-    if isinstance(framework.hidden, NoHidden):
-        return
-    if framework.cache_rounds > 1:
-        raise UserError(
-            f"{given} with framework.cache_rounds={framework.cache_rounds}",
-            "labels are kept for several rounds, hidden states are not",
-            "Write framework.cache_rounds=1, or framework.hidden=none",
-        )
-    if isinstance(framework.ensemble, NoisyMean):
-        raise UserError(
-            f"{given} with framework.ensemble={framework.ensemble.name}",
-            "the teacher's hidden states would tell what the noise on its labels is to hide",
-            "Write framework.hidden=none",
-        )
 
 
 def _has_budget(codec: TopClasses) -> bool:

@@ -15,7 +15,7 @@ from trillium.federation.server import Server
 from trillium.federation.side import Metrics
 from trillium.frameworks.kd.alignment.labels import translate_labels
 from trillium.frameworks.kd.alignment.sequence import Alignment, align
-from trillium.frameworks.kd.alignment.vocabulary import Rule, Vocabularies
+from trillium.frameworks.kd.alignment.vocabulary import Vocabularies
 from trillium.frameworks.kd.dialect import Dialect, spoken
 from trillium.frameworks.kd.opinion import Opinion
 from trillium.wire.kinds import MessageError
@@ -29,7 +29,7 @@ MAX_CLASSES: Final = 2**24  # of a vocabulary; more can only be an error
 log = logging.getLogger(__name__)
 
 
-def describe_dialects(server: Server, rule: Rule) -> None:
+def describe_dialects(server: Server) -> None:
     """Log what of the vocabularies, and of the public set, can be translated."""
     told: list[Dialect] = []
     for client, dialect in server.dialects.items():
@@ -40,13 +40,13 @@ def describe_dialects(server: Server, rule: Rule) -> None:
         log.info(
             "%s and others speak another dialect; of theirs, %s; on the public set, %s",
             client,
-            _vocabularies(dialect, spoken(server), rule).map().account,
+            _vocabularies(dialect, spoken(server)).map().account,
             found,
         )
 
 
 def opinion_of(
-    server: Server, fleet: Fleet, client: str, opinion: Opinion, rule: Rule
+    server: Server, fleet: Fleet, client: str, opinion: Opinion, wanted: Sequence[int]
 ) -> tuple[Opinion, Metrics]:
     """Return what a client says in the server's dialect, and what could not be translated.
 
@@ -55,16 +55,16 @@ def opinion_of(
         fleet: knows the client's codecs, which what is translated is kept with.
         client: whose opinion it is.
         opinion: in the client's dialect.
-        rule: for tokens that the other vocabulary lacks.
+        wanted: the examples that it is about.
     """
     dialect = server.dialects.get(client)
     if dialect is None:
         return opinion, {}
-    rows = sum(server.task.num_targets(spoken(server).public[i]) for i in opinion.indices)
+    rows = sum(server.task.num_targets(spoken(server).public[i]) for i in wanted)
     shape = rows, spoken(server).num_classes
     writer = fleet.wire_of(client).writer("teach", "logits/public", server.round, shape, "up")
-    vocabularies = _vocabularies(dialect, spoken(server), rule)
-    aligned_rows = _align(dialect, spoken(server), opinion.indices)
+    vocabularies = _vocabularies(dialect, spoken(server))
+    aligned_rows = _align(dialect, spoken(server), wanted)
     found = translate_labels(opinion.labels, aligned_rows, vocabularies, writer)
     aligned = float(found.present.double().mean()) if len(found.present) else 0.0
     lost = float(found.lost.double().sum()) / max(int(found.present.sum()), 1)
@@ -95,19 +95,18 @@ def teacher_for(server: Server, client: str, indices: Sequence[int], teacher: Te
     return Teacher(teacher.labels.joined([teacher.labels.records[rows[rows >= 0]]]), rows >= 0)
 
 
-def with_classes(message: Message, server: Server, client: str, rule: Rule) -> Message:
+def with_classes(message: Message, server: Server, client: str) -> Message:
     """Return a message that also tells a client of another dialect how to read the server's labels.
 
     Args:
         message: what it gets otherwise.
         server: has the dialects.
         client: who is to learn.
-        rule: for tokens that the server's vocabulary lacks.
     """
     dialect = server.dialects.get(client)
     if dialect is None:
         return message
-    index = _vocabularies(dialect, spoken(server), rule).map().index
+    index = _vocabularies(dialect, spoken(server)).map().index
     own = {CLASSES: index.int(), NUM_CLASSES: scalar(spoken(server).num_classes)}
     return replace(message, tensors={**message.tensors, **own})
 
@@ -139,5 +138,5 @@ def _align(source: Dialect, target: Dialect, indices: Sequence[int]) -> Alignmen
     return align(one, other, source.pieces, target.pieces)
 
 
-def _vocabularies(source: Dialect, target: Dialect, rule: Rule) -> Vocabularies:
-    return Vocabularies(source.pieces, target.pieces, source.num_classes, target.num_classes, rule)
+def _vocabularies(source: Dialect, target: Dialect) -> Vocabularies:
+    return Vocabularies(source.pieces, target.pieces, source.num_classes, target.num_classes)

@@ -5,7 +5,7 @@ Hinton et al. (2015, arXiv 1503.02531).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from trillium.frameworks.kd.hiddens.probe import Probe, reading
 from trillium.frameworks.kd.last_layer import before_vocabulary, ends_in_vocabulary
 from trillium.frameworks.kd.public import row_slices, rows_of
 from trillium.tasks import IGNORE, Batch, Example, Task
@@ -79,16 +78,6 @@ def _regrouped(log_probs: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     return summed(log_probs[:, has], places, len(shared)).log_softmax(-1), shared
 
 
-def hidden_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the squared error, as a mean over the entries of a row, summed over rows.
-
-    Args:
-        student: hidden states `(rows, size)`.
-        teacher: the same of the teacher; no gradient flows into them.
-    """
-    return (student - teacher.detach().to(student)).square().mean(-1).sum()
-
-
 def _merged(log_probs: Tensor, named: Tensor) -> Tensor:
     """Return the named classes, the others with no mass, and one more class for all of those."""
     rest = log_probs.masked_fill(named, -torch.inf).logsumexp(-1, keepdim=True)
@@ -101,7 +90,6 @@ def distillation_objective(
     public: Sequence[Example],
     teacher: Teacher,
     terms: Loss,
-    probe: Probe | None = None,
     *,
     apart: bool = False,
 ) -> Objective:
@@ -112,7 +100,6 @@ def distillation_objective(
         public: the examples whose predictions the teacher's rows are, in order.
         teacher: softened by the temperature; predictions that it does not speak of add nothing.
         terms: of the loss.
-        probe: reads the hidden states that are drawn to the teacher's.
         apart: whether the last layer is applied some rows at a time, and again in the backward pass,
             so that no more logits exist at once than of these rows.
     """
@@ -130,21 +117,12 @@ def distillation_objective(
             )
         return found
 
-    def pulled(hidden: Sequence[Tensor], rows: Tensor) -> Tensor | int:
-        """Return the term for hidden states, which are in the list if there is a probe."""
-        if probe is None or teacher.hidden is None:
-            return 0
-        return probe.weight * hidden_loss(hidden[0], teacher.hidden[rows])
-
     def whole(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        with reading(probe, module, batch) as states:
-            student, targets = task.select(module(**batch.inputs).logits, batch.labels)
-        rows = rows_of(slices, batch.indices)
-        return part(student, targets, rows) + pulled(states, rows), len(student)
+        student, targets = task.select(module(**batch.inputs).logits, batch.labels)
+        return part(student, targets, rows_of(slices, batch.indices)), len(student)
 
     def by_rows(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        # The probe comes second: it is to see all tokens where the last layer was, not rows in it.
-        with before_vocabulary(module) as layer, reading(probe, module, batch) as states:
+        with before_vocabulary(module) as layer:
             hidden, targets = task.select(module(**batch.inputs).logits, batch.labels)
         rows = rows_of(slices, batch.indices)
 
@@ -158,24 +136,18 @@ def distillation_objective(
             )
             assert isinstance(found, Tensor)
             total = total + found
-        return total + pulled(states, rows), len(rows)
+        return total, len(rows)
 
     return by_rows if apart else whole
 
 
 def distillation(
-    loop: Loop,
-    task: Task,
-    public: Sequence[Example],
-    teacher: Teacher,
-    terms: Loss,
-    probe: Probe | None = None,
+    loop: Loop, task: Task, public: Sequence[Example], teacher: Teacher, terms: Loss
 ) -> tuple[Loop, Objective]:
     """Return the loop and the objective of a student, with logits in parts where there are many."""
     apart = is_wide(loop, task, teacher.num_logits)
-    objective = distillation_objective(task, public, teacher, terms, probe, apart=apart)
-    by_row = apart or probe is not None
-    return replace(loop, extra=lambda batch: rows_key(by_row, task, batch)), objective
+    objective = distillation_objective(task, public, teacher, terms, apart=apart)
+    return replace(loop, extra=lambda batch: rows_key(apart, task, batch)), objective
 
 
 def is_wide(loop: Loop, task: Task, num_classes: int) -> bool:
@@ -184,63 +156,27 @@ def is_wide(loop: Loop, task: Task, num_classes: int) -> bool:
     return is_lm and num_classes >= WIDE and ends_in_vocabulary(loop.module)
 
 
-def predict(
-    loop: Loop, task: Task, public: Sequence[Example], writer: Writer, probe: Probe | None = None
-) -> tuple[SoftLabels, Tensor | None]:
-    """Return the log-probabilities of the predictions that count, in order, and their hidden states.
-
-    The latter `(rows, size)` float32 on the CPU, where a probe reads them.
-    """
-    states = visit_predictions(loop, task, public, writer.num_classes, writer.add, probe)
-    if probe is None:
-        return writer.done(), None
-    return writer.done(), torch.cat([torch.zeros(0, probe.size), *states])
-
-
 @torch.no_grad()
-def visit_predictions(
-    loop: Loop,
-    task: Task,
-    public: Sequence[Example],
-    num_classes: int,
-    visit: Callable[[Tensor], object],
-    probe: Probe | None = None,
-) -> list[Tensor]:
-    """Compute the predictions that count, in order, with logits in parts where there are many.
+def predict(loop: Loop, task: Task, public: Sequence[Example], writer: Writer) -> SoftLabels:
+    """Return the log-probabilities of the predictions that count, in order.
 
-    Args:
-        loop: the model, and what meters it.
-        task: chooses the predictions.
-        public: of which examples.
-        num_classes: classes, or the vocabulary.
-        visit: called with the log-probabilities `(rows, classes)` of some rows after the other.
-        probe: reads hidden states in the same pass.
-
-    Returns:
-        Hidden states `(rows, size)` float32 of some rows after the other; none without a probe.
+    Where classes are many, logits exist some rows at a time.
     """
-    found: list[Tensor] = []
     loop.module.eval()
-    apart = is_wide(loop, task, num_classes)
+    apart = is_wide(loop, task, writer.num_classes)
     for chunk in in_order(public, PREDICT_BATCH):
         batch = collate(chunk, loop.pad_id, loop.device)
         resident = lambda: resident_tensors(loop.module)  # noqa: E731
-        key = rows_key(apart or probe is not None, task, batch)
-        with loop.meter.measure((loop.label, batch.layout, key), resident):
+        with loop.meter.measure((loop.label, batch.layout, rows_key(apart, task, batch)), resident):
             if apart:
-                with (
-                    before_vocabulary(loop.module) as layer,
-                    reading(probe, loop.module, batch) as states,
-                ):
+                with before_vocabulary(loop.module) as layer:
                     hidden, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
-                for some in chunks(len(hidden), num_classes):
-                    visit(_log_probs(layer(hidden[some])))
+                for some in chunks(len(hidden), writer.num_classes):
+                    writer.add(_log_probs(layer(hidden[some])))
             else:
-                with reading(probe, loop.module, batch) as states:
-                    logits, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
-                visit(_log_probs(logits))
-        found += [rows.float().cpu() for rows in states]
-    return found
+                logits, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
+                writer.add(_log_probs(logits))
+    return writer.done()
 
 
 def rows_key(by_row: bool, task: Task, batch: Batch) -> int:

@@ -12,7 +12,6 @@ from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.frameworks.kd.cache import LabelCache
 from trillium.frameworks.kd.dialects import teacher_for
-from trillium.frameworks.kd.hidden import TEACHER, write_hidden
 from trillium.frameworks.kd.public import choice, examples_at, read_mask, row_slices, write_mask
 from trillium.tasks import Example
 from trillium.wire.message import Message, received
@@ -36,7 +35,6 @@ def lesson(used: Sequence[int], sent: Sequence[int], teacher: Teacher, count: in
         tensors["control/sent"] = write_mask(sent, count)
     rows = teacher.present.nonzero()[:, 0].tolist()
     tensors |= choice("control/rows", rows, len(teacher.present))
-    tensors |= write_hidden(TEACHER, teacher.hidden)
     return Message("learn", tensors, encoded={"logits/teacher": teacher.labels})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,18 +16,14 @@ class Opinion:
     Attributes:
         weight: of the client in means.
         loss: of its training.
-        indices: the public examples that it speaks of, sorted.
-        labels: its predictions for these, in order.
+        labels: its predictions for the examples that it was asked about, in order.
         counts: how many examples of each class it has, `(classes,)`, if asked for.
         present: which of these predictions could be told in the server's tokens, bool `(rows,)`; all
             where it is left out.
-        hidden: the hidden states behind these predictions `(rows, size)`, if asked for.
     """
 
     weight: float
     loss: float
-    indices: Sequence[int]
     labels: SoftLabels
     counts: Tensor | None = None
     present: Tensor | None = None
-    hidden: Tensor | None = None

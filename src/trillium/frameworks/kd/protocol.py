@@ -6,8 +6,8 @@ of Yan et al. (2025, arXiv 2501.04436). No parameter ever travels.
 
 Once: the public set, down. Then, each round, down: of which examples the server wants to hear; up: a
 client's log-probabilities for those, and one weight; down, where the clients distil: the teacher, a
-distribution for every prediction of this round's examples. Both ways, if asked for: hidden states in
-few dimensions. docs/kd.md says which published method is which setting.
+distribution for every prediction of this round's examples. docs/kd.md says which
+published method is which setting.
 """
 
 from __future__ import annotations
@@ -26,19 +26,15 @@ from trillium.frameworks.kd.cache import LabelCache
 from trillium.frameworks.kd.checks import check_kd
 from trillium.frameworks.kd.dialects import describe_dialects, read_classes, with_classes
 from trillium.frameworks.kd.distillation import Loss, distillation, predict
-from trillium.frameworks.kd.hidden import PUBLIC, TEACHER, mean_hidden, read_hidden, write_hidden
 from trillium.frameworks.kd.lesson import read_lesson, send_lessons
 from trillium.frameworks.kd.opinions import ask_opinions
 from trillium.frameworks.kd.public import (
-    choice,
     decode_public,
     encode_public,
     examples_at,
     read_mask,
     row_slices,
-    write_mask,
 )
-from trillium.frameworks.kd.resend import only_changed
 from trillium.frameworks.kd.settings import KDSettings
 from trillium.frameworks.kd.teacher import (
     class_counts,
@@ -47,6 +43,7 @@ from trillium.frameworks.kd.teacher import (
     warn_of_flattening,
 )
 from trillium.models.slots import State, values
+from trillium.rng import generator
 from trillium.tasks import IGNORE, Example
 from trillium.training.loop import batches, task_objective
 from trillium.wire.kinds import MessageError
@@ -72,8 +69,7 @@ class KD(KDSettings, name="kd"):
     def start(self, server: Server, fleet: Fleet) -> None:
         """Send the public set to every client, once."""
         warn_of_flattening(self.sharpening, server.model.num_classes)
-        describe_dialects(server, self.unmatched_tokens)
-        self.hidden.probe(server)  # a model without such hidden states is refused before it learns
+        describe_dialects(server)
         server.store["informed"] = []
         self._inform(server, fleet)
 
@@ -83,8 +79,7 @@ class KD(KDSettings, name="kd"):
         message = encode_public(server.public_rows, labelled=self.public_labels)
         asks = {client: message for client in fleet.cohort if client not in informed}
         if self.direction != "server":
-            rule = self.unmatched_tokens
-            asks = {client: with_classes(asks[client], server, client, rule) for client in asks}
+            asks = {client: with_classes(asks[client], server, client) for client in asks}
         for client, _ in fleet.ask(asks, lambda reply: None, "once"):
             informed.add(client)
         server.store["informed"] = sorted(informed)
@@ -106,7 +101,8 @@ class KD(KDSettings, name="kd"):
         count = len(server.public)
         if self.public_per_round is None or self.public_per_round >= count:
             return list(range(count))
-        return self.selection.choose(server, self.public_per_round)
+        draw = generator(server.seed, "public", server.round)
+        return sorted(torch.randperm(count, generator=draw)[: self.public_per_round].tolist())
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Let clients train and predict, make a teacher of their predictions, distil from it."""
@@ -127,8 +123,7 @@ class KD(KDSettings, name="kd"):
         metrics["train_loss"] = sum(opinion.loss for opinion in opinions) / len(opinions)
         if not used:
             return metrics
-        hidden = mean_hidden(opinions, row_slices(server.task, examples), used)
-        teacher = replace(cache.teacher(used, teacher.labels.codec, shape[1]), hidden=hidden)
+        teacher = cache.teacher(used, teacher.labels.codec, shape[1])
         if self.direction != "server":
             send_lessons(self, server, fleet, cache, used, teacher)
         if self.direction != "client":
@@ -173,21 +168,11 @@ class KD(KDSettings, name="kd"):
         )
         client.store["tensors"] = values(state)
         tensors = {"control/weight": scalar(client.weight), "control/loss": scalar(trained.loss)}
-        kept = self.filter.keep(client, client.examples, wanted)
-        if kept is not None:
-            places = kept.nonzero()[:, 0].tolist()
-            tensors["control/kept"] = write_mask(places, len(wanted))
-            wanted = examples_at(wanted, places)
         if self.ensemble.needs_counts:
             tensors["control/counts"] = class_counts(client)
         shape = predictions(client, wanted)
         writer = client.wire.writer("teach", "logits/public", client.round, shape, "up")
-        probe = self.hidden.probe(client)
-        found, hidden = predict(client.loop("predict", state), client.task, wanted, writer, probe)
-        tensors |= write_hidden(PUBLIC, hidden)
-        if self.resend is not None:
-            found, changed = only_changed(client, message, wanted, found, self.resend)
-            tensors |= choice("control/changed", changed, len(wanted))
+        found = predict(client.loop("predict", state), client.task, wanted, writer)
         return Message("teach", tensors, encoded={"logits/public": found})
 
     @client_verb
@@ -202,12 +187,8 @@ class KD(KDSettings, name="kd"):
         if not used or not all(cache.is_fresh(index, client.round) for index in used):
             raise MessageError("the server relies on labels that this client does not hold")
         learnt = examples_at(public, used)
-        num_rows, _ = predictions(client, learnt)
-        teacher = replace(
-            cache.teacher(used, client.wire.row_codec("down"), num_classes),
-            hidden=read_hidden(message, TEACHER, num_rows, self.hidden.probe(client)),
-            classes=classes,
-        )
+        teacher = cache.teacher(used, client.wire.row_codec("down"), num_classes)
+        teacher = replace(teacher, classes=classes)
         state = client.model.state(own)
         self._distil(client, state, learnt, teacher)
         client.store["tensors"] = values(state)
@@ -230,9 +211,7 @@ class KD(KDSettings, name="kd"):
             update={"local_epochs": self.distill_epochs, "local_steps": None}
         )
         loss = Loss(self.temperature, self.weight, self.public_labels)
-        loop, objective = distillation(
-            side.loop("distil", state), side.task, public, teacher, loss, self.hidden.probe(side)
-        )
+        loop, objective = distillation(side.loop("distil", state), side.task, public, teacher, loss)
         trained = loop.fit(
             batches(public, training, side.generator("distil")),
             objective,

@@ -13,9 +13,9 @@ from torch import Tensor
 from trillium.federation.client import Client
 from trillium.federation.server import Server
 from trillium.federation.side import Side
-from trillium.frameworks.kd.ensembles import Opinions, entropy
+from trillium.frameworks.kd.ensembles import Opinions
 from trillium.frameworks.kd.opinion import Opinion
-from trillium.frameworks.kd.public import row_slices, rows_of
+from trillium.frameworks.kd.public import row_slices
 from trillium.frameworks.kd.sharpenings import Sharpening
 from trillium.rng import derive_seed
 from trillium.tasks import IGNORE, Example, Task
@@ -60,7 +60,7 @@ def make_teacher(
 ) -> tuple[list[int], Teacher]:
     """Return the examples that have a teacher, and what it says of them.
 
-    An example is left out if nobody speaks of it, or if the teacher does not know it either.
+    An example of which nobody speaks is left out.
 
     Args:
         framework: says how opinions are weighed, averaged and sharpened.
@@ -71,26 +71,17 @@ def make_teacher(
     """
     slices = row_slices(server.task, examples)
     num_rows, num_classes = predictions(server, examples)
-    places = torch.stack([_places(opinion, slices, num_rows) for opinion in opinions])
+    places = torch.stack([_places(opinion, num_rows) for opinion in opinions])
     targets = _targets(server.task, examples)
     seed = derive_seed(server.seed, "teacher", server.round)
-    unsure = torch.zeros(num_rows, dtype=torch.float64)
     copies = 4 * len(opinions)  # float64, and one in the making
     for rows in chunks(num_rows, num_classes, copies):
         asked = _opinions(opinions, places[:, rows], targets[rows], num_classes, seed)
         mean = framework.ensemble.combine(asked, framework.temperature, framework.average)
-        found = framework.sharpening.sharpen(mean)
-        unsure[rows] = entropy(found) / math.log(max(num_classes, 2))
-        writer.add(found)
+        writer.add(framework.sharpening.sharpen(mean))
         seed = derive_seed(seed)
     present = (places >= 0).any(0)
-    most = framework.max_entropy or math.inf
-    kept = []
-    for example in examples:
-        own = slices[example.index]
-        known = unsure[own][present[own]]
-        if len(known) and float(known.mean()) <= most:
-            kept.append(example.index)
+    kept = [e.index for e in examples if bool(present[slices[e.index]].any())]
     labels = writer.done()
     return kept, Teacher(labels.joined([labels.records[present]]), present).of(slices, kept)
 
@@ -115,13 +106,10 @@ def _opinions(
     )
 
 
-def _places(opinion: Opinion, slices: dict[int, slice], num_rows: int) -> Tensor:
+def _places(opinion: Opinion, num_rows: int) -> Tensor:
     """Return where in a client's rows each row is, -1 where it said nothing."""
-    places = torch.full((num_rows,), -1, dtype=torch.int64)
-    own = rows_of(slices, opinion.indices)
-    own_places = torch.arange(len(own))
-    places[own] = own_places if opinion.present is None else own_places.where(opinion.present, -1)
-    return places
+    places = torch.arange(num_rows)
+    return places if opinion.present is None else places.where(opinion.present, -1)
 
 
 def _targets(task: Task, examples: Sequence[Example]) -> Tensor:

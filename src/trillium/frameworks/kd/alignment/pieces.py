@@ -89,14 +89,6 @@ class Pieces:
         return piece if self.keeps_case else piece.translate(_LOWER)
 
 
-def letters(piece: str) -> str | None:
-    """Return a piece as letters, or `None` where it is a role or a part of a letter."""
-    try:
-        return piece.encode("latin-1").decode()
-    except UnicodeError:
-        return None
-
-
 def is_byte(token: str) -> bool:
     """Whether this is a byte as SentencePiece spells those for which it has no other token."""
     return _BYTE.fullmatch(token) is not None

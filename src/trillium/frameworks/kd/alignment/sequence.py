@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from rapidfuzz.distance import Prefix
 from torch import Tensor
 
 from trillium.frameworks.kd.alignment.pieces import UNKNOWN, Pieces
@@ -140,7 +139,7 @@ def _pairs(source: _Span, target: _Span) -> Iterator[tuple[int, int, int]]:
     skips = [(0, 0)]
     skips += [(1, 0)] if source.text.startswith(" ") else []
     skips += [(0, 1)] if target.text.startswith(" ") else []
-    shared = {(s, t): int(Prefix.similarity(source.text[s:], target.text[t:])) for s, t in skips}
+    shared = {(s, t): _num_shared(source.text[s:], target.text[t:]) for s, t in skips}
     skip = max(skips, key=lambda option: shared[option])
     if not shared[skip] and source.text[skip[0] :] and target.text[skip[1] :]:
         return
@@ -161,3 +160,9 @@ def _by_place(span: _Span, skip: int) -> dict[int, _Row]:
     the one that predicts what does count.
     """
     return {max(row.place - skip, 0): row for row in span.rows}
+
+
+def _num_shared(one: str, other: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from trillium.frameworks.kd.alignment.nearest import Nearest
 from trillium.frameworks.kd.alignment.opening import Opening
 from trillium.frameworks.kd.alignment.pieces import ROLES, Pieces, is_byte
-
-Rule = Literal["edit_distance", "opening"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,7 @@ class VocabularyAccount:
     Attributes:
         exact: to the same piece of text, but for what the other tokenizer does not keep.
         role: to the token of the same role, such as the end of a text.
-        similar: to another piece, by the rule.
+        similar: to another piece, which it opens with.
         none: to no token.
     """
 
@@ -68,27 +64,22 @@ class VocabularyMap:
 class Vocabularies:
     """Two vocabularies, one to be mapped to the other.
 
-    A token goes to the same piece of text; if there is none, to the one that the rule finds, or to
-    none. Special tokens go by role alone. Of several tokens for one piece, that with the same
-    spelling is taken, then one that is no byte of SentencePiece's, then the first.
-
-    Minimum edit distance is the rule of FuseLLM (Wan et al., 2024, arXiv 2401.10491) and FedMKT (Fan
-    et al., 2024, arXiv 2406.02224), which however set no bound to it. The opening is what the
-    target's tokenizer would begin to write the same piece with.
+    A token goes to the same piece of text; if there is none, to its `Opening`, which is what the
+    target's tokenizer would begin to write the same piece with, or to none. Special tokens go by role
+    alone. Of several tokens for one piece, that with the same spelling is taken, then one that is no
+    byte of SentencePiece's, then the first.
 
     Attributes:
         source: pieces to map.
         target: pieces to map to.
         num_sources: entries of the source's logits, which may be more than it has tokens.
         num_targets: of the target's.
-        rule: for tokens without an equal: `edit_distance`, see `Nearest`, or `opening`, see `Opening`.
     """
 
     source: Pieces
     target: Pieces
     num_sources: int
     num_targets: int
-    rule: Rule = "edit_distance"
 
     def map(self, spaces: int = 0) -> VocabularyMap:
         """Return the map; it is made once in a process.
@@ -118,7 +109,7 @@ def _make(pair: Vocabularies, spaces: int) -> VocabularyMap:
         elif not is_role and piece:
             lacking.append((token, piece))
     words = {piece: token for piece, token in same.first.items() if piece not in roles}
-    finder = Nearest(words) if pair.rule == "edit_distance" else Opening(words)
+    finder = Opening(words)
     respelled = [pair.target.respelled(piece) for _, piece in lacking]
     for (token, _), place in zip(lacking, finder.find(respelled), strict=True):
         index[token] = place
