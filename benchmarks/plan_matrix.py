@@ -59,8 +59,6 @@ SAME: Choices = {
         "adapter=bitfit",
         "adapter={name: bottleneck, size: 4, activation: gelu}",
         "adapter={name: prompt, num_tokens: 3}",
-        "adapter={name: prefix, num_tokens: 3}",
-        "adapter={name: p_tuning, num_tokens: 3}",
     ),
     "dropout": ("model.dropout=0", "model.dropout=0", "model.dropout=0.1"),
     "head": ("", "", "", "head=ridge", "head=class_means"),
@@ -90,8 +88,6 @@ SAME: Choices = {
         "wire.up=[sign]",
         "wire.up=[top_k]",
         "wire.up=[random_k]",
-        "wire.up=[{name: low_rank, rank: 1}]",
-        "wire.up=[projection]",
         "wire.up=[hadamard, int4]",
         "wire.up=[zstd]",
         "wire.up=[cast, zstd]",
@@ -115,7 +111,7 @@ FRAMEWORKS: Mapping[str, Choices] = {
     "fedllm": {
         "upload": ("", "", "framework.upload=parameters", "framework.upload=gradient"),
         "download": ("", "framework.download=change"),
-        "mask": ("", "", "framework.mask=ffa", "framework.mask=rolora", "framework.mask=segments"),
+        "mask": ("", "", "framework.mask=ffa", "framework.mask=rolora"),
         "aggregator": (
             *("", "", ""),
             *(
@@ -148,7 +144,6 @@ FRAMEWORKS: Mapping[str, Choices] = {
         "train": ("", "", "framework.train=server", "framework.train=client"),
         "cache": ("", "", "framework.cache=false"),
         "ahead": ("", "", "framework.staleness=1"),
-        "gradients": ("", "", "", "framework.gradients=auxiliary"),
         "local": ("", "", "", "framework.local_rounds=1"),
         "delta": ("", "", "framework.delta={}"),
         "defence": ("", "", "framework.defence=gaussian"),

@@ -21,7 +21,6 @@ from trillium.models.load import LanguageModel
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "lora": [{}, {"rslora": True, "dora": True, "init": "orthonormal"}],
     "bitfit": [{"layer_norm": True}],
-    "prefix": [{"tokens": 3}, {"tokens": 3, "projection": True}],
     "bottleneck": [{}, {"after": "both", "activation": "gelu", "layers": [1]}],
 }
 ADAPTERS = [

@@ -34,13 +34,7 @@ def words(kind: type[Component], name: str) -> tuple[str, ...]:
     """Return the settings under which FedLLM uses a choice."""
     key = {Adapter: "adapter", Head: "head"}.get(kind, f"framework.{kind.kind}")
     if kind is Codec:
-        # Feedback needs the form whose error stays below the tensor; the other one is refused.
-        form = (
-            f"{{name: {name}, reconstruction: least_squares}}"
-            if cast(Codec, known(Codec)[name]()).expands
-            else name
-        )
-        return (f"wire.up=[{form}]", f"wire.down=[{form}]", BOTH_WAYS)
+        return (f"wire.up=[{name}]", f"wire.down=[{name}]", BOTH_WAYS)
     if kind is Adapter and name not in ("lora",):
         return (f"adapter={{name: {name}}}",)
     return (f"{key}={name}",)

@@ -27,7 +27,6 @@ VARIANTS["split cached"] = ("framework=split", "framework.train=server", "framew
 VARIANTS["split kept u"] = (*VARIANTS["split cached"], "framework.shape=u")
 VARIANTS["split kept v1"] = (*VARIANTS["split cached"], "framework.mode=splitfed_v1")
 VARIANTS["split local first"] = (*VARIANTS["split cached"], "framework.local_rounds=1")
-VARIANTS["split auxiliary"] = ("framework=split", "framework.gradients=auxiliary")
 VARIANTS["fedllm gradient"] = ("framework=fedllm", "framework.upload=gradient")
 VARIANTS["fedllm ridge"] = ("framework=fedllm", "head=ridge")
 VARIANTS["local_only class_means"] = ("framework=local_only", "head=class_means")

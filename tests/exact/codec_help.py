@@ -13,7 +13,6 @@ from trillium.wire.message import Message
 from trillium.wire.wire import Wire
 
 NAME = "parameters/x"
-LEAST_SQUARES = {"name": "projection", "fraction": 0.1, "reconstruction": "least_squares"}
 
 
 def wire(*codecs: Any) -> Wire:

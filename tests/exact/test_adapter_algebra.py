@@ -68,7 +68,7 @@ def test_factors_of_embeddings_merge_too(hub: Path) -> None:
     torch.testing.assert_close(logits(merged(module, (factors,))), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["ia3", "prefix", "bottleneck", "bitfit", "full"])
+@pytest.mark.parametrize("name", ["ia3", "prompt", "bottleneck", "bitfit", "full"])
 def test_other_adapters_have_no_factors(hub: Path, name: str) -> None:
     found = load(checkpoint(hub, "bert", "SEQ_CLS"), "SEQ_CLS", name)
     assert lora_factors(found.module) == ()

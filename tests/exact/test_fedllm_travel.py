@@ -47,20 +47,6 @@ def test_rolora_trains_b_first_and_the_resting_factor_does_not_travel(hub: Path)
             assert torch.equal(parameter, before[name]) == (resting in name)
 
 
-def test_segments_take_turns(hub: Path) -> None:
-    fed = federation(hub, "framework.mask={name: segments, num_segments: 3}", model="bert")
-    layers = []
-    for number in (1, 2, 3):
-        before = values(fed.server.state)
-        run_round(fed, number)
-        moved = {n for n, p in fed.server.state.items() if not torch.equal(p, before[n])}
-        assert any("classifier" in name for name in moved)
-        layers.append({name.partition(".lora_")[0] for name in moved if "lora_" in name})
-    assert all(layers)
-    assert set.union(*layers) == {layer.a.partition(".lora_")[0] for layer in fed.model.factors}
-    assert sum(map(len, layers)) == len(fed.model.factors)
-
-
 def test_what_is_local_stays_with_its_client(hub: Path) -> None:
     """FedSA-LoRA: `A` is shared; `B` and the head are each client's own, and are not mixed up."""
     words = ("framework.local=[lora_B, head]", "data.num_clients=4", "fleet.clients_per_round=2")

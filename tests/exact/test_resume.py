@@ -39,7 +39,6 @@ WORDS = {
                     "wire.up=[int4]", "wire.down=[int8]", "model.dtype=float32"),
     "split local first": ("framework=split", "framework.train=server", "model.dropout=0",
                           "framework.local_rounds=1", "model.dtype=float32", "wire.up=[int8]"),
-    "split auxiliary": ("framework=split", "framework.gradients=auxiliary"),
     "fedkseed": ("framework=fedkseed", "training.local_steps=3"),
     "ridge partial": ("framework=local_only", "head=ridge", "fleet.clients_per_round=2"),
     "local_only": ("framework=local_only",),

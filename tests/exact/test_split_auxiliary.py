@@ -1,4 +1,4 @@
-"""Clients whose first blocks learn from a small head of their own, alone or beside the server."""
+"""Rounds in which clients train their first blocks alone, from a small head of their own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ class Plain:
         self.head = [nn.Parameter(weight.double())]
         self.head += [nn.Parameter(torch.zeros(CLASSES).double())] if classifies else []
         self.first = {n: p for n, p in trained(self.module).items() if ".0." in _block(n)}
-        self.rest = {n: p for n, p in trained(self.module).items() if n not in self.first}
 
     def first_loss(self, examples: list[Example]) -> Tensor:
         inputs, labels = plain_batch(examples)
@@ -162,49 +161,6 @@ def test_clients_blocks_are_averaged_by_examples(hub: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "task", "shape"),
-    [(*case, "two_part") for case in CASES] + [("gpt2", "classification", "u")],
-)
-def test_beside_the_server_nothing_comes_down(hub: Path, model: str, task: str, shape: str) -> None:
-    """Both losses written out: the rest of the model learns from detached activations."""
-    words = ("data.num_clients=1", "framework.gradients=auxiliary", f"framework.shape={shape}")
-    fed = split(hub, *words, model=model, task=task)
-    plain = Plain(fed)
-    run_rounds(fed, 2)
-    block = next(
-        m for n, m in plain.module.named_modules() if n.endswith((".h.1", ".layer.1", ".layers.1"))
-    )
-
-    def detach(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        return (args[0].detach(), *args[1:])
-
-    def whole_loss(examples: list[Example]) -> Tensor:
-        inputs, labels = plain_batch(examples)
-        handle = block.register_forward_pre_hook(detach)
-        logits = plain.module(**inputs).logits
-        handle.remove()
-        if labels.dim() == 2:
-            logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        return functional.cross_entropy(logits, labels, ignore_index=IGNORE)
-
-    optimizers = [
-        plain.optimizer([*plain.first.values()], plain.head),
-        plain.optimizer([*plain.rest.values()]),
-    ]
-    for number in (1, 2):
-        steps(
-            round_batches(fed, number),
-            lambda chunk: [plain.first_loss(chunk), whole_loss(chunk)],
-            optimizers,
-        )
-    assert distance(fed.server.state, trained(plain.module)) < EXACT[model]
-    entries = fed.fleet.ledger.entries
-    down = [e for e in entries if e.direction == "down" and "gradients" in e.kinds]
-    assert not down
-    assert "backward" not in {e.verb for e in entries}
-
-
-@pytest.mark.parametrize(
     ("words", "why"),
     [
         (("framework.local_rounds=2", "rounds=2", "framework.train=server"), "no round is left"),
@@ -213,7 +169,6 @@ def test_beside_the_server_nothing_comes_down(hub: Path, model: str, task: str, 
             ("framework.local_rounds=1", "framework.train=server", "framework.cache=false"),
             "are frozen",
         ),
-        (("framework.gradients=auxiliary", "framework.train=server"), "nothing of the client"),
     ],
 )
 def test_what_makes_no_sense_is_refused(hub: Path, words: tuple[str, ...], why: str) -> None:

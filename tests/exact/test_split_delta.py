@@ -92,7 +92,7 @@ def test_few_bits_become_exact_as_training_settles(hub: Path) -> None:
 
 
 @pytest.mark.parametrize("codecs", ["[int4]", "[hadamard, int2]", "[{name: top_k, fraction: 0.3}]",
-                                    "[{name: low_rank, rank: 3}, int8]", "[]"])  # fmt: skip
+                                    "[]"])  # fmt: skip
 def test_both_sides_hold_the_same_copies(hub: Path, codecs: str) -> None:
     fed = split(hub, DELTA, "model.dtype=float32", f"wire.up={codecs}", "wire.down=[int8]")
     run_rounds(fed, 3)

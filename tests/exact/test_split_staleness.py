@@ -351,7 +351,6 @@ def test_a_client_that_is_asked_for_too_much_refuses(hub: Path) -> None:
     [
         ("framework.train=server", "framework.cache=true"),
         ("framework.train=server", "framework.local_rounds=1"),
-        ("framework.gradients=auxiliary",),
         ("framework.train=server",),
         ("framework.train=server", "framework.shape=u"),
     ],

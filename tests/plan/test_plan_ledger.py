@@ -30,7 +30,6 @@ FEDLLM = {
     "change, turns": ["framework={download: change, mask: rolora}", "rounds=3", INT8],
     "scaffold": ["framework.drift=scaffold", "framework.mask=ffa"],
     "ia3": ["adapter={name: ia3}", "wire={up: [int4]}"],
-    "matrices": ["wire={up: [{name: low_rank, rank: 1}, cast]}"],
     "failures": ["fleet={failure_rate: 0.4, min_replies: 1}", "rounds=4"],
     "tiers": [
         "tiers={small: {clients: [client-0], rank: 1, local_steps: 2}}",
@@ -110,7 +109,6 @@ SPLIT = {
     ],
     "cuts": ["framework={train: server, cut: 2}", "tiers={small: {clients: [client-0], cut: 1}}"],
     "local rounds": ["framework={train: server, local_rounds: 1}", "rounds=3"],
-    "auxiliary": ["framework={gradients: auxiliary, cut: 2}"],
     "delta": ["framework={delta: {feedback: 0.5}}", "wire={up: [int4], down: [int8]}"],
     "ahead": ["framework.staleness=1"],
     "ahead, u, adam": ["framework={staleness: 1, shape: u, cut: 2}", "data.num_clients=2"],

@@ -115,7 +115,7 @@ def test_points_stand_at_their_cut_and_lines_join_what_is_alike(tmp_path: Path) 
 def test_one_depth_is_no_picture(tmp_path: Path) -> None:
     folder = tiny_compare(tmp_path / "c")
     write_split(folder / "a_s1", "a", 2, 0.8)
-    write_split(folder / "b_s1", "b", 2, 0.7, defence={"name": "low_rank"})
+    write_split(folder / "b_s1", "b", 2, 0.7, defence={"name": "gaussian"})
     assert plot_leakage([*rows_of(folder).values()]) is None
     alone = write_split(tmp_path / "alone", "split", 2, 0.8, line={"leakage": "lost"})
     assert plot_leakage([*rows_of(alone).values()]) is None

@@ -139,22 +139,6 @@ def test_what_does_not_belong_together_keeps_its_names() -> None:
         assert Wire().pack(message, "down").data == encode(message)
 
 
-def test_a_codec_for_matrices_gets_each_tensor() -> None:
-    draw = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(30, 40, generator=draw) for name in "ab"}
-    over = wire(up=[{"name": "low_rank", "rank": 2, "kinds": ["parameters"]}])
-    both = Message("train", {**named("parameters", tensors), **named("gradients", tensors)})
-    crossed = decode(over.pack(both, "up").data).tensors
-    assert set(crossed) == {
-        "parameters/a", "parameters/a#0.shape", "parameters/b", "parameters/b#0.shape",
-        "gradients/flat",
-    }  # fmt: skip
-    assert set(decode(over.pack(both, "down").data).tensors) == {
-        "parameters/flat",
-        "gradients/flat",
-    }
-
-
 def test_a_tensor_called_flat_beside_others_is_a_mistake() -> None:
     message = Message("train", named("parameters", {"flat": torch.ones(2), "b": torch.ones(2)}))
     with pytest.raises(AssertionError, match="parameters/flat"):

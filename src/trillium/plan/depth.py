@@ -12,7 +12,6 @@ from typing import Protocol
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.federation.client import Client
-from trillium.frameworks.fedllm.protocol import FedLLM
 from trillium.frameworks.split.protocol import Split
 from trillium.plan.cohorts import Cohort
 from trillium.plan.federation import Federation
@@ -143,10 +142,7 @@ def _is_even(config: ExperimentConfig) -> bool:
     if config.has_other_models or any(tier.cut is not None for tier in config.tiers.values()):
         return False
     layers = [getattr(config.adapter, "layers", None), *(t.layers for t in config.tiers.values())]
-    if any(found is not None for found in layers):
-        return False
-    framework = config.framework
-    return not isinstance(framework, FedLLM) or framework.mask.name != "segments"
+    return all(found is None for found in layers)
 
 
 def _part_sizes(config: ExperimentConfig, num_blocks: int) -> dict[str, int]:

@@ -22,7 +22,7 @@ from trillium.wire.codecs.rows import RowCodec
 from trillium.wire.codecs.stack import encode_stack
 from trillium.wire.kinds import DTYPES, Kind
 from trillium.wire.message import MAGIC, Message
-from trillium.wire.wire import Direction, Wire
+from trillium.wire.wire import Direction, Wire, flattened
 
 ENTRIES = 2**21  # a tensor of at most so many is encoded to see what becomes of it
 SLACK = 0.01  # a range is so much wider than what was seen: other draws compress a little otherwise
@@ -93,7 +93,7 @@ class Scales:
         """
         found: dict[str, list[dict[str, _Form]]] = {}
         with self.paper.running():
-            flat = wire._flatten(message.tensors, direction)
+            flat = flattened(message.tensors)
         for name, tensor in flat.items():
             stack = wire.stack(_kind(name), direction)
             found[name] = self._encoded(stack, tensor)

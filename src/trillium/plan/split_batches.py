@@ -46,14 +46,12 @@ class Batches:
 
     def client_part(self, client: Client) -> Tensors:
         """Return what trains at a client batch by batch, by name."""
-        small = self.framework.auxiliary(self.parts, client.task)
-        start = {**client.initial, **(small.initial() if small else {})}
-        return {name: start[name] for name in self.framework.client_names(self.parts, client.task)}
+        return {name: client.initial[name] for name in self.framework.client_names(self.parts)}
 
     @property
     def waits(self) -> bool:
         """Whether a batch stays at its client until the server has answered."""
-        return self.framework.shape == "u" or self.framework.sends_gradients(self.parts)
+        return self.framework.shape == "u" or self.framework.head_trains(self.parts)
 
     # Messages
 
@@ -97,8 +95,6 @@ class Batches:
         }
         if framework.delta is not None:
             up |= {"control/samples": _counts(rows), "control/forms": _counts(rows).byte()}
-        if framework.auxiliary(self.parts, client.task) is not None:
-            up["control/squared_norm"] = number
         if framework.shape == "two_part":
             classifies = client.task.peft_task == "SEQ_CLS"
             up["labels/labels"] = _counts(rows if classifies else tokens)
@@ -110,7 +106,7 @@ class Batches:
             figures = {"control/loss": number, "control/squared_norm": number}
             gradient = {"gradients/output": hidden, **figures}
             found.append((Message("finish_batch", down), Message("finish_batch", gradient)))
-        if framework.sends_gradients(self.parts):
+        if framework.head_trains(self.parts):
             back = Message("backward", {"gradients/hidden": hidden})
             found.append((back, Message("backward", {"control/squared_norm": number})))
         return found
@@ -189,7 +185,7 @@ class Batches:
         if framework.shape == "u":
             tensors = {"activations/output": hidden, "control/share": scalar(1.0)}
             ask(Message("finish_batch", tensors))
-        if framework.sends_gradients(self.parts):
+        if framework.head_trains(self.parts):
             ask(Message("backward", {"gradients/hidden": torch.zeros_like(hidden)}))
         if any(p.grad is not None for p in client.scratch["state"].values()):
             costs["step"] = self._stepped(client)
@@ -210,7 +206,7 @@ class Batches:
             chunks: the batches of the turn.
         """
         groups = [chunks] if self.framework.mode == "coalesced" else [[chunk] for chunk in chunks]
-        wanted = self.framework.sends_gradients(self.parts)
+        wanted = self.framework.head_trains(self.parts)
         forward, backward = Work(), Work()
         for group in groups:
             found = self.body(group, gradient=wanted)

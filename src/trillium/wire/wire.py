@@ -105,7 +105,7 @@ class Wire(BaseModel):
         tensors: dict[str, Tensor] = {}
         parts = {
             name: encode_stack(self.stack(_kind(name), direction), tensor, _key(message, name))
-            for name, tensor in self._flatten(message.tensors, direction).items()
+            for name, tensor in flattened(message.tensors).items()
         }
         for name, labels in message.encoded.items():
             labels = labels.recoded(self.row_codec(direction), _key(message, name))
@@ -186,20 +186,19 @@ class Wire(BaseModel):
             return stack[0], stack[1:]
         return None, stack
 
-    def _flatten(self, tensors: Mapping[str, Tensor], direction: Direction) -> Mapping[str, Tensor]:
-        """Put the tensors of each kind that may be one vector into one, by sorted name."""
-        result = dict(tensors)
-        for kind in FLAT_KINDS:
-            names = sorted(name for name in tensors if _kind(name) == kind)
-            dtypes = {tensors[name].dtype for name in names}
-            if len(names) < 2 or len(dtypes) > 1 or not dtypes.pop().is_floating_point:
-                continue
-            assert f"{kind}/{FLAT}" not in names, f"{kind}/{FLAT} is the name of all of them"
-            if any(codec.matrices for codec in self.stack(kind, direction)):
-                continue
-            flat = torch.cat([result.pop(name).detach().reshape(-1) for name in names])
-            result[f"{kind}/{FLAT}"] = flat
-        return result
+
+def flattened(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Put the tensors of each kind that may be one vector into one, by sorted name."""
+    result = dict(tensors)
+    for kind in FLAT_KINDS:
+        names = sorted(name for name in tensors if _kind(name) == kind)
+        dtypes = {tensors[name].dtype for name in names}
+        if len(names) < 2 or len(dtypes) > 1 or not dtypes.pop().is_floating_point:
+            continue
+        assert f"{kind}/{FLAT}" not in names, f"{kind}/{FLAT} is the name of all of them"
+        flat = torch.cat([result.pop(name).detach().reshape(-1) for name in names])
+        result[f"{kind}/{FLAT}"] = flat
+    return result
 
 
 def _kind(name: str) -> Kind:

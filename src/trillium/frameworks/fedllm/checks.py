@@ -154,14 +154,13 @@ def _check_codecs(framework: FedLLMSettings, config: Setting) -> None:
                 raise UserError(
                     f"{where}.up: {codec.name} with framework.feedback={framework.feedback}",
                     "its error can be larger than the tensor, so what is carried over would grow",
-                    "Write framework.feedback=0, or a biased form of it: rounding=nearest, "
-                    "reconstruction=least_squares",
+                    "Write framework.feedback=0, or a biased form of it: rounding=nearest",
                 )
         for codec in (c for c in wire.down if c.expands and "parameters" in c.kinds):
             raise UserError(
                 f"{where}.down: {codec.name}",
                 "its error can be larger than the tensor, and the next download carries it over",
-                "Write a biased form of it: rounding=nearest, reconstruction=least_squares",
+                "Write a biased form of it: rounding=nearest",
             )
         for codec in _for_changes(wire.down):
             if framework.download.name != "change" and "parameters" in codec.kinds:

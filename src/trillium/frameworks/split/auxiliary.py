@@ -60,8 +60,3 @@ class Auxiliary:
 
 
 Loss = tuple[Tensor, int]
-
-
-def is_auxiliary(name: str) -> bool:
-    """Whether a tensor belongs to such a head."""
-    return name in (WEIGHT, BIAS)

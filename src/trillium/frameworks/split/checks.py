@@ -32,12 +32,6 @@ def check_split_settings(framework: SplitSettings, config: Setting) -> None:
             _check_cut(framework, label, tier.cut)
     if framework.local_rounds:
         _check_local_rounds(framework, config)
-    if framework.gradients == "auxiliary" and framework.train == "server":
-        raise UserError(
-            "framework.gradients=auxiliary with framework.train=server",
-            "nothing of the client's first blocks trains that a head of their own could teach",
-            "Write framework.train=both, or framework.local_rounds=1 or more",
-        )
     if framework.delta is not None:
         _check_delta(framework, framework.delta, config)
     if framework.staleness:
@@ -59,12 +53,6 @@ def check_staleness(framework: SplitSettings, sends_once: bool) -> None:
             f"framework.staleness={framework.staleness} with activations that are sent once",
             "the server takes batches from what it keeps, and waits for none of a client",
             "Leave framework.staleness out, or write framework.cache=false",
-        )
-    if framework.gradients == "auxiliary":
-        raise UserError(
-            f"framework.staleness={framework.staleness} with framework.gradients=auxiliary",
-            "the gradient of a batch is there before the step of the one before has come",
-            "Leave framework.staleness out, or write framework.gradients=server",
         )
 
 

@@ -54,8 +54,7 @@ def begin(split: SplitSettings, client: Client, message: Message) -> Message:
     """Take the client part and prepare the batches of a round."""
     client.scratch = {}
     parts = split.parts(client.model, client.examples)
-    names, small = split.client_names(parts, client.task), split.auxiliary(parts, client.task)
-    start = {**client.initial, **(small.initial() if small else {})}
+    names, start = split.client_names(parts), client.initial
     received = message.expect("parameters", {name: start[name] for name in names})
     mounted = sorted({*names, *parts.head.names, *parts.tail.names})
     state = train_only(client.model.state({name: start[name] for name in mounted}), names)
@@ -84,7 +83,7 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
     pending: deque[Pending] = client.scratch["pending"]
     if len(pending) > split.staleness:
         raise MessageError(f"forward: {len(pending)} batches are under way")
-    trains, small = split.head_trains(parts), split.auxiliary(parts, client.task)
+    trains = split.head_trains(parts)
     weights: State = client.scratch["state"]
     if trains and split.staleness:  # its gradient is taken after these have moved on
         weights = {name: nn.Parameter(weights[name].detach().clone()) for name in parts.head.names}
@@ -94,18 +93,11 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
     measured = _measured(split, client, "head forward", batch, head, pending)
     with measured, torch.set_grad_enabled(trains), noting:
         hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        if small is not None:
-            loss, count = small.loss(weights, hidden, batch)
-            (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
-            hidden = hidden.detach()
-    if split.sends_gradients(parts) or parts.split.tail is not None:
+    if trains or parts.split.tail is not None:
         pending.append(Pending(batch, hidden, weights, kept))
     rows = split.defence.apply(strip(hidden.detach(), batch.attention_mask))
     sent = {HIDDEN: rows} if split.delta is None else _changes(split.delta, client, rows, chunk)
     tensors = {**sent, **lengths_of(batch.attention_mask)}
-    if small is not None:
-        norm = squared_norm(client.scratch["state"].values())
-        tensors["control/squared_norm"] = scalar(norm)
     if split.shape == "two_part":
         per_text = batch.labels.dim() == 1
         labels = batch.labels if per_text else strip(batch.labels, batch.attention_mask)
@@ -137,7 +129,7 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
         loss, count = client.task.loss_sum(logits, batch.labels)
         (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
     assert output.grad is not None
-    if not split.sends_gradients(parts):
+    if not split.head_trains(parts):
         pending.popleft()
     return Message(
         "finish_batch",
@@ -176,7 +168,7 @@ def backward(split: SplitSettings, client: Client, message: Message) -> Message:
 def finish(split: SplitSettings, client: Client, message: Message) -> Message:
     """Take the last step and hand back the client part."""
     _take_step(client, message)
-    names = split.client_names(split.parts(client.model, client.examples), client.task)
+    names = split.client_names(split.parts(client.model, client.examples))
     trained = values({name: client.scratch["state"][name] for name in names})
     if client.scratch["optimizer"] is not None:
         client.store["optimizer"] = client.scratch["optimizer"].state_dict()

@@ -6,7 +6,7 @@ The client's half is `trillium.frameworks.split.client`; what crosses is drawn i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from trillium.federation.fleet import Fleet
 from trillium.federation.means import Contribution, weighted_mean
 from trillium.federation.server import Server
-from trillium.frameworks.split import local as split_local
 from trillium.frameworks.split.bodies import bodies_of
 from trillium.frameworks.split.body import Body, Step
 from trillium.frameworks.split.delta import SAMPLES, Copies, compensated
@@ -24,7 +23,7 @@ from trillium.frameworks.split.kept import KeptBatches
 from trillium.frameworks.split.pooled import Forwarded, Pooled
 from trillium.frameworks.split.ragged import spread
 from trillium.frameworks.split.turns import arrivals, num_turns, shuffled, turns
-from trillium.models.parts import Parts
+from trillium.models.parts import Parts, load_values
 from trillium.models.slots import values
 from trillium.tasks import Task
 from trillium.wire.kinds import MessageError, Tensors
@@ -75,8 +74,7 @@ class Exchange:
     ) -> list[tuple[float, int]]:
         """Hand out the client part, train batch by batch, average what the clients hand back."""
         server, fleet = self.server, self.fleet
-        names = self.split.client_names(self.parts, server.task)
-        part = split_local.current(server, self.parts, names)
+        part = {n: server.state[n].detach() for n in self.split.client_names(self.parts)}
         num_steps = self._open(clients, named("parameters", part))
         bodies = bodies_of(self.split, server, self.parts, sorted(num_steps))
 
@@ -152,7 +150,7 @@ class Exchange:
         rate: float,
     ) -> list[tuple[float, int]]:
         """Take one batch of each client through the model and back, and step every body."""
-        server, wanted = self.server, self.split.sends_gradients(self.parts)
+        server, wanted = self.server, self.split.head_trains(self.parts)
         work: list[tuple[Body, Pooled]] = []
         present = {c: batch for c, batch in batches.items() if c in self.fleet.cohort}
         for body in dict.fromkeys(bodies[client] for client in present):  # each body once, in order
@@ -186,9 +184,6 @@ class Exchange:
                 with_labels=self._task is not None,
                 changes=changes,
             )
-            if self.split.auxiliary(self.parts, self.server.task) is not None:
-                norm = reply.not_negative("control/squared_norm")
-                found = replace(found, squared_norm=norm)
             return found.to(self.server.model.device, self.server.model.dtype)
 
         return read
@@ -281,7 +276,7 @@ class Exchange:
             contributions.append(Contribution(client, weight, {**tensors, **on_cpu}))
         if contributions:  # the only client of a relay's session may have dropped out
             mean = weighted_mean(contributions, contributions[0].tensors)
-            split_local.take(self.server, mean)
+            load_values(self.server.state, mean)
 
 
 def _late(due: dict[str, Step], client: str) -> dict[str, Tensor]:

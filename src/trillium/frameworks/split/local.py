@@ -7,7 +7,6 @@ round: down, the blocks and the small head; up, both after training, a weight an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from trillium.federation.client import Client
 from trillium.federation.fleet import Fleet
 from trillium.federation.means import Contribution, weighted_mean
 from trillium.federation.server import Server
-from trillium.frameworks.split.auxiliary import Auxiliary, is_auxiliary
+from trillium.frameworks.split.auxiliary import Auxiliary
 from trillium.models.parts import Parts, load_values
 from trillium.models.slots import train_only, values
 from trillium.tasks import Batch
@@ -31,33 +30,15 @@ if TYPE_CHECKING:
 # The server
 
 
-def auxiliary_of(server: Server, parts: Parts) -> Tensors:
-    """Return the values of the small head as the server holds them."""
-    found: Tensors = server.store.setdefault("auxiliary", Auxiliary(parts, server.task).initial())
-    return found
-
-
-def current(server: Server, parts: Parts, names: Sequence[str]) -> Tensors:
-    """Return the values that clients begin with, those of the small head among them if named."""
-    own = auxiliary_of(server, parts) if any(map(is_auxiliary, names)) else {}
-    return {n: own[n] if n in own else server.state[n].detach() for n in names}
-
-
-def take(server: Server, tensors: Tensors) -> None:
-    """Put the clients' mean into the server's state, and what belongs to the small head aside."""
-    load_values(server.state, {n: t for n, t in tensors.items() if not is_auxiliary(n)})
-    server.store.setdefault("auxiliary", {}).update(
-        {n: t for n, t in tensors.items() if is_auxiliary(n)}
-    )
-
-
 def train_first_blocks(server: Server, fleet: Fleet, parts: Parts) -> float:
     """Let the cohort train, and average what it hands back by examples.
 
     Returns:
         The mean loss of the small head.
     """
-    like = current(server, parts, _names(parts, Auxiliary(parts, server.task)))
+    head: Tensors = server.store.setdefault("auxiliary", Auxiliary(parts, server.task).initial())
+    like = {n: server.state[n].detach() for n in parts.head.names} | head
+    like = dict(sorted(like.items()))
     message = Message("train_blocks", named("parameters", like))
 
     def read(reply: Message) -> tuple[float, float, Tensors]:
@@ -66,7 +47,9 @@ def train_first_blocks(server: Server, fleet: Fleet, parts: Parts) -> float:
 
     replies = sorted(fleet.ask(dict.fromkeys(fleet.cohort, message), read), key=lambda r: r[0])
     sent = [Contribution(client, weight, found) for client, (weight, _, found) in replies]
-    take(server, weighted_mean(sent, sent[0].tensors))
+    mean = weighted_mean(sent, sent[0].tensors)
+    load_values(server.state, {name: mean[name] for name in parts.head.names})
+    server.store["auxiliary"] = {name: mean[name] for name in head}
     total = sum(weight for _, (weight, _, _) in replies)
     return sum(weight * loss for _, (weight, loss, _) in replies) / total
 
@@ -78,7 +61,7 @@ def train_blocks(split: SplitSettings, client: Client, message: Message) -> Mess
     """Train the first blocks and the small head for a round, and hand both back."""
     parts = split.parts(client.model, client.examples)
     head = Auxiliary(parts, client.task)
-    names = _names(parts, head)
+    names = sorted({*parts.head.names, *head.initial()})
     start = {**client.initial, **head.initial()}
     received = message.expect("parameters", {name: start[name] for name in names})
     device = client.model.device
@@ -101,7 +84,3 @@ def train_blocks(split: SplitSettings, client: Client, message: Message) -> Mess
     control = {"control/weight": scalar(client.weight), "control/loss": scalar(trained.loss)}
     on_cpu = {name: tensor.cpu() for name, tensor in values(state).items()}
     return Message("train_blocks", {**named("parameters", on_cpu), **control})
-
-
-def _names(parts: Parts, head: Auxiliary) -> list[str]:
-    return sorted({*parts.head.names, *head.initial()})

@@ -26,7 +26,6 @@ class Forwarded:
         labels: as in `Batch`; `None` where they stay with the client.
         count: how many predictions are supervised.
         samples: the client's numbers of the rows, where it tells them.
-        squared_norm: squared l2 norm of the gradients that the client has already.
     """
 
     hidden: Tensor
@@ -34,7 +33,6 @@ class Forwarded:
     labels: Tensor | None
     count: int
     samples: tuple[int, ...] = ()
-    squared_norm: float = 0.0
 
     @classmethod
     def read(
@@ -134,8 +132,6 @@ class Pooled:
             hidden.append(functional.pad(member.hidden, (0, 0, 0, extra)))
             mask.append(functional.pad(member.mask, (0, extra)))
         self.hidden, self.mask = torch.cat(hidden), torch.cat(mask)
-        for client, member in self.members.items():
-            self.client_squared_norm += self.share(client) * member.squared_norm
 
     @property
     def count(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,15 +11,11 @@ from trillium.component import Choice
 from trillium.errors import UserError
 from trillium.federation.client import Client
 from trillium.frameworks import Framework
-from trillium.frameworks.split.auxiliary import Auxiliary
 from trillium.frameworks.split.defences import Defence, NoDefence
 from trillium.frameworks.split.delta import Delta
 from trillium.models.load import LanguageModel
 from trillium.models.parts import Parts
-from trillium.tasks import Example, Task
-
-if TYPE_CHECKING:
-    pass
+from trillium.tasks import Example
 
 CACHE_BYTES = 16 * 1024**3
 
@@ -44,8 +40,6 @@ class SplitSettings(Framework):
             Left out, it does so where it can: with `train=server`, if nothing in the client's blocks is
             random (dropout).
         cache_bytes: the file in which the server keeps activations grows no longer.
-        gradients: from where the client's first blocks learn: the `server` sends them the gradients of
-            their activations; or `auxiliary`, a small head of their own, and nothing comes down.
         local_rounds: in so many rounds at the beginning clients train their first blocks by themselves,
             with a small head of their own, and these are averaged; then they are frozen. For
             `train=server`.
@@ -68,7 +62,6 @@ class SplitSettings(Framework):
     train: Literal["both", "server", "client"] = "both"
     cache: bool | None = None
     cache_bytes: int = Field(default=CACHE_BYTES, ge=1)
-    gradients: Literal["server", "auxiliary"] = "server"
     local_rounds: int = Field(default=0, ge=0)
     defence: Choice[Defence] = NoDefence()
     leakage: bool = False
@@ -119,20 +112,10 @@ class SplitSettings(Framework):
         """Whether anything in the client's first blocks trains."""
         return self.train != "server" and bool(parts.head.names)
 
-    def sends_gradients(self, parts: Parts) -> bool:
-        """Whether the client's first blocks learn from the server."""
-        return self.head_trains(parts) and self.gradients == "server"
-
-    def auxiliary(self, parts: Parts, task: Task) -> Auxiliary | None:
-        """Return the small head from which the client's first blocks learn, if they do."""
-        learns = self.head_trains(parts) and self.gradients == "auxiliary"
-        return Auxiliary(parts, task) if learns else None
-
-    def client_names(self, parts: Parts, task: Task) -> list[str]:
+    def client_names(self, parts: Parts) -> list[str]:
         """Return the names of the parameters that train at the clients, sorted."""
         head = parts.head.names if self.head_trains(parts) else ()
-        small = self.auxiliary(parts, task)
-        return sorted({*head, *parts.tail.names, *(small.initial() if small else ())})
+        return sorted({*head, *parts.tail.names})
 
     def text_names(self, parts: Parts) -> list[str]:
         """Return the names of the values that a client lacks after the run to write text, sorted."""

@@ -6,15 +6,19 @@ the text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+import torch
 from peft import PromptTuningConfig
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
+from trillium.errors import UserError
 from trillium.models.adapters import Adapter
-from trillium.models.adapters.prompts import attach_prompt
+from trillium.models.adapters.attach import attach
+from trillium.models.blocks import evaluating, placeholder_ids, text_config
+from trillium.models.heads import head_layer
 
 
 class Prompt(Adapter, name="prompt"):
@@ -30,10 +34,87 @@ class Prompt(Adapter, name="prompt"):
     init: Literal["random", "vocabulary"] = "random"
 
     def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
-        """Return the model wrapped by PEFT; its base is frozen, embeddings and head train."""
+        """Return the model wrapped by PEFT; its base is frozen, embeddings and head train.
+
+        Raises:
+            UserError: the model takes no virtual tokens, ignores them, or would be misled by them.
+        """
         config = PromptTuningConfig(
             task_type=peft_task,
             num_virtual_tokens=self.tokens,
             prompt_tuning_init="RANDOM" if self.init == "random" else "SAMPLE_VOCAB",
         )
-        return attach_prompt(model, config, keep)
+        return _wrapped(model, config, keep)
+
+
+def _wrapped(model: nn.Module, config: PromptTuningConfig, keep: Sequence[str]) -> nn.Module:
+    """Return the model wrapped by PEFT.
+
+    Language models answer with logits `(batch, seq, vocabulary)` for the tokens that were given: those
+    of the virtual tokens in front are cut off.
+    """
+    sizes = text_config(model)
+    config.num_layers, config.num_attention_heads = (
+        sizes.num_hidden_layers,
+        sizes.num_attention_heads,
+    )
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    config.token_dim = embeddings.weight.shape[1]
+    wrapped = attach(model, config, keep)
+    _refuse(wrapped, type(model).__name__)
+    if config.task_type == "CAUSAL_LM":
+        wrapped.register_forward_hook(_drop_virtual, with_kwargs=True)
+    return wrapped
+
+
+def _drop_virtual(
+    module: nn.Module, inputs: tuple[Any, ...], options: Mapping[str, Any], output: Any
+) -> Any:
+    ids = options["input_ids"] if "input_ids" in options else inputs[0]
+    output.logits = output.logits[:, -ids.shape[1] :]
+    return output
+
+
+def _refuse(wrapped: Any, model: str) -> None:
+    """Refuse a model that the method does not serve, by one short pass through it."""
+    config = wrapped.active_peft_config
+    given = f"adapter prompt on {model}"
+    dims: list[int] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        dims.append(inputs[0].dim())
+
+    mask = torch.ones(1, 4, dtype=torch.long, device=wrapped.device)
+    ids = placeholder_ids(wrapped, mask)
+    handles = []
+    if config.task_type == "SEQ_CLS":
+        handles.append(head_layer(wrapped)[1].register_forward_pre_hook(look))
+    try:
+        with evaluating(wrapped), torch.enable_grad():
+            logits = wrapped(input_ids=ids, attention_mask=mask).logits
+    except (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            given,
+            f"PEFT cannot pass virtual tokens to this model ({error})",
+            "Write adapter=lora, ia3 or bottleneck",
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    # Per-token logits of which the model picks the last one: it looks for that in the token ids,
+    # and these are not what it is given.
+    if 3 in dims:
+        raise UserError(
+            given,
+            "the model classifies by the last token that is not padding, and does not find it behind "
+            "virtual tokens",
+            "Write adapter=lora, ia3 or bottleneck",
+        )
+    prompts = [p for p in wrapped.prompt_encoder.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(logits.sum(), prompts, allow_unused=True)
+    if not any(grad is not None and bool(grad.any()) for grad in grads):
+        raise UserError(
+            given,
+            "the model ignores the virtual tokens",
+            "Write adapter=lora, ia3 or bottleneck",
+        )

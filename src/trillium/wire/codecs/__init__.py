@@ -19,7 +19,6 @@ class Codec(Component, kind="codec", package="trillium.wire.codecs"):
     A codec has no memory: equal tensors and keys give equal parts.
 
     Class variables:
-        matrices: it wants each tensor with its shape; the tensors of a kind are else sent as one.
         lossless: what is decoded is what was encoded, bit by bit.
         any_dtype: it also encodes integers; the others are given floats alone.
         row_wise: each row `(…, n)` of the last dimension is written by itself: all parts have the
@@ -31,7 +30,6 @@ class Codec(Component, kind="codec", package="trillium.wire.codecs"):
             them by default: the solution of a linear system magnifies an error in it.
     """
 
-    matrices: ClassVar[bool] = False
     lossless: ClassVar[bool] = False
     any_dtype: ClassVar[bool] = False
     row_wise: ClassVar[bool] = False

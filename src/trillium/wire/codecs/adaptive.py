@@ -29,8 +29,8 @@ Steps = tuple[tuple[Choice[Codec], ...], ...]
 class Adaptive(Codec, name="adaptive"):
     """Encode with the first step whose parts fit the budget, or else with the last one.
 
-    The budget is for each tensor that is sent; the tensors of a kind are sent as one, where no codec
-    wants their shapes. The step is told in one byte, so the other side needs to know no budget.
+    The budget is for each tensor that is sent; the tensors of a kind are sent as one. The step is told
+    in one byte, so the other side needs to know no budget.
 
     Attributes:
         steps: codecs, or lists of codecs that are applied in order, from the least to the most lossy.
@@ -63,11 +63,6 @@ class Adaptive(Codec, name="adaptive"):
                     "Write top_classes with max_bytes or seconds in wire.up or wire.down",
                 )
         return steps
-
-    @property
-    def matrices(self) -> bool:  # type: ignore[override]
-        """Whether any step wants each tensor with its shape."""
-        return any(codec.matrices for step in self.steps for codec in step)
 
     @property
     def lossless(self) -> bool:  # type: ignore[override]
