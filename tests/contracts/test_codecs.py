@@ -143,9 +143,10 @@ def test_a_preview_is_what_the_other_side_reads(name: str) -> None:
     tensors = {f"parameters/{i}": values((9, 7 + i)) for i in range(3)}
     like = {str(i): values((9, 7 + i)) for i in range(3)}
     message = Message("train", tensors, {"round": 3})
-    preview = over.preview(message, "up").expect("parameters", like)
+    previewed = over.preview(message, "up")
+    seen = previewed.seen.expect("parameters", like)
     sent = over.unpack(over.pack(message, "up").data, "up").message.expect("parameters", like)
-    assert all(torch.equal(preview[key], sent[key]) for key in like)
+    assert all(torch.equal(seen[key], sent[key]) for key in like)
 
 
 @each_codec

@@ -26,7 +26,7 @@ def test_what_was_sent_and_what_is_left_is_what_was_meant(name: str) -> None:
     for number in range(12):
         change = normal(700, seed=number).double() * 0.8**number
         message = Message("train", {NAME: (change + left).float()}, {"round": number})
-        left = change + left - over.preview(message, "up").tensors[NAME].double()
+        left = change + left - over.preview(message, "up").seen.tensors[NAME].double()
         arrived += over.unpack(over.pack(message, "up").data, "up").message.tensors[NAME].double()
         forgotten += send(change.float(), over, number).double()
         meant += change
@@ -50,7 +50,7 @@ def distance_to_optimum(choice: Any, feedback: bool, num_rounds: int = 200) -> f
         for k in range(5):
             meant = -rate * slopes[k] * (point - centres[k]) + (errors[k] if feedback else 0)
             message = Message("train", {NAME: meant.float()}, {"round": number})
-            sent = over.preview(message, "up").tensors[NAME].double()
+            sent = over.preview(message, "up").seen.tensors[NAME].double()
             errors[k] = meant - sent
             change += sent / 5
         point = point + change

@@ -233,7 +233,7 @@ def through(codec: str, statistics: Statistics, dtype: str = "") -> Statistics:
     message = Message("head_statistics", encode_statistics(statistics, torch.float32))
     classes, width = statistics.means.shape
     return read_statistics(
-        wire.preview(message, "up"), classes, width, statistics.products is not None
+        wire.preview(message, "up").seen, classes, width, statistics.products is not None
     )
 
 

@@ -175,11 +175,11 @@ def test_changes_without_a_copy_are_refused() -> None:
     first = client.write(rows, [7], wire, 1, Delta(), 0.0)
     second = client.write(rows, [7], wire, 1, Delta(), 0.0)
     with pytest.raises(MessageError, match="sample 7 in form 1"):
-        server.read(Message("forward", second), [3], 2)
-    assert torch.equal(server.read(Message("forward", first), [3], 2), rows[0])
-    assert torch.equal(server.read(Message("forward", second), [3], 2), rows[0])
+        server.read(second, [3], 2)
+    assert torch.equal(server.read(first, [3], 2), rows[0])
+    assert torch.equal(server.read(second, [3], 2), rows[0])
     with pytest.raises(MessageError, match="sample 7"):
-        server.read(Message("forward", second), [4], 2)
+        server.read(second, [4], 2)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.0])
@@ -192,10 +192,9 @@ def test_what_was_sent_and_what_is_kept_add_up_to_the_gradients(share: float) ->
     for number in range(20):
         samples = torch.randperm(3, generator=draw)[:2].tolist()
         gradient = torch.randn(8, 8, generator=draw)
-        meta = {"round": number}
-        sent = compensated(store, share, gradient, samples, [4, 4], wire, meta)
-        name = "gradients/hidden"
-        read = wire.preview(Message("backward", {name: sent}, meta), "down").tensors[name]
+        sent = compensated(store, share, gradient, samples, [4, 4], wire, number)
+        again = Message(sent.verb, sent.tensors, {"round": number})
+        read = wire.preview(again, "down").seen.tensors["gradients/hidden"]
         for sample, wanted, found in zip(samples, gradient.chunk(2), read.chunk(2), strict=True):
             total[sample] += wanted
             seen[sample] += found

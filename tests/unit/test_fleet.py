@@ -18,6 +18,7 @@ from trillium.wire.message import Message, decode, encode
 from trillium.wire.wire import Wire
 
 NAMES = [f"client-{index}" for index in range(8)]
+BUT_3 = [name for name in NAMES if name != "client-3"]
 COST = {"control/cost": torch.tensor([10.0, 0.5, 99.0, 7.0], dtype=torch.float64)}
 Answer = Callable[[str, Message], bytes | Lost | None]
 
@@ -90,6 +91,19 @@ def test_all_are_asked_by_default_and_told_the_round() -> None:
     assert found.cohort == NAMES
     assert ask(found, Message("train", meta={"own": 1})) == {name: name for name in NAMES}
     assert rounds == [(4, 1)] * 8
+
+
+def test_all_answers_are_sorted_in_whatever_order_they_come() -> None:
+    found = fleet(one_bad(None), min_replies=1)
+    found.begin_round(1)
+    asks = dict.fromkeys(reversed(NAMES), Message("train"))
+    assert [client for client, _ in found.ask(asks, lambda reply: 0)] == [*reversed(BUT_3)]
+    found.begin_round(2)
+    assert [*found.ask_all(asks, lambda reply: reply.meta["from"]).items()] == [
+        (name, name) for name in BUT_3
+    ]
+    found.begin_round(3)
+    assert found.tell(asks) == {*BUT_3}
 
 
 def one_bad(reply: bytes | None) -> Answer:

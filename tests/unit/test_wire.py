@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from trillium.wire.codecs.random_k import RandomK
 from trillium.wire.kinds import Kind, Limits, MessageError
 from trillium.wire.message import Message, decode, encode, named
 from trillium.wire.wire import Direction, Wire
@@ -145,6 +147,29 @@ def test_a_tensor_called_flat_beside_others_is_a_mistake() -> None:
         Wire().pack(message, "up")
 
 
+def test_what_was_previewed_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    real = RandomK.encode
+
+    def encode_once(self: RandomK, tensor: Tensor, key: int) -> dict[str, Tensor]:
+        encoded.append(key)
+        return real(self, tensor, key)
+
+    monkeypatch.setattr(RandomK, "encode", encode_once)
+    over, tensors = wire(up=["random_k"]), {"a": torch.randn(300), "b": torch.randn(5, 7)}
+    message = Message("train", named("parameters", tensors), {"round": 2})
+    previewed = over.preview(message, "up")
+    more = {**message.tensors, "control/cost": torch.ones(4)}
+    once = over.pack(replace(previewed.message, tensors=more), "up")
+    assert len(encoded) == 1
+    assert once.data == over.pack(replace(message, tensors=more), "up").data
+    read = over.unpack(once.data, "up").message.expect("parameters", tensors)
+    seen = previewed.seen.expect("parameters", tensors)
+    assert all(torch.equal(seen[name], read[name]) for name in tensors)
+    # What a message of another round is made of is drawn anew.
+    assert over.pack(replace(message, meta={"round": 3}), "up").data != once.data
+
+
 # What both sides know
 
 
@@ -153,7 +178,7 @@ def test_a_round_of_the_metadata_seeds_what_is_drawn() -> None:
     ones = {"parameters/x": torch.ones(400)}
 
     def kept(verb: str, meta: dict[str, Any]) -> list[int]:
-        found = over.preview(Message(verb, ones, meta), "up").tensors["parameters/x"]
+        found = over.preview(Message(verb, ones, meta), "up").seen.tensors["parameters/x"]
         return [int(place) for place in found.nonzero()[:, 0]]
 
     assert len(kept("train", {"round": 1})) == 40

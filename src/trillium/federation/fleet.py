@@ -176,6 +176,22 @@ class Fleet:
         replies = self.engine.carry(sent)
         yield from self._collect(replies, sent.keys(), entries, read, purpose)
 
+    def ask_all(
+        self,
+        requests: Mapping[str, Message],
+        read: Callable[[Message], T] | Mapping[str, Callable[[Message], T]],
+        purpose: Purpose = "train",
+    ) -> dict[str, T]:
+        """Ask, wait for everybody, and return the answers sorted by client.
+
+        Sorted, because sums of floats, and what is drawn, depend on the order, and replies come in any.
+        """
+        return dict(sorted(self.ask(requests, read, purpose), key=lambda answer: answer[0]))
+
+    def tell(self, requests: Mapping[str, Message], purpose: Purpose = "train") -> set[str]:
+        """Send each client its message and return who has confirmed that it came."""
+        return {client for client, _ in self.ask(requests, lambda reply: None, purpose)}
+
     def post(
         self, requests: Mapping[str, Message], read: Mapping[str, Callable[[Message], T]]
     ) -> Iterator[tuple[str, T]]:

@@ -139,8 +139,8 @@ class OwnModels(Framework):
             return {name: reply.scalar(f"control/{name}") for name in names}
 
         everyone = dict.fromkeys(fleet.engine.clients, message)
-        answers = sorted(fleet.ask(everyone, read, "evaluate"))
-        return {client: metrics for client, metrics in answers if metrics}
+        answers = fleet.ask_all(everyone, read, "evaluate")
+        return {client: metrics for client, metrics in answers.items() if metrics}
 
 
 def mean_metrics(clients: dict[str, Metrics]) -> Metrics:

@@ -42,11 +42,8 @@ class LocalOnly(OwnModels, name="local_only"):
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Let the cohort train; only a loss comes back."""
         message = Message("train_alone")
-        losses = dict(
-            fleet.ask(
-                dict.fromkeys(fleet.cohort, message), lambda reply: reply.scalar("control/loss")
-            )
-        )
+        asks = dict.fromkeys(fleet.cohort, message)
+        losses = fleet.ask_all(asks, lambda reply: reply.scalar("control/loss"))
         return {"train_loss": sum(losses.values()) / len(losses)}
 
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:

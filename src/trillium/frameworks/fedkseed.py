@@ -108,14 +108,14 @@ class FedKSeed(Framework, name="fedkseed"):
             found = self._decode(reply)
             return reply.positive("control/weight"), reply.scalar("control/loss"), found
 
-        replies = sorted(fleet.ask(dict.fromkeys(fleet.cohort, message), read))
-        total = sum(weight for _, (weight, _, _) in replies)
+        replies = fleet.ask_all(dict.fromkeys(fleet.cohort, message), read).values()
+        total = sum(weight for weight, _, _ in replies)
         mean = torch.zeros(self.num_seeds, dtype=torch.float64)
-        for _, (weight, _, change) in replies:
+        for weight, _, change in replies:
             mean.add_(change.double(), alpha=weight / total)
         server.store["scalars"] = (scalars.double() + mean).float()
         server.state = self.replay(server, server.store["scalars"]).state
-        return {"train_loss": sum(weight * loss for _, (weight, loss, _) in replies) / total}
+        return {"train_loss": sum(weight * loss for weight, loss, _ in replies) / total}
 
     # The client
 

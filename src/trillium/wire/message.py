@@ -47,6 +47,7 @@ class Message:
             are read some rows at a time (`received`).
         written: of a message that came, the activations once more, as they crossed, where their codecs
             write every row by itself.
+        previewed: of a message to send, what codecs have made of some tensors already (`Wire.preview`).
     """
 
     verb: str
@@ -54,6 +55,7 @@ class Message:
     meta: Meta = field(default_factory=dict)
     encoded: Mapping[str, SoftLabels] = field(default_factory=dict)
     written: Mapping[str, EncodedRows] = field(default_factory=dict)
+    previewed: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def bytes_raw(self) -> int:

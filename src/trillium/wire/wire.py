@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
@@ -44,6 +44,19 @@ class Packed:
     def bytes_raw(self) -> int:
         """What the tensors weigh without codec and header."""
         return self.message.bytes_raw
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A message before it is sent.
+
+    Attributes:
+        message: the same, with what the codecs have made of it, so that nothing is encoded twice.
+        seen: what the other side will read of it.
+    """
+
+    message: Message
+    seen: Message
 
 
 class Wire(BaseModel):
@@ -103,10 +116,7 @@ class Wire(BaseModel):
     def pack(self, message: Message, direction: Direction) -> Packed:
         """Apply the codecs of a direction and serialise."""
         tensors: dict[str, Tensor] = {}
-        parts = {
-            name: encode_stack(self.stack(_kind(name), direction), tensor, _key(message, name))
-            for name, tensor in flattened(message.tensors).items()
-        }
+        parts = self._encoded(message, direction)
         for name, labels in message.encoded.items():
             labels = labels.recoded(self.row_codec(direction), _key(message, name))
             _, rest = self._split("logits", direction)
@@ -151,13 +161,26 @@ class Wire(BaseModel):
         read = Message(message.verb, tensors, message.meta, encoded, written)
         return Packed(data, read, kinds)
 
-    def preview(self, message: Message, direction: Direction) -> Message:
-        """Return what the other side will read when this message is packed, without sending it.
+    def preview(self, message: Message, direction: Direction) -> Preview:
+        """Say what the other side will read of the tensors of a message, without sending it.
 
-        The same message (verb, metadata, tensors on the same device) gives the same to the last bit
-        when it is packed later, so that a sender knows what its codecs lose.
+        So a sender knows what its codecs lose. It holds to the last bit if what is sent later has the
+        same verb and round; it may bring other tensors besides.
         """
-        return self.unpack(self.pack(message, direction).data, direction).message
+        sent, seen = self._encoded(message, direction), {}
+        for name, parts in sent.items():
+            stack = self.stack(_kind(name), direction)
+            found = decode_stack(stack, {k: t.cpu() for k, t in parts.items()}, _key(message, name))
+            seen[name] = found if stack else found.clone()  # nobody else's storage
+        return Preview(replace(message, previewed=sent), Message(message.verb, seen, message.meta))
+
+    def _encoded(self, message: Message, direction: Direction) -> dict[str, Mapping[str, Tensor]]:
+        """Return the parts of what is sent, by name, but for what is encoded by rows."""
+        return {
+            name: message.previewed.get(name)
+            or encode_stack(self.stack(_kind(name), direction), tensor, _key(message, name))
+            for name, tensor in flattened(message.tensors).items()
+        }
 
     def is_lossless(self, kind: Kind, direction: Direction) -> bool:
         """Whether tensors of a kind reach the other side as they are."""

@@ -29,7 +29,7 @@ def send_folds(server: Server, fleet: Fleet) -> None:
         done.pop(name, None)
     late = {name: done.get(name, 0) for name in fleet.cohort if done.get(name, 0) < len(folds)}
     requests = {name: pack_folds(folds, first) for name, first in late.items()}
-    came = {name for name, _ in fleet.ask(requests, lambda reply: None)}
+    came = fleet.tell(requests)
     done |= dict.fromkeys(came, len(folds))
     for name in late.keys() - came:  # nobody knows what it holds, so it begins anew
         done.pop(name, None)

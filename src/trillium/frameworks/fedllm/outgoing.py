@@ -66,7 +66,8 @@ def outgoing(
             )
             sent, like = framework.download.send(downloads, parcel), share.take(current, share.up)
             beside = framework.drift.send(server.store.setdefault("drift", {}), like)
-            message = Message("train", {**sent.tensors, **named("gradients", beside)}, sent.meta)
+            tensors = {**sent.message.tensors, **named("gradients", beside)}
+            message = replace(sent.message, tensors=tensors)
             made[key] = Outgoing(message, share, like, parcel, sent)
         found = made[key]
         result[client] = replace(found, parcel=replace(found.parcel, client=client))

@@ -220,11 +220,12 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         sent = {**named(self._kind, tensors), **named("gradients", extra), **control}
         reply = Message("train", sent, {"round": client.round})
         if feeds or extra:
-            seen = client.wire.preview(reply, "up")
+            previewed = client.wire.preview(reply, "up")
             if feeds:
-                feedback.keep(tensors, seen.expect(self._kind, tensors))
+                feedback.keep(tensors, previewed.seen.expect(self._kind, tensors))
             if extra:
-                correction.sent(seen.expect("gradients", extra))
+                correction.sent(previewed.seen.expect("gradients", extra))
+            return previewed.message
         return reply
 
     def _weight(self, client: Client) -> float:

@@ -130,11 +130,11 @@ class ClosedForm(Head):
             return form, (reply.positive("control/weight"), mean.double(), deviation)
 
         asks = dict.fromkeys(clients, Message("feature_moments"))
-        moments = dict(fleet.ask(asks, read_moments))
-        form = _most_common([moments[client][0] for client in sorted(moments)])
+        moments = fleet.ask_all(asks, read_moments)
+        form = _most_common([form for form, _ in moments.values()])
         for client in [c for c, (other, _) in moments.items() if other != form]:
             fleet.missing[client] = f"feature_moments: {moments.pop(client)[0]}, others {form}"
-        scaling = pooled_scaling([moments[c][1] for c in sorted(moments)], form.intercept)
+        scaling = pooled_scaling([own for _, own in moments.values()], form.intercept)
 
         basis = self.basis(server, form.width)
         fewer = form.width if basis is None else basis.shape[1]
@@ -143,14 +143,14 @@ class ClosedForm(Head):
         def read(reply: Message) -> Statistics:
             return read_statistics(reply, server.model.num_classes, fewer, self.sends_products)
 
-        found = dict(fleet.ask(dict.fromkeys(sorted(moments), message), read))
-        solution = self.solve(pool([found[c] for c in sorted(found)]), form.intercept)
+        found = fleet.ask_all(dict.fromkeys(moments, message), read)
+        solution = self.solve(pool([*found.values()]), form.intercept)
         weight, bias = scaling.to(form.dtype).unfold(solution, basis)
         head = {"weight": weight} | ({"bias": bias} if form.intercept else {})
         names, like = _names(server), server.model.initial
         dtype = like[names["weight"]].dtype if group == _OWN else form.dtype
         head = {role: tensor.to(dtype) for role, tensor in head.items()}
-        self._scale_and_use(server, fleet, group, sorted(found), head, solution)
+        self._scale_and_use(server, fleet, group, [*found], head, solution)
 
     def _scale_and_use(
         self,
@@ -174,12 +174,11 @@ class ClosedForm(Head):
         def read(reply: Message) -> Tensor:
             return reply.tensor("control/losses", torch.float64, (len(self.scales),))
 
-        losses = sorted(fleet.ask(dict.fromkeys(clients, message), read))
-        best = int(torch.stack([loss for _, loss in losses]).sum(0).argmin())
+        losses = fleet.ask_all(dict.fromkeys(clients, message), read)
+        best = int(torch.stack([*losses.values()]).sum(0).argmin())
         server.store["heads"][group] = {"unscaled": head, "scale": self.scales[best]}
         message = Message("use_head", {"control/scale": scalar(self.scales[best])})
-        asks = {client: message for client, _ in losses}
-        informed = {client for client, _ in fleet.ask(asks, lambda reply: None)}
+        informed = fleet.tell(dict.fromkeys(losses, message))
         server.store["head_informed"] = sorted(informed.union(server.store["head_informed"]))
 
     def inform(self, server: Server, fleet: Fleet) -> None:
@@ -191,8 +190,7 @@ class ClosedForm(Head):
             if late and found is not None:
                 scale = scalar(found["scale"])
                 tensors = {**named("snapshot", found["unscaled"]), "control/scale": scale}
-                asks = dict.fromkeys(late, Message("use_head", tensors))
-                informed |= {client for client, _ in fleet.ask(asks, lambda reply: None)}
+                informed |= fleet.tell(dict.fromkeys(late, Message("use_head", tensors)))
         server.store["head_informed"] = sorted(informed)
 
     # The client
@@ -303,7 +301,7 @@ def _crossed(fleet: Fleet, clients: Sequence[str], head: Tensors) -> Tensors:
 
     def arrives(head: Tensors, wire: Wire, verb: str) -> Tensors:
         message = Message(verb, named("snapshot", head), {"round": fleet.round})
-        return wire.preview(message, "down").expect("snapshot", head)
+        return wire.preview(message, "down").seen.expect("snapshot", head)
 
     for wire in wires:
         head = arrives(head, wire, "receive_head")

@@ -67,8 +67,8 @@ def send_lessons(
             own = teacher_for(server, client, lacking, own)
             made[key] = lesson(used, lacking, own, len(server.public))
         asks[client] = made[key]
-    done = [client for client, _ in fleet.ask(asks, lambda reply: None)]
-    for client in done if framework.cache_rounds > 1 else []:
+    done = fleet.tell(asks)
+    for client in sorted(done) if framework.cache_rounds > 1 else ():
         cache.confirm(client, sent[client])
     for client in asks.keys() - done:
         cache.lose(client)

@@ -83,7 +83,7 @@ def ask_opinions(
         )
     opinions, losses = [], []
     asks = dict.fromkeys(fleet.cohort, message)
-    for client, opinion in sorted(fleet.ask(asks, reads), key=lambda pair: pair[0]):
+    for client, opinion in fleet.ask_all(asks, reads).items():
         own, lost = opinion_of(server, fleet, client, opinion, wanted)
         opinions.append(own)
         losses += [lost] if lost else []

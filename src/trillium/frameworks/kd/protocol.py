@@ -80,9 +80,7 @@ class KD(KDSettings, name="kd"):
         asks = {client: message for client in fleet.cohort if client not in informed}
         if self.direction != "server":
             asks = {client: with_classes(asks[client], server, client) for client in asks}
-        for client, _ in fleet.ask(asks, lambda reply: None, "once"):
-            informed.add(client)
-        server.store["informed"] = sorted(informed)
+        server.store["informed"] = sorted(informed | fleet.tell(asks, "once"))
 
     def public_set(self, server: Server) -> list[Example]:
         """Return the public set as all sides use it: without classes where labels may not be used.

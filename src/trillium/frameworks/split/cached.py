@@ -69,7 +69,7 @@ def collect(
             tensors |= named("snapshot", blocks)
         asks[client] = Message("list_samples", tensors)
     todo: dict[str, list[tuple[int, str]]] = {}
-    for client, digests in sorted(fleet.ask(asks, _read_digests)):
+    for client, digests in fleet.ask_all(asks, _read_digests).items():
         knowing.add(client)
         if digests is not None:
             cache.announce(client, digests)
@@ -88,8 +88,7 @@ def collect(
         read = {
             client: _reader(split, server, parts, len(wanted)) for client, wanted in turn.items()
         }
-        # Sorted, so that the file does not depend on who answers first.
-        for client, (lengths, rows, labels) in sorted(fleet.ask(asks, read), key=lambda r: r[0]):
+        for client, (lengths, rows, labels) in fleet.ask_all(asks, read).items():
             own = [digest for _, digest in turn[client]]
             source = server.tiers[client].cut or split.cut
             cache.add(client, own, lengths, rows, labels, source)

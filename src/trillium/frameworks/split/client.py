@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from trillium.federation.client import Client
 from trillium.frameworks.split.body import scaled_step, squared_norm
-from trillium.frameworks.split.delta import HIDDEN, SAMPLES, Copies, Delta
+from trillium.frameworks.split.delta import GRADIENT, HIDDEN, SAMPLES, Copies, Delta
 from trillium.frameworks.split.ragged import lengths_of, spread, strip
 from trillium.models.parts import load_values
 from trillium.models.slots import State, train_only, values
@@ -96,15 +96,17 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
     if trains or parts.split.tail is not None:
         pending.append(Pending(batch, hidden, weights, kept))
     rows = split.defence.apply(strip(hidden.detach(), batch.attention_mask))
-    sent = {HIDDEN: rows} if split.delta is None else _changes(split.delta, client, rows, chunk)
-    tensors = {**sent, **lengths_of(batch.attention_mask)}
+    found = Message("forward", {HIDDEN: rows})
+    if split.delta is not None:
+        found = _changes(split.delta, client, rows, chunk)
+    tensors = {**found.tensors, **lengths_of(batch.attention_mask)}
     if split.shape == "two_part":
         per_text = batch.labels.dim() == 1
         labels = batch.labels if per_text else strip(batch.labels, batch.attention_mask)
         tensors["labels/labels"] = labels.int()
     else:
         tensors["control/count"] = scalar(client.task.num_supervised(batch.labels))
-    return Message("forward", tensors)
+    return replace(found, tensors=tensors)
 
 
 def finish_batch(split: SplitSettings, client: Client, message: Message) -> Message:
@@ -148,7 +150,7 @@ def backward(split: SplitSettings, client: Client, message: Message) -> Message:
     parts = split.parts(client.model, client.examples)
     batch, hidden = pending[0].batch, pending[0].hidden
     mask = batch.attention_mask
-    flat = message.floats("gradients/hidden", (int(mask.sum()), parts.width))
+    flat = message.floats(GRADIENT, (int(mask.sum()), parts.width))
     if hidden is None or not hidden.requires_grad:
         raise MessageError("backward: the first blocks of this client are frozen")
     _take_late_step(client, message)
@@ -202,9 +204,7 @@ def _pending(client: Client, message: Message) -> deque[Pending]:
     return pending
 
 
-def _changes(
-    delta: Delta, client: Client, rows: torch.Tensor, chunk: list[Example]
-) -> dict[str, torch.Tensor]:
+def _changes(delta: Delta, client: Client, rows: torch.Tensor, chunk: list[Example]) -> Message:
     """Return the activations of a batch as changes against the copies that both sides hold."""
     return Copies(client.store["copies"]).write(
         torch.split(rows, [example.num_tokens for example in chunk]),

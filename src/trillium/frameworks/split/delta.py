@@ -11,7 +11,7 @@ added to that sample's next one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -24,6 +24,7 @@ from trillium.wire.message import Message
 from trillium.wire.wire import Wire
 
 HIDDEN: Final = "activations/hidden"
+GRADIENT: Final = "gradients/hidden"
 SAMPLES: Final = "control/samples"  # of a batch: the client's own numbers, int32 `(rows,)`
 FORMS: Final = "control/forms"  # of each row, uint8 `(rows,)`: one of the following
 SKIPPED, CHANGED, FRESH = 0, 1, 2
@@ -91,7 +92,7 @@ class Copies:
         number: int,
         delta: Delta,
         threshold: float,
-    ) -> dict[str, Tensor]:
+    ) -> Message:
         """Return what tells the server the activations of a batch, and bring the copies up to date.
 
         Args:
@@ -118,9 +119,9 @@ class Copies:
             FORMS: torch.tensor(forms, dtype=torch.uint8),
             HIDDEN: torch.cat(changes) if changes else rows[0][:0],
         }
-        seen = wire.preview(Message("forward", {HIDDEN: tensors[HIDDEN]}, {"round": number}), "up")
-        self._add(samples, forms, [len(row) for row in rows], seen.tensors[HIDDEN])
-        return tensors
+        previewed = wire.preview(Message("forward", tensors, {"round": number}), "up")
+        self._add(samples, forms, [len(row) for row in rows], previewed.seen.tensors[HIDDEN])
+        return previewed.message
 
     def read(self, message: Message, lengths: Sequence[int], width: int) -> Tensor:
         """Return the activations `(tokens, width)` of a batch, and bring the copies up to date.
@@ -169,8 +170,8 @@ def compensated(
     samples: Sequence[int],
     lengths: Sequence[int],
     wire: Wire,
-    meta: Mapping[str, Any],
-) -> Tensor:
+    number: int,
+) -> Message:
     """Return the gradient to send, with what was lost of earlier ones, and remember what will be lost.
 
     Args:
@@ -180,16 +181,16 @@ def compensated(
         samples: of the batch.
         lengths: their tokens.
         wire: what it will cross through.
-        meta: of the message.
+        number: of the round.
     """
     if not share or wire.is_lossless("gradients", "down"):
-        return gradient
+        return Message("backward", {GRADIENT: gradient})
     feedback = Feedback(store, share)
     names = [str(sample) for sample in samples]
     rows = torch.split(gradient, list(lengths))
     wanted = feedback.add(dict(zip(names, rows, strict=True)))
-    name = "gradients/hidden"
     sent = torch.cat([wanted[key] for key in names])
-    seen = wire.preview(Message("backward", {name: sent}, dict(meta)), "down").tensors[name]
-    feedback.keep(wanted, dict(zip(names, torch.split(seen.to(sent), list(lengths)), strict=True)))
-    return sent
+    previewed = wire.preview(Message("backward", {GRADIENT: sent}, {"round": number}), "down")
+    seen = torch.split(previewed.seen.tensors[GRADIENT].to(sent), list(lengths))
+    feedback.keep(wanted, dict(zip(names, seen, strict=True)))
+    return previewed.message

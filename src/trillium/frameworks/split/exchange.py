@@ -6,7 +6,7 @@ The client's half is `trillium.frameworks.split.client`; what crosses is drawn i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from trillium.federation.means import Contribution, weighted_mean
 from trillium.federation.server import Server
 from trillium.frameworks.split.bodies import bodies_of
 from trillium.frameworks.split.body import Body, Step
-from trillium.frameworks.split.delta import SAMPLES, Copies, compensated
+from trillium.frameworks.split.delta import GRADIENT, SAMPLES, Copies, compensated
 from trillium.frameworks.split.kept import KeptBatches
 from trillium.frameworks.split.pooled import Forwarded, Pooled
 from trillium.frameworks.split.ragged import spread
@@ -118,7 +118,7 @@ class Exchange:
             return partial(_read_num_steps, known=known)
 
         readers = {client: reader(client) for client in clients}
-        return dict(self.fleet.ask(self._begin(clients, part), readers))
+        return self.fleet.ask_all(self._begin(clients, part), readers)
 
     def _begin(self, clients: Sequence[str], part: Tensors) -> dict[str, Message]:
         """Return what opens the round with each client."""
@@ -209,8 +209,7 @@ class Exchange:
             loss = reply.scalar("control/loss")
             return gradient, loss, reply.not_negative("control/squared_norm")
 
-        # Sorted, because sums of floats depend on their order, and replies come in any.
-        for client, (gradient, loss, norm) in sorted(self.fleet.ask(asks, read)):
+        for client, (gradient, loss, norm) in self.fleet.ask_all(asks, read).items():
             pooled = pooled_of[client]
             rows, mask = pooled.rows(client, pooled.output_gradient), pooled.members[client].mask
             if gradient.shape != (int(mask.sum()), rows.shape[-1]):
@@ -235,24 +234,23 @@ class Exchange:
             for client in pooled.members:
                 if client in self.fleet.cohort:
                     own = pooled.tokens(client, gradient) / pooled.share(client)
-                    own = self._compensated(client, pooled.members[client], own)
-                    asks[client] = Message(
-                        "backward", {"gradients/hidden": own, **_late(due, client)}
-                    )
+                    found = self._compensated(client, pooled.members[client], own)
+                    tensors = {**found.tensors, **_late(due, client)}
+                    asks[client] = replace(found, tensors=tensors)
                     pooled_of[client] = pooled
-        norms = self.fleet.ask(asks, lambda reply: reply.not_negative("control/squared_norm"))
-        for client, norm in sorted(norms):
+        norms = self.fleet.ask_all(asks, lambda reply: reply.not_negative("control/squared_norm"))
+        for client, norm in norms.items():
             pooled = pooled_of[client]
             pooled.client_squared_norm += pooled.share(client) * norm
 
-    def _compensated(self, client: str, member: Forwarded, gradient: Tensor) -> Tensor:
+    def _compensated(self, client: str, member: Forwarded, gradient: Tensor) -> Message:
         """Add to the gradient of a batch what codecs took from earlier ones of its samples."""
         if self.split.delta is None:
-            return gradient
+            return Message("backward", {GRADIENT: gradient})
         lost = self.server.store.setdefault("lost", {}).setdefault(client, {})
         lengths, wire = member.mask.sum(1).tolist(), self.fleet.wire_of(client)
-        meta, share = {"round": self.fleet.round}, self.split.delta.feedback
-        return compensated(lost, share, gradient, member.samples, lengths, wire, meta)
+        share = self.split.delta.feedback
+        return compensated(lost, share, gradient, member.samples, lengths, wire, self.fleet.round)
 
     def _finish(self, part: Tensors, bodies: dict[str, Body], due: dict[str, Step]) -> None:
         """Average the client parts, and in SplitFed v1 the server's copies, by examples."""
@@ -263,14 +261,14 @@ class Exchange:
         def read(reply: Message) -> tuple[float, Tensors]:
             return reply.positive("control/weight"), reply.expect("parameters", part)
 
-        replies: list[tuple[str, tuple[float, Tensors]]]
+        replies: dict[str, tuple[float, Tensors]]
         if alone is not None:
-            replies = [(client, (alone.weight(client), {})) for client in sorted(bodies)]
+            replies = {client: (alone.weight(client), {}) for client in sorted(bodies)}
         else:
             asks = {c: Message("finish", due.get(c, Step()).tensors()) for c in bodies}
-            replies = sorted(self.fleet.ask(asks, read))
+            replies = self.fleet.ask_all(asks, read)
         contributions = []
-        for client, (weight, tensors) in replies:
+        for client, (weight, tensors) in replies.items():
             body = values(bodies[client].state) if is_v1 else {}
             on_cpu = {name: tensor.cpu() for name, tensor in body.items()}
             contributions.append(Contribution(client, weight, {**tensors, **on_cpu}))

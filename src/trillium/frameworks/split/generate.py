@@ -76,9 +76,8 @@ def write_texts(
         return lengths.tolist(), reply.floats(_HIDDEN, (int(lengths.sum()), parts.width))
 
     groups: dict[int, dict[str, tuple[list[int], Tensor]]] = defaultdict(dict)
-    for client, found in sorted(
-        fleet.ask(dict.fromkeys(clients, opening), read, "generate"), key=lambda reply: reply[0]
-    ):
+    opened = fleet.ask_all(dict.fromkeys(clients, opening), read, "generate")
+    for client, found in opened.items():
         groups[server.tiers[client].cut or split.cut][client] = found
     draw = server.generator("tokens")
     running = [
@@ -92,7 +91,7 @@ def write_texts(
         for batch in running:
             for client, (ask, reader) in batch.asks(number == writing.max_new_tokens).items():
                 asks[client], readers[client] = ask, reader
-        replies = dict(fleet.ask(asks, readers, "generate"))
+        replies = fleet.ask_all(asks, readers, "generate")
         for batch in running:
             batch.take(replies)
         running = [batch for batch in running if batch.rows]

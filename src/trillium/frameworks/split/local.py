@@ -45,13 +45,13 @@ def train_first_blocks(server: Server, fleet: Fleet, parts: Parts) -> float:
         weight, loss = reply.positive("control/weight"), reply.scalar("control/loss")
         return weight, loss, reply.expect("parameters", like)
 
-    replies = sorted(fleet.ask(dict.fromkeys(fleet.cohort, message), read), key=lambda r: r[0])
-    sent = [Contribution(client, weight, found) for client, (weight, _, found) in replies]
+    replies = fleet.ask_all(dict.fromkeys(fleet.cohort, message), read)
+    sent = [Contribution(client, weight, found) for client, (weight, _, found) in replies.items()]
     mean = weighted_mean(sent, sent[0].tensors)
     load_values(server.state, {name: mean[name] for name in parts.head.names})
     server.store["auxiliary"] = {name: mean[name] for name in head}
-    total = sum(weight for _, (weight, _, _) in replies)
-    return sum(weight * loss for _, (weight, loss, _) in replies) / total
+    total = sum(weight for weight, _, _ in replies.values())
+    return sum(weight * loss for weight, loss, _ in replies.values()) / total
 
 
 # The client

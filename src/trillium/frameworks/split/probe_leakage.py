@@ -42,7 +42,7 @@ def leakage(
         message = Message(
             verb, {"activations/rows": split.defence.apply(rows)}, {"round": server.round}
         )
-        return fleet.wire.preview(message, "up").tensors["activations/rows"]
+        return fleet.wire.preview(message, "up").seen.tensors["activations/rows"]
 
     tokenizer = server.model.tokenizer
     private, public = (

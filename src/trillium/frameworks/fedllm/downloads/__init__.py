@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,20 +37,22 @@ class Parcel:
     is_new: bool
     wire: Wire
 
+    def message(self, tensors: Tensors, meta: dict[str, Any]) -> Message:
+        """Return the message that brings these."""
+        return Message("train", tensors, {**meta, "round": self.number})
+
 
 @dataclass(frozen=True)
 class Sent:
     """What goes to one client.
 
     Attributes:
-        tensors: of the message, with their kinds.
-        meta: of the message.
+        message: with the tensors to train.
         held: what the client holds once it has read it, bit for bit.
     """
 
-    tensors: Tensors
-    meta: dict[str, Any] = field(default_factory=dict)
-    held: Tensors = field(default_factory=dict)
+    message: Message
+    held: Tensors
 
 
 class Download(Component, kind="download", package="trillium.frameworks.fedllm.downloads"):

@@ -50,11 +50,12 @@ class ChangeDownload(Download, name="change"):
         meta = {"sent": mark(names, set(moved)), "base": "held"}
         wanted = {name: parcel.target[name] for name in moved}
         if parcel.wire.is_lossless("parameters", "down"):
-            return Sent(named("parameters", wanted), meta, {**held, **wanted})
-        tensors = named("parameters", {name: wanted[name] - held[name] for name in moved})
-        message = Message("train", tensors, {**meta, "round": parcel.number})
-        seen = parcel.wire.preview(message, "down").expect("parameters", wanted)
-        return Sent(tensors, meta, {**held, **{name: held[name] + seen[name] for name in moved}})
+            return Sent(parcel.message(named("parameters", wanted), meta), {**held, **wanted})
+        changes = named("parameters", {name: wanted[name] - held[name] for name in moved})
+        previewed = parcel.wire.preview(parcel.message(changes, meta), "down")
+        seen = previewed.seen.expect("parameters", wanted)
+        reached = {name: held[name] + seen[name] for name in moved}
+        return Sent(previewed.message, {**held, **reached})
 
     def _snapshot(self, parcel: Parcel) -> Sent:
         moved = changed(parcel.target, parcel.start)
@@ -63,13 +64,13 @@ class ChangeDownload(Download, name="change"):
             "base": "start",
             "start": digest(parcel.start),
         }
-        tensors = named("snapshot", {name: parcel.target[name] for name in moved})
-        held = dict(parcel.target)
-        if moved and not parcel.wire.is_lossless("snapshot", "down"):
-            message = Message("train", tensors, {**meta, "round": parcel.number})
-            seen = parcel.wire.preview(message, "down")
-            held |= seen.expect("snapshot", {name: parcel.target[name] for name in moved})
-        return Sent(tensors, meta, held)
+        wanted = {name: parcel.target[name] for name in moved}
+        message = parcel.message(named("snapshot", wanted), meta)
+        if not moved or parcel.wire.is_lossless("snapshot", "down"):
+            return Sent(message, parcel.target)
+        previewed = parcel.wire.preview(message, "down")
+        seen = previewed.seen.expect("snapshot", wanted)
+        return Sent(previewed.message, {**parcel.target, **seen})
 
     def state_of(self, store: dict[str, Any], client: str, is_new: bool) -> Hashable:
         """Return which copy the client holds, and since when."""

@@ -26,14 +26,14 @@ class StateDownload(Download, name="state"):
         """Return the values and which they are."""
         names = list(parcel.target)
         moved = changed(parcel.target, parcel.start)
-        tensors = named("parameters", {name: parcel.target[name] for name in moved})
+        wanted = {name: parcel.target[name] for name in moved}
         meta = {"sent": mark(names, set(moved)), "start": digest(parcel.start)}
-        held = dict(parcel.target)
-        if moved and not parcel.wire.is_lossless("parameters", "down"):
-            message = Message("train", tensors, {**meta, "round": parcel.number})
-            seen = parcel.wire.preview(message, "down")
-            held |= seen.expect("parameters", {name: parcel.target[name] for name in moved})
-        return Sent(tensors, meta, held)
+        message = parcel.message(named("parameters", wanted), meta)
+        if not moved or parcel.wire.is_lossless("parameters", "down"):
+            return Sent(message, parcel.target)
+        previewed = parcel.wire.preview(message, "down")
+        seen = previewed.seen.expect("parameters", wanted)
+        return Sent(previewed.message, {**parcel.target, **seen})
 
     def receive(
         self, store: dict[str, Any], message: Message, start: Tensors, wire: Wire
