@@ -7,13 +7,7 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Something the user gave cannot work.
-
-    Args:
-        given: what was given, quoted as the user wrote it.
-        why: why it cannot work.
-        instead: what to write instead.
-    """
+    """Something the user gave cannot work."""
 
     def __init__(self, given: str, why: str, instead: str) -> None:
         super().__init__(f"{given}: {why}. {instead}")

@@ -171,11 +171,7 @@ def _replay(folder: Path, told: dict[str, Any], as_json: bool) -> None:
 
 
 def _make_folder(option: str, given: Path, folder: Path) -> None:
-    """Make a folder for what a plan will write, before anything is planned.
-
-    Raises:
-        UserError: nothing can be written there.
-    """
+    """Make a folder for what a plan will write, before anything is planned."""
     from trillium.errors import UserError
 
     try:

@@ -25,7 +25,6 @@ class Screen:
 
     Args:
         console: where to; nothing is shown if it is quiet.
-        rounds: of each run, by arm and seed, for the progress bar.
     """
 
     def __init__(self, console: Console, rounds: Mapping[tuple[str, int], int]) -> None:

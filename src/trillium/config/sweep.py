@@ -38,10 +38,6 @@ def divide(words: Iterable[str]) -> tuple[list[str], list[Sweep]]:
 def swept(arms: Mapping[str, Tree], sweeps: Sequence[Sweep]) -> dict[str, Tree]:
     """Return an arm for each combination of values; a path that begins with an arm's label is its own.
 
-    Args:
-        arms: what each arm changes, by label.
-        sweeps: the settings with several values.
-
     Raises:
         UserError: two arms would have the same label.
     """

@@ -70,7 +70,6 @@ def read_rows(path: Path, source: Source, task: str, labels: Sequence[str]) -> D
         path: a csv, jsonl, json or parquet file.
         source: of the recipe; names the columns.
         task: `classification` or `causal_lm`.
-        labels: class names of the federation.
 
     Raises:
         UserError: the file cannot be read, a column is missing, or a class is unknown.

@@ -60,7 +60,6 @@ class FederatedData:
             server writes come later (`trillium.experiment.written`), and have no `label`.
         labels: class names, indexed by `label`; `()` for `causal_lm`.
         removed: number of training rows left out, by reason.
-        public_from: name of what the public set comes from.
     """
 
     clients: dict[str, Dataset]
@@ -98,9 +97,7 @@ def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
     their own, so that another partition leaves public set and test as they are.
 
     Args:
-        config: which rows, and who has them.
         task: `classification` or `causal_lm`.
-        seed: any integer.
 
     Raises:
         UserError: the task is unknown, or the rows cannot be found, read or divided as asked.
@@ -171,11 +168,7 @@ def _with_test(raw: RawData, config: DataConfig, seed: int) -> tuple[RawData, in
 
 
 def _draw_public(rows: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset, int]:
-    """Return a public set of distinct texts, the rows without these, and how many more that cost.
-
-    Raises:
-        UserError: there are not enough distinct texts, or nothing is left for the clients.
-    """
+    """Return a public set of distinct texts, the rows without these, and how many more that cost."""
     keys = row_keys(rows)
     chosen: dict[str, int] = {}
     for index in np.random.default_rng(seed).permutation(len(rows)):

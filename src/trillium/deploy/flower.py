@@ -70,7 +70,6 @@ def environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
 
     Args:
         home: what Flower keeps for itself (configuration, unpacked apps), instead of `~/.flwr`.
-        extra: settings that come last.
     """
     own = ("127.0.0.1", "localhost", "::1")
     bypass = [entry for entry in os.environ.get("NO_PROXY", "").split(",") if entry]

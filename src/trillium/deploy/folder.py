@@ -71,7 +71,6 @@ def write_app(
         recipe_text: the experiment as YAML; shipped to the nodes with the app.
         settings: what differs from the defaults in `SETTINGS`. `min-nodes` is the number of names
             without one.
-        names: of the nodes.
 
     Returns:
         The files, relative to the folder.

@@ -101,10 +101,6 @@ def make_authority(folder: Path) -> list[Path]:
 def make_server(folder: Path, hosts: Sequence[str]) -> list[Path]:
     """Make the server's certificate and key; return the files.
 
-    Args:
-        folder: holds the authority.
-        hosts: DNS names and IP addresses under which nodes reach the server.
-
     Raises:
         UserError: no or malformed hosts, no authority, or there is a server certificate already.
     """
@@ -119,7 +115,6 @@ def make_node(folder: Path, name: str) -> list[Path]:
     """Make a node's client certificate and its key pair for Flower; return the files.
 
     Args:
-        folder: holds the authority.
         name: the node's name, which becomes the common name of its certificate.
 
     Raises:

@@ -46,11 +46,9 @@ class Federation:
         work: where logs (`logs/<process>.log`), Flower's state and configuration go.
         keys: as `trillium.deploy.keys.make_keys` makes them; the server's certificate must hold
             127.0.0.1.
-        nodes: the node configuration of each node, by the node's name.
         port: of the SuperLink; a free one if it is 0.
         durable: keep the SuperLink's state on disk and run the ServerApp under an executor of its
             own, so that a killed and restarted SuperLink goes on with the run.
-        variables: further environment variables of every process.
 
     Attributes:
         flwr: the verbs of `flwr` for this SuperLink: status of a run, stop it, nodes that are online.
@@ -158,7 +156,6 @@ class Federation:
         """Start a node and wait until it is online.
 
         Args:
-            name: of the node.
             patience: seconds for which a node that ended at its start is started again. One that
                 was killed is refused until its last heartbeat is 60 s old.
 
@@ -195,7 +192,6 @@ class Federation:
         """Wait for the end of a run, following its log.
 
         Args:
-            run: its id.
             seconds: how long to wait; a run that takes longer goes on.
             on_line: called with each line of the ServerApp's log, once.
 

@@ -32,8 +32,6 @@ def deploy(
     Args:
         config: the recipe. Test set, public set and class names come from its data; the rows that
             would be the clients' are not written anywhere.
-        target: a new folder.
-        names: of the nodes.
         settings: of the app, where they differ from the defaults.
 
     Returns:
@@ -108,7 +106,6 @@ def up(
     """Run a recipe as a deployment on this machine: real processes, TLS, node authentication.
 
     Args:
-        config: the recipe.
         target: a new folder; all that is written lies below it.
         on_line: called with each line of the server's log.
 

@@ -23,7 +23,6 @@ class Process:
 
     Attributes:
         log: the file that takes its output; an earlier one is continued.
-        pid: its process id.
     """
 
     def __init__(

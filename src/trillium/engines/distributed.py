@@ -32,12 +32,7 @@ GOODBYE_SECONDS: Final = 10.0
 
 @dataclass(frozen=True)
 class Patience:
-    """How long the server waits.
-
-    Attributes:
-        wait_seconds: for enough nodes before a round.
-        deadline_seconds: for the replies to one ask.
-    """
+    """How long the server waits."""
 
     wait_seconds: float
     deadline_seconds: float
@@ -56,12 +51,8 @@ class SessionEngine:
     """Keeps a session open with every node that can be had.
 
     Args:
-        mail: Flower messages to the nodes.
-        opening: what the run is, and its last complete round.
-        patience: how long to wait.
         bind: `host:port` to listen on for sessions.
         address: `host:port` of the sessions as the nodes reach them.
-        tls: the server's certificate and whom it trusts.
     """
 
     def __init__(

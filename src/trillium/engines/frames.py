@@ -162,7 +162,6 @@ def messages(
         frames: as they were received; ends or raises when the stream does.
         window_bytes: how much may be on its way to this side unread. A link is used in full if this is
             at least its bandwidth times its round trip.
-        max_bytes: the longest message that is accepted.
         check: looks at the first frame of each message; raises `FrameError` if it is out of place.
 
     Raises:

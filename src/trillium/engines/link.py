@@ -82,12 +82,7 @@ class Link:
     """One connection.
 
     Attributes:
-        context: gRPC's view of it.
-        host: the server.
-        changed: a condition of the server's lock.
         name: the common name of the client's certificate, which TLS has verified.
-        joined: whether it was let in.
-        status: how it ended.
     """
 
     context: grpc.ServicerContext

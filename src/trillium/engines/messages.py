@@ -24,13 +24,7 @@ POLL_SECONDS: Final = 0.5
 
 
 class MessageEngine:
-    """Asks by Flower messages alone.
-
-    Args:
-        mail: Flower messages to the nodes.
-        opening: what the run is, and its last complete round.
-        patience: how long to wait.
-    """
+    """Asks by Flower messages alone."""
 
     def __init__(self, mail: Mail, opening: Opening, patience: Patience) -> None:
         self._mail, self._opening, self._patience = mail, opening, patience

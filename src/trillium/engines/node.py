@@ -114,8 +114,6 @@ class Opening:
 
     Attributes:
         run: name of the run; the node keeps its state under it.
-        tree: the resolved configuration.
-        labels: class names of the federation.
         number: the last complete round, which the node goes back to.
     """
 
@@ -153,12 +151,7 @@ class Opening:
 
 
 class Node:
-    """One client of a run, kept in memory between asks.
-
-    Attributes:
-        name: of the client.
-        client: answers the asks.
-    """
+    """One client of a run, kept in memory between asks."""
 
     def __init__(self, settings: NodeConfig, opening: Opening) -> None:
         self.name, self.client = _client(settings, opening)

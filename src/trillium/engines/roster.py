@@ -45,11 +45,7 @@ class Unreachable(Lost):
 
 
 class Mail:
-    """Flower messages to the nodes of one run.
-
-    Args:
-        grid: of the ServerApp.
-    """
+    """Flower messages to the nodes of one run."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -69,8 +65,6 @@ class Mail:
         """Send a message to each node and return the nodes by the id of their message.
 
         Args:
-            action: which of the ClientApp's queries.
-            contents: by node.
             ttl: seconds after which the message is void; a week without one.
         """
         seconds = _TTL_SECONDS if ttl is None else ttl

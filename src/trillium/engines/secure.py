@@ -23,7 +23,6 @@ class _TLS:
 
     Attributes:
         authority: certificate of the authority that the other side's certificate must come from.
-        certificate: of this side.
         key: private key of that certificate, not encrypted.
     """
 
@@ -33,11 +32,7 @@ class _TLS:
 
     @classmethod
     def read(cls, authority: Path, certificate: Path, key: Path) -> Self:
-        """Read the three files.
-
-        Raises:
-            UserError: one cannot be read.
-        """
+        """Read the three files."""
         return cls(*(_content(path) for path in (authority, certificate, key)))
 
 

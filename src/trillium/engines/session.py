@@ -59,13 +59,9 @@ class Summary:
     """What a session was.
 
     Attributes:
-        closed: why it ended.
         complete: whether the server ended it, as opposed to a link that could not be restored.
         asks: how many asks were answered, errors included.
-        bytes_up: replies, without the frames around them.
-        bytes_down: asks, without the frames around them.
         reconnects: how many times the client came back after a lost link.
-        seconds: from the first attempt to the end.
     """
 
     closed: str
@@ -90,10 +86,8 @@ def serve_session(
     Args:
         address: `host:port`; the host must be in the server's certificate.
         tls: the client's certificate, whose common name is `name`.
-        name: the client's name.
         token: what the server issued for this name; it is good for one session.
         handlers: by channel, what answers an ask. One that raises answers with the error.
-        config: limits and patience.
 
     Returns:
         What the session was, also when the link was lost for good after the session had begun.
@@ -210,12 +204,7 @@ class _Stream:
         self.outbox: queue.SimpleQueue[Iterator[bytes] | None] = queue.SimpleQueue()
 
     def serve(self) -> str:
-        """Serve asks until the server closes the stream, and return its reason.
-
-        Raises:
-            grpc.RpcError: the link was lost or could not be made, or the server refused.
-            FrameError: the server broke the protocol; it has been told.
-        """
+        """Serve asks until the server closes the stream, and return its reason."""
         session = self.session
         options = client_options(session.config)
         with grpc.secure_channel(session.address, session.tls.credentials(), options) as channel:

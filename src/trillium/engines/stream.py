@@ -42,12 +42,8 @@ class SessionServer:
     Args:
         address: `host:port` to listen on; port 0 takes a free one.
         tls: the server's certificate, and the authority of the clients' certificates.
-        config: limits and patience.
         on_change: called with `(client, "joined" | "lost" | "refused", reason)`, in the order of the
             events and never twice at once; must return soon.
-
-    Attributes:
-        port: the port it listens on.
 
     Raises:
         UserError: it cannot listen on that address.
@@ -133,7 +129,6 @@ class SessionServer:
 
         Args:
             requests: the bytes for each client.
-            channel: which of the client's handlers answers.
             deadline_seconds: how long to wait for all of them, from the first ask for a reply on.
         """
         yield from self.post(requests, channel=channel, deadline_seconds=deadline_seconds)

@@ -28,11 +28,9 @@ def compare(
     and the others go on.
 
     Args:
-        experiments: checked configurations by arm and seed.
         folder: made, or empty; gets `compare.yaml` and a run folder for each arm and seed.
         begin: called before each run; what it returns is called with each evaluation.
         watch: called with every entry of the ledgers.
-        argv: the command, for the record.
     """
     claim(folder)
     arms = {f"{arm}_s{seed}": config.tree() for (arm, seed), config in experiments.items()}

@@ -39,7 +39,6 @@ class RunFolder:
 
     Attributes:
         path: the folder; it is made, or is empty.
-        arm: label of the run within a comparison.
     """
 
     def __init__(self, path: Path, arm: str) -> None:

@@ -24,8 +24,6 @@ class Crossed:
     """What crossed between a client and the server, encoded, as the ledger has it.
 
     Attributes:
-        client: who had the prompts.
-        prompt_bytes_up: activations of the prompts.
         prompt_bytes_down: what was trained in the client's part, and how to write.
         bytes_up, bytes_down: all that came after.
         bytes_up_per_token, bytes_down_per_token: of these, for each token that was written.
@@ -42,13 +40,7 @@ class Crossed:
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model has written.
-
-    Attributes:
-        texts: behind each prompt.
-        num_tokens: of each text, with the one that ended it.
-        crossed: in a split, what that took.
-    """
+    """What a model has written."""
 
     texts: list[str]
     num_tokens: list[int]
@@ -57,11 +49,6 @@ class Generated:
 
 def generate_run(folder: Path, prompts: Sequence[str], writing: Writing) -> Generated:
     """Let the model of a run write on from prompts, all as one batch.
-
-    Args:
-        folder: of a finished run. In a split its first client has the prompts.
-        prompts: texts.
-        writing: how tokens are chosen, and how many.
 
     Raises:
         UserError: the folder holds no trained language model, or a prompt cannot be written on.

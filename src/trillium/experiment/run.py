@@ -40,9 +40,6 @@ class Experiment:
     """A federation that is ready to run.
 
     Attributes:
-        config: what to run.
-        server: the coordinating side.
-        fleet: the clients as the server sees them.
         data: test and public set, and in a simulation the rows of the clients.
         folder: where the run is written, if anywhere.
         clients: the data owners, as far as they live in this process.
@@ -185,10 +182,8 @@ def build(
     A folder that was reopened, and holds a checkpoint, is gone on with.
 
     Args:
-        config: what to run.
         folder: where to write; nowhere without one.
         watch: called with every entry of the ledger, for progress bars.
-        argv: the command, for the record.
 
     Raises:
         UserError: data, model and framework do not fit together.
@@ -206,13 +201,7 @@ def build(
 
 @dataclass(frozen=True)
 class Resident:
-    """A model of this process, and what the clients who have it share.
-
-    Attributes:
-        model: in memory once.
-        cache: costs already counted.
-        test: held-out data in its tokens.
-    """
+    """A model of this process, and what the clients who have it share."""
 
     model: LanguageModel
     cache: CostCache
@@ -252,10 +241,7 @@ def build_server(
 
     Args:
         config, folder, watch, argv: as in `build`.
-        model: the server's model.
         data: of it the test and the public set; the clients' rows only in a simulation.
-        engine: reaches the clients.
-        clients: those that live in this process.
     """
     tiers = {client: tier_of(config.tiers, client) for client in engine.clients}
     meter = Meter({}, model.device)
@@ -309,11 +295,6 @@ def build_client(
     """Set up one client.
 
     Args:
-        config: what to run.
-        model: the resident model.
-        name: of the client.
-        rows: its own data, in the columns of the task.
-        cache: costs already counted, shared by clients of one process.
         test: held-out data, if the client has any, to look at its own model.
     """
     tier = tier_of(config.tiers, name)

@@ -19,10 +19,6 @@ ADAPTER = "adapter"
 def evaluate_run(folder: Path, changes: Tree) -> Metrics:
     """Return the metrics of a run's model on held-out data.
 
-    Args:
-        folder: a run folder.
-        changes: laid over the run's configuration, to measure on other data.
-
     Raises:
         UserError: the folder holds no trained model, or the data does not fit it.
     """
@@ -42,9 +38,7 @@ def export_run(folder: Path, to: Path, *, merge: bool) -> None:
     """Write a run's model into a new folder.
 
     Args:
-        folder: a run folder.
         to: must not exist.
-        merge: fold the adapter into the weights of the model.
 
     Raises:
         UserError: the folder holds no trained model, or the target exists.

@@ -38,12 +38,8 @@ def with_public(
     another machine might write other texts.
 
     Args:
-        config: of the run.
-        model: the server's.
         data: all that this process knows of: no text of its test and clients is written.
-        meter: counts what writing costs.
         folder: of the run, where the texts are kept; `None` keeps them nowhere.
-        resumes: whether the run goes on, so that its cost is already counted.
 
     Raises:
         UserError: the texts cannot be written, or too few of them differ.

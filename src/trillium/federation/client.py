@@ -54,11 +54,8 @@ class Client(Side):
 
     Attributes:
         examples: the client's own data, which never leaves it.
-        verbs: what the server may ask for.
-        wire: the codecs.
         tier: what this client does differently from others.
         describe: what the server is told of an error; all of it in a simulation.
-        last_verb: what it was asked last, for logs.
     """
 
     examples: list[Example]

@@ -26,7 +26,6 @@ class Lost:
     """In place of a reply: it will not come.
 
     Attributes:
-        reason: why.
         sent: whether the request went out, as far as is known.
     """
 
@@ -39,7 +38,6 @@ class Gathered:
     """Who is there at the beginning of a round.
 
     Attributes:
-        present: the clients that can be reached just now.
         newcomers: those that have come, or come back without what they kept, since the last round.
     """
 
@@ -164,10 +162,8 @@ class Fleet:
         round.
 
         Args:
-            requests: a message for each client that is asked.
             read: checks a reply and takes from it what is wanted; raises `MessageError`. One for
                 all, or one for each client.
-            purpose: what the ledger books the messages under.
 
         Raises:
             RoundFailed: fewer clients are left than `min_replies`.
@@ -202,7 +198,6 @@ class Fleet:
         the order is the same in all.
 
         Args:
-            requests: a message for each client that is asked.
             read: checks the reply of each client and takes from it what is wanted.
         """
         sent, entries = self._pack(requests, "train")

@@ -15,7 +15,6 @@ class LocalEngine:
     The bytes are the ones that would cross a network; nothing else passes between the sides.
 
     Args:
-        clients: the data owners.
         checkpoints: where `save` writes; it writes nothing without one.
     """
 

@@ -25,7 +25,6 @@ class Contribution:
     """What one client sent.
 
     Attributes:
-        client: its name.
         weight: its examples, or supervised tokens; positive.
         tensors: by parameter name. Some may lack, where a client adapts fewer layers; a client of a
             lower rank `r_k` sends the first `r_k` rows of `A` and columns of `B`.

@@ -28,7 +28,6 @@ class Server(Side):
         folder: where what is too large for memory may lie until the run ends, if anywhere.
         state: the server's trainable parameters; at the end of a round those it would ship.
         public: the public set, empty where the run has none.
-        public_rows: the same as texts.
         pooled: the clients' data in one place, which only a simulation has; for the baseline that
             shows what moving the data would give.
     """

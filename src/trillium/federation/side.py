@@ -26,14 +26,8 @@ class Side:
     """One side of a federation.
 
     Attributes:
-        name: who it is.
         model: the resident model; shared by all sides of a simulation, never written.
-        task: what is learnt.
-        test: held-out data.
         training: how it trains, where it does.
-        meter: what it computed.
-        seed: of the run.
-        num_rounds: of the run.
         store: what the framework keeps here from one round to the next. Tensors and plain values
             only (numbers, strings, lists, dicts, state dicts): it is what a checkpoint holds.
         scratch: what it keeps within a round; any object.

@@ -39,11 +39,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         return SERVER_MODEL
 
     def check(self, config: Setting) -> None:
-        """Refuse settings that contradict each other.
-
-        Raises:
-            UserError: says which, why, and what to write instead.
-        """
+        """Refuse settings that contradict each other."""
         for label, tier in config.tiers.items():
             has_part = tier.rank is not None or tier.layers is not None
             if has_part and not self.slices_adapters:

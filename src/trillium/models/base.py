@@ -55,7 +55,6 @@ def configured(config: ModelConfig, labels: Sequence[str]) -> tuple[Any, Any]:
     """Return the tokenizer, with a padding token, and the Hugging Face configuration.
 
     Args:
-        config: which model.
         labels: names of the classes; none for language modelling.
 
     Raises:
@@ -87,9 +86,7 @@ def load_base(
     those of the task head.
 
     Args:
-        config: which model.
         auto_class: e.g. `AutoModelForSequenceClassification`.
-        hf_config: its Hugging Face configuration.
         device: where it will compute.
 
     Raises:

@@ -172,7 +172,6 @@ class Trace:
     """What one forward pass, severed at the cuts, shows about a model.
 
     Attributes:
-        runs: for each part, the indices of its blocks.
         needed: for each part, the ids of the parameters that it must hold.
         forms: how each module that was called answers.
         early_dropouts: dropouts that only run in front of the blocks.

@@ -83,8 +83,6 @@ class Part(nn.Module):
     to the unsplit model later do not appear here. A part runs one forward at a time.
 
     Attributes:
-        side: whose part this is.
-        blocks: the indices of the blocks it computes.
         is_last: whether it ends in logits rather than in hidden states.
     """
 
@@ -129,7 +127,6 @@ class Part(nn.Module):
                 classifier meets `pad_token_id` as a real, final token.
             attention_mask: `(batch, seq)`, 1 for text and 0 for padding; with what a cache holds in
                 front, where there is one.
-            options: further arguments of the model's forward, such as a cache.
 
         Returns:
             Hidden states `(batch, seq, hidden)`; from the last part the model's logits.
@@ -243,7 +240,6 @@ def check_split(
     and the gradients that cross each cut, for a loss that weighs every logit differently.
 
     Args:
-        model: the unsplit model.
         split: what `split_model` made of it.
         batch: `input_ids` and `attention_mask`, both `(batch, seq)`; best with some padding.
         tolerance: largest difference allowed, relative to the largest entry of the compared tensor;

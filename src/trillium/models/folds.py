@@ -28,9 +28,6 @@ def fold_into(base: Tensors, fold: Fold, factors: Sequence[Factors], weights: Te
 
     Args:
         base: weights that were changed before, by name; the others are as in `weights`.
-        fold: what to add.
-        factors: of the adapted layers.
-        weights: the base weights as they were loaded.
     """
     result = dict(base)
     for layer in factors:
@@ -71,11 +68,6 @@ class BaseWeights:
 def widened(state: State, factors: Sequence[Factors], folds: Sequence[Fold]) -> Tensors:
     """Return the factors of LoRA with all folds in them, in place of changed base weights.
 
-    Args:
-        state: the trained parameters.
-        factors: of the adapted layers.
-        folds: one after the other.
-
     Returns:
         by parameter name: `A (r + R, in)` and `B (out, r + R)`, where `scale * B @ A` is the adapter
         and the folds together; R is at most what the layer can hold.
@@ -109,8 +101,6 @@ def wide_adapter(
 
     Args:
         module: the model, wrapped by PEFT where there are folds.
-        state: the trained parameters.
-        factors: of the adapted layers.
         folds: as for `widened`.
     """
     wide = widened(state, factors, folds)

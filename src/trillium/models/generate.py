@@ -20,7 +20,6 @@ class Writing:
     """How text is written.
 
     Attributes:
-        max_new_tokens: longest text behind a prompt.
         temperature: divides the logits; with 0 the most probable token is taken, and none is drawn.
         top_p: draw from the most probable tokens that have so much probability together (nucleus
             sampling, Holtzman et al., 2020, arXiv 1904.09751).
@@ -71,8 +70,6 @@ def write_whole(
     """Return what a whole model writes after each prompt, with the token that ended it.
 
     Args:
-        module: a causal language model, in evaluation mode.
-        tokenizer: its tokenizer, with a padding token.
         device: where it is.
         prompts: token ids; none is empty.
         settings: of Hugging Face's `GenerationConfig`, such as `max_new_tokens`.

@@ -63,7 +63,6 @@ def straighten(model: nn.Module, drawn: Collection[str]) -> None:
     knows; nor could another draw of them serve a head that was trained on this one.
 
     Args:
-        model: a Hugging Face classifier, before an adapter is added.
         drawn: names of the parameters that were drawn at random rather than loaded.
     """
     last, _ = head_layer(model)

@@ -43,7 +43,6 @@ class LanguageModel:
 
     Attributes:
         module: the Hugging Face model, wrapped by PEFT where the adapter does so.
-        tokenizer: its tokenizer, with a padding token.
         device: where it computes.
         peft_task: PEFT's name of the task that its head is for.
         initial: values of the trainable parameters at the start, on the CPU.
@@ -71,7 +70,6 @@ class LanguageModel:
         """Return the module with the parameters of `state` in place.
 
         Args:
-            state: the trainable parameters.
             base: changed weights of adapted layers, by name; the others are as they were loaded.
         """
         self._slots.mount(state)
@@ -137,9 +135,7 @@ class LanguageModel:
         """Return the model cut before blocks `cut` and `tail`, checked once against the whole.
 
         Args:
-            cut: the first block of the server.
             tail: the first block of the client's last part in the U shape, else `None`.
-            probe: some examples for the self-check.
 
         Raises:
             UserError: the cut does not exist, or the parts do not compute what the whole model does.
@@ -218,12 +214,8 @@ def load_model(
     """Load a model with its task head and adapter; new weights are drawn from `seed`.
 
     Args:
-        config: which model.
-        adapter: what trains.
         auto_class: e.g. `AutoModelForSequenceClassification`.
-        peft_task: PEFT's name of the task.
         labels: names of the classes; none for language modelling.
-        seed: seed of head and adapter.
 
     Raises:
         UserError: the model cannot be found or does not do this task.

@@ -20,10 +20,7 @@ class Parts:
     """A cut model with the places of each part's trainable parameters.
 
     Attributes:
-        split: the parts.
         head, body, tail: slots of each; `tail` has none in two parts.
-        width: size of the hidden states at the cut.
-        num_classes: size of the last dimension of the logits.
         head_is_random: whether the head draws random numbers in training, as dropout does.
     """
 

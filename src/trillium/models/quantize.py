@@ -28,7 +28,6 @@ def quantization(
         kind: `nf4` (4-bit normal floats in blocks, scales quantised again) or `int8` (a scale per row).
         dtype: of activations, and of what is not quantised.
         device: where the model will compute.
-        keep: names of modules that stay as they are.
 
     Raises:
         UserError: the package that does it is not installed, or cannot compute in this dtype.

@@ -63,7 +63,6 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a tensor is meant by one of the patterns.
 
     Args:
-        name: of a parameter.
         patterns: `head`, a part of the name between dots such as `lora_B`, or a pattern of the whole
             name with `*`.
     """

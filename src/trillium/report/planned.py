@@ -15,9 +15,7 @@ class Held:
     """One figure of a plan, held to what was measured.
 
     Attributes:
-        title: what it is.
         predicted, measured: in bytes or FLOPs.
-        show: writes either for people.
     """
 
     title: str

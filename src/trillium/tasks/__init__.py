@@ -24,7 +24,6 @@ class Example:
     """One tokenised example.
 
     Attributes:
-        index: its row in the data it comes from.
         input_ids: token ids `(seq,)`, int64.
         labels: the class `()`, or the token ids `(seq,)` with `IGNORE` where nothing is supervised.
         prompt_tokens: how many tokens a generation starts from; 0 for classification.

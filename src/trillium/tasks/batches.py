@@ -36,8 +36,6 @@ def collate(
     """Pad examples on the right to a common length.
 
     Args:
-        examples: of one batch.
-        pad_id: token id of padding.
         device: where the tensors go.
         exact: whether that length is the longest example's, and not the next multiple of eight.
     """

@@ -61,8 +61,6 @@ class CausalLM(Task, name="causal_lm"):
 
         Args:
             prompt: the text; of a chat, what the user says first.
-            tokenizer: of the model.
-            chat: whether the model was trained on rows in the chat form.
         """
         if chat:
             return _render(tokenizer, [{"role": "user", "content": prompt}], prompt=True)

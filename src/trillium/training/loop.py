@@ -63,7 +63,6 @@ class Training(BaseModel):
         """Return an optimiser over those parameters of a state that train.
 
         Args:
-            state: the parameters.
             saved: `state_dict` of an earlier one over the same parameters, which it goes on from.
         """
         groups: dict[float, list[nn.Parameter]] = {}
@@ -114,8 +113,6 @@ class Loop:
 
     Attributes:
         module: the model with the trained parameters mounted.
-        state: the trained parameters.
-        pad_id: token id of padding.
         meter: counts what the steps cost; `label` tells their kind apart from others'.
         extra: on what of a batch costs depend beside its layout, if on anything.
     """
@@ -141,12 +138,8 @@ class Loop:
         """Take one optimiser step on the mean loss of each batch.
 
         Args:
-            chunks: the batches.
-            objective: the summed loss.
-            optimizer: steps the state.
             max_grad_norm: global l2 norm to clip to.
             learning_rate: learning rate by step, counted from 0; the optimiser's own without it.
-            correct: changes the gradients before they are clipped.
         """
         self.module.train()
         total, weight, steps = 0.0, 0.0, 0
@@ -181,10 +174,7 @@ class Loop:
 
         Args:
             chunks: the batches, `num_steps` of them.
-            objective: the summed loss.
-            training: optimiser, clipping and schedule.
             progress: how far the run is at a fraction of this round.
-            num_steps: length of the round, for the schedule.
             correct: as in `run`.
         """
         return self.run(

@@ -22,8 +22,6 @@ class Yogi(torch.optim.Optimizer):
     Moments are not corrected for their start: `v` begins at `eps^2`.
 
     Args:
-        params: what it steps.
-        lr: learning rate.
         betas: `b1` and `b2`.
         eps: how adaptive it is, the tau of the paper; a large one makes it plain momentum.
     """

@@ -38,7 +38,6 @@ class Feedback:
 
         Args:
             wanted: what `add` returned.
-            seen: what the other side reads, of the same names.
         """
         for name, tensor in wanted.items():
             self.lost[name] = (tensor - seen[name].to(tensor.device)).cpu()

@@ -50,8 +50,6 @@ class Limits:
     Attributes:
         max_bytes: length of the whole encoded message, and of what its tensors decode to.
         max_header_bytes: length of the JSON header (names, shapes, metadata).
-        max_tensors: how many tensors one message may hold.
-        max_dims: how many dimensions one tensor may have.
     """
 
     max_bytes: int = 4 * 1024**3

@@ -24,8 +24,6 @@ class Entry:
         purpose: `train` counts as communication; `once` is reported apart; `evaluate` exists only
             because a simulation can look into its clients, and is never counted; `generate` wrote
             text with a trained model.
-        bytes: length of the encoded message.
-        bytes_raw: weight of its tensors before any codec.
         kinds: `bytes` by kind of tensor.
         seconds, flops, peak_bytes: what the client measured while it handled the ask; they stand on
             its reply, and are `None` on the way down.

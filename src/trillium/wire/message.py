@@ -79,7 +79,6 @@ class Message:
         one after the other, sorted by name.
 
         Args:
-            kind: which tensors.
             like: name to a tensor of the wanted shape and dtype; none may be called `flat`.
 
         Returns:

@@ -27,7 +27,6 @@ class EncodedRows:
     Attributes:
         stack: what wrote it; every codec is `row_wise`.
         parts: what the codecs made of it; parts without dimensions hold for all rows.
-        key: seeded the codecs.
     """
 
     stack: tuple[Codec, ...]
@@ -56,7 +55,6 @@ class Layout:
     """What the records of some rows are made of.
 
     Attributes:
-        stack: the codecs that read them.
         fields: name, dtype and shape of what each record holds, one after the other.
         constants: name, dtype and value of what holds for all rows.
     """
@@ -75,7 +73,6 @@ class Layout:
 
         Args:
             records: any of those that `EncodedRows.records` gave, in any order.
-            key: seeded the codecs.
         """
         parts = {name: torch.tensor(v, dtype=DTYPES[dtype]) for name, dtype, v in self.constants}
         start = 0

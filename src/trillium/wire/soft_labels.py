@@ -17,13 +17,7 @@ CHUNK: Final = 2**22  # most entries rows x classes that are decoded at once: 16
 
 
 def chunks(num_rows: int, num_classes: int, copies: int = 1) -> Iterator[slice]:
-    """Yield slices of rows, as many at once as memory is to hold.
-
-    Args:
-        num_rows: how many there are.
-        num_classes: entries of a row.
-        copies: how many such rows are held at the same time.
-    """
+    """Yield slices of rows, as many at once as memory is to hold."""
     size = max(1, CHUNK // (num_classes * copies))
     for start in range(0, num_rows, size):
         yield slice(start, min(start + size, num_rows))
@@ -53,9 +47,7 @@ class SoftLabels:
     """Log-probabilities `(rows, classes)` as a codec has written them.
 
     Attributes:
-        codec: reads them.
         records: one for each row, `(rows, length)`.
-        num_classes: entries of a row.
     """
 
     codec: RowCodec
@@ -147,14 +139,7 @@ class Teacher:
 
 
 class Writer:
-    """Encodes soft labels as they come, some rows at a time.
-
-    Args:
-        codec: writes them.
-        num_rows: how many will come, for budgets.
-        num_classes: entries of a row.
-        key: seeds what the codec draws.
-    """
+    """Encodes soft labels as they come, some rows at a time."""
 
     def __init__(self, codec: RowCodec, num_rows: int, num_classes: int, key: int) -> None:
         self._codec, self.num_classes, self._key = codec, num_classes, key

@@ -30,7 +30,6 @@ class Packed:
     """A message, the bytes that it crosses as, and what they weigh.
 
     Attributes:
-        data: what crosses.
         message: what was packed, or what was unpacked on the other side.
         kinds: bytes of `data` by kind of tensor, scales and indices included; the header (names,
             shapes, verb, metadata) counts as control, so that the values add up to `len(data)`.
@@ -52,7 +51,6 @@ class Preview:
 
     Attributes:
         message: the same, with what the codecs have made of it, so that nothing is encoded twice.
-        seen: what the other side will read of it.
     """
 
     message: Message
@@ -101,15 +99,7 @@ class Wire(BaseModel):
     def writer(
         self, verb: str, name: str, number: int, shape: tuple[int, int], direction: Direction
     ) -> Writer:
-        """Return what encodes soft labels some rows at a time, for a message that is to come.
-
-        Args:
-            verb: of the message.
-            name: of the soft labels in it.
-            number: of the round.
-            shape: rows and classes.
-            direction: which way it will go.
-        """
+        """Return what encodes soft labels some rows at a time, for a message that is to come."""
         key = _key(Message(verb, meta={"round": number}), name)
         return Writer(self.row_codec(direction), *shape, key)
 

@@ -28,11 +28,7 @@ class Public(Component, kind="public", package="trillium.data.publics"):
     is_written: ClassVar[bool] = True
 
     def check(self, task: Task) -> None:
-        """Refuse settings that contradict each other.
-
-        Raises:
-            UserError: says which, why, and what to write instead.
-        """
+        """Refuse settings that contradict each other."""
 
     def write(
         self, task: Task, base: ModelConfig, model: LanguageModel, seed: int, meter: Meter
@@ -43,10 +39,6 @@ class Public(Component, kind="public", package="trillium.data.publics"):
 
         Args:
             task: of the run; rows have its columns.
-            base: which model the server has.
-            model: the server's, as it was loaded.
-            seed: of the rows.
-            meter: counts what a model computes to write.
 
         Raises:
             UserError: this model cannot write, or has no words.

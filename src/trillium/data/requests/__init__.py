@@ -18,9 +18,7 @@ class Intent:
     """What a customer can want, and how it is said.
 
     Attributes:
-        name: the label.
         area: the file the intent is from; asides never come from the request's own area.
-        asides: clauses that name the matter as settled.
         phrasings: templates by split, `train` and `test`.
     """
 
@@ -36,8 +34,6 @@ class Words:
 
     Attributes:
         slots: values by slot; `{n}` in a value is a number.
-        openers: greetings.
-        closers: thanks and the like.
         before: frames for an `{aside}` before the request.
         after: frames for an `{aside}` after it.
     """

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_fedllm(framework: FedLLMSettings, config: Setting) -> None:
-    """Refuse a configuration that cannot work.
-
-    Raises:
-        UserError: says which settings, why, and what to write instead.
-    """
+    """Refuse a configuration that cannot work."""
     _check_aggregator(framework, config)
     _check_tiers(framework, config)
     _check_codecs(framework, config)

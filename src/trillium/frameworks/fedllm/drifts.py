@@ -48,25 +48,13 @@ class Drift(Component, kind="drift", package="trillium.frameworks.fedllm.drifts"
     """Whether clients send tensors back beside their updates."""
 
     def send(self, server: dict[str, Tensors], like: Tensors) -> Tensors:
-        """Return what goes down beside the state: nothing, or a tensor for each in `like`.
-
-        Args:
-            server: what this object keeps on the server.
-            like: what the client will send.
-        """
+        """Return what goes down beside the state: nothing, or a tensor for each in `like`."""
         return {}
 
     def correction(
         self, client: dict[str, Tensors], state: State, start: Tensors, received: Tensors
     ) -> Correction:
-        """Return what a client does in this round.
-
-        Args:
-            client: what this object keeps on the client between rounds.
-            state: the trained parameters.
-            start: their values at the start of the round.
-            received: what the server's half sent.
-        """
+        """Return what a client does in this round."""
         return Correction()
 
     def absorb(

@@ -22,11 +22,8 @@ class Outgoing:
     """What one client is sent, and what is known of it.
 
     Attributes:
-        message: what is sent.
         share: what the client holds, trains and sends back.
         like: tensors of the names and shapes that it sends back.
-        parcel: what it is to hold.
-        sent: what it will hold.
     """
 
     message: Message
@@ -39,14 +36,7 @@ class Outgoing:
 def outgoing(
     framework: FedLLMSettings, server: Server, fleet: Fleet, current: Tensors
 ) -> dict[str, Outgoing]:
-    """Return what goes to each client of the cohort.
-
-    Args:
-        framework: says how.
-        server: holds what was sent before.
-        fleet: the cohort, and the wire of each client.
-        current: the server's trainable values, on the CPU.
-    """
+    """Return what goes to each client of the cohort."""
     known = framework.known(server)
     downloads = server.store.setdefault("downloads", {})
     made: dict[Hashable, Outgoing] = {}

@@ -69,14 +69,7 @@ def share(
     trained: Iterable[str],
     local: Sequence[str],
 ) -> Share:
-    """Return what a client of a tier holds and does in a round.
-
-    Args:
-        model: the resident model.
-        tier: of the client.
-        trained: names that the round trains.
-        local: patterns of what clients keep to themselves.
-    """
+    """Return what a client of a tier holds and does in a round."""
     factors = model.factors
     names = {f.a: "A" for f in factors} | {f.b: "B" for f in factors}
     held = tuple(name for name in model.initial if _is_of(model, name, names, tier))

@@ -20,11 +20,7 @@ class Head(Component, kind="head", package="trillium.frameworks.heads"):
     """
 
     def check(self, config: Setting) -> None:
-        """Refuse settings that contradict each other.
-
-        Raises:
-            UserError: says which, why, and what to write instead.
-        """
+        """Refuse settings that contradict each other."""
 
     def start(self, server: Server, fleet: Fleet) -> None:
         """Find the head, before `Framework.start`; a resumed run does not come here."""

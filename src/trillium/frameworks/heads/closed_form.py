@@ -83,7 +83,6 @@ class ClosedForm(Head):
         """Return the head on standardised features from the pooled statistics.
 
         Args:
-            statistics: of all clients that answered.
             intercept: whether the head has a bias; features are only centred if so.
         """
         raise NotImplementedError

@@ -38,14 +38,7 @@ class LabelCache:
     def keep(
         self, number: int, indices: Sequence[int], teacher: Teacher, slices: dict[int, slice]
     ) -> None:
-        """Take in labels that were made in a round, and let go of those that have expired.
-
-        Args:
-            number: of the round.
-            indices: the examples.
-            teacher: speaks of them.
-            slices: the rows of examples in it.
-        """
+        """Take in labels that were made in a round, and let go of those that have expired."""
         for index in indices:
             found = teacher.of(slices, [index])
             self._made[index], self._records[index] = number, found.labels.records

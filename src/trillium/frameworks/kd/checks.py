@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_kd(framework: KDSettings, config: Setting) -> None:
-    """Refuse a configuration that cannot work.
-
-    Raises:
-        UserError: says which settings, why, and what to write instead.
-    """
+    """Refuse a configuration that cannot work."""
     config.data.public.check(config.task)
     _check_written(framework, config)
     given = f"framework.ensemble={framework.ensemble.name}"

@@ -26,9 +26,7 @@ class Dialect:
     """What a language model speaks.
 
     Attributes:
-        tokenizer: of the model.
         num_classes: entries of its logits, at least as many as the tokenizer has tokens.
-        public: the public set in its tokens.
     """
 
     tokenizer: Any
@@ -61,13 +59,6 @@ def find_dialects(
     """Return the dialects of those clients who do not speak the server's.
 
     In classification there is one for all: classes are the same whatever the tokens.
-
-    Args:
-        config: of the run.
-        model: the server's.
-        public: the public set in its tokens.
-        rows: the same as texts.
-        clients: all of them.
     """
     if config.task.peft_task != "CAUSAL_LM" or not config.has_other_models:
         return {}

@@ -51,11 +51,7 @@ def opinion_of(
     """Return what a client says in the server's dialect, and what could not be translated.
 
     Args:
-        server: has the dialects.
         fleet: knows the client's codecs, which what is translated is kept with.
-        client: whose opinion it is.
-        opinion: in the client's dialect.
-        wanted: the examples that it is about.
     """
     dialect = server.dialects.get(client)
     if dialect is None:
@@ -79,12 +75,6 @@ def teacher_for(server: Server, client: str, indices: Sequence[int], teacher: Te
 
     Its labels stay in the server's tokens. Where these are coarser than the client's, they do not say
     which of the client's tokens is next, and in its tokens they would teach it to write short ones.
-
-    Args:
-        server: has the dialects.
-        client: who is to learn.
-        indices: the examples.
-        teacher: of these examples.
     """
     dialect = server.dialects.get(client)
     if dialect is None:
@@ -96,13 +86,7 @@ def teacher_for(server: Server, client: str, indices: Sequence[int], teacher: Te
 
 
 def with_classes(message: Message, server: Server, client: str) -> Message:
-    """Return a message that also tells a client of another dialect how to read the server's labels.
-
-    Args:
-        message: what it gets otherwise.
-        server: has the dialects.
-        client: who is to learn.
-    """
+    """Return a message that also tells a client of another dialect how to read the server's labels."""
     dialect = server.dialects.get(client)
     if dialect is None:
         return message
@@ -113,10 +97,6 @@ def with_classes(message: Message, server: Server, client: str) -> Message:
 
 def read_classes(message: Message, num_logits: int) -> tuple[Tensor | None, int]:
     """Return the class of each of a client's tokens in the labels to come, and how many classes.
-
-    Args:
-        message: from the server.
-        num_logits: of the client's model.
 
     Raises:
         MessageError: it is no such map.

@@ -99,7 +99,6 @@ def distillation_objective(
         task: chooses the predictions that count, equally for teacher and student.
         public: the examples whose predictions the teacher's rows are, in order.
         teacher: softened by the temperature; predictions that it does not speak of add nothing.
-        terms: of the loss.
         apart: whether the last layer is applied some rows at a time, and again in the backward pass,
             so that no more logits exist at once than of these rows.
     """

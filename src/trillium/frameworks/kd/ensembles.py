@@ -29,7 +29,6 @@ class Opinions:
         counts: how many examples of each class a client has, `(clients, classes)` float64; `None`
             unless the ensemble asks for it.
         targets: label of each row, `(rows,)` int64, `IGNORE` where there is none.
-        key: seeds what is drawn at random.
     """
 
     log_probs: Tensor
@@ -65,7 +64,6 @@ class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensem
 
         Args:
             opinions: at least one for each row.
-            temperature: divides the logarithms before they are averaged.
             average: whether probabilities are averaged, or their logarithms and so the logits.
         """
         softened = (opinions.log_probs / temperature).log_softmax(-1)

@@ -25,10 +25,7 @@ def lesson(used: Sequence[int], sent: Sequence[int], teacher: Teacher, count: in
     """Return the message.
 
     Args:
-        used: the public examples to learn from.
         sent: those of them whose labels go with it; the client holds the others.
-        teacher: of what is sent.
-        count: public examples in all.
     """
     tensors = choice("control/used", used, count)
     if list(sent) != list(used):
@@ -46,16 +43,7 @@ def send_lessons(
     used: list[int],
     teacher: Teacher,
 ) -> None:
-    """Send each client those labels that it does not hold, and let it distil.
-
-    Args:
-        framework: says how.
-        server: who sends.
-        fleet: the clients.
-        cache: knows what they hold, and is told.
-        used: the public examples to learn from.
-        teacher: of these.
-    """
+    """Send each client those labels that it does not hold, and let it distil."""
     slices = row_slices(server.task, examples_at(server.public, used))
     sent = {client: cache.lacking(client, used) for client in fleet.cohort}
     made: dict[tuple[int, ...], Message] = {}  # what goes to many is made once
@@ -82,13 +70,6 @@ def read_lesson(
     num_classes: int,
 ) -> list[int]:
     """Put what was sent into a client's cache, and return the examples to learn from.
-
-    Args:
-        message: from the server.
-        client: who is to learn.
-        public: the public set.
-        cache: the client's.
-        num_classes: of the labels.
 
     Raises:
         MessageError: the labels are unreadable, or not of the examples.

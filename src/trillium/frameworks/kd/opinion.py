@@ -14,8 +14,6 @@ class Opinion:
     """What one client has answered.
 
     Attributes:
-        weight: of the client in means.
-        loss: of its training.
         labels: its predictions for the examples that it was asked about, in order.
         counts: how many examples of each class it has, `(classes,)`, if asked for.
         present: which of these predictions could be told in the server's tokens, bool `(rows,)`; all

@@ -34,13 +34,6 @@ def read_opinion(
 ) -> Opinion:
     """Check what a client has answered.
 
-    Args:
-        reply: from the client.
-        task: of the run.
-        examples: what it was asked about, in its tokens.
-        num_classes: of its predictions.
-        ensemble: says what else was asked.
-
     Raises:
         MessageError: something is missing, of a wrong shape, or unreadable.
     """
@@ -62,14 +55,7 @@ def read_opinion(
 def ask_opinions(
     framework: KDSettings, server: Server, fleet: Fleet, wanted: Sequence[int]
 ) -> tuple[list[Opinion], Metrics]:
-    """Return what the clients say of public examples, sorted by name, and what of it was lost.
-
-    Args:
-        framework: says how they are asked.
-        server: who asks.
-        fleet: the clients.
-        wanted: the examples.
-    """
+    """Return what the clients say of public examples, sorted by name, and what of it was lost."""
     message = Message("teach", choice("control/wanted", wanted, len(server.public)))
     reads = {}
     for client in fleet.cohort:

@@ -28,12 +28,7 @@ _COLUMNS: Final[dict[str, tuple[frozenset[str], ...]]] = {
 
 
 def encode_public(rows: Dataset, *, labelled: bool) -> Message:
-    """Return the message that carries the public set.
-
-    Args:
-        rows: in the columns of the task.
-        labelled: whether the classes may be told.
-    """
+    """Return the message that carries the public set."""
     names = [name for name in rows.column_names if labelled or name != "label"]
     columns = {name: list(rows[name]) for name in sorted(names)}
     data = json.dumps(columns, ensure_ascii=False, separators=(",", ":")).encode()
@@ -44,11 +39,6 @@ def encode_public(rows: Dataset, *, labelled: bool) -> Message:
 
 def decode_public(message: Message, data_form: str, num_classes: int) -> Dataset:
     """Return the public set of a message.
-
-    Args:
-        message: from the server.
-        data_form: of the task.
-        num_classes: of a classification.
 
     Raises:
         MessageError: it is no JSON, or holds other columns, types or classes than the task has.

@@ -63,10 +63,6 @@ def make_teacher(
     An example of which nobody speaks is left out.
 
     Args:
-        framework: says how opinions are weighed, averaged and sharpened.
-        server: has the task, and the seed of what is drawn.
-        opinions: of the clients that answered.
-        examples: what they were asked about.
         writer: encodes the rows; a few of them exist as floats at the same time.
     """
     slices = row_slices(server.task, examples)

@@ -34,7 +34,6 @@ def digest_of(input_ids: Tensor, beside: Tensor) -> str:
     """Return what tells one sample from another.
 
     Args:
-        input_ids: its tokens.
         beside: what is sent beside its activations. Labels that are not sent must have no part in a
             hash: whoever knows the text can try them all.
     """
@@ -56,10 +55,7 @@ class Cached:
 
     Attributes:
         start: the first byte in the file; behind the records lie the labels.
-        num_tokens: records.
         num_labels: 1, or one for each token.
-        layout: number of the layout of the records.
-        key: seeded the codecs.
         source: number of what the activations have passed (see `ActivationCache.add`).
     """
 
@@ -81,7 +77,6 @@ class ActivationCache:
     Args:
         store: what is kept between rounds; written to.
         folder: where the file lies; in a temporary file without one.
-        max_bytes: the file grows no longer.
 
     Raises:
         UserError: the file is shorter than the index says.
@@ -128,13 +123,8 @@ class ActivationCache:
         """Take in the activations of some samples of a client that has announced itself.
 
         Args:
-            client: whose.
-            digests: one for each sample.
-            lengths: tokens of each sample.
-            rows: activations of all tokens, one sample after the other.
             labels: one for each sample, or one for each token; where they stay with the client, how
                 many predictions of each sample count.
-            source: what the activations have passed, a number of the caller's.
 
         Raises:
             UserError: there is no room for them.
@@ -195,7 +185,6 @@ class ActivationCache:
         """Return samples as a batch, padded on the right.
 
         Args:
-            samples: of the pool.
             task: says which labels count; `None` where these have stayed with the client.
             rows: their activations, if they have been read already.
             positions: their places among those of the client, if they are all of one.

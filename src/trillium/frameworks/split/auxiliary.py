@@ -22,12 +22,7 @@ WEIGHT, BIAS = "auxiliary.weight", "auxiliary.bias"
 
 
 class Auxiliary:
-    """The head's form; its values are in states, beside those of the client's blocks.
-
-    Args:
-        parts: the cut model.
-        task: says what is predicted.
-    """
+    """The head's form; its values are in states, beside those of the client's blocks."""
 
     def __init__(self, parts: Parts, task: Task) -> None:
         self._task, self._width, self._classes = task, parts.width, parts.num_classes
@@ -45,9 +40,7 @@ class Auxiliary:
         """Return the summed loss of a batch and how many predictions it sums over.
 
         Args:
-            state: holds the values.
             hidden: activations at the cut `(batch, seq, hidden)`.
-            batch: the mask and the labels.
         """
         rows = functional.layer_norm(hidden, hidden.shape[-1:])
         if self._task.peft_task == "SEQ_CLS":

@@ -24,7 +24,6 @@ class Step:
 
     Attributes:
         scale: what the gradients are multiplied by, to clip them.
-        rate: learning rate.
     """
 
     scale: float = 1.0
@@ -37,10 +36,6 @@ class Step:
 
 class Body:
     """A server part: its trainable parameters and their optimiser.
-
-    Attributes:
-        owner: whose optimiser it is.
-        state: by name.
 
     Args:
         saved: what `optimizer_state` returned in an earlier round.

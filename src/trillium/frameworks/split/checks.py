@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_split_settings(framework: SplitSettings, config: Setting) -> None:
-    """Refuse a configuration that cannot work.
-
-    Raises:
-        UserError: says which settings, why, and what to write instead.
-    """
+    """Refuse a configuration that cannot work."""
     if framework.cache:
         _check_cache(framework)
     if framework.leakage and not config.data.public_size:
@@ -39,15 +35,7 @@ def check_split_settings(framework: SplitSettings, config: Setting) -> None:
 
 
 def check_staleness(framework: SplitSettings, sends_once: bool) -> None:
-    """Refuse to run batches ahead where there are none, or where their gradients would mix.
-
-    Args:
-        framework: the settings.
-        sends_once: whether activations are sent once.
-
-    Raises:
-        UserError: says which settings, why, and what to write instead.
-    """
+    """Refuse to run batches ahead where there are none, or where their gradients would mix."""
     if sends_once:
         raise UserError(
             f"framework.staleness={framework.staleness} with activations that are sent once",

@@ -37,7 +37,6 @@ class Pending:
     """A batch that is on its way through the server.
 
     Attributes:
-        batch: what the first blocks ran on.
         hidden: what came out; `None` where the server has it since an earlier round.
         weights: with which; with staleness they are copies, because a step is taken before its backward
             pass (as PipeDream stashes weights, Harlap et al., 2018, arXiv 1806.03377).

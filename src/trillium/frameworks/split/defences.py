@@ -20,12 +20,7 @@ class Defence(Component, kind="defence", package="trillium.frameworks.split.defe
         raise NotImplementedError
 
     def epsilon(self, num_tokens: int, num_releases: int) -> dict[str, float]:
-        """Return what is guaranteed by differential privacy, if anything.
-
-        Args:
-            num_tokens: of the longest text.
-            num_releases: how often the activations of a text are sent in the run.
-        """
+        """Return what is guaranteed by differential privacy, if anything."""
         return {}
 
 
@@ -77,7 +72,6 @@ def gaussian_epsilon(sensitivity: float, delta: float) -> float:
 
     Args:
         sensitivity: l2 distance of the two results that are not to be told apart.
-        delta: of the guarantee.
     """
     low, high = 0.0, 1.0
     while _delta(sensitivity, high) > delta:

@@ -47,11 +47,7 @@ class Delta(BaseModel):
     feedback: float = Field(default=1.0, ge=0, le=1)
 
     def threshold(self, losses: Sequence[float]) -> float:
-        """Return the share below which this round's samples are not sent.
-
-        Args:
-            losses: of the rounds so far.
-        """
+        """Return the share below which this round's samples are not sent."""
         rising = len(losses) > 1 and not losses[-1] < losses[-2]
         return 0.0 if rising else self.skip
 
@@ -97,10 +93,6 @@ class Copies:
 
         Args:
             rows: activations `(tokens, width)` of each sample.
-            samples: their numbers.
-            wire: what they will cross through.
-            number: of the round.
-            delta: the settings.
             threshold: shares of change below which a sample is not sent.
         """
         forms, changes = [], []
@@ -176,12 +168,7 @@ def compensated(
 
     Args:
         store: what was lost of one client's samples; written to.
-        share: how much of it is added.
         gradient: of a batch's activations, `(tokens, width)`.
-        samples: of the batch.
-        lengths: their tokens.
-        wire: what it will cross through.
-        number: of the round.
     """
     if not share or wire.is_lossless("gradients", "down"):
         return Message("backward", {GRADIENT: gradient})

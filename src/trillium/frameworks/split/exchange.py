@@ -40,10 +40,7 @@ class Exchange:
     """One round of a cut model with the cohort.
 
     Attributes:
-        split: the settings.
         server, fleet: who works with whom.
-        parts: the cut model.
-        order: draws whose turn it is.
         kept: the batches, where activations are sent once; else clients send them.
     """
 

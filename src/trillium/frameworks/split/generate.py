@@ -49,11 +49,7 @@ def write_texts(
     """Write on from the prompts of clients, all as one batch.
 
     Args:
-        split: the settings.
-        server: its state is the trained model.
-        fleet: reaches the clients.
         clients: those with prompts (`give_prompts`).
-        writing: how tokens are chosen, and how many.
 
     Returns:
         By client, the tokens behind each prompt, with the one that ended it. In the U shape nothing:
@@ -135,11 +131,7 @@ class _Batch:
         self._session = PartSession(parts.split.body, self._mask, server.meter)
 
     def asks(self, last: bool) -> dict[str, tuple[Message, Callable[[Message], Answer]]]:
-        """Run the server's blocks; return what each client is asked, and what reads its answer.
-
-        Args:
-            last: whether no text goes on from here.
-        """
+        """Run the server's blocks; return what each client is asked, and what reads its answer."""
         self._parts.body.mount(self._server.state)
         output = self._session.step(self._hidden)
         places = self._places()
@@ -186,13 +178,7 @@ class _Batch:
     def _reader(
         self, own: list[int], last: bool, known: list[bool] | None = None
     ) -> Callable[[Message], Answer]:
-        """Return what checks the answer of a client with these rows.
-
-        Args:
-            own: places of its texts.
-            last: whether no text goes on from here.
-            known: which go on, where the server has chosen the tokens.
-        """
+        """Return what checks the answer of a client with these rows."""
 
         def read(reply: Message) -> Answer:
             going = _read_going(reply, len(own)) if known is None else known
@@ -219,12 +205,7 @@ def _read_going(reply: Message, num_rows: int) -> list[bool]:
 
 
 def give_prompts(client: Client, prompts: Sequence[Sequence[int]]) -> None:
-    """Lay down what the client's owner wants written on; it stays there.
-
-    Args:
-        client: of a causal language model.
-        prompts: token ids of each.
-    """
+    """Lay down what the client's owner wants written on; it stays there."""
     assert all(prompts), "an empty prompt has no activations"
     client.scratch["prompts"] = [list(prompt) for prompt in prompts]
 
@@ -243,11 +224,8 @@ class _Texts:
         parts: the cut model, and the state that is mounted into it.
         state: see `parts`.
         head, tail: what the client runs; no tail in two parts.
-        mask: of what the tail is given next.
-        writing: how tokens are chosen.
         draw: draws them in the U shape.
         going: numbers of the texts that have not ended.
-        num_new: tokens that are written of each of these.
     """
 
     parts: Parts

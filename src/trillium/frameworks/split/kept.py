@@ -41,8 +41,6 @@ class KeptBatches:
     """The batches of a round, as the clients draw them.
 
     Attributes:
-        split: the settings.
-        server: who keeps.
         cache: what is kept; it has all samples of the clients.
     """
 
@@ -62,12 +60,7 @@ class KeptBatches:
     def arrivals(
         self, fleet: Fleet, turns: Iterable[Sequence[str]]
     ) -> Iterator[dict[str, Forwarded]]:
-        """Yield the batches of each turn, by client.
-
-        Args:
-            fleet: knows who is still there.
-            turns: the clients of each.
-        """
+        """Yield the batches of each turn, by client."""
         drawn: dict[str, Iterator[list[_Sample]]] = {}
         for clients in turns:
             present = sorted(client for client in clients if client in fleet.cohort)

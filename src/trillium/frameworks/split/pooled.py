@@ -24,7 +24,6 @@ class Forwarded:
         hidden: activations at the cut `(batch, seq, hidden)`.
         mask: `(batch, seq)` int64, 0 where padded.
         labels: as in `Batch`; `None` where they stay with the client.
-        count: how many predictions are supervised.
         samples: the client's numbers of the rows, where it tells them.
     """
 
@@ -51,10 +50,6 @@ class Forwarded:
         Args:
             reply: activations without padding, lengths, and labels or their number.
             task: says of which shape labels are, and which of them count.
-            training: bounds the size of a batch.
-            width: size of the hidden states at the cut.
-            num_classes: labels are below it.
-            with_labels: whether labels leave the client.
             changes: reads activations `(tokens, width)` that are sent as changes, given the lengths.
 
         Raises:
@@ -109,9 +104,7 @@ class Pooled:
     Attributes:
         members: by client, in the order of the rows.
         hidden: `(rows, seq, hidden)`, a leaf; its `grad` goes back to the clients.
-        output: what the body made of it.
         output_gradient: gradient of the output, filled by the clients in the U shape.
-        loss: summed loss.
         client_squared_norm: squared l2 norm of the gradients of the clients' parameters, each of the
             mean loss of the client's own batch, weighted by its share of the predictions.
     """

@@ -27,12 +27,6 @@ def leakage(
     """Return what is recovered of held-out texts, which stand for those of the clients.
 
     The attacker trains on the public set. Activations pass the defence and the codecs of the run.
-
-    Args:
-        split: the settings.
-        server: holds the model, the held-out texts and the public set.
-        fleet: has the wire.
-        batch_size: texts at once.
     """
     parts = split.parts(server.model, server.test)
     parts.head.mount(server.state)

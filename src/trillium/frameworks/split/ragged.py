@@ -44,11 +44,6 @@ def lengths_of(mask: Tensor) -> dict[str, Tensor]:
 def read_lengths(message: Message, most_rows: int, longest: int) -> Tensor:
     """Return the lengths of a batch that a peer sends, int64 `(rows,)`.
 
-    Args:
-        message: what came.
-        most_rows: rows that a batch may have.
-        longest: tokens that a row may have.
-
     Raises:
         MessageError: they are missing, or the batch is larger than agreed.
     """

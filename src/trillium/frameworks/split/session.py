@@ -40,9 +40,7 @@ class PartSession:
     The part is set to evaluation; its parameters must be mounted before each step.
 
     Args:
-        part: of a causal language model.
         mask: `(rows, seq)`, of the prompts; padding, on the left, is 0.
-        meter: of its owner.
     """
 
     def __init__(self, part: Part, mask: Tensor, meter: Meter) -> None:

@@ -96,13 +96,7 @@ class SplitSettings(Framework):
     def parts(
         self, model: LanguageModel, examples: Sequence[Example], cut: int | None = None
     ) -> Parts:
-        """Return the cut model; the first call in a process checks it on a few examples.
-
-        Args:
-            model: the whole one.
-            examples: any.
-            cut: of a client that differs.
-        """
+        """Return the cut model; the first call in a process checks it on a few examples."""
         tail = self.tail
         if self.shape == "u" and tail is None:
             tail = model.num_blocks

@@ -18,10 +18,8 @@ def turns(
     """Yield whose batches the server takes next, as one.
 
     Args:
-        num_steps: how many each client has.
         one_by_one: whether each turn is one client's, in random order, or that of all that have one
             left.
-        order: draws whose turn it is.
     """
     for turn in range(max(num_steps.values(), default=0)):
         active = [client for client in sorted(num_steps) if turn < num_steps[client]]
@@ -48,10 +46,6 @@ def arrivals(
     """Yield the batches of each turn, by client, as they are asked for.
 
     Args:
-        fleet: is asked.
-        turns: the clients of each.
-        request: what a client is sent.
-        reader: what checks its reply.
         ahead: whether the clients of the next turn are asked before the batches of a turn are yielded,
             and work while the server does.
     """

@@ -24,7 +24,6 @@ class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
         The layers of the task head all train; `trillium.models.heads` narrows that down.
 
         Args:
-            model: a Hugging Face model with its task head.
             peft_task: PEFT's name of the task, `SEQ_CLS` or `CAUSAL_LM`.
             keep: names of modules whose weights no checkpoint holds: they stay frozen, and are saved
                 with the adapter.

@@ -29,10 +29,7 @@ def attach(
     would be rounded away, and so would most clients' updates in a mean.
 
     Args:
-        model: a Hugging Face model with its task head.
-        config: PEFT's configuration, with its task type.
         keep: names of modules that are saved with the adapter, but frozen.
-        train: names of modules that are saved with the adapter and train.
 
     Raises:
         UserError: PEFT finds nothing to adapt.

@@ -105,7 +105,6 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc]
     """What PEFT saves beside the weights.
 
     Attributes:
-        size: width of the bottleneck.
         activation: name of the function between the projections.
         target_modules: the linear layers whose outputs are changed.
         modules_to_save: modules that are trained in full beside them.

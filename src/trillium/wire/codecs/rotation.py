@@ -23,7 +23,6 @@ def rotate(rows: Tensor, block: int, key: int) -> Tensor:
         rows: float32 `(…, n)`.
         block: a power of two; a row is cut into blocks of it, and its rest into smaller powers of two,
             so that nothing has to be filled up and the shape stays.
-        key: draws the signs, the same for all rows.
     """
     return _hadamard(rows * signs(key, rows.shape[-1]).to(rows.device), block)
 

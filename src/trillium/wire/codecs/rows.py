@@ -39,7 +39,6 @@ class RowCodec(Codec):
 
         Args:
             log_probs: normalised log-probabilities `(rows, classes)`.
-            key: seeds what is drawn at random.
         """
         raise NotImplementedError
 

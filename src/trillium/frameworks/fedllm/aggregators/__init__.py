@@ -117,7 +117,6 @@ def check(contribution: Contribution, like: Tensors, factors: Sequence[Factors] 
     """Check the names and shapes of a contribution.
 
     Args:
-        contribution: what a client sent.
         like: name to a tensor of the shape that is wanted.
         factors: layers in which a lower rank will do, if both factors that were sent have it.
 

@@ -22,7 +22,6 @@ class Sent:
     """Both factors of one layer, as the clients sent them; all in float64.
 
     Attributes:
-        shares: each client's weight over their sum.
         a: `(r_k, in)` of each client.
         b: `(out, r_k)` of each client.
     """

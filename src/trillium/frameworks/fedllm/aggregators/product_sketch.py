@@ -21,12 +21,7 @@ NUM_DIRECTIONS = 16
 
 
 class ProductSketch:
-    """The relative error of averaging factors, in the Frobenius norm over all layers.
-
-    Args:
-        factors: the layers with LoRA.
-        seed: of the random directions.
-    """
+    """The relative error of averaging factors, in the Frobenius norm over all layers."""
 
     def __init__(self, factors: Sequence[Factors], seed: int) -> None:
         self._factors, self._seed = factors, seed

@@ -58,7 +58,6 @@ def coordinate_wise(
     """Return a function of the clients' values of each coordinate, in the dtype of `like`.
 
     Args:
-        contributions: of the same names.
         like: name to a tensor of the wanted shape and dtype.
         reduce: turns `(entries, clients)`, ascending in each row, into `(entries,)`.
     """

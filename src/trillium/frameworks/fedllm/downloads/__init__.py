@@ -22,12 +22,8 @@ class Parcel:
     """What one client is to hold, and what is known of it.
 
     Attributes:
-        client: its name.
-        target: what it is to hold, by name.
         start: what all sides know without a message, of the same names and shapes.
-        number: of the round.
         is_new: whether the client holds nothing of earlier rounds.
-        wire: what messages to it go through.
     """
 
     client: str
@@ -47,7 +43,6 @@ class Sent:
     """What goes to one client.
 
     Attributes:
-        message: with the tensors to train.
         held: what the client holds once it has read it, bit for bit.
     """
 
@@ -79,10 +74,8 @@ class Download(Component, kind="download", package="trillium.frameworks.fedllm.d
         """The client's half: return what it now holds; `store` is what this object keeps there.
 
         Args:
-            store: kept between rounds.
             message: what `send` made.
             start: as in `Parcel`.
-            wire: what messages from the server go through.
 
         Raises:
             MessageError: the message does not fit what this client holds.

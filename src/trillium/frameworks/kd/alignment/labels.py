@@ -24,7 +24,6 @@ def translate(log_probs: Tensor, vocabulary: VocabularyMap) -> tuple[Tensor, Ten
 
     Args:
         log_probs: normalised log-probabilities `(rows, source classes)`.
-        vocabulary: source to target.
 
     Returns:
         Normalised log-probabilities `(rows, target classes)`, none below `LEAST`, and the
@@ -78,8 +77,6 @@ def translate_labels(
 
     Args:
         labels: of the source, with `vocabularies.num_sources` classes.
-        alignment: says which of their rows is which of the target's.
-        vocabularies: source to target.
         writer: of `len(alignment.rows)` rows with `vocabularies.num_targets` classes, fresh.
     """
     rows = alignment.rows

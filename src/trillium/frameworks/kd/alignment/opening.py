@@ -11,9 +11,6 @@ class Opening:
     Where one tokenizer says " tokenization" at once, another begins to say it, " token", and goes on.
     What the first says of the longer piece holds of the shorter one, since it comes first. That
     the rest can be written keeps whole words from standing for others that begin like them.
-
-    Args:
-        places: id of each piece to choose from.
     """
 
     def __init__(self, places: Mapping[str, int]) -> None:

@@ -63,10 +63,7 @@ def align(
     nor does case where one does not keep it.
 
     Args:
-        source: examples in the source's tokens.
-        target: the same, in the same order, in the target's.
-        source_pieces: of the source's tokenizer.
-        target_pieces: of the target's tokenizer.
+        target: the same examples as `source`, in the same order, in its own tokens.
     """
     rows, spaces, start = [], [], 0
     both = (source_pieces, target_pieces)

@@ -19,8 +19,6 @@ class VocabularyAccount:
     Attributes:
         exact: to the same piece of text, but for what the other tokenizer does not keep.
         role: to the token of the same role, such as the end of a text.
-        similar: to another piece, which it opens with.
-        none: to no token.
     """
 
     exact: int
@@ -50,8 +48,6 @@ class VocabularyMap:
             -1 where there is none.
         free: entries of the target's logits that share the mass of what has no counterpart, int64:
             the tokens that nothing is mapped to, or all tokens if there are no such.
-        num_targets: entries of the target's logits.
-        account: how many were mapped, and why.
     """
 
     index: Tensor
@@ -70,10 +66,7 @@ class Vocabularies:
     byte of SentencePiece's, then the first.
 
     Attributes:
-        source: pieces to map.
-        target: pieces to map to.
         num_sources: entries of the source's logits, which may be more than it has tokens.
-        num_targets: of the target's.
     """
 
     source: Pieces
@@ -151,11 +144,6 @@ class _Same:
                 self.first[piece] = token
 
     def find(self, spelling: str | None, piece: str) -> int | None:
-        """Return the token, `None` where there is none.
-
-        Args:
-            spelling: of the piece in the source's vocabulary, to be preferred.
-            piece: what it stands for.
-        """
+        """Return the token, `None` where there is none."""
         found = self._spelled.get((spelling, piece), self.first.get(piece))
         return self.first.get(self._target.respelled(piece)) if found is None else found

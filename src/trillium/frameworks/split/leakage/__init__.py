@@ -30,7 +30,6 @@ class Seen:
     Attributes:
         rows: `(tokens, width)`, one text after the other.
         tokens: their ids `(tokens,)`.
-        lengths: tokens of each text.
     """
 
     rows: Tensor
@@ -42,15 +41,7 @@ class Seen:
 def observe(
     parts: Parts, examples: Sequence[Example], pad_id: int, batch_size: int, channel: Channel
 ) -> Seen:
-    """Return what the server reads of some texts.
-
-    Args:
-        parts: the cut model, with the client's parameters mounted.
-        examples: the texts.
-        pad_id: token id of padding.
-        batch_size: texts at once.
-        channel: what activations pass on their way.
-    """
+    """Return what the server reads of some texts."""
     head = parts.split.head.eval()
     device = next(head.parameters()).device
     rows, tokens, lengths = [], [], []
@@ -69,11 +60,8 @@ def measure(
     """Return what is recovered of private texts.
 
     Args:
-        private: texts to recover.
-        public: texts that the attacker has, to train on.
         words: the word embeddings `(vocabulary, width)`.
         trivial: ids of tokens that stand in every text, which do not count.
-        seed: draws the attacker's batches.
 
     Returns:
         `nearest_accuracy`: tokens whose embedding is the nearest to the activation; `inverter_accuracy`

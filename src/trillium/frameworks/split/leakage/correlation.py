@@ -21,7 +21,6 @@ def distance_correlation(left: Tensor, right: Tensor, seed: int = 0) -> float:
 
     Args:
         left, right: rows that belong together.
-        seed: draws them.
     """
     if len(left) > MOST:
         chosen = torch.randperm(len(left), generator=generator(seed, "correlation"))[:MOST]

@@ -35,10 +35,7 @@ class Inverter:
 
     Args:
         rows: activations `(tokens, width)` of the attacker's texts.
-        tokens: their ids.
         words: embeddings `(vocabulary, width)`.
-        seed: draws the batches.
-        num_steps: of training.
     """
 
     def __init__(
