@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from types import FunctionType
+from functools import cached_property, partial
+from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -28,19 +28,31 @@ F = TypeVar("F", bound=Callable[..., Message])
 
 
 def client_verb(function: F) -> F:
-    """Mark a method of a component as something the server may ask a client for."""
+    """Mark what the server may ask a client for.
+
+    A method of a component, or a function `(component, client, message)` in one of the modules that the
+    component names as `client_half`.
+    """
     function.__dict__["client_verb"] = True
     return function
 
 
 def verbs_of(*components: Component) -> dict[str, Verb]:
     """Return the clients' half of components: what a client can be asked, by verb."""
+    found: dict[str, Verb] = {}
+    for component in components:
+        for base in type(component).__mro__:
+            found |= {name: getattr(component, name) for name in _marked(base)}
+        for module in getattr(component, "client_half", ()):
+            found |= {name: partial(verb, component) for name, verb in _marked(module).items()}
+    return found
+
+
+def _marked(place: type | ModuleType) -> dict[str, Callable[..., Message]]:
     return {
-        name: getattr(component, name)
-        for component in components
-        for base in type(component).__mro__
-        for name, value in vars(base).items()
-        if isinstance(value, FunctionType) and value.__dict__.get("client_verb")
+        name: found
+        for name, found in vars(place).items()
+        if isinstance(found, FunctionType) and found.__dict__.get("client_verb")
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from types import ModuleType
+from typing import ClassVar
 
 import torch
 from peft import PeftModel
@@ -14,11 +15,9 @@ from trillium.errors import UserError
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
+from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.wire.message import Message, scalar
-
-if TYPE_CHECKING:
-    from trillium.federation.setting import Setting
 
 SERVER_MODEL = "server model"
 CLIENT_MODELS = "mean of the clients' models"
@@ -32,6 +31,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     slices_adapters: ClassVar[bool] = False  # whether clients may hold parts of the adapter
     mixes_models: ClassVar[bool] = False  # whether sides may have different models
     trains: ClassVar[bool] = True
+    client_half: ClassVar[Sequence[ModuleType]] = ()  # modules of verbs, beside its own methods
 
     @property
     def ships(self) -> str:

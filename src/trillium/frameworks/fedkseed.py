@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from trillium.errors import UserError
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
+from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.frameworks import Framework
 from trillium.models.slots import State
@@ -39,9 +39,6 @@ from trillium.training.loop import batches, task_objective
 from trillium.training.meters import resident_tensors
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, scalar
-
-if TYPE_CHECKING:
-    from trillium.federation.setting import Setting
 
 CHUNK = 2**20  # entries of a direction drawn at once: bounds the memory that a step adds; 64 * n
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")

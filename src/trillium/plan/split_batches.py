@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trillium.federation.client import Client
+from trillium.federation.client import Client, verbs_of
 from trillium.frameworks.split.body import Body, Step
 from trillium.frameworks.split.client import _take_step
 from trillium.frameworks.split.pooled import Forwarded, Pooled
@@ -156,15 +156,15 @@ class Batches:
         """Run the verbs of a batch."""
         # What is sent instead of activations makes no difference to what is computed.
         framework = self.framework.model_copy(update={"delta": None})
-        costs: dict[str, Work] = {}
+        costs, verbs = dict[str, Work](), verbs_of(framework)
 
         def ask(message: Message) -> Message:
             self.federation.meter.reset()
-            reply: Message = getattr(framework, message.verb)(client, message)
+            reply = verbs[message.verb](client, message)
             costs[message.verb] = self.federation.meter.work()
             return reply
 
-        framework.begin(client, Message("begin", named("parameters", self.client_part(client))))
+        verbs["begin"](client, Message("begin", named("parameters", self.client_part(client))))
         optimizer = client.scratch["optimizer"]
         if optimizer is not None and not first:
             _step(optimizer)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trillium.federation.client import Client
+from trillium.federation.client import Client, verbs_of
 from trillium.frameworks.split.activation_cache import DIGEST, digest_of
 from trillium.frameworks.split.auxiliary import Auxiliary
 from trillium.frameworks.split.cached import UPLOAD
@@ -137,7 +137,7 @@ class CachedRounds:
         def run(chunk: list[Example]) -> None:
             alone = replace(client, examples=chunk)
             positions = {"control/positions": torch.arange(len(chunk), dtype=torch.int32)}
-            plain.send_activations(alone, Message("send_activations", positions))
+            verbs_of(plain)["send_activations"](alone, Message("send_activations", positions))
 
         return self.federation.summed(
             chunks, ("upload", id(client.model), client.tier.cut or self.framework.cut), run
@@ -223,7 +223,7 @@ class CachedRounds:
         def run(chunk: list[Example]) -> None:
             training = client.training.model_copy(update={"local_steps": 1})
             alone = replace(client, examples=chunk, training=training)
-            self.framework.train_blocks(alone, Message("train_blocks", part))
+            verbs_of(self.framework)["train_blocks"](alone, Message("train_blocks", part))
 
         cost = federation.summed(federation.chunks(client), self._blocks_key(client), run)
         return Ask(name, "train_blocks", down, up, cost)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from trillium.component import Component
-
-if TYPE_CHECKING:
-    from trillium.models.base import ModelConfig
-    from trillium.models.load import LanguageModel
-    from trillium.tasks import Task
-    from trillium.training.meters import Meter
+from trillium.models.base import ModelConfig
+from trillium.models.load import LanguageModel
+from trillium.tasks import Task
+from trillium.training.meters import Meter
 
 Row = dict[str, str]
 """A row without label: `text`, or `prompt` and `completion`."""

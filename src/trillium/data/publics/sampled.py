@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -17,14 +17,11 @@ from torch import nn
 
 from trillium.data.publics import Public, Row
 from trillium.errors import UserError
+from trillium.models.base import ModelConfig
+from trillium.models.load import LanguageModel
 from trillium.rng import scoped_rng
-from trillium.training.meters import resident_tensors
-
-if TYPE_CHECKING:
-    from trillium.models.base import ModelConfig
-    from trillium.models.load import LanguageModel
-    from trillium.tasks import Task
-    from trillium.training.meters import Meter
+from trillium.tasks import Task
+from trillium.training.meters import Meter, resident_tensors
 
 
 @dataclass(frozen=True)

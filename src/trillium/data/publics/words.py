@@ -7,20 +7,18 @@ Krishna et al., "Thieves on Sesame Street! Model Extraction of BERT-based APIs" 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from trillium.data.publics import Public, Row
 from trillium.errors import UserError
+from trillium.models.base import ModelConfig
+from trillium.models.load import LanguageModel
 from trillium.rng import derive_seed
-
-if TYPE_CHECKING:
-    from trillium.models.base import ModelConfig
-    from trillium.models.load import LanguageModel
-    from trillium.tasks import Task
-    from trillium.training.meters import Meter
+from trillium.tasks import Task
+from trillium.training.meters import Meter
 
 BATCH = 64  # texts at once
 

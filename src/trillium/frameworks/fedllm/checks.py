@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from trillium.component import known
 from trillium.errors import UserError
+from trillium.federation.setting import Setting
 from trillium.frameworks.fedllm.aggregators import Aggregator
+from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.models.adapters.lora import Lora
 from trillium.wire.codecs import Codec
 from trillium.wire.wire import Wire
-
-if TYPE_CHECKING:
-    from trillium.federation.setting import Setting
-    from trillium.frameworks.fedllm.settings import FedLLMSettings
 
 
 def check_fedllm(framework: FedLLMSettings, config: Setting) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.frameworks.fedllm.downloads import Parcel, Sent
+from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.frameworks.fedllm.shares import Share
 from trillium.wire.kinds import Tensors
 from trillium.wire.message import Message, named
-
-if TYPE_CHECKING:
-    from trillium.frameworks.fedllm.settings import FedLLMSettings
 
 
 @dataclass(frozen=True)

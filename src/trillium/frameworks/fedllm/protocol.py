@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.means import Contribution
 from trillium.federation.server import Server
+from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics
 from trillium.frameworks import mean_metrics
 from trillium.frameworks.fedllm.aggregators.mean import Mean
@@ -37,9 +38,6 @@ from trillium.training.optimizers import Optimizer, set_learning_rate
 from trillium.wire.feedback import Feedback
 from trillium.wire.kinds import Tensors
 from trillium.wire.message import Message, named, scalar
-
-if TYPE_CHECKING:
-    from trillium.federation.setting import Setting
 
 log = logging.getLogger(__name__)
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from trillium.component import Component
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
-
-if TYPE_CHECKING:
-    from trillium.federation.setting import Setting
+from trillium.federation.setting import Setting
 
 
 class Head(Component, kind="head", package="trillium.frameworks.heads"):

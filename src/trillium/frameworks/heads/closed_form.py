@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 import torch
 from pydantic import Field
@@ -36,6 +36,7 @@ from trillium.errors import UserError
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
+from trillium.federation.setting import Setting
 from trillium.federation.side import Side
 from trillium.frameworks.heads import Head
 from trillium.frameworks.heads.statistics import (
@@ -53,9 +54,6 @@ from trillium.training.meters import resident_tensors
 from trillium.wire.kinds import MessageError, Tensors
 from trillium.wire.message import Message, named, scalar
 from trillium.wire.wire import Wire
-
-if TYPE_CHECKING:
-    from trillium.federation.setting import Setting
 
 BATCH = 32  # examples at once when features are computed; changes memory, not results
 _OWN: Final = "0"  # the group of the clients that have the server's model

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from trillium.errors import UserError
+from trillium.federation.setting import Setting
+from trillium.frameworks.kd.settings import KDSettings
 from trillium.wire.codecs.rows import RowCodec
 from trillium.wire.codecs.top_classes import TopClasses
-
-if TYPE_CHECKING:
-    from trillium.federation.setting import Setting
-    from trillium.frameworks.kd.settings import KDSettings
 
 
 def check_kd(framework: KDSettings, config: Setting) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trillium.federation.server import Server
+from trillium.federation.setting import Setting
 from trillium.frameworks.kd.alignment.pieces import Pieces
 from trillium.models.base import configured
 from trillium.models.load import LanguageModel
@@ -17,8 +18,6 @@ from trillium.tasks import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from trillium.federation.setting import Setting
 
 
 @dataclass(frozen=True)

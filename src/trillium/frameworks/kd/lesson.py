@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,12 +12,10 @@ from trillium.federation.server import Server
 from trillium.frameworks.kd.cache import LabelCache
 from trillium.frameworks.kd.dialects import teacher_for
 from trillium.frameworks.kd.public import choice, examples_at, read_mask, row_slices, write_mask
+from trillium.frameworks.kd.settings import KDSettings
 from trillium.tasks import Example
 from trillium.wire.message import Message, received
 from trillium.wire.soft_labels import Teacher
-
-if TYPE_CHECKING:
-    from trillium.frameworks.kd.settings import KDSettings
 
 
 def lesson(used: Sequence[int], sent: Sequence[int], teacher: Teacher, count: int) -> Message:

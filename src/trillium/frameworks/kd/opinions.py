@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,12 +16,10 @@ from trillium.frameworks.kd.dialects import opinion_of
 from trillium.frameworks.kd.ensembles import Ensemble
 from trillium.frameworks.kd.opinion import Opinion
 from trillium.frameworks.kd.public import choice, examples_at
+from trillium.frameworks.kd.settings import KDSettings
 from trillium.tasks import Example, Task
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, received
-
-if TYPE_CHECKING:
-    from trillium.frameworks.kd.settings import KDSettings
 
 
 def read_opinion(

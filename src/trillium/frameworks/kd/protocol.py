@@ -20,6 +20,7 @@ import torch
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
+from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.frameworks import mean_metrics
 from trillium.frameworks.kd.cache import LabelCache
@@ -52,8 +53,6 @@ from trillium.wire.soft_labels import Teacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from trillium.federation.setting import Setting
 
 
 class KD(KDSettings, name="kd"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,13 +15,11 @@ from trillium.federation.side import Side
 from trillium.frameworks.kd.ensembles import Opinions
 from trillium.frameworks.kd.opinion import Opinion
 from trillium.frameworks.kd.public import row_slices
+from trillium.frameworks.kd.settings import KDSettings
 from trillium.frameworks.kd.sharpenings import Sharpening
 from trillium.rng import derive_seed
 from trillium.tasks import IGNORE, Example, Task
 from trillium.wire.soft_labels import Teacher, Writer, chunks
-
-if TYPE_CHECKING:
-    from trillium.frameworks.kd.settings import KDSettings
 
 log = logging.getLogger(__name__)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from trillium.federation.server import Server
 from trillium.frameworks.split.body import Body
+from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts
 from trillium.models.slots import State, train_only, values
-
-if TYPE_CHECKING:
-    from trillium.frameworks.split.settings import SplitSettings
 
 SHARED: Final = "shared"  # the server part of all clients, where they have no copies
 

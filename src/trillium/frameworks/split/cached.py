@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from trillium.federation.client import Client
+from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.frameworks.split.activation_cache import (
@@ -34,6 +34,7 @@ from trillium.frameworks.split.activation_cache import (
 from trillium.frameworks.split.bodies import SHARED, shared_body
 from trillium.frameworks.split.pooled import Pooled, read_labels
 from trillium.frameworks.split.ragged import LENGTHS, mask_of, read_lengths, spread, strip
+from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts
 from trillium.tasks import Example
 from trillium.tasks.batches import collate, of_one_length
@@ -42,9 +43,6 @@ from trillium.training.meters import resident_tensors
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, named, scalar
 from trillium.wire.rows import EncodedRows, plain_rows
-
-if TYPE_CHECKING:
-    from trillium.frameworks.split.settings import SplitSettings
 
 UPLOAD: Final = 256  # samples of one message: a few MB, so that no side holds all of them at once
 MAX_SAMPLES: Final = 100_000_000  # of one client; more can only be an error
@@ -193,6 +191,7 @@ def _read_digests(reply: Message) -> list[str] | None:
 # The client
 
 
+@client_verb
 def list_samples(split: SplitSettings, client: Client, message: Message) -> Message:
     """Answer with the digests of all samples, unless the server has just these.
 
@@ -209,6 +208,7 @@ def list_samples(split: SplitSettings, client: Client, message: Message) -> Mess
     return Message("list_samples", {"control/digests": _to_tensor(digests)})
 
 
+@client_verb
 def send_activations(split: SplitSettings, client: Client, message: Message) -> Message:
     """Run the first blocks on some samples, and answer with what comes out and what stands beside."""
     positions = message.tensor("control/positions", torch.int32, (None,)).tolist()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from trillium.errors import UserError
-
-if TYPE_CHECKING:
-    from trillium.federation.setting import Setting
-    from trillium.frameworks.split.delta import Delta
-    from trillium.frameworks.split.settings import SplitSettings
-    from trillium.models.parts import Parts
+from trillium.federation.setting import Setting
+from trillium.frameworks.split.delta import Delta
+from trillium.frameworks.split.settings import SplitSettings
+from trillium.models.parts import Parts
 
 
 def check_split_settings(framework: SplitSettings, config: Setting) -> None:

@@ -9,16 +9,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from trillium.federation.client import Client
+from trillium.federation.client import Client, client_verb
 from trillium.frameworks.split.body import scaled_step, squared_norm
 from trillium.frameworks.split.delta import GRADIENT, HIDDEN, SAMPLES, Copies, Delta
 from trillium.frameworks.split.ragged import lengths_of, spread, strip
+from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import load_values
 from trillium.models.slots import State, train_only, values
 from trillium.tasks import Batch, Example
@@ -27,9 +27,6 @@ from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, named, scalar
-
-if TYPE_CHECKING:
-    from trillium.frameworks.split.settings import SplitSettings
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ class Pending:
     kept: list[Tensor]
 
 
+@client_verb
 def begin(split: SplitSettings, client: Client, message: Message) -> Message:
     """Take the client part and prepare the batches of a round."""
     client.scratch = {}
@@ -74,6 +72,7 @@ def begin(split: SplitSettings, client: Client, message: Message) -> Message:
     return Message("begin", {"control/num_steps": scalar(num_steps)})
 
 
+@client_verb
 def forward(split: SplitSettings, client: Client, message: Message) -> Message:
     """Take the step that is due, then run the first blocks on the next batch."""
     _take_step(client, message)
@@ -108,6 +107,7 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
     return replace(found, tensors=tensors)
 
 
+@client_verb
 def finish_batch(split: SplitSettings, client: Client, message: Message) -> Message:
     """Run the last blocks and the loss on the server's output; answer with its gradient."""
     parts = split.parts(client.model, client.examples)
@@ -143,6 +143,7 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
     )
 
 
+@client_verb
 def backward(split: SplitSettings, client: Client, message: Message) -> Message:
     """Take the gradient of the activations through the first blocks."""
     pending = _pending(client, message)
@@ -166,6 +167,7 @@ def backward(split: SplitSettings, client: Client, message: Message) -> Message:
     return Message("backward", {"control/squared_norm": scalar(norm)})
 
 
+@client_verb
 def finish(split: SplitSettings, client: Client, message: Message) -> Message:
     """Take the last step and hand back the client part."""
     _take_step(client, message)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,15 +21,13 @@ from trillium.frameworks.split.delta import GRADIENT, SAMPLES, Copies, compensat
 from trillium.frameworks.split.kept import KeptBatches
 from trillium.frameworks.split.pooled import Forwarded, Pooled
 from trillium.frameworks.split.ragged import spread
+from trillium.frameworks.split.settings import SplitSettings
 from trillium.frameworks.split.turns import arrivals, num_turns, shuffled, turns
 from trillium.models.parts import Parts, load_values
 from trillium.models.slots import values
 from trillium.tasks import Task
 from trillium.wire.kinds import MessageError, Tensors
 from trillium.wire.message import Message, named, scalar
-
-if TYPE_CHECKING:
-    from trillium.frameworks.split.settings import SplitSettings
 
 MAX_STEPS = 1_000_000  # of one client in one round; more can only be an error
 

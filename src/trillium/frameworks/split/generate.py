@@ -13,24 +13,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from trillium.federation.client import Client
+from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.frameworks.split.ragged import lengths_of, read_lengths, spread, strip
 from trillium.frameworks.split.session import PartSession
+from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.generate import Writing, pad_left, prompt_mask
 from trillium.models.parts import Parts
 from trillium.models.slots import State
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, named
-
-if TYPE_CHECKING:
-    from trillium.frameworks.split.settings import SplitSettings
 
 MAX_TEXTS: Final = 4096  # of one client at a time
 MAX_TOKENS: Final = 1_000_000  # of a prompt, where the model has no bound of its own
@@ -239,6 +237,7 @@ class _Texts:
     num_new: int = 0
 
 
+@client_verb
 def begin_texts(split: SplitSettings, client: Client, message: Message) -> Message:
     """Take the trained values of the client's part and run its first blocks on the prompts."""
     prompts: list[list[int]] = client.scratch.get("prompts", [])
@@ -266,6 +265,7 @@ def begin_texts(split: SplitSettings, client: Client, message: Message) -> Messa
     return Message("begin_texts", {_HIDDEN: rows, **lengths_of(mask)})
 
 
+@client_verb
 def next_tokens(split: SplitSettings, client: Client, message: Message) -> Message:
     """Add a token to each text, and run the first blocks on those of the texts that go on."""
     texts: _Texts | None = client.scratch.get("texts")

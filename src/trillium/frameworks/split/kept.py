@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.frameworks.split.activation_cache import ActivationCache, Cached
 from trillium.frameworks.split.cached import at_cut
 from trillium.frameworks.split.pooled import Forwarded
+from trillium.frameworks.split.settings import SplitSettings
 from trillium.rng import generator
 from trillium.training.loop import Training, batches
-
-if TYPE_CHECKING:
-    from trillium.frameworks.split.settings import SplitSettings
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,20 @@ round: down, the blocks and the small head; up, both after training, a weight an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
-from trillium.federation.client import Client
+from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.means import Contribution, weighted_mean
 from trillium.federation.server import Server
 from trillium.frameworks.split.auxiliary import Auxiliary
+from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts, load_values
 from trillium.models.slots import train_only, values
 from trillium.tasks import Batch
 from trillium.training.loop import Loop, batches
 from trillium.wire.kinds import Tensors
 from trillium.wire.message import Message, named, scalar
-
-if TYPE_CHECKING:
-    from trillium.frameworks.split.settings import SplitSettings
-
 
 # The server
 
@@ -57,6 +52,7 @@ def train_first_blocks(server: Server, fleet: Fleet, parts: Parts) -> float:
 # The client
 
 
+@client_verb
 def train_blocks(split: SplitSettings, client: Client, message: Message) -> Message:
     """Train the first blocks and the small head for a round, and hand both back."""
     parts = split.parts(client.model, client.examples)

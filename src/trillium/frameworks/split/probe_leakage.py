@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,12 +11,10 @@ from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.frameworks.split.leakage import measure, observe
 from trillium.frameworks.split.leakage.labels import norm_auc
+from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts
 from trillium.tasks.batches import collate, in_order
 from trillium.wire.message import Message
-
-if TYPE_CHECKING:
-    from trillium.frameworks.split.settings import SplitSettings
 
 TEXTS: Final = 500  # most that are attacked, and most that the attacker trains on
 

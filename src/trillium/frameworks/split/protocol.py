@@ -13,11 +13,13 @@ which setting.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from types import ModuleType
+from typing import ClassVar
 
-from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
+from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.frameworks import weigh
 from trillium.frameworks.split import cached as split_cached
@@ -30,23 +32,22 @@ from trillium.frameworks.split.exchange import Exchange
 from trillium.frameworks.split.kept import KeptBatches
 from trillium.frameworks.split.probe_leakage import leakage
 from trillium.frameworks.split.settings import SplitSettings
-from trillium.wire.message import Message
-
-if TYPE_CHECKING:
-    from trillium.federation.setting import Setting
-
-CACHE_BYTES = 16 * 1024**3
 
 
 class Split(SplitSettings, name="split"):
     """Training across a cut."""
 
+    client_half: ClassVar[Sequence[ModuleType]] = (
+        split_client,
+        split_local,
+        split_cached,
+        split_generate,
+    )
+
     def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other."""
         super().check(config)
         check_split_settings(self, config)
-
-    # The server
 
     def start(self, server: Server, fleet: Fleet) -> None:
         """Cut the model and hold the cut against the whole."""
@@ -103,62 +104,8 @@ class Split(SplitSettings, name="split"):
         cache: ActivationCache = server.scratch["cache"]
         return cache
 
-    # The client
-
-    @client_verb
-    def begin(self, client: Client, message: Message) -> Message:
-        """Take the client part and prepare the batches of a round."""
-        return split_client.begin(self, client, message)
-
-    @client_verb
-    def forward(self, client: Client, message: Message) -> Message:
-        """Take the step that is due, then run the first blocks on the next batch."""
-        return split_client.forward(self, client, message)
-
-    @client_verb
-    def finish_batch(self, client: Client, message: Message) -> Message:
-        """Run the last blocks and the loss on the server's output; answer with its gradient."""
-        return split_client.finish_batch(self, client, message)
-
-    @client_verb
-    def backward(self, client: Client, message: Message) -> Message:
-        """Take the gradient of the activations through the first blocks."""
-        return split_client.backward(self, client, message)
-
-    @client_verb
-    def finish(self, client: Client, message: Message) -> Message:
-        """Take the last step and hand back the client part."""
-        return split_client.finish(self, client, message)
-
-    @client_verb
-    def train_blocks(self, client: Client, message: Message) -> Message:
-        """Train the first blocks and the small head for a round, and hand both back."""
-        return split_local.train_blocks(self, client, message)
-
-    @client_verb
-    def list_samples(self, client: Client, message: Message) -> Message:
-        """Answer with the digests of all samples, unless the server has just these."""
-        return split_cached.list_samples(self, client, message)
-
-    @client_verb
-    def send_activations(self, client: Client, message: Message) -> Message:
-        """Run the first blocks on some samples, and answer with what comes out and the labels."""
-        return split_cached.send_activations(self, client, message)
-
-    @client_verb
-    def begin_texts(self, client: Client, message: Message) -> Message:
-        """Take the trained values of the client's part and run its first blocks on the prompts."""
-        return split_generate.begin_texts(self, client, message)
-
-    @client_verb
-    def next_tokens(self, client: Client, message: Message) -> Message:
-        """Add a token to each text, and run the first blocks on those of the texts that go on."""
-        return split_generate.next_tokens(self, client, message)
-
     def once_bytes(self, side: Side) -> dict[str, int]:
         """Return the weight of the frozen tensors of the client's parts."""
         split = self.parts(side.model, side.test).split
         client_parts = [split.head] if split.tail is None else [split.head, split.tail]
         return {"base_model": sum(weigh(part) for part in client_parts)}
-
-    # Both
