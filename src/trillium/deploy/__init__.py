@@ -1,1 +1,4 @@
-"""Deployment: what a federation across machines needs before it can run."""
+"""Deployment: keys, the app, and the processes of a federation across machines.
+
+Imports `engines`, `experiment` and what is below them.
+"""

@@ -1,4 +1,7 @@
-"""Frameworks: both halves of a protocol, the server's round and the client's verbs."""
+"""Frameworks: both halves of a protocol, the server's round and the client's verbs.
+
+Imports `federation`, `data` and what is below them; no room of a framework imports another's.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""Models: load any Hugging Face model, choose what trains, cut it in two."""
+"""Models: load any Hugging Face model, choose what trains in it, cut it in two.
+
+Imports `wire`, `tasks` and the ground.
+"""

@@ -1,4 +1,7 @@
-"""Tasks: what an example is, which predictions count, and how good they are."""
+"""Tasks: what an example is, which predictions count, and how good they are.
+
+Imports the ground alone.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""The wire: messages, what they weigh, and how they become bytes."""
+"""The wire: messages, what they weigh, and how they become bytes.
+
+Imports the ground alone: `component`, `errors`, `files`, `rng`, `quiet`.
+"""

@@ -63,14 +63,8 @@ class Drift(Component, kind="drift", package="trillium.frameworks.fedllm.drifts"
         """Let the server's half learn from the answers of a round."""
 
 
-# Clients follow their own gradients.
-
-
 class NoDrift(Drift, name="none"):
-    """No correction."""
-
-
-# FedProx: Federated Optimization in Heterogeneous Networks (Li et al., 2020, arXiv 1812.06127).
+    """Clients follow their own gradients."""
 
 
 @dataclass
@@ -89,7 +83,7 @@ class _Pull(Correction):
 
 
 class Prox(Drift, name="prox"):
-    """Add `mu / 2 * ||state - received||^2` to the loss, through its gradient.
+    """Add `mu / 2 * ||state - received||^2` to the loss: FedProx (Li et al., 2020, arXiv 1812.06127).
 
     Attributes:
         mu: how strongly a client is held to what it received; 0 is federated averaging.
@@ -102,9 +96,6 @@ class Prox(Drift, name="prox"):
     ) -> Correction:
         """Return the pull towards the received state."""
         return _Pull(state, start, self.mu)
-
-
-# SCAFFOLD: Stochastic Controlled Averaging (Karimireddy et al., 2020, arXiv 1910.06378).
 
 
 @dataclass
@@ -153,7 +144,7 @@ class _Control(Correction):
 
 
 class Scaffold(Drift, name="scaffold"):
-    """Control variates, added to the gradients themselves.
+    """Control variates, added to the gradients: SCAFFOLD (Karimireddy et al., 2020, arXiv 1910.06378).
 
     The paper's second option, `c_k - c + (x - y_k) / (K lr)`, is for plain SGD the mean of the
     gradients along the way; that mean is what is kept here, so it is right for any optimiser, and the

@@ -28,9 +28,6 @@ def is_factor(name: str, factor: str) -> bool:
     return f"lora_{factor}" in name.split(".")
 
 
-# Everything that can train trains in every round.
-
-
 class All(Mask, name="all"):
     """All trainable tensors in every round."""
 
@@ -39,13 +36,11 @@ class All(Mask, name="all"):
         return set(names)
 
 
-# FFA-LoRA: Improving LoRA in Privacy-preserving FL (Sun et al., 2024, arXiv 2403.12313).
-
-
 class FFA(Mask, name="ffa"):
-    """Freeze LoRA's `A`; best with `adapter.init=orthonormal`.
+    """Freeze LoRA's `A`: FFA-LoRA (Sun et al., 2024, arXiv 2403.12313).
 
-    With orthonormal rows, and plain SGD on the clients, this is FedSVD (2025, arXiv 2505.12805).
+    Best with `adapter.init=orthonormal`: with that, and plain SGD on the clients, it is FedSVD (2025,
+    arXiv 2505.12805).
     """
 
     def trained(self, names: Sequence[str], number: int) -> set[str]:
@@ -53,13 +48,11 @@ class FFA(Mask, name="ffa"):
         return {name for name in names if not is_factor(name, "A")}
 
 
-# RoLoRA: Robust Federated Finetuning via Alternating LoRA (Chen et al., 2024, arXiv 2409.02346).
-
-
 class RoLoRA(Mask, name="rolora"):
     """Train LoRA's `B` in odd rounds and its `A` in even ones, everything else in all.
 
-    With `framework.download=change` the factor that rests does not travel, which halves the bytes.
+    RoLoRA (Chen et al., 2024, arXiv 2409.02346). With `framework.download=change` the factor that
+    rests does not travel, which halves the bytes.
     """
 
     def trained(self, names: Sequence[str], number: int) -> set[str]:

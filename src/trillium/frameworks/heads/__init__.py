@@ -1,4 +1,7 @@
-"""Heads: what the task head starts as, before the first round and whatever the framework."""
+"""Heads: what the task head starts as, before the first round and whatever the framework.
+
+Imports `federation`, `data` and what is below them, and no framework.
+"""
 
 from __future__ import annotations
 

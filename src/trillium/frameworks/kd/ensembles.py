@@ -93,9 +93,6 @@ def entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
-# Who has seen a class counts for it: label counts as weights.
-
-
 class ClassCounts(Ensemble, name="class_counts"):
     """The probability of each class is averaged by how many examples of it the clients have.
 
@@ -109,9 +106,6 @@ class ClassCounts(Ensemble, name="class_counts"):
         """Return the counts, by class."""
         assert opinions.counts is not None
         return opinions.counts[:, None, :]
-
-
-# Who is sure counts more: weights by entropy, sample by sample.
 
 
 class Confidence(Ensemble, name="confidence"):
@@ -131,13 +125,11 @@ class Confidence(Ensemble, name="confidence"):
         return torch.where(opinions.present, (least - unsure).exp(), 0.0)[..., None]
 
 
-# Whoever is best on the label is the teacher: DualMinCE of FedMKT (2024, arXiv 2406.02224).
-
-
 class LowestLoss(Ensemble, name="lowest_loss"):
     """For each prediction the client with the lowest cross-entropy on its label; equals share it.
 
-    Where there is no label all count alike. In language modelling the choice is made token by token.
+    DualMinCE of FedMKT (Fan et al., 2024, arXiv 2406.02224). Where there is no label all count
+    alike. In language modelling the choice is made token by token.
     """
 
     needs_labels: ClassVar[bool] = True
@@ -153,27 +145,25 @@ class LowestLoss(Ensemble, name="lowest_loss"):
         return (losses == losses.amin(0, keepdim=True)).double()[..., None]
 
 
-# Every opinion counts alike: FedMD (Li and Wang, 2019, arXiv 1910.03581) and DS-FL (2020).
-
-
 class Mean(Ensemble, name="mean"):
-    """The plain mean over the clients that said something."""
+    """The plain mean over the clients that said something.
+
+    FedMD (Li and Wang, 2019, arXiv 1910.03581) and DS-FL (Itahara et al., 2020, arXiv 2008.06180).
+    """
 
     def weights(self, opinions: Opinions) -> Tensor:
         """Return ones."""
         return opinions.sizes.new_ones(len(opinions.sizes), 1, 1)
 
 
-# A mean with noise, for differential privacy of the clients towards whoever sees the teacher.
-
-
 class NoisyMean(Ensemble, name="noisy_mean"):
     """The plain mean of clipped distributions, with Gaussian noise on their sum.
 
-    One client more or less changes the sum of a row by at most `clip` in l2 norm: that is the
-    sensitivity, and the noise has `noise * clip` as its standard deviation in every entry. Of `m`
-    rows in all rounds together the sensitivity is `clip * sqrt(m)`. The server sees the opinions
-    themselves, and how many there are is not hidden. No accountant is run.
+    It is for differential privacy of the clients towards whoever sees the teacher. One client more
+    or less changes the sum of a row by at most `clip` in l2 norm: that is the sensitivity, and the
+    noise has `noise * clip` as its standard deviation in every entry. Of `m` rows in all rounds
+    together the sensitivity is `clip * sqrt(m)`. The server sees the opinions themselves, and how
+    many there are is not hidden. No accountant is run.
 
     Attributes:
         clip: largest l2 norm of a client's distribution of one row; none exceeds 1.
@@ -205,22 +195,22 @@ class NoisyMean(Ensemble, name="noisy_mean"):
         return shares.log().clamp(min=LEAST)
 
 
-# Who has more data counts more, as in federated averaging (McMahan et al., 2017).
-
-
 class SizeWeighted(Ensemble, name="size_weighted"):
-    """The mean weighted by the clients' examples, or supervised tokens."""
+    """The mean weighted by the clients' examples, or supervised tokens.
+
+    As in federated averaging (McMahan et al., 2017, arXiv 1602.05629).
+    """
 
     def weights(self, opinions: Opinions) -> Tensor:
         """Return the sizes."""
         return opinions.sizes[:, None, None]
 
 
-# Who tells classes apart counts more: Fed-ET (Cho et al., 2022, arXiv 2204.12703).
-
-
 class Variance(Ensemble, name="variance"):
-    """Weights by the variance of a client's logits over the classes, sample by sample."""
+    """Weights by the variance of a client's logits over the classes, sample by sample.
+
+    Fed-ET (Cho et al., 2022, arXiv 2204.12703).
+    """
 
     def weights(self, opinions: Opinions) -> Tensor:
         """Return the variances, which log-probabilities have in common with logits."""
@@ -228,11 +218,11 @@ class Variance(Ensemble, name="variance"):
         return torch.where(opinions.present, found, 0.0)[..., None]
 
 
-# Each client has one vote: PATE (Papernot et al., 2017, arXiv 1610.05755), without its noise.
-
-
 class Vote(Ensemble, name="vote"):
-    """The share of the clients that hold a class for the most probable."""
+    """The share of the clients that hold a class for the most probable.
+
+    PATE (Papernot et al., 2017, arXiv 1610.05755), without its noise.
+    """
 
     def weights(self, opinions: Opinions) -> Tensor:
         """Return ones."""

@@ -22,15 +22,13 @@ class Sharpening(Component, kind="sharpening", package="trillium.frameworks.kd.s
         return 1.0
 
 
-# Entropy reduction aggregation as published with DS-FL (Itahara et al., 2020, arXiv 2008.06180).
-
-
 class ERA(Sharpening, name="era"):
-    """`softmax(p / temperature)` of the probabilities `p`.
+    """`softmax(p / temperature)` of the probabilities `p`: DS-FL's entropy reduction aggregation.
 
-    Probabilities lie between 0 and 1, so the result cannot exceed `1 / (1 + (V - 1) exp(-1 /
-    temperature))` for V classes: 0.997 for 77, but 0.305 for a vocabulary of 50257 at temperature 0.1,
-    where it flattens what was certain. A run warns of that; `power` has no such bound.
+    Itahara et al. (2020, arXiv 2008.06180). Probabilities lie between 0 and 1, so the result cannot
+    exceed `1 / (1 + (V - 1) exp(-1 / temperature))` for V classes: 0.997 for 77, but 0.305 for a
+    vocabulary of 50257 at temperature 0.1, where it flattens what was certain. A run warns of that;
+    `power` has no such bound.
 
     Attributes:
         temperature: the lower, the sharper.
@@ -47,9 +45,6 @@ class ERA(Sharpening, name="era"):
         return 1 / (1 + (num_classes - 1) * math.exp(-1 / self.temperature))
 
 
-# The teacher as it is.
-
-
 class NoSharpening(Sharpening, name="none"):
     """Leave the mean as it is."""
 
@@ -58,11 +53,10 @@ class NoSharpening(Sharpening, name="none"):
         return log_probs
 
 
-# Enhanced ERA of SCARLET (2025, arXiv 2504.19602): a power of the probabilities.
-
-
 class Power(Sharpening, name="power"):
     """`p ** exponent`, normalised: what is certain stays, the order of classes too.
+
+    Enhanced ERA of SCARLET (2025, arXiv 2504.19602).
 
     Attributes:
         exponent: 1 changes nothing; above it sharpens.

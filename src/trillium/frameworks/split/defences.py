@@ -24,11 +24,8 @@ class Defence(Component, kind="defence", package="trillium.frameworks.split.defe
         return {}
 
 
-# Clip each token's activation and add Gaussian noise: local differential privacy at the cut.
-
-
 class Gaussian(Defence, name="gaussian"):
-    """Scale activations down to a norm and add noise to every entry.
+    """Scale activations down to a norm and add noise to every entry: local differential privacy.
 
     The noise is drawn from a generator that the operating system seeds, not from the run's seed, which
     the server knows: two runs differ. It is no cryptographic generator.
@@ -97,9 +94,6 @@ def _normal(value: float) -> float:
 def _log_normal(value: float) -> float:
     """Return the logarithm of the normal distribution function, also far below zero."""
     return float(torch.special.log_ndtr(torch.tensor(value, dtype=torch.float64)))
-
-
-# No defence: activations leave as they are.
 
 
 class NoDefence(Defence, name="none"):
