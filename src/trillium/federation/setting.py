@@ -70,6 +70,11 @@ class Setting(BaseModel):
         changes = {"model": own.model or self.model, "adapter": own.adapter or self.adapter}
         return self.model_copy(update=changes)
 
+    def wires(self) -> dict[str, Wire]:
+        """Return the wires of the run and of its tiers, by where they are written."""
+        own = {f"tiers.{label}": tier.wire(self.wire) for label, tier in self.tiers.items()}
+        return {"wire": self.wire, **own}
+
     @property
     def has_other_models(self) -> bool:
         """Whether a tier, or the server, has a model or an adapter of its own."""

@@ -11,7 +11,6 @@ from trillium.frameworks.fedllm.aggregators import Aggregator
 from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.models.adapters.lora import Lora
 from trillium.wire.codecs import Codec
-from trillium.wire.wire import Wire
 
 
 def check_fedllm(framework: FedLLMSettings, config: Setting) -> None:
@@ -80,7 +79,7 @@ def _check_aggregator(framework: FedLLMSettings, config: Setting) -> None:
             "adapters start anew in each round, so there is no earlier state to change",
             "Write framework.download=state; what starts anew is drawn from the seed and not sent",
         )
-    for where, wire in _wires(config).items():
+    for where, wire in config.wires().items():
         if rule.folds and not wire.is_lossless("snapshot", "down"):
             raise UserError(
                 f"{given} with a lossy codec for the kind snapshot in {where}.down",
@@ -134,7 +133,7 @@ def _check_tiers(framework: FedLLMSettings, config: Setting) -> None:
 
 
 def _check_codecs(framework: FedLLMSettings, config: Setting) -> None:
-    for where, wire in _wires(config).items():
+    for where, wire in config.wires().items():
         for codec in _for_changes(wire.up):
             if framework.upload == "parameters" and "parameters" in codec.kinds:
                 raise UserError(
@@ -162,13 +161,6 @@ def _check_codecs(framework: FedLLMSettings, config: Setting) -> None:
                     "it keeps too little of a tensor to replace it; it is made for changes",
                     "Write framework.download=change",
                 )
-
-
-def _wires(config: Setting) -> dict[str, Wire]:
-    """Return the wires of the run and of its tiers, by where they are written."""
-    return {"wire": config.wire} | {
-        f"tiers.{label}": tier.wire(config.wire) for label, tier in config.tiers.items()
-    }
 
 
 def _for_changes(stack: Sequence[Codec]) -> Iterable[Codec]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from trillium.errors import UserError
 from trillium.federation.setting import Setting
 from trillium.frameworks.kd.settings import KDSettings
-from trillium.wire.codecs.rows import RowCodec
 from trillium.wire.codecs.top_classes import TopClasses
 
 
@@ -33,7 +32,8 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
             "a round cannot be about more examples than there are",
             f"Write at most {config.data.public_size}, or raise data.public_size",
         )
-    for where, up, down in _row_codecs(config):
+    for where, wire in config.wires().items():
+        up, down = wire.row_codec("up"), wire.row_codec("down")
         if up.unbiased and framework.temperature != 1:
             raise UserError(
                 f"{where}.up: {up.name} with framework.temperature={framework.temperature}",
@@ -51,13 +51,10 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
 
 def _check_written(framework: KDSettings, config: Setting) -> None:
     """Refuse to use labels of texts that the server writes, which have none."""
+    ensemble = framework.ensemble
     for given, uses_labels, instead in (
         ("public_labels=true", framework.public_labels, "public_labels=false"),
-        (
-            f"ensemble={framework.ensemble.name}",
-            framework.ensemble.needs_labels,
-            "ensemble=confidence",
-        ),
+        (f"ensemble={ensemble.name}", ensemble.needs_labels, "ensemble=confidence"),
     ):
         if uses_labels and config.data.public.is_written:
             raise UserError(
@@ -69,11 +66,3 @@ def _check_written(framework: KDSettings, config: Setting) -> None:
 
 def _has_budget(codec: TopClasses) -> bool:
     return codec.max_bytes is not None or codec.seconds is not None
-
-
-def _row_codecs(config: Setting) -> list[tuple[str, RowCodec, RowCodec]]:
-    """Return the codecs of rows of the run and of its tiers, by where they are written."""
-    wires = {"wire": config.wire} | {
-        f"tiers.{label}": tier.wire(config.wire) for label, tier in config.tiers.items()
-    }
-    return [(where, wire.row_codec("up"), wire.row_codec("down")) for where, wire in wires.items()]

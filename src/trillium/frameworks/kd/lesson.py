@@ -12,8 +12,8 @@ from trillium.federation.server import Server
 from trillium.frameworks.kd.cache import LabelCache
 from trillium.frameworks.kd.dialects import teacher_for
 from trillium.frameworks.kd.public import choice, examples_at, read_mask, row_slices, write_mask
-from trillium.frameworks.kd.settings import KDSettings
 from trillium.tasks import Example
+from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, received
 from trillium.wire.soft_labels import Teacher
 
@@ -33,16 +33,13 @@ def lesson(used: Sequence[int], sent: Sequence[int], teacher: Teacher, count: in
 
 
 def send_lessons(
-    framework: KDSettings,
-    server: Server,
-    fleet: Fleet,
-    cache: LabelCache,
-    used: list[int],
-    teacher: Teacher,
+    server: Server, fleet: Fleet, cache: LabelCache | None, used: list[int], teacher: Teacher
 ) -> None:
     """Send each client those labels that it does not hold, and let it distil."""
     slices = row_slices(server.task, examples_at(server.public, used))
-    sent = {client: cache.lacking(client, used) for client in fleet.cohort}
+    sent = dict.fromkeys(fleet.cohort, used)
+    if cache is not None:
+        sent = {client: cache.lacking(client, used) for client in fleet.cohort}
     made: dict[tuple[int, ...], Message] = {}  # what goes to many is made once
     asks = {}
     for client, lacking in sent.items():
@@ -53,23 +50,24 @@ def send_lessons(
             made[key] = lesson(used, lacking, own, len(server.public))
         asks[client] = made[key]
     done = fleet.tell(asks)
-    for client in sorted(done) if framework.cache_rounds > 1 else ():
-        cache.confirm(client, sent[client])
-    for client in asks.keys() - done:
-        cache.lose(client)
+    if cache is not None:
+        for client in sorted(done):
+            cache.confirm(client, sent[client])
+        for client in asks.keys() - done:
+            cache.lose(client)
 
 
 def read_lesson(
     message: Message,
     client: Client,
     public: Sequence[Example],
-    cache: LabelCache,
+    cache: LabelCache | None,
     num_classes: int,
-) -> list[int]:
-    """Put what was sent into a client's cache, and return the examples to learn from.
+) -> tuple[list[int], Teacher]:
+    """Return the examples to learn from and their teacher, after an update of the client's cache.
 
     Raises:
-        MessageError: the labels are unreadable, or not of the examples.
+        MessageError: the labels are unreadable, not of the examples, or too few.
     """
     used = read_mask(message, "control/used", len(public))
     which = "control/sent" if "control/sent" in message.tensors else "control/used"
@@ -80,5 +78,12 @@ def read_lesson(
     labels = received(message, "logits/teacher", len(rows), num_classes)
     present = torch.zeros(num_rows, dtype=torch.bool)
     present[rows] = True
-    cache.keep(client.round, sent, Teacher(labels, present), slices)
-    return used
+    teacher = Teacher(labels, present)
+    if cache is not None:
+        cache.keep(client.round, sent, teacher, slices)
+        sent = [index for index in used if cache.is_fresh(index, client.round)]
+    if not used or sent != used:
+        raise MessageError("the server relies on labels that this client does not hold")
+    if cache is not None:
+        teacher = cache.teacher(used, client.wire.row_codec("down"), num_classes)
+    return used, teacher

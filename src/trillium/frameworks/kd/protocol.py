@@ -105,24 +105,27 @@ class KD(KDSettings, name="kd"):
         """Let clients train and predict, make a teacher of their predictions, distil from it."""
         self._inform(server, fleet)
         public, chosen = self.public_set(server), self.chosen(server)
-        store = server.store.setdefault("labels", {}) if self.cache_rounds > 1 else {}
-        cache = LabelCache(store, self.cache_rounds)
-        for client in fleet.newcomers:
-            cache.lose(client)
-        wanted = [index for index in chosen if not cache.is_fresh(index, server.round)]
+        cache, wanted = self._cache(server), chosen
+        if cache is not None:
+            for client in fleet.newcomers:
+                cache.lose(client)
+            wanted = [index for index in chosen if not cache.is_fresh(index, server.round)]
         examples = [public[index] for index in wanted]
         opinions, metrics = ask_opinions(self, server, fleet, wanted)
         shape = predictions(server, examples)
         writer = fleet.wire.writer("learn", "logits/teacher", server.round, shape, "down")
-        made, teacher = make_teacher(self, server, opinions, examples, writer)
-        cache.keep(server.round, made, teacher, row_slices(server.task, examples_at(public, made)))
-        used = [index for index in chosen if cache.is_fresh(index, server.round)]
+        used, teacher = make_teacher(self, server, opinions, examples, writer)
         metrics["train_loss"] = sum(opinion.loss for opinion in opinions) / len(opinions)
+        if cache is not None:
+            slices = row_slices(server.task, examples_at(public, used))
+            cache.keep(server.round, used, teacher, slices)
+            used = [index for index in chosen if cache.is_fresh(index, server.round)]
         if not used:
             return metrics
-        teacher = cache.teacher(used, teacher.labels.codec, shape[1])
+        if cache is not None:
+            teacher = cache.teacher(used, teacher.labels.codec, shape[1])
         if self.direction != "server":
-            send_lessons(self, server, fleet, cache, used, teacher)
+            send_lessons(server, fleet, cache, used, teacher)
         if self.direction != "client":
             metrics["distil_loss"] = self._distil(
                 server, server.state, examples_at(public, used), teacher
@@ -177,17 +180,11 @@ class KD(KDSettings, name="kd"):
         """Distil the teacher into the client's own model."""
         public = self._received(client)
         own = _kept(client, "tensors", "teach")
-        store = client.store["labels"] if self.cache_rounds > 1 else {}
-        cache = LabelCache(store, self.cache_rounds)
         classes, num_classes = _kept(client, "classes", "receive_public")
-        used = read_lesson(message, client, public, cache, num_classes)
-        if not used or not all(cache.is_fresh(index, client.round) for index in used):
-            raise MessageError("the server relies on labels that this client does not hold")
-        learnt = examples_at(public, used)
-        teacher = cache.teacher(used, client.wire.row_codec("down"), num_classes)
-        teacher = replace(teacher, classes=classes)
+        used, teacher = read_lesson(message, client, public, self._cache(client), num_classes)
         state = client.model.state(own)
-        self._distil(client, state, learnt, teacher)
+        learnt = examples_at(public, used)
+        self._distil(client, state, learnt, replace(teacher, classes=classes))
         client.store["tensors"] = values(state)
         return Message("learn")
 
@@ -201,6 +198,12 @@ class KD(KDSettings, name="kd"):
         return found
 
     # Both
+
+    def _cache(self, side: Side) -> LabelCache | None:
+        """Return the labels of earlier rounds, where they serve for more than one."""
+        if self.cache_rounds == 1:
+            return None
+        return LabelCache(side.store.setdefault("labels", {}), self.cache_rounds)
 
     def _distil(self, side: Side, state: State, public: list[Example], teacher: Teacher) -> float:
         """Distil a teacher into a state and return the mean loss."""

@@ -99,8 +99,7 @@ def _check_delta(framework: SplitSettings, delta: Delta, config: Setting) -> Non
             "activations that do not change are sent once",
             "Leave framework.delta out, or write framework.train=both",
         )
-    wires = [config.wire, *(tier.wire(config.wire) for tier in config.tiers.values())]
-    for codec in (codec for wire in wires for codec in wire.stack("gradients", "down")):
+    for codec in (c for wire in config.wires().values() for c in wire.stack("gradients", "down")):
         if delta.feedback and codec.expands:
             raise UserError(
                 f"wire.down: {codec.name} with framework.delta.feedback={delta.feedback}",
