@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -76,6 +77,10 @@ class LowRank:
 
     left: Tensor
     right: Tensor
+
+    def to(self, dtype: torch.dtype) -> LowRank:
+        """Return it in another dtype."""
+        return LowRank(self.left.to(dtype), self.right.to(dtype))
 
     def dense(self) -> Tensor:
         """Return the matrix itself, `(out, in)`."""

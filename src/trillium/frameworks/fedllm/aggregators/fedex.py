@@ -22,7 +22,7 @@ from trillium.frameworks.fedllm.aggregators.lowrank import (
     sent,
     thin_svd,
 )
-from trillium.models.factors import Factors, LowRank
+from trillium.models.factors import Factors
 from trillium.wire.kinds import Tensors
 
 
@@ -57,6 +57,5 @@ class FedEx(Aggregator, name="fedex"):
             else:
                 u, sigma, vt = thin_svd(lefts, rights)
                 found = balanced(u[:, : self.rank], sigma[: self.rank], vt[: self.rank])
-            dtype = like[layer.b].dtype
-            folds[layer.layer] = LowRank(found.left.to(dtype), found.right.to(dtype))
+            folds[layer.layer] = found.to(like[layer.b].dtype)
         return Aggregate(weighted_mean(contributions, like), folds)

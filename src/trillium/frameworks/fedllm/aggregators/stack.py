@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from trillium.federation.means import Contribution, weighted_mean
 from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
 from trillium.frameworks.fedllm.aggregators.lowrank import low_rank, products, sent, without
-from trillium.models.factors import Factors, LowRank
+from trillium.models.factors import Factors
 from trillium.wire.kinds import Tensors
 
 
@@ -45,6 +45,5 @@ class Stack(Aggregator, name="stack"):
         for layer in layers:
             found = sent(contributions, layer)
             stacked = low_rank(found.weighted(layer.scale), found.a)
-            dtype = like[layer.b].dtype
-            folds[layer.layer] = LowRank(stacked.left.to(dtype), stacked.right.to(dtype))
+            folds[layer.layer] = stacked.to(like[layer.b].dtype)
         return Aggregate(weighted_mean(others, like), folds)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
+
 from trillium.federation.means import Contribution, weighted_mean
 from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
 from trillium.frameworks.fedllm.aggregators.lowrank import (
@@ -20,7 +22,7 @@ from trillium.frameworks.fedllm.aggregators.lowrank import (
     thin_svd,
     without,
 )
-from trillium.models.factors import Factors, LowRank
+from trillium.models.factors import Factors
 from trillium.wire.kinds import Tensors
 
 
@@ -58,14 +60,11 @@ class Svd(Aggregator, name="svd"):
             u, sigma, vt = thin_svd(found.weighted(1.0), found.a)
             rank = like[layer.a].shape[0]
             best = balanced(u[:, :rank], sigma[:rank], vt[:rank])
-            tensors[layer.a], tensors[layer.b] = (
-                like[layer.a].clone(),
-                like[layer.b].clone().zero_(),
-            )
+            tensors[layer.a] = like[layer.a].clone()
+            tensors[layer.b] = torch.zeros_like(like[layer.b])
             tensors[layer.a][: len(best.right)] = best.right
             tensors[layer.b][:, : len(best.right)] = best.left
             if self.fold_rest and len(sigma) > rank:
                 rest = balanced(u[:, rank:], layer.scale * sigma[rank:], vt[rank:])
-                dtype = like[layer.b].dtype
-                folds[layer.layer] = LowRank(rest.left.to(dtype), rest.right.to(dtype))
+                folds[layer.layer] = rest.to(like[layer.b].dtype)
         return Aggregate(tensors, folds)
