@@ -42,8 +42,9 @@ def watched_teachers(server: Server, folder: Path) -> Iterator[None]:
     ) -> tuple[list[int], Teacher]:
         made, teacher = make(framework, server, opinions, examples, writer)
         line = {"round": server.round, "teacher": accuracy(server, made, teacher.labels)}
-        asked = [(opinion.indices, opinion.labels) for opinion in opinions]
-        line["clients"] = sum(accuracy(server, *each) for each in asked) / len(asked)
+        asked = [example.index for example in examples]
+        found = [accuracy(server, asked, opinion.labels) for opinion in opinions]
+        line["clients"] = sum(found) / len(found)
         with (folder / FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return made, teacher
