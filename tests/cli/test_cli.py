@@ -63,8 +63,8 @@ def finished(
 
 def test_help_loads_no_torch() -> None:
     program = (
-        "import sys\nfrom trillium import cli\nsys.argv = ['trillium', '--help']\n"
-        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom trillium.cli.app import program\nsys.argv = ['trillium', '--help']\n"
+        "try:\n    program()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pydantic'} & sys.modules.keys()\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
