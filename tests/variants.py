@@ -1,0 +1,244 @@
+"""The variants of the frameworks: one list for contracts, plans, engines and resume.
+
+Each is a name that begins with its framework, and the words of a tiny federation (`tiny.federation`).
+A framework that is registered and stands in no line here has one of its own, with its defaults. A
+table's users choose what they run with `cases`: which variants apply, and which of them every run of
+the tests is worth; the others are `slow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from trillium.component import known
+from trillium.frameworks import Framework
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The words of a tiny federation, the framework's among them.
+
+    Attributes:
+        words: as on the command line.
+        model, task: of `tiny.federation`.
+    """
+
+    words: tuple[str, ...]
+    model: str = "gpt2"
+    task: str = "classification"
+
+    @property
+    def framework(self) -> str:
+        """The name of its framework."""
+        return self.words[0].removeprefix("framework=")
+
+    @property
+    def asks_all(self) -> bool:
+        """Whether three clients are there, and each is asked in every round."""
+        others = ("fleet", "data.num_clients")
+        silent = self.framework in ("zero_shot", "centralised")
+        return not silent and not any(word.startswith(others) for word in self.words)
+
+    @property
+    def ships(self) -> bool:
+        """Whether the server's model becomes another than it was at the start."""
+        silent = ("zero_shot", "local_only")
+        return self.framework not in silent and "framework.direction=client" not in self.words
+
+    @property
+    def dropout(self) -> tuple[str, ...]:
+        """The words for dropout, before its own: what is kept or sent as changes may not be random."""
+        text = " ".join(self.words)
+        once = "train: server" in text and "cache: false" not in text
+        if once or "delta" in text:
+            return ()
+        adapters = () if "adapter=" in text else ("adapter.dropout=0.2",)
+        return ("model.dropout=0.2", *adapters)
+
+    @property
+    def fewest(self) -> str:
+        """The word for as few rounds as there can be."""
+        return "rounds=2" if "local_rounds" in " ".join(self.words) else "rounds=1"
+
+
+INT8 = "wire={up: [int8], down: [cast]}"
+FAILURES = "fleet={failure_rate: 0.4, min_replies: 1}"
+COHORT = "fleet.clients_per_round=2"
+RANKS = "tiers={small: {clients: [client-0], rank: 1}}"
+CUTS = "tiers={small: {clients: [client-0], cut: 1}}"
+TOP = "{name: top_classes, k: 2}"
+
+FEDLLM: dict[str, tuple[str, ...]] = {
+    "": (),
+    "server adam": ("framework.server_optimizer={name: adam, lr: 0.1}",),
+    "full": ("adapter=full", INT8),
+    "parameters of a cohort": ("framework.upload=parameters", COHORT, "rounds=3"),
+    "gradient": ("framework.upload=gradient", "rounds=3", INT8),
+    "change, turns": ("framework={download: change, mask: rolora}", "rounds=3", INT8),
+    "change, cohort": ("framework.download=change", COHORT, "wire={up: [sign], down: [int4]}"),
+    "everything coded": (
+        "framework={download: change, aggregator: svd}",
+        "head=class_means",
+        "wire={up: [hadamard, sign], down: [int4, zstd]}",
+        "tiers={small: {clients: ['*-1'], rank: 2, local_steps: 1}}",
+    ),
+    "scaffold": ("framework={drift: scaffold, mask: ffa}",),
+    "ia3": ("adapter={name: ia3}", "wire={up: [int4]}"),
+    "local": ("framework.local=[lora_B, head]",),
+    "failures": (FAILURES, "rounds=4"),
+    "tiers": (
+        "tiers={small: {clients: [client-0], rank: 1, local_steps: 2}}",
+        "framework.aggregator=hetlora",
+    ),
+    "layers": (
+        "framework.aggregator=svd",
+        "tiers={small: {clients: [client-2], rank: 1, layers: [1, 2]}}",
+    ),
+    # What is folded into the base.
+    "stack": ("framework.aggregator=stack", "rounds=3"),
+    "stack of a cohort": ("framework.aggregator=stack", COHORT, "rounds=5", INT8, RANKS),
+    "stack, failures": ("framework.aggregator=stack", FAILURES, "rounds=5"),
+    "fedex": ("framework.aggregator=fedex", "rounds=3"),
+    "fedex, one step": ("framework.aggregator=fedex", "rounds=3", "training.local_steps=1"),
+    "fedex of rank 2": ("framework.aggregator={name: fedex, rank: 2}",),
+    "rest of svd": ("framework.aggregator={name: svd, fold_rest: true}", "rounds=3"),
+    "rest of svd, ranks": (
+        *("framework.aggregator={name: svd, fold_rest: true}", RANKS, "training.local_steps=1"),
+    ),
+    "svd": ("framework.aggregator=svd", "training.local_steps=1", "rounds=3"),
+    "rolora": ("framework={aggregator: fedex, mask: rolora}", "rounds=3"),
+}
+FEDKSEED: dict[str, tuple[str, ...]] = {
+    "": ("training.local_steps=3",),
+    "failures": ("rounds=4", FAILURES),
+    "few seeds, all parameters": ("adapter=full", "framework.num_seeds=12", "rounds=3"),
+    "frozen factors": ("training.lr_factors={lora_A: 0}", "framework.num_seeds=64"),
+}
+KD: dict[str, tuple[str, ...]] = {
+    "": (),
+    "server": ("framework={direction: server, ensemble: class_counts}",),
+    "client": ("framework.direction=client",),
+    "client, class means": ("framework.direction=client", "head=class_means"),
+    "cohort": (COHORT,),
+    "cached": ("framework={cache_rounds: 2, public_per_round: 7}", "rounds=4"),
+    "cached, confident": (
+        "framework={cache_rounds: 2, public_per_round: 7, ensemble: confidence, sharpening: power}",
+        f"wire={{up: [{TOP}], down: [{TOP}]}}",
+    ),
+    "cached, cohort": (
+        *("framework={cache_rounds: 2, public_per_round: 8}", f"wire={{down: [{TOP}]}}", COHORT),
+    ),
+    "top classes": (f"wire={{up: [{TOP}], down: [log_probabilities]}}",),
+    "labels, int8": ("framework={public_labels: true, distill_epochs: 2}", INT8),
+    "other models": (
+        "tiers={wide: {clients: [client-0], adapter: {r: 5}}, slow: {clients: [client-1]}}",
+        "server.adapter.r=2",
+        "head=ridge",
+    ),
+    "words": ("data.public={name: words, longest: 9, shortest: 3}",),
+}
+SPLIT: dict[str, tuple[str, ...]] = {
+    "": (),
+    "u": ("framework.shape=u",),
+    "u, both, int8": ("framework={shape: u, train: both}", "wire={up: [int8], down: [int8]}"),
+    "v1": ("framework.mode=splitfed_v1",),
+    "v1, u": ("framework={mode: splitfed_v1, shape: u, tail: 2}",),
+    "v1 of a cohort": ("framework.mode=splitfed_v1", COHORT),
+    "v2": ("framework.mode=splitfed_v2",),
+    "v2, u": ("framework={mode: splitfed_v2, shape: u}",),
+    "v2 of the server": ("framework={mode: splitfed_v2, train: server, cache: false}",),
+    "relay": ("framework.mode=relay", "training.local_steps=2"),
+    # The client's blocks are frozen: what they give crosses once.
+    "cache": ("framework={train: server}",),
+    "cache, int4": (
+        "framework={train: server}",
+        "head=class_means",
+        "wire={up: [int4], down: [cast]}",
+    ),
+    "cache of a cohort": ("framework={train: server}", COHORT, "rounds=3"),
+    "cache, failures": ("framework={train: server}", FAILURES, "rounds=3"),
+    "cache, cuts": ("framework={train: server, cut: 2}", CUTS),
+    "kept u": ("framework={shape: u, train: server}",),
+    "kept u, failures": ("framework={shape: u, train: server}", FAILURES, "rounds=4", INT8),
+    "kept u, relay": ("framework={shape: u, train: server, mode: relay, tail: 2}",),
+    "kept u, v2 of a cohort": (
+        *("framework={shape: u, train: server, mode: splitfed_v2}", "wire={up: [int4]}", COHORT),
+    ),
+    "kept u, cuts": ("framework={shape: u, train: server, cut: 2}", CUTS),
+    "kept u, local rounds": ("framework={shape: u, train: server, local_rounds: 1}", "rounds=3"),
+    "kept v1": ("framework={mode: splitfed_v1, train: server}",),
+    "kept v1 of a cohort": ("framework={mode: splitfed_v1, train: server}", COHORT),
+    "kept v2, cuts": ("framework={mode: splitfed_v2, train: server, cut: 2}", CUTS),
+    "local rounds": ("framework={train: server, local_rounds: 1}", "rounds=3"),
+    # What is sent, and when.
+    "delta": ("framework={delta: {feedback: 0.5}}", "wire={up: [int4], down: [int8]}"),
+    "delta, skips": ("framework={delta: {skip: 0.3}}", "wire={up: [int4], down: [int8]}"),
+    "ahead": ("framework.staleness=1",),
+    "ahead, u": ("framework={staleness: 1, shape: u, cut: 2}", "data.num_clients=2"),
+    "ahead, turns": ("framework={staleness: 1, mode: splitfed_v2}", "data.num_clients=2"),
+    "ahead, one batch": ("framework={staleness: 1, train: client}", "training.local_steps=1"),
+    "ahead, relay": (
+        "framework={staleness: 1, mode: relay, shape: u, train: server, cache: false}",
+    ),
+    "ahead, full": ("framework={staleness: 1, cut: 2}", "adapter=full"),
+    "dropout": ("framework={train: server, defence: gaussian}", "model.dropout=0.1"),
+}
+BASELINES: dict[str, tuple[str, ...]] = {
+    "zero_shot": ("framework=zero_shot",),
+    "centralised": ("framework=centralised",),
+    "local_only": ("framework=local_only",),
+    "local_only class means": ("framework=local_only", "head=class_means"),
+    "local_only ridge of a cohort": ("framework=local_only", "head=ridge", COHORT),
+}
+HEADS: dict[str, tuple[str, ...]] = {
+    "class means": ("head=class_means", "wire={up: [{name: cast, kinds: [statistics]}]}"),
+    "ridge": ("head=ridge",),
+    "projected": ("head={name: ridge, project: 5}",),
+}
+MODELS = (("llama", "causal_lm"), ("bert", "classification"), ("gpt2", "causal_lm"))
+
+
+def _listed() -> dict[str, Variant]:
+    tables = {"fedllm": FEDLLM, "fedkseed": FEDKSEED, "kd": KD, "split": SPLIT}
+    found = {
+        f"{framework} {name}".strip(): Variant((f"framework={framework}", *words))
+        for framework, table in tables.items()
+        for name, words in table.items()
+    }
+    found |= {name: Variant(words) for name, words in BASELINES.items()}
+    for name, words in HEADS.items():
+        found[f"fedllm head, {name}"] = Variant(("framework=fedllm", *words), model="bert")
+    for framework in ("fedllm", "kd", "split"):
+        for model, task in MODELS:
+            few = (f"framework={framework}", "rounds=1", "data.num_clients=2")
+            found[f"{framework} {model}, {task}"] = Variant(few, model, task)
+    return found
+
+
+_LISTED = _listed()
+_OTHERS = {n: Variant((f"framework={n}",)) for n in known(Framework) if n not in _LISTED}
+VARIANTS: dict[str, Variant] = {**_LISTED, **_OTHERS}
+
+
+def cases(
+    fast: Collection[str], where: Callable[[Variant], bool] = lambda variant: True
+) -> list[Any]:
+    """Return the variants of a test by name, to parametrise it with.
+
+    Args:
+        fast: the names of those that every run of the tests runs, frameworks that stand in no table
+            among them; the others are `slow`.
+        where: which variants the test applies to.
+    """
+    chosen = {name: variant for name, variant in VARIANTS.items() if where(variant)}
+    unknown = set(fast) - chosen.keys()
+    assert not unknown, f"there is no variant {unknown} here"
+    quick = {*fast, *_OTHERS}
+    return [
+        pytest.param(variant, id=name, marks=[] if name in quick else pytest.mark.slow)
+        for name, variant in chosen.items()
+    ]
