@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trillium.wire.kinds import Tensors
+from trillium.wire.kinds import Tensors, has_values
 
 _CHUNK = 2**15  # entries at a time: a sum's temporaries stay in the cache, and small
 
@@ -60,15 +60,16 @@ class _Sum:
 
     def __init__(self, like: Tensor) -> None:
         self._shape = like.shape
-        self._high = torch.zeros(like.numel(), dtype=torch.float64, device=like.device)
+        self._high = like.new_zeros(like.numel(), dtype=torch.float64)
         self._low = torch.zeros_like(self._high)
         self._weight, self._lost = 0.0, 0.0
 
     def add(self, tensor: Tensor, weight: float, factor: float) -> None:
         assert tensor.shape == self._shape
         flat = tensor.detach().reshape(-1)
-        for start in range(0, flat.numel(), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
+        size = _CHUNK if has_values(flat) else max(flat.numel(), 1)
+        for start in range(0, flat.numel(), size):
+            chunk = slice(start, start + size)
             high = self._high[chunk]
             term = torch.mul(flat[chunk].double(), weight * factor)
             total = high + term

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,9 +15,6 @@ from trillium.tasks import Example, Task
 from trillium.training.loop import Loop, Training
 from trillium.training.meters import Meter
 from trillium.wire.kinds import Tensors
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 Metrics = dict[str, Any]
 
@@ -66,8 +64,12 @@ class Side:
         """Return how far the run is, from 0 to 1, at a fraction of this round."""
         return (max(self.round, 1) - 1 + fraction) / self.num_rounds
 
-    def tokenize(self, rows: Dataset) -> list[Example]:
+    def tokenize(self, columns: Mapping[str, Sequence[Any]]) -> list[Example]:
         """Return rows in the columns of the task as examples, in the tokens of the model."""
+        # Imported here: this module is part of the config tree, which must not wait for the library.
+        from datasets import Dataset
+
+        rows = Dataset.from_dict(dict(columns))
         return self.task.tokenize(rows, self.model.tokenizer, self.training.max_length)
 
     def loop(self, label: str, state: State) -> Loop:

@@ -22,6 +22,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ from trillium.rng import derive_seed
 from trillium.tasks.batches import collate
 from trillium.training.loop import batches, task_objective
 from trillium.training.meters import resident_tensors
-from trillium.wire.kinds import MessageError
+from trillium.wire.kinds import MessageError, has_values
 from trillium.wire.message import Message, scalar
 
 CHUNK = 2**20  # entries of a direction drawn at once: bounds the memory that a step adds; 64 * n
@@ -132,10 +133,13 @@ class FedKSeed(Framework, name="fedkseed"):
         for k, chunk in zip(draw.tolist(), chunks, strict=True):
             batch = collate(chunk, model.tokenizer.pad_token_id, model.device)
             key = ("walk", batch.layout, tuple(len(flat) for flat in walker.flat))
-            with client.meter.measure(key, lambda: resident_tensors(module)):
-                step, loss, count = self._step(
-                    walker, client.seed, k, partial(objective, module, batch)
-                )
+            loss_of = partial(objective, module, batch)
+            step, loss, count = client.meter.run(
+                key,
+                partial(self._step, walker, client.seed, k, loss_of),
+                lambda: resident_tensors(module),
+                moves=walker.state.values(),
+            )
             change[k] += step
             total, weight = total + loss * count, weight + count
         tensors = {"control/weight": scalar(client.weight)}
@@ -222,7 +226,10 @@ class Walker:
         """Add directions, `steps` by number of the direction, in their order."""
         streams = {k: np.random.Philox(key=derive_seed(seed, "direction", k)) for k in steps}
         for flat in self.flat:
-            for part in torch.split(flat, CHUNK):
+            parts = torch.split(flat, CHUNK)
+            if not has_values(flat):  # one move of a part is like all others
+                parts, steps = parts[:1], dict(list(steps.items())[:1])
+            for part in parts:
                 for k, step in steps.items():
                     part.add_(signs(streams[k], part), alpha=step)
 
@@ -230,11 +237,17 @@ class Walker:
 def signs(stream: np.random.Philox, like: Tensor) -> Tensor:
     """Return the next entries of a direction, as many as there are in the vector `like`."""
     words = -(-len(like) // 64)
-    packed = stream.random_raw(words).astype("<u8", copy=False).view(np.uint8)
     if like.device.type == "cpu":
         # Made by PyTorch, so that the meter sees when it comes and goes.
-        found = torch.empty(len(packed), SIGNS.shape[1])
-        SIGNS.numpy().take(packed, axis=0, out=found.numpy(), mode="clip")
+        found, table = torch.empty(8 * words, SIGNS.shape[1]), SIGNS.numpy()
+        if has_values(like):
+            table.take(_bits(stream, words), axis=0, out=found.numpy(), mode="clip")
     else:  # packed, it is on its way for a 32nd of the time
-        found = SIGNS.to(like.device)[torch.from_numpy(packed).to(like.device).int()]
+        packed = torch.from_numpy(_bits(stream, words))
+        found = SIGNS.to(like.device)[packed.to(like.device).int()]
     return found.view(-1)[: len(like)].to(like.dtype)
+
+
+def _bits(stream: np.random.Philox, words: int) -> NDArray[np.uint8]:
+    """Return the next words of a stream as bytes."""
+    return stream.random_raw(words).astype("<u8", copy=False).view(np.uint8)

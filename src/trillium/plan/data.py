@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -53,6 +53,9 @@ class Texts:
         public_of: the public set in the tokens of those clients whose model is not the server's.
         foreign: clients whose predictions have to be translated for the server.
         written: FLOPs that the server has spent on writing the public set.
+        test: held-out examples, where there are any.
+        tokenizers: of the server under `None`, and of clients, where they are known.
+        dialects: by client, what it speaks instead of what the server does.
     """
 
     clients: Mapping[str, list[Example]]
@@ -64,6 +67,9 @@ class Texts:
     public_of: Mapping[str, list[Example]] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     written: float = 0.0
+    test: list[Example] = field(default_factory=list)
+    tokenizers: Mapping[str | None, Any] = field(default_factory=dict)
+    dialects: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_examples(self) -> int:

@@ -21,14 +21,15 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from trillium.plan.known import Known
+from trillium.plan.values import Values, draws
 from trillium.training.meters import Count, is_made_of_others
 
 aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
 
+BUFFER = "trillium_buffer"  # marks the buffers of models
 DEPENDS_ON_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 """What is raised where a shape or a branch depends on values that a fake tensor does not have."""
 
@@ -38,12 +39,16 @@ class Paper:
 
     Real tensors may be mixed in: token ids, masks and labels are real in a plan, so that all that
     depends on their values (padding, how many predictions count) is as in a run.
+
+    Attributes:
+        values: knows which fake tensors are equal.
     """
 
     def __init__(self) -> None:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._known = Known(self._mode)
-        self._answers = _Answers(self._known)
+        self.values = Values()
+        self._answers = _Answers(self._known, self.values)
         self._is_running = False
 
     def tensor(self, like: Tensor) -> Tensor:
@@ -73,8 +78,14 @@ class Paper:
                 owner._parameters[name] = made[id(parameter)][0]
             for name, buffer in owner._buffers.items():
                 if buffer is not None and buffer.is_meta:
-                    owner._buffers[name] = self.tensor(buffer)
+                    owner._buffers[name] = found = self.tensor(buffer)
+                    vars(found)[BUFFER] = True
         return module
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether something is counted just now."""
+        return self._answers.watch is not None
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -103,7 +114,7 @@ class Paper:
     @contextmanager
     def throughout(self) -> Iterator[None]:
         """As `running`, and what is made anew is fake, too."""
-        with self._mode, _Answers(Known(self._mode)):
+        with self._mode, _Answers(Known(self._mode), Values()):
             yield
 
 
@@ -120,14 +131,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            arguments = func._schema.arguments
-            given = {argument.name: argument.default_value for argument in arguments}
-            given |= {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
-            rate = given.get("dropout_p", 1.0)
-            self.seen = (
-                self.seen or rate > 0
-            )  # fused attention may draw, but without dropout does not
+        self.seen = self.seen or draws(func, args, kwargs)
         return func(*args, **kwargs)
 
 
@@ -140,17 +144,18 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers what code asks of values that do not exist.
 
     A number read from a fake tensor is one: losses, norms and "is all of it finite" are then what no
-    code objects to. Tensors are equal if they are the same. A choice of entries by a real mask
-    becomes one by places, whose number is known.
+    code objects to. Tensors are equal where they must be (`Values`). A choice of entries by a mask
+    becomes one by places, whose number is known: of a mask without values all are chosen. The place
+    of the largest entry is each in turn, and what is sorted stands as it stood.
 
     Attributes:
         watch: counts the operations, if anything does.
     """
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: Known, values: Values) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.watch: Count | None = None
-        self._known = known
+        self._known, self._values = known, values
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -161,30 +166,82 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _DEVICE and is_fake(args[0]):
             return args[0].fake_device
         kwargs = kwargs or {}
-        if self.watch is None or func.namespace == "prim":
+        if self.watch is None and not any(map(_has_fake, args)):
+            return func(*args, **kwargs)
+        if func.namespace == "prim":
             return self._answer(func, args, kwargs)
         if is_made_of_others(func, "CPU"):
             with self:
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        return self.watch.follow(self._answer, func, args, kwargs)
+        if self.watch is not None:
+            return self.watch.follow(self._answer, func, args, kwargs)
+        result = self._answer(func, args, kwargs)
+        self._values.note(func, args, kwargs, result)
+        return result
 
     def _answer(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func is aten._local_scalar_dense.default and is_fake(args[0]):
-            return _one(args[0].dtype)
-        if func is aten.equal.default and any(is_fake(tensor) for tensor in args[:2]):
-            return _is_same(*args[:2])
-        if func.overloadpacket in _BY_MASK and any(map(is_fake, _tensors(args))):
-            args = (args[0], _places(args[1]), *args[2:])
-        return self._known.call(func, args, kwargs)
+        rule = _RULES.get(func.overloadpacket)
+        if rule is not None and any(map(_has_fake, args)):
+            found = rule(self._values, func, args)
+            if found is not None:
+                return found
+            if func.overloadpacket in _BY_MASK:
+                args = (args[0], _places(args[1]), *args[2:])
+        is_real = isinstance(args[0], Tensor) and not is_fake(args[0]) if args else False
+        if is_real and func._schema.is_mutable and any(map(_has_fake, args[1:])):
+            raise TypeError(f"{func}: a tensor with values cannot take any from one without")
+        result = self._known.call(func, args, kwargs)
+        if func.overloadpacket in _SORTS and is_fake(args[0]):
+            order = torch.arange(result[1].shape[-1]).expand(result[1].shape).contiguous()
+            return type(result)((result[0], order))
+        return result
 
 
 _BY_MASK = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
+_SORTS = (aten.sort, aten.topk)
 
 
-def _is_same(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors must be equal, because they are one."""
-    form = left.shape == right.shape and left.storage_offset() == right.storage_offset()
-    return form and left.untyped_storage() is right.untyped_storage()
+def _number(values: Values, func: Any, args: Any) -> Any:
+    return _one(args[0].dtype) if is_fake(args[0]) else None
+
+
+def _equal(values: Values, func: Any, args: Any) -> Any:
+    return values.equal(*args[:2])
+
+
+def _all_places(values: Values, func: Any, args: Any) -> Any:
+    return torch.ones(args[0].shape, dtype=torch.bool).nonzero()
+
+
+def _largest(values: Values, func: Any, args: Any) -> Any:
+    tensor, dim = args[0], args[1] if len(args) > 1 else None
+    if dim is None:
+        return torch.tensor(values.turn(tensor.numel()))
+    shape = list(tensor.shape)
+    shape[dim] = 1
+    keeps = len(args) > 2 and args[2]
+    found = torch.full(shape, values.turn(tensor.shape[dim]))
+    return found if keeps else found.squeeze(dim)
+
+
+def _as_it_is(values: Values, func: Any, args: Any) -> Any:
+    return None
+
+
+_RULES: dict[Any, Any] = {
+    aten._local_scalar_dense: _number,
+    aten.equal: _equal,
+    aten.nonzero: _all_places,
+    aten.argmax: _largest,
+    aten.argmin: _largest,
+    **dict.fromkeys(_BY_MASK, _as_it_is),
+}
+
+
+def _has_fake(value: Any) -> bool:
+    if isinstance(value, FakeTensor):
+        return True
+    return isinstance(value, list | tuple) and any(map(_has_fake, value))
 
 
 def _one(dtype: torch.dtype) -> bool | int | float:
@@ -194,15 +251,12 @@ def _one(dtype: torch.dtype) -> bool | int | float:
 
 
 def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
-    """Replace real masks among indices by the places of what they choose."""
+    """Replace masks among indices by the places of what they choose."""
     found: list[Tensor | None] = []
     for index in indices:
-        if index is not None and index.dtype == torch.bool and not is_fake(index):
-            found += index.nonzero(as_tuple=True)
-        else:
+        if index is None or index.dtype != torch.bool:
             found.append(index)
+        else:
+            mask = torch.ones(index.shape, dtype=torch.bool) if is_fake(index) else index
+            found += mask.nonzero(as_tuple=True)
     return found
-
-
-def _tensors(args: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]

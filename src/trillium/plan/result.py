@@ -69,9 +69,11 @@ def texts_of(config: ExperimentConfig, server: Server, clients: Sequence[Client]
     public_of: dict[str, list[Example]] = {}
     if config.framework.needs_public:
         by_model: dict[int, list[Example]] = {id(server.model): server.public}
+        rows = server.public_rows
+        columns = {name: list(rows[name]) for name in rows.column_names}
         for client in clients:
             if id(client.model) not in by_model:
-                by_model[id(client.model)] = client.tokenize(server.public_rows)
+                by_model[id(client.model)] = client.tokenize(columns)
             public_of[client.name] = by_model[id(client.model)]
     return Texts(
         clients={client.name: client.examples for client in clients},
@@ -81,6 +83,12 @@ def texts_of(config: ExperimentConfig, server: Server, clients: Sequence[Client]
         public_of=public_of,
         foreign=frozenset(server.dialects),
         written=server.meter.read().flops,
+        test=server.test,
+        tokenizers={
+            None: server.model.tokenizer,
+            **{client.name: client.model.tokenizer for client in clients},
+        },
+        dialects=server.dialects,
     )
 
 

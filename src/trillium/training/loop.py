@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -143,11 +142,13 @@ class Loop:
         """
         self.module.train()
         total, weight, steps = 0.0, 0.0, 0
+        moved = [parameter for parameter in self.state.values() if parameter.requires_grad]
         for step, chunk in enumerate(chunks):
             if learning_rate is not None:
                 set_learning_rate(optimizer, learning_rate(step))
             batch = collate(chunk, self.pad_id, self.device)
-            with self._measured(batch, optimizer):
+
+            def one_step(batch: Batch = batch) -> tuple[Tensor, int]:
                 loss, count = objective(self.module, batch)
                 (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
                 if correct is not None:
@@ -156,7 +157,11 @@ class Loop:
                     nn.utils.clip_grad_norm_(self.state.values(), max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            total += float(loss.detach())
+                return loss.detach(), count
+
+            key, resident = self._cost(batch, optimizer)
+            loss, count = self.meter.run(key, one_step, resident, moves=moved)
+            total += float(loss)
             weight, steps = weight + count, steps + 1
         self.module.eval()
         return Trained(total / max(weight, 1.0), weight, steps)
@@ -192,10 +197,15 @@ class Loop:
         total, weight, steps = 0.0, 0.0, 0
         for chunk in chunks:
             batch = collate(chunk, self.pad_id, self.device)
-            with self._measured(batch):
+
+            def one_batch(batch: Batch = batch) -> tuple[Tensor, int]:
                 loss, count = objective(self.module, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+                return loss.detach(), count
+
+            key, resident = self._cost(batch)
+            loss, count = self.meter.run(key, one_batch, resident, fills=self.state.values())
+            total += float(loss)
             weight, steps = weight + count, steps + 1
         for parameter in self.state.values():
             if parameter.grad is not None:
@@ -208,9 +218,10 @@ class Loop:
         """Names and shapes of what trains."""
         return tuple((n, p.shape) for n, p in self.state.items() if p.requires_grad)
 
-    def _measured(
+    def _cost(
         self, batch: Batch, *optimizers: torch.optim.Optimizer
-    ) -> AbstractContextManager[None]:
+    ) -> tuple[Hashable, Callable[[], Iterator[Tensor]]]:
+        """Return on what the cost of a batch depends, and what is in memory besides."""
         key = (self.label, batch.layout, self.extra(batch), self.trained, bool(optimizers))
 
         def resident() -> Iterator[Tensor]:
@@ -218,7 +229,7 @@ class Loop:
             if not optimizers:  # gradients are summed over batches, so they last
                 yield from (p.grad for p in self.state.values() if p.grad is not None)
 
-        return self.meter.measure(key, resident)
+        return key, resident
 
 
 def task_objective(task: Task, examples: Sequence[Example]) -> Objective:

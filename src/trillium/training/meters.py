@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from torch.utils.flop_counter import (
 )
 
 aten = torch.ops.aten
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,33 @@ class Meter:
         finally:
             self._measuring = False
 
+    def run(
+        self,
+        key: Hashable,
+        work: Callable[..., T],
+        resident: Callable[[], Iterable[Tensor]] = _nothing,
+        *,
+        form: Hashable = None,
+        moves: Iterable[nn.Parameter] = (),
+        fills: Iterable[Tensor] = (),
+        needs: Sequence[Tensor] = (),
+    ) -> T:
+        """Return what some work returns, and add its cost to the total, as `measure` does.
+
+        Whoever wants the cost alone need not do the work again whose key is known. That is why it says
+        what it changes: all else that it does must be in what it returns.
+
+        Args:
+            key, resident: as in `measure`.
+            work: what is done, given `needs`.
+            form: on what the form of what it returns depends besides the key.
+            moves: parameters that it steps.
+            fills: tensors whose `grad` it fills.
+            needs: tensors whose way back it goes.
+        """
+        with self.measure(key, resident):
+            return work(*needs)
+
     def read(self) -> Cost:
         """Return the total since the last `reset`."""
         return self._total
@@ -185,6 +213,11 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         """Nothing is compiled while it counts: PyTorch need not look out for that at each operation."""
         return False
+
+    @property
+    def num_changes(self) -> int:
+        """How many changes of memory there were so far."""
+        return len(self._changes)
 
     @property
     def course(self) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 Tensors = dict[str, Tensor]
 """Tensors by name."""
@@ -37,6 +38,11 @@ DTYPES: Final = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor has values; one without has a form alone, and takes no memory."""
+    return not isinstance(tensor, FakeTensor)
 
 
 class MessageError(ValueError):

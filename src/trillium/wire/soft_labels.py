@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trillium.rng import derive_seed
 from trillium.wire.codecs.rows import LEAST, RowCodec
-from trillium.wire.kinds import MessageError
+from trillium.wire.kinds import MessageError, has_values
 
 CHUNK: Final = 2**22  # most entries rows x classes that are decoded at once: 16 MiB as float32
 
@@ -84,10 +84,14 @@ class SoftLabels:
             if self.records.dim() != 2:
                 raise ValueError(f"records of shape {tuple(self.records.shape)}")
             self.codec.check(self.records[:0], self.num_classes)
-            for rows in chunks(len(self), max(self.records.shape[1], 1)):
+            for rows in chunks(len(self) if has_values(self.records) else 0, self._length):
                 self.codec.check(self.records[rows], self.num_classes)
         except (ValueError, RuntimeError) as error:
             raise MessageError(f"unreadable soft labels: {error}") from error
+
+    @property
+    def _length(self) -> int:
+        return max(self.records.shape[1], 1)
 
     def recoded(self, codec: RowCodec, key: int) -> SoftLabels:
         """Return the same labels, as far as the codec keeps them, in another encoding."""
@@ -142,21 +146,31 @@ class Writer:
     """Encodes soft labels as they come, some rows at a time."""
 
     def __init__(self, codec: RowCodec, num_rows: int, num_classes: int, key: int) -> None:
-        self._codec, self.num_classes, self._key = codec, num_classes, key
+        self.codec, self.num_classes, self._key = codec, num_classes, key
         self._sized = codec.sized(num_rows, num_classes)
         self._records: list[Tensor] = []
         self._count = 0
 
     def add(self, log_probs: Tensor) -> None:
         """Encode the next rows, normalised log-probabilities `(n, classes)`."""
+        self.take(self.encode(log_probs))
+
+    def encode(self, log_probs: Tensor) -> list[Tensor]:
+        """Return the records of the next rows, for `take`."""
+        found = []
         for rows in chunks(len(log_probs), self.num_classes):
             key = derive_seed(self._key, self._count)
-            self._records.append(self._sized.encode_rows(log_probs[rows].detach(), key))
+            found.append(self._sized.encode_rows(log_probs[rows].detach(), key))
             self._count += rows.stop - rows.start
+        return found
+
+    def take(self, records: Sequence[Tensor]) -> None:
+        """Keep the records of the next rows."""
+        self._records += records
 
     def done(self) -> SoftLabels:
         """Return all rows."""
         if not self._records:
             empty = torch.zeros(1, self.num_classes)
             self._records.append(self._sized.encode_rows(empty.log_softmax(-1), 0)[:0])
-        return SoftLabels(self._codec, torch.cat(self._records), self.num_classes)
+        return SoftLabels(self.codec, torch.cat(self._records), self.num_classes)

@@ -49,6 +49,7 @@ from trillium.frameworks.heads.statistics import (
     read_statistics,
 )
 from trillium.models.heads import features, head_layer
+from trillium.tasks import Batch
 from trillium.tasks.batches import by_length, collate
 from trillium.training.meters import resident_tensors
 from trillium.wire.kinds import MessageError, Tensors
@@ -336,10 +337,13 @@ def _features(client: Client) -> tuple[Tensor, Tensor]:
         with features(module):
             for chunk in by_length(client.examples, BATCH):
                 batch = collate(chunk, model.tokenizer.pad_token_id, model.device)
-                with client.meter.measure(
-                    ("features", batch.layout), lambda: resident_tensors(module)
-                ):
-                    found.append(module(**batch.inputs).logits.to(_dtype(client)).cpu())
+
+                def look(batch: Batch = batch) -> Tensor:
+                    rows: Tensor = module(**batch.inputs).logits
+                    return rows.to(_dtype(client)).cpu()
+
+                key = ("features", batch.layout)
+                found.append(client.meter.run(key, look, lambda: resident_tensors(module)))
                 labels.append(batch.labels.cpu())
         client.scratch["features"] = torch.cat(found), torch.cat(labels)
     kept: tuple[Tensor, Tensor] = client.scratch["features"]

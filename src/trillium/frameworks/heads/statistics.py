@@ -166,11 +166,11 @@ def read_statistics(message: Message, num_classes: int, width: int, products: bo
     if products:
         like["products"] = torch.empty(width * (width + 1) // 2, dtype=torch.float64)
     found = message.expect("statistics", like)
-    means = torch.zeros(num_classes, width, dtype=torch.float64)
+    means = found["means"].new_zeros(num_classes, width)
     means[present] = found["means"]
     if not products:
         return Statistics(counts, means, None)
-    square = torch.zeros(width, width, dtype=torch.float64)
+    square = found["products"].new_zeros(width, width)
     rows, columns = torch.triu_indices(width, width)
     square[rows, columns] = found["products"]
     square[columns, rows] = found["products"]

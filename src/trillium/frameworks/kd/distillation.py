@@ -166,15 +166,21 @@ def predict(loop: Loop, task: Task, public: Sequence[Example], writer: Writer) -
     for chunk in in_order(public, PREDICT_BATCH):
         batch = collate(chunk, loop.pad_id, loop.device)
         resident = lambda: resident_tensors(loop.module)  # noqa: E731
-        with loop.meter.measure((loop.label, batch.layout, rows_key(apart, task, batch)), resident):
-            if apart:
-                with before_vocabulary(loop.module) as layer:
-                    hidden, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
-                for some in chunks(len(hidden), writer.num_classes):
-                    writer.add(_log_probs(layer(hidden[some])))
-            else:
+
+        def one_batch(batch: Batch = batch) -> list[Tensor]:
+            if not apart:
                 logits, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
-                writer.add(_log_probs(logits))
+                return writer.encode(_log_probs(logits))
+            with before_vocabulary(loop.module) as layer:
+                hidden, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
+            found: list[Tensor] = []
+            for some in chunks(len(hidden), writer.num_classes):
+                found += writer.encode(_log_probs(layer(hidden[some])))
+            return found
+
+        key = (loop.label, batch.layout, rows_key(apart, task, batch))
+        form = rows_key(True, task, batch), repr(writer.codec)
+        writer.take(loop.meter.run(key, one_batch, resident, form=form))
     return writer.done()
 
 

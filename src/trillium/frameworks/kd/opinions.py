@@ -39,7 +39,7 @@ def read_opinion(
     counts = None
     if ensemble.needs_counts:
         counts = reply.tensor("control/counts", torch.float64, (num_classes,))
-        if bool((counts < 0).any()):
+        if not bool((counts >= 0).all()):
             raise MessageError("a class that a client has less than none of")
     return Opinion(
         weight=reply.positive("control/weight"),

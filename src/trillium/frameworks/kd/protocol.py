@@ -13,7 +13,7 @@ published method is which setting.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -50,9 +50,6 @@ from trillium.training.loop import batches, task_objective
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, scalar
 from trillium.wire.soft_labels import Teacher
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 class KD(KDSettings, name="kd"):
@@ -147,8 +144,7 @@ class KD(KDSettings, name="kd"):
     @client_verb
     def receive_public(self, client: Client, message: Message) -> Message:
         """Keep the public set."""
-        rows = _public_rows(client, message)
-        client.scratch["public"] = client.tokenize(rows)
+        client.scratch["public"] = client.tokenize(_public_columns(client, message))
         client.store["public"], client.store["labels"] = message.tensors["public/rows"], {}
         client.store["classes"] = read_classes(message, client.model.num_classes)
         return Message("receive_public")
@@ -192,8 +188,8 @@ class KD(KDSettings, name="kd"):
         """Return the public set as this client has received it, in the tokens of its model."""
         public = {"public/rows": _kept(client, "public", "receive_public")}
         if "public" not in client.scratch:
-            rows = _public_rows(client, Message("receive_public", public))
-            client.scratch["public"] = client.tokenize(rows)
+            columns = _public_columns(client, Message("receive_public", public))
+            client.scratch["public"] = client.tokenize(columns)
         found: list[Example] = client.scratch["public"]
         return found
 
@@ -222,7 +218,7 @@ class KD(KDSettings, name="kd"):
         return trained.loss
 
 
-def _public_rows(client: Client, message: Message) -> Dataset:
+def _public_columns(client: Client, message: Message) -> dict[str, list[Any]]:
     return decode_public(message, client.task.data_form, client.model.num_classes)
 
 

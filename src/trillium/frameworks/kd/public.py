@@ -37,15 +37,12 @@ def encode_public(rows: Dataset, *, labelled: bool) -> Message:
     )
 
 
-def decode_public(message: Message, data_form: str, num_classes: int) -> Dataset:
-    """Return the public set of a message.
+def decode_public(message: Message, data_form: str, num_classes: int) -> dict[str, list[Any]]:
+    """Return the columns of the public set of a message.
 
     Raises:
         MessageError: it is no JSON, or holds other columns, types or classes than the task has.
     """
-    # Imported here: this module is part of the config tree, which must not wait for the library.
-    from datasets import Dataset
-
     data = message.tensor("public/rows", torch.uint8, (None,))
     try:
         columns = json.loads(data.numpy().tobytes())
@@ -60,7 +57,7 @@ def decode_public(message: Message, data_form: str, num_classes: int) -> Dataset
     for name, values in columns.items():
         if not all(_is_value(name, value, num_classes) for value in values):
             raise MessageError(f"the public set has a {name} that is none")
-    return Dataset.from_dict(columns)
+    return columns
 
 
 def _is_value(column: str, value: Any, num_classes: int) -> bool:

@@ -19,6 +19,7 @@ from trillium.frameworks.kd.settings import KDSettings
 from trillium.frameworks.kd.sharpenings import Sharpening
 from trillium.rng import derive_seed
 from trillium.tasks import IGNORE, Example, Task
+from trillium.wire.kinds import has_values
 from trillium.wire.soft_labels import Teacher, Writer, chunks
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,10 @@ def make_teacher(
     targets = _targets(server.task, examples)
     seed = derive_seed(server.seed, "teacher", server.round)
     copies = 4 * len(opinions)  # float64, and one in the making
-    for rows in chunks(num_rows, num_classes, copies):
+    in_parts = chunks(num_rows, num_classes, copies)
+    if not has_values(opinions[0].labels.records):
+        in_parts = iter([slice(0, num_rows)])
+    for rows in in_parts:
         asked = _opinions(opinions, places[:, rows], targets[rows], num_classes, seed)
         mean = framework.ensemble.combine(asked, framework.temperature, framework.average)
         writer.add(framework.sharpening.sharpen(mean))
@@ -84,7 +88,8 @@ def _opinions(
 ) -> Opinions:
     """Return what clients say of some rows; of those that nobody speaks of, all say nothing much."""
     shape = (len(opinions), places.shape[1], num_classes)
-    log_probs = torch.full(shape, -math.log(num_classes), dtype=torch.float64)
+    like = opinions[0].labels.records
+    log_probs = like.new_full(shape, -math.log(num_classes), dtype=torch.float64)
     present = places >= 0
     for own, opinion, place in zip(log_probs, opinions, places, strict=True):
         own[place >= 0] = opinion.labels.take(place[place >= 0]).double()

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -23,6 +24,7 @@ from trillium.errors import UserError
 from trillium.frameworks.split.pooled import Forwarded
 from trillium.frameworks.split.ragged import mask_of, spread
 from trillium.tasks import IGNORE, Task
+from trillium.wire.kinds import has_values
 from trillium.wire.rows import EncodedRows, Layout
 
 FILE: Final = "activations.bin"
@@ -90,6 +92,7 @@ class ActivationCache:
         self._layouts = [Layout.from_json(text) for text in store["layouts"]]
         self._file = _open(folder, store["end"])
         self._map: Tensor | None = None
+        self._formal: dict[int, Tensor] = {}  # what has no values, by its place
         self._held = {client: _index(found) for client, found in self._clients.items()}
 
     def lacking(self, client: str, digests: Sequence[str]) -> list[int]:
@@ -134,10 +137,10 @@ class ActivationCache:
         own_labels = torch.split(labels.int().cpu(), list(lengths) if per_token else 1)
         content, places, start = [], [], self.nbytes
         for own, label in zip(torch.split(records, list(lengths)), own_labels, strict=True):
-            content += [own.numpy().tobytes(), label.numpy().tobytes()]
+            content += [own, label]
             places.append([start, len(own), len(label), layout, rows.key, source])
             start += own.nbytes + label.nbytes
-        self._append(b"".join(content))
+        self._append(content)
         found = self._clients[client]
         found["digests"] += digests
         found["places"] = torch.cat([found["places"], torch.tensor(places)])
@@ -221,8 +224,8 @@ class ActivationCache:
             self._store["layouts"].append(layout.to_json())
         return self._layouts.index(layout)
 
-    def _append(self, content: bytes) -> None:
-        end = self._store["end"] + len(content)
+    def _append(self, content: Sequence[Tensor]) -> None:
+        end = self._store["end"] + sum(part.nbytes for part in content)
         if end > self._max_bytes:
             raise UserError(
                 f"framework.cache_bytes={self._max_bytes}",
@@ -231,14 +234,20 @@ class ActivationCache:
             )
         self._map = None
         self._file.seek(self._store["end"])
-        self._file.write(content)
-        self._file.flush()
+        if all(map(has_values, content)):
+            self._file.write(b"".join(part.numpy().tobytes() for part in content))
+            self._file.flush()
+        else:
+            starts = accumulate((part.nbytes for part in content), initial=self._store["end"])
+            self._formal.update(zip(starts, content, strict=False))
         self._store["end"] = end
 
     def _records(self, sample: Cached, width: int) -> Tensor:
         return self._bytes(sample.start, sample.num_tokens * width).view(sample.num_tokens, width)
 
     def _bytes(self, start: int, length: int) -> Tensor:
+        if start in self._formal:
+            return self._formal[start].contiguous().view(-1).view(torch.uint8)
         if self._map is None:  # read only, but torch knows no such tensors: nobody writes to it
             self._map = torch.from_numpy(np.memmap(self._file, np.uint8, "c"))
         return self._map[start : start + length]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,9 +31,10 @@ class Auxiliary:
         """Return the values at the start, the same on all sides: no opinion, or the identity."""
         words = self._embeddings
         if self._task.peft_task == "SEQ_CLS":
-            weight = torch.zeros(self._classes, self._width, dtype=words.dtype)
-            return {WEIGHT: weight, BIAS: torch.zeros(self._classes, dtype=words.dtype)}
-        return {WEIGHT: torch.eye(words.shape[1], self._width, dtype=words.dtype)}
+            weight = words.new_zeros(self._classes, self._width, device="cpu")
+            return {WEIGHT: weight, BIAS: words.new_zeros(self._classes, device="cpu")}
+        zeros = words.new_zeros(words.shape[1], self._width, device="cpu")
+        return {WEIGHT: zeros.fill_diagonal_(1.0)}
 
     def loss(self, state: Mapping[str, nn.Parameter], hidden: Tensor, batch: Batch) -> Loss:
         """Return the summed loss of a batch and how many predictions it sums over.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +61,9 @@ class Body:
         """Fill `pooled.output`; `gradient` says whether the clients want one back."""
         self._mount()
         pooled.hidden.requires_grad_(gradient)
-        with self._measured("body forward", pooled):
-            pooled.output = self.parts.split.body(pooled.hidden, attention_mask=pooled.mask)
+        key, resident = self._cost("body forward", pooled)
+        body, hidden, mask = self.parts.split.body, pooled.hidden, pooled.mask
+        pooled.output = self.meter.run(key, lambda: body(hidden, attention_mask=mask), resident)
         pooled.output_gradient = torch.zeros_like(pooled.output)
 
     def backward(self, pooled: Pooled, task: Task | None) -> None:
@@ -76,13 +76,19 @@ class Body:
         """
         if not pooled.output.requires_grad and task is None:
             return  # nothing on this side or before it trains
-        with self._measured("body backward", pooled):
+
+        def run(output: Tensor) -> float:
             if task is None:
-                pooled.output.backward(pooled.output_gradient)  # type: ignore[no-untyped-call]
-            else:
-                loss, count = task.loss_sum(pooled.output, pooled.labels)
-                pooled.loss = float(loss.detach())
-                (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
+                output.backward(pooled.output_gradient)  # type: ignore[no-untyped-call]
+                return pooled.loss
+            loss, count = task.loss_sum(output, pooled.labels)
+            (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
+            return float(loss.detach())
+
+        key, resident = self._cost("body backward", pooled)
+        fills = [pooled.hidden, *self.state.values()]
+        needs = [pooled.output]
+        pooled.loss = self.meter.run(key, run, resident, fills=fills, needs=needs)
 
     def step(self, pooled: Pooled, rate: float, max_grad_norm: float | None) -> Step:
         """Clip across the cut, as `clip_grad_norm_` does on the unsplit model, and step.
@@ -102,12 +108,13 @@ class Body:
         self.parts.body.mount(self.state)
         self.parts.split.body.train()
 
-    def _measured(self, what: str, pooled: Pooled) -> AbstractContextManager[None]:
+    def _cost(self, what: str, pooled: Pooled) -> tuple[Hashable, Callable[[], Iterable[Tensor]]]:
+        """Return on what the cost of a batch depends, and what is in memory besides."""
         optimizers = [self._optimizer] if self._optimizer is not None else []
         stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
         layout = (*pooled.hidden.shape, bool(pooled.mask.all()))
         key = (what, layout, pooled.hidden.requires_grad, tuple(self.state), stepped)
-        return self.meter.measure(key, lambda: resident_tensors(self.parts.split.body, *optimizers))
+        return key, lambda: resident_tensors(self.parts.split.body, *optimizers)
 
 
 def scaled_step(optimizer: torch.optim.Optimizer, scale: float, rate: float) -> None:

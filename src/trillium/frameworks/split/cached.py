@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -136,8 +137,9 @@ def at_cut(
         flat = torch.cat([rows[place] for place in places])
         hidden = spread(flat.to(server.model.device, server.model.dtype), mask)
         key = ("middle", tuple(mask.shape), bool(mask.all()), source)
-        with server.meter.measure(key, lambda b=body: resident_tensors(b)), torch.no_grad():  # type: ignore[misc]
-            hidden = body(hidden, attention_mask=mask)
+        run = partial(body, hidden, attention_mask=mask)
+        with torch.no_grad():
+            hidden = server.meter.run(key, run, partial(resident_tensors, body))
         sizes = [len(rows[place]) for place in places]
         found = torch.split(strip(hidden, mask).cpu(), sizes)
         for place, row in zip(places, found, strict=True):
@@ -251,9 +253,8 @@ def _run(split: SplitSettings, client: Client, parts: Parts, chunk: list[Example
     batch = collate(chunk, pad_id, client.model.device, exact=True)
     head = parts.split.head.eval()
     key = ("head upload", batch.layout, client.tier.cut or split.cut)
-    with client.meter.measure(key, lambda: resident_tensors(head)):
-        hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    return list(hidden)
+    run = partial(head, None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    return list(client.meter.run(key, run, lambda: resident_tensors(head)))
 
 
 def _to_tensor(digests: Sequence[str]) -> Tensor:

@@ -6,8 +6,8 @@ The server's half is `trillium.frameworks.split.exchange`. These are the verbs o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,9 +88,14 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
     parts.head.mount(weights)
     head, kept = parts.split.head.train(), list[Tensor]()
     noting = _noting(kept) if trains and split.staleness else nullcontext()
-    measured = _measured(split, client, "head forward", batch, head, pending)
-    with measured, torch.set_grad_enabled(trains), noting:
-        hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        found = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        return found, kept
+
+    key, resident = _cost(split, client, "head forward", batch, head, pending)
+    with torch.set_grad_enabled(trains), noting:
+        hidden, kept = client.meter.run(key, run, resident)
     if trains or parts.split.tail is not None:
         pending.append(Pending(batch, hidden, weights, kept))
     rows = split.defence.apply(strip(hidden.detach(), batch.attention_mask))
@@ -125,10 +130,16 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
     output = spread(flat.to(client.model.device, client.model.dtype), mask).requires_grad_()
     state: State = client.scratch["state"]
     parts.tail.mount(state)
-    with _measured(split, client, "tail", batch, tail.train(), [*pending][1:]):
+
+    def run() -> Tensor:
         logits = tail(output, **batch.inputs)
         loss, count = client.task.loss_sum(logits, batch.labels)
         (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    key, resident = _cost(split, client, "tail", batch, tail.train(), [*pending][1:])
+    fills = [output, *(state[name] for name in parts.tail.names)]
+    loss = client.meter.run(key, run, resident, fills=fills)
     assert output.grad is not None
     if not split.head_trains(parts):
         pending.popleft()
@@ -137,7 +148,7 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
         {
             # The server's gradients are of the mean over all clients' predictions.
             "gradients/output": strip(output.grad, mask) * share,
-            "control/loss": scalar(float(loss.detach())),
+            "control/loss": scalar(float(loss)),
             "control/squared_norm": scalar(squared_norm(state[n] for n in parts.tail.names)),
         },
     )
@@ -158,8 +169,13 @@ def backward(split: SplitSettings, client: Client, message: Message) -> Message:
     parts.head.mount(weights)  # another client's may be there since `forward`
     # Padding is added outside of the measured work, whose cost is to depend on the layout alone.
     gradient = spread(flat.to(hidden.device, hidden.dtype), mask)
-    with _measured(split, client, "head backward", batch, parts.split.head, pending):
+
+    def run(hidden: Tensor) -> None:
         hidden.backward(gradient)  # type: ignore[no-untyped-call]
+
+    key, resident = _cost(split, client, "head backward", batch, parts.split.head, pending)
+    fills = [weights[name] for name in parts.head.names]
+    client.meter.run(key, run, resident, fills=fills, needs=[hidden])
     state: State = client.scratch["state"]
     for name in parts.head.names:
         state[name].grad = weights[name].grad
@@ -245,15 +261,15 @@ def _noting(kept: list[Tensor]) -> saved_tensors_hooks:
     return saved_tensors_hooks(note, lambda tensor: tensor)
 
 
-def _measured(
+def _cost(
     split: SplitSettings,
     client: Client,
     what: str,
     batch: Batch,
     part: nn.Module,
     others: Iterable[Pending],
-) -> AbstractContextManager[None]:
-    """Measure work on a batch, while there are others under way."""
+) -> tuple[Hashable, Callable[[], Iterator[Tensor]]]:
+    """Return on what the cost of work on a batch depends, others being under way, and what is there."""
     optimizer = client.scratch["optimizer"]
     optimizers = [optimizer] if optimizer is not None else []
     stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
@@ -264,4 +280,4 @@ def _measured(
         yield from resident_tensors(part, *optimizers)
         yield from (tensor for other in others for tensor in other.kept)
 
-    return client.meter.measure(key, resident)
+    return key, resident

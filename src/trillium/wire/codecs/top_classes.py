@@ -76,7 +76,7 @@ class TopClasses(RowCodec, name="top_classes"):
         expect_records(records)
         indices, _, _ = self._read(records, num_classes)
         ordered = indices.sort(dim=-1).values
-        if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+        if not bool((ordered[:, 1:] != ordered[:, :-1]).all()):
             raise ValueError("a class is named twice")
 
     def decode_rows(self, records: Tensor, num_classes: int) -> Tensor:

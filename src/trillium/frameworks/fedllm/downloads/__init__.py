@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trillium.component import Component
-from trillium.wire.kinds import MessageError, Tensors
+from trillium.wire.kinds import MessageError, Tensors, has_values
 from trillium.wire.message import Message
 from trillium.wire.wire import Wire
 
@@ -89,7 +89,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        if has_values(tensor):
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

@@ -1,0 +1,197 @@
+"""A federation on paper: the real server, clients and fleet of a run without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trillium.config.experiment import ExperimentConfig
+from trillium.federation.client import Client, verbs_of
+from trillium.federation.fleet import Fleet
+from trillium.federation.server import Server
+from trillium.federation.side import Metrics, Side
+from trillium.federation.tiers import tier_of
+from trillium.frameworks import OwnModels
+from trillium.models.load import LanguageModel
+from trillium.models.slots import State
+from trillium.plan.counting import Known, PhaseMeter
+from trillium.plan.course import Course, PaperEngine
+from trillium.plan.data import Texts
+from trillium.plan.models import Models
+from trillium.plan.paper import PaperWire, forming, on_paper
+from trillium.plan.sizes import Scales
+from trillium.rng import scoped_rng
+from trillium.tasks import Example
+from trillium.wire.ledger import Ledger
+
+
+@dataclass
+class Shared:
+    """What several federations of one run have in common.
+
+    Attributes:
+        known: what work costs, by model.
+        scales: what messages weigh, by size of the vocabulary.
+        metrics: the names of what is measured, by model.
+    """
+
+    models: Models
+    known: dict[int, Known] = field(default_factory=dict)
+    scales: dict[int, Scales] = field(default_factory=dict)
+    metrics: dict[int, Metrics] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _OnPaper(Side):
+    """What both sides do otherwise where there are no values."""
+
+    shared: Shared
+    public_set: Sequence[Example] = ()
+
+    def tokenize(self, columns: Mapping[str, Sequence[Any]]) -> list[Example]:
+        """Return the public set, the only text that crosses, as it has been tokenised before."""
+        return list(self.public_set)
+
+    def evaluate(self, state: State, batch_size: int) -> Metrics:
+        """Return metrics of the right names."""
+        known = self.shared.metrics
+        if id(self.model) not in known:
+            known[id(self.model)] = super().evaluate(state, batch_size)
+        return known[id(self.model)]
+
+
+@dataclass(kw_only=True)
+class PaperClient(_OnPaper, Client):
+    """A client on paper."""
+
+
+@dataclass(kw_only=True)
+class PaperServer(_OnPaper, Server):
+    """A server on paper."""
+
+
+class PaperFederation:
+    """Both sides of a run on paper.
+
+    Attributes:
+        course: what has happened.
+
+    Args:
+        config: of the run.
+        texts: who has which data.
+        num_blocks: how many blocks the model has here; as the architecture says where left out.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, texts: Texts, shared: Shared, num_blocks: int | None = None
+    ) -> None:
+        self.config, self.texts, self.shared = config, texts, shared
+        self._num_blocks, self._paper = num_blocks, shared.models.paper
+        self.model = self._model(None)
+        self.framework = forming(config.framework, self._paper)
+        meter = self._meter(self.model)
+        self.course = Course(lambda: meter.read().flops)
+        with self._paper.running():
+            tiers = {name: tier_of(config.tiers, name) for name in texts.clients}
+            wires = {id(tier): self._wire(tier.wire(config.wire)) for tier in tiers.values()}
+            self.clients = {name: self._client(name, wires) for name in texts.clients}
+            self.server = PaperServer(
+                **self._side("server", self.model, meter, texts.public),
+                training=on_paper(config.training, self._paper),
+                test=texts.test or _some(texts),
+                state=self.model.state(),
+                public=texts.public,
+                public_rows=texts.rows,
+                pooled=[example for own in texts.clients.values() for example in own],
+                tiers=tiers,
+                groups=config.groups(sorted(texts.clients)),
+                dialects=texts.dialects,
+            )
+        self.engine = PaperEngine(list(self.clients.values()), self.course)
+        ledger = Ledger(watch=self.course.book)
+        self.fleet = Fleet(
+            self.engine,
+            self._wire(config.wire),
+            ledger,
+            config.fleet,
+            config.seed,
+            {name: wires[id(tier)] for name, tier in tiers.items()},
+        )
+
+    def _model(self, client: str | None) -> LanguageModel:
+        config = self.config.of(client) if self.config.has_other_models else self.config
+        model = self.shared.models.get(config, self.texts.num_classes, self._num_blocks)
+        tokenizer = self.texts.tokenizers.get(client)
+        if tokenizer is not None:
+            model.tokenizer = tokenizer
+        return model
+
+    def _meter(self, model: LanguageModel) -> PhaseMeter:
+        known = self.shared.known.setdefault(id(model), Known())
+        return PhaseMeter(self._paper, known)
+
+    def _wire(self, wire: Any) -> PaperWire:
+        size = len(self.model.tokenizer)
+        scales = self.shared.scales.setdefault(size, Scales(self._paper, size))
+        return PaperWire.of(wire, scales)
+
+    def _side(
+        self, name: str, model: LanguageModel, meter: PhaseMeter, public: Sequence[Example]
+    ) -> dict[str, Any]:
+        return {
+            "name": name,
+            "model": model,
+            "task": self.config.task,
+            "meter": meter,
+            "seed": self.config.seed,
+            "num_rounds": self.config.rounds,
+            "shared": self.shared,
+            "public_set": public,
+        }
+
+    def _client(self, name: str, wires: Mapping[int, PaperWire]) -> PaperClient:
+        config, tier = self.config, tier_of(self.config.tiers, name)
+        model = self._model(name)
+        public = self.texts.public_of.get(name, self.texts.public)
+        return PaperClient(
+            **self._side(name, model, self._meter(model), public),
+            training=on_paper(tier.training(config.training), self._paper),
+            test=self.texts.test,
+            examples=self.texts.clients[name],
+            describe=_raise,
+            verbs=verbs_of(self.framework, config.head),
+            wire=wires[id(tier)],
+            tier=tier,
+        )
+
+    def start(self) -> None:
+        """Do what comes before the first round."""
+        with self._paper.running():
+            self.config.head.start(self.server, self.fleet)
+            self.framework.start(self.server, self.fleet)
+
+    def round(self, number: int, *, evaluates: bool = False) -> None:
+        """Run a round; with `evaluates` clients also look at their own models, as in a simulation."""
+        config, self.server.round, self.engine.number = self.config, number, number
+        with self._paper.running():
+            self.fleet.begin_round(number)
+            config.head.inform(self.server, self.fleet)
+            with scoped_rng(config.seed, "server", number):
+                self.framework.round(self.server, self.fleet)
+            is_last = number == config.rounds
+            is_due = is_last or number % config.evaluation.every == 0
+            if evaluates and is_due and isinstance(self.framework, OwnModels):
+                self.framework.evaluate(
+                    self.server, self.fleet, config.evaluation.batch_size, is_last
+                )
+
+
+def _raise(error: Exception) -> str:
+    """Let an error on paper end the plan: no client is to be done without."""
+    raise error
+
+
+def _some(texts: Texts) -> list[Example]:
+    """Return some examples, for a look at a model."""
+    return (texts.public or next(iter(texts.clients.values()), []))[:2]
