@@ -22,11 +22,11 @@ import transformers
 
 from bag_of_words import bag_of_words
 from banking77_results import Results
-from trillium.config.experiment import CompareConfig, comparison, merge, read_yaml
+from trillium.config.comparison import CompareConfig, comparison
+from trillium.config.experiment import merge, read_yaml
 from trillium.errors import UserError
 from trillium.experiment.compare import compare
 from trillium.experiment.folder import new_folder
-from trillium.experiment.run import Observer
 from trillium.report import human
 from trillium.report.write import write_report
 
@@ -91,10 +91,10 @@ def run(options: argparse.Namespace, data: Path, results: Results) -> int:
     for partition, experiments in plans.items():
         folder = new_folder(options.runs, f"banking77_{partition}")
 
-        def begin(arm: str, seed: int, at: Path = folder, label: str = partition) -> Observer:
+        def begin(arm: str, seed: int, at: Path = folder, label: str = partition) -> Printed:
             results.add(label, at)  # what has finished so far
             print(f"{label} {arm} seed {seed}", flush=True)
-            return _print_evaluation
+            return Printed()
 
         failures = compare(experiments, folder, begin=begin, argv=sys.argv)
         results.add(partition, folder)
@@ -105,9 +105,19 @@ def run(options: argparse.Namespace, data: Path, results: Results) -> int:
     return num_failed
 
 
-def _print_evaluation(line: dict[str, Any]) -> None:
-    accuracy, seconds = human.percent(line["accuracy"]), human.duration(line["seconds"])
-    print(f"  round {line['round']}: accuracy {accuracy}, {seconds}", flush=True)
+class Printed:
+    """Prints how a run goes on."""
+
+    def observe(self, line: dict[str, Any]) -> None:
+        """Print an evaluation."""
+        accuracy, seconds = human.percent(line["accuracy"]), human.duration(line["seconds"])
+        print(f"  round {line['round']}: accuracy {accuracy}, {seconds}", flush=True)
+
+    def watch(self, entry: object) -> None:
+        """Print no message."""
+
+    def end(self) -> None:
+        """Print nothing more."""
 
 
 def main() -> None:

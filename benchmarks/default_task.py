@@ -23,7 +23,8 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
 from bag_of_words import bag_of_words, scores
-from trillium.config.experiment import comparison, read_yaml, recipe_path
+from trillium.config.comparison import comparison
+from trillium.config.experiment import read_yaml, recipe_path
 from trillium.data.federated import load_data
 from trillium.experiment.folder import environment
 from trillium.files import write_atomic

@@ -19,9 +19,9 @@ from bag_of_words import bag_of_words
 from banking77 import DATA, read_rows, smaller
 from frontier_jobs import Job, is_done, looked_up, run_all
 from frontier_results import Results
+from trillium.config.comparison import comparison
 from trillium.config.experiment import (
     Tree,
-    comparison,
     experiment,
     merge,
     parse_overrides,

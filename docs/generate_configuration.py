@@ -55,7 +55,8 @@ arms:
 ```
 
 On the command line, the label of an arm in front of a key changes that arm alone:
-`trillium compare my.yaml training.batch_size=8 fedllm.adapter.r=4 --seeds 3`.
+`trillium compare my.yaml training.batch_size=8 fedllm.adapter.r=4 --seeds 3`. Grids, tuning and the
+other keys of a comparison are on a page of their own: [compare.md](compare.md).
 
 A **component** (framework, adapter, codec, …) is written as its name, or as a mapping with its name
 and its options: `partition: iid`, or `partition: {name: dirichlet, alpha: 0.3}`. Options of the

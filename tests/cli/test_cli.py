@@ -15,7 +15,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from trillium.config.experiment import comparison, experiment, read_yaml, recipe_path
+from trillium.config.comparison import comparison
+from trillium.config.experiment import experiment, read_yaml, recipe_path
 
 RECIPES = sorted(recipe_path("compare").parent.glob("*.yaml"))
 
@@ -77,7 +78,7 @@ def test_help_loads_no_torch() -> None:
 def test_run_leaves_a_complete_folder(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "config.yaml", "env.json", "status.json", "data.json", "once.json", "plan.json",
-        "metrics.jsonl", "wire.jsonl", "adapter", "report.html", "plots", "table.csv",
+        "metrics.jsonl", "wire.jsonl", "adapter", "report.html", "plots", "table.csv", "table.md",
     }  # fmt: skip
     assert json.loads((finished / "status.json").read_text())["state"] == "finished"
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").open()]

@@ -15,7 +15,7 @@ import tiny
 from trillium.cli.app import app
 from trillium.config.experiment import experiment, read_yaml
 from trillium.errors import UserError
-from trillium.experiment.compare import run_one
+from trillium.experiment.arm import run_one
 from trillium.experiment.folder import RunFolder
 from trillium.plan import result
 from trillium.report.planned import held

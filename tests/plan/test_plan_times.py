@@ -9,7 +9,7 @@ import pytest
 
 import tiny
 from trillium.errors import UserError
-from trillium.experiment.compare import run_one
+from trillium.experiment.arm import run_one
 from trillium.experiment.folder import RunFolder
 from trillium.plan.places import Place, Planning, quantity
 from trillium.plan.replay import replay, waves_of

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from trillium.config.comparison import comparison
 from trillium.config.experiment import (
     ExperimentConfig,
-    comparison,
     experiment,
     merge,
     parse_overrides,
@@ -185,3 +185,34 @@ def test_errors_come_back_from_other_processes() -> None:
     error = pickle.loads(pickle.dumps(UserError("a=1", "it cannot", "Write a=2")))
     assert (error.given, error.why, error.instead) == ("a=1", "it cannot", "Write a=2")
     assert str(error) == "a=1: it cannot. Write a=2"
+
+
+def test_a_grid_multiplies_arms_and_words_replace_it() -> None:
+    tree = {
+        "seeds": [3, 4],
+        "arms": {"a": {"framework": "fedllm"}, "b": {"framework": "fedllm"}},
+        "grid": {
+            "data.partition": ["iid", {"name": "dirichlet", "alpha": 0.1}],
+            "b.sizes": {"small": {"rounds": 1, "adapter": {"r": 1}}, "large": {"rounds": 9}},
+        },
+    }
+    found = comparison(tree, {}).experiments()
+    places = ("iid", "dirichlet_0.1")
+    arms = [f"a_{p}" for p in places] + [f"b_{p}_{s}" for p in places for s in ("small", "large")]
+    assert [*found] == [(arm, seed) for seed in (3, 4) for arm in arms]
+    own = found["b_dirichlet_0.1_small", 3]
+    assert (own.rounds, own.data.partition.name) == (1, "dirichlet")
+    assert found["b_iid_large", 4].rounds == 9
+    assert {*comparison(tree, {}, ["a", "b_iid_small"]).arms} == {*arms[:2], "b_iid_small"}
+    one = comparison(tree, parse_overrides(["data.partition=shard"]), ["a"]).experiments([0])
+    assert [(key, c.data.partition.name) for key, c in one.items()] == [(("a", 0), "shard")]
+    swept = comparison(tree, {}, ["a"], [("data.partition", ("iid", "shard"))])
+    assert [*swept.arms] == ["a_iid", "a_shard"]
+    for grid, why in (({"rounds": 3}, "neither a list"), ({"rounds": [1, 1]}, "two arms called")):
+        with pytest.raises(UserError, match=why):
+            comparison({**tree, "grid": grid}, {})
+    for key, value in (("seeds", ["x"]), ("reach", 1), ("tuning", {"sed": 1})):
+        with pytest.raises(UserError, match=key):
+            comparison({**tree, key: value}, {})
+    with pytest.raises(UserError, match="would flatter"):
+        comparison({**tree, "tuning": {"seed": 4, "grid": {}}}, {}).experiments()

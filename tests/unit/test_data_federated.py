@@ -165,3 +165,18 @@ def test_chats_with_the_same_words_are_the_same_row() -> None:
     turns = [[{"role": "user", "content": text}] for text in ("Hi ", "hi", "ho")]
     first, second, third = row_keys(Dataset.from_dict({"messages": turns}))
     assert first == second != third
+
+
+def test_settings_are_chosen_by_rows_that_are_neither_tested_nor_trained_on(
+    overlapping: DataConfig,
+) -> None:
+    reported = load_data(overlapping, "classification", 0)
+    chosen = load_data(
+        overlapping.model_copy(update={"validation_fraction": 0.25}), "classification", 0
+    )
+    check_disjoint(chosen)
+    everything = {key for keys in texts(chosen) for key in keys}
+    assert not everything & {*row_keys(reported.test)}, "nobody sees a test row"
+    assert len(chosen.test) == 9, "a quarter of the 36 training rows that are no test rows"
+    clients, public, _ = texts(reported)
+    assert {*row_keys(chosen.test)} < {*clients, *public}

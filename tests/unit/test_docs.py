@@ -17,7 +17,7 @@ from datasets import Dataset
 from pydantic import BaseModel
 
 import tiny
-from trillium.cli.app import _parse
+from trillium.cli.words import parse
 from trillium.component import Component, known
 from trillium.config.experiment import experiment
 from trillium.data.partitions import Partition
@@ -169,7 +169,7 @@ def test_settings_in_commands_exist(page: Path) -> None:
                     at = words.index(option)
                     options[option] = words[at + 1]
                     del words[at : at + 2]
-            recipe, tree = _parse(words[2:], options["--model"], options["--data"])
+            recipe, tree = parse(words[2:], options["--model"], options["--data"])
             assert recipe is None
             experiment(tree)
 

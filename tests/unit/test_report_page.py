@@ -66,7 +66,7 @@ def test_the_report_of_a_comparison(tmp_path: Path) -> None:
         assert pixels.std() > 0.05, f"{name} is empty"
     assert (folder / "table.csv").read_text().startswith("arm,framework,")
     left = {path.name for path in folder.iterdir() if path.is_file()}
-    assert left == {"compare.yaml", "table.csv", "report.html"}
+    assert left == {"compare.yaml", "table.csv", "table.md", "report.html"}
 
 
 def test_the_same_runs_give_the_same_report(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,15 +14,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from trillium.cli import compare as cli_compare
 from trillium.cli import deploy as cli_deploy
 from trillium.cli import generate as cli_generate
 from trillium.cli import plan as cli_plan
-from trillium.cli.show import show
+from trillium.cli.show import run_all, run_single, show, show_runs
+from trillium.cli.words import (
+    AsJson,
+    Data,
+    Folder,
+    Model,
+    Out,
+    Reach,
+    Seeds,
+    Words,
+    Workers,
+    parse,
+    seeds_of,
+    shares,
+)
 from trillium.errors import UserError
 
 if TYPE_CHECKING:
-    from trillium.config.experiment import ExperimentConfig, Tree
-    from trillium.experiment.folder import RunFolder
+    pass
 
 app = typer.Typer(
     help="Fine-tune language models on data that may not be moved: three frameworks, one ruler.",
@@ -32,58 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[RECIPE] [KEY=VALUE]...",
-        help="A YAML recipe, and settings such as training.batch_size=8.",
-    ),
-]
-Model = Annotated[
-    str | None, typer.Option(help="Hub id or folder of the model; `minilm` is the default.")
-]
-Data = Annotated[
-    str | None, typer.Option(help="A csv, jsonl or parquet file, a hub id, or a dataset folder.")
-]
-Seeds = Annotated[
-    str | None, typer.Option(help="How many seeds (3 is 0, 1, 2), or which ones (0,5,7).")
-]
-Out = Annotated[Path, typer.Option(help="Where run folders go.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")]
-
-
-@app.command()
-def compare(
-    words: Words = None,
-    model: Model = None,
-    data: Data = None,
-    seeds: Seeds = None,
-    only: Annotated[
-        str | None, typer.Option(help="Arms to run, with commas; all without it.")
-    ] = None,
-    out: Out = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """Run one experiment under several frameworks; a table, plots and one HTML page.
-
-    Without arguments: the built-in task and model, all frameworks and baselines, about four minutes
-    on two cores. A key that begins with the label of an arm changes that arm alone:
-    fedllm.adapter.r=4. Several values make several arms: fedllm.adapter.r=1,4,8,32.
-    """
-    from trillium.config.experiment import CompareConfig, comparison, read_yaml, recipe_path
-    from trillium.config.sweep import divide, swept
-
-    plain, sweeps = divide(words or [])
-    recipe, tree = _parse(plain, model, data)
-    found = read_yaml(recipe if recipe is not None else recipe_path("compare"))
-    comparing = comparison(found, tree, only.split(",") if only else ())
-    if sweeps:
-        comparing = CompareConfig(base=comparing.base, arms=swept(comparing.arms, sweeps))
-    experiments = comparing.experiments(_seeds(seeds))
-    source = next(iter(experiments.values())).data.source.name
-    _run_all(experiments, f"compare_{source}", out, as_json)
+cli_compare.register(app)
 
 
 @app.command()
@@ -92,6 +54,7 @@ def run(
     model: Model = None,
     data: Data = None,
     seeds: Seeds = None,
+    workers: Workers = 1,
     out: Out = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -99,46 +62,47 @@ def run(
     from trillium.config.experiment import experiment, merge, read_yaml
     from trillium.experiment.folder import RunFolder, new_folder
 
-    recipe, tree = _parse(words, model, data)
+    recipe, tree = parse(words, model, data)
     base = read_yaml(recipe) if recipe is not None else {}
     if "arms" in base:
         raise UserError(
             str(recipe), "it has arms, so it is a comparison", f"Write: trillium compare {recipe}"
         )
     merged = merge(base, tree)
-    wanted = _seeds(seeds) or [experiment(merged).seed]
+    wanted = seeds_of(seeds) or [experiment(merged).seed]
     configs = {seed: experiment(merge(merged, {"seed": seed})) for seed in wanted}
     first = configs[wanted[0]]
     name = f"{first.framework.name}_{first.data.source.name}"
     if len(configs) > 1:
         runs = {(first.framework.name, seed): config for seed, config in configs.items()}
-        _run_all(runs, name, out, as_json)
+        run_all(runs, name, out, as_json, workers)
         return
     folder = RunFolder(new_folder(out, f"{name}_s{first.seed}"), first.framework.name)
-    _run_single(first, folder, as_json)
+    run_single(first, folder, as_json)
 
 
 @app.command()
-def resume(folder: Folder, as_json: AsJson = False) -> None:
+def resume(folder: Folder, workers: Workers = 1, as_json: AsJson = False) -> None:
     """Go on with a run or comparison that was stopped, from its last complete round.
 
     It ends as it would have without the stop.
     """
-    from trillium.experiment.compare import run_arms, stopped
+    from trillium.experiment.compare import stopped
     from trillium.experiment.folder import RunFolder
 
     experiments = stopped(folder)
     if (folder / "compare.yaml").is_file():
-        _show_runs(experiments, folder, as_json, run_arms)
+        if show_runs(experiments, folder, as_json, workers):
+            raise typer.Exit(1)
     else:
         [config] = experiments.values()
-        _run_single(config, RunFolder.reopen(folder), as_json)
+        run_single(config, RunFolder.reopen(folder), as_json)
 
 
 @app.command()
-def report(folder: Folder, as_json: AsJson = False) -> None:
-    """Write table.csv, plots and report.html of a run or comparison again, from its JSONL."""
-    show(folder, as_json)
+def report(folder: Folder, reach: Reach = None, as_json: AsJson = False) -> None:
+    """Write tables, plots and report.html of a run or comparison again, from its JSONL."""
+    show(folder, as_json, shares(reach))
 
 
 @app.command(name="ls")
@@ -221,7 +185,7 @@ def evaluate(
     from trillium.experiment.trained import evaluate_run
     from trillium.quiet import quiet
 
-    _, tree = _parse(words, None, data)
+    _, tree = parse(words, None, data)
     quiet()
     metrics = evaluate_run(folder, tree)
     if as_json:
@@ -248,96 +212,6 @@ def export(
     print(f"{to} written.")
 
 
-def _parse(
-    words: list[str] | None, model: str | None, data: str | None
-) -> tuple[Path | None, Tree]:
-    """Divide the words of a command into a recipe and settings."""
-    from trillium.config.experiment import merge, parse_overrides
-
-    recipes = [word for word in words or [] if "=" not in word]
-    if len(recipes) > 1:
-        raise UserError(
-            " ".join(recipes), "one recipe at most can be run", "Write settings as key=value"
-        )
-    tree: Tree = {}
-    if model is not None:
-        tree = merge(tree, {"model": {"id": model}})
-    if data is not None:
-        tree = merge(tree, {"data": {"source": _source(data)}})
-    tree = merge(tree, parse_overrides(word for word in words or [] if "=" in word))
-    return (Path(recipes[0]) if recipes else None), tree
-
-
-def _source(data: str) -> dict[str, str]:
-    if Path(data).suffix.lower() in (".csv", ".json", ".jsonl", ".parquet"):
-        return {"name": "files", "train": data}
-    return {"name": "hub", "path": data}
-
-
-def _seeds(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        numbers = [int(word) for word in text.split(",")]
-    except ValueError as error:
-        raise UserError(
-            f"--seeds {text}", "seeds are whole numbers", "Write 3, or 0,5,7"
-        ) from error
-    seeds = list(range(numbers[0])) if "," not in text else numbers
-    if not seeds or min(seeds) < 0:
-        raise UserError(f"--seeds {text}", "that is no seed at all", "Write 1 or more")
-    return seeds
-
-
-def _run_all(
-    experiments: dict[tuple[str, int], ExperimentConfig], name: str, out: Path, as_json: bool
-) -> None:
-    from trillium.experiment.compare import compare as compare_all
-    from trillium.experiment.folder import new_folder
-
-    _show_runs(experiments, new_folder(out, name), as_json, compare_all)
-
-
-def _show_runs(
-    experiments: dict[tuple[str, int], ExperimentConfig],
-    folder: Path,
-    as_json: bool,
-    start: Callable[..., dict[tuple[str, int], str]],
-) -> None:
-    """Run arms into a folder, showing how far they are, and then their report."""
-    from trillium.cli.screen import Screen
-    from trillium.quiet import quiet
-
-    quiet()
-    console = Console(stderr=as_json, quiet=as_json)
-    rounds = {key: config.rounds * config.framework.trains for key, config in experiments.items()}
-    with Screen(console, rounds) as screen:
-        failures = start(experiments, folder, begin=screen.begin, watch=screen.watch, argv=sys.argv)
-    show(folder, as_json)
-    if failures:
-        for (arm, seed), why in failures.items():
-            print(f"{arm}, seed {seed}, failed: {why}", file=sys.stderr)
-        raise typer.Exit(1)
-
-
-def _run_single(config: ExperimentConfig, folder: RunFolder, as_json: bool) -> None:
-    from trillium.cli.screen import Screen
-    from trillium.experiment.compare import run_one
-    from trillium.federation.fleet import RoundFailed
-    from trillium.quiet import quiet
-
-    quiet()
-    console = Console(stderr=as_json, quiet=as_json)
-    key = (folder.arm, config.seed)
-    try:
-        with Screen(console, {key: config.rounds * config.framework.trains}) as screen:
-            run_one(config, folder, screen.begin(*key), screen.watch, sys.argv)
-    except RoundFailed as error:
-        print(f"{folder.path} failed: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    show(folder.path, as_json)
-
-
 cli_generate.register(app)
 cli_plan.register(app)
 cli_deploy.register(app)
@@ -354,13 +228,6 @@ def main() -> None:
     except UserError as error:
         _print_error(error)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "\nInterrupted; what was measured so far is in the run folder. "
-            "Go on with: trillium resume FOLDER",
-            file=sys.stderr,
-        )
-        sys.exit(130)
 
 
 def program() -> None:

@@ -123,8 +123,9 @@ def plan(
 
 def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any], list[Sweep]]:
     """Divide words and recipe into the settings of runs, what a plan alone is told, and sweeps."""
+    from trillium.config.comparison import OWN_KEYS
     from trillium.config.experiment import merge, parse_overrides, read_yaml
-    from trillium.config.sweep import divide
+    from trillium.config.sweep import divide, grid
     from trillium.errors import UserError
 
     named = [word for word in words if "=" not in word]
@@ -138,10 +139,14 @@ def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any], l
         raise UserError(
             " ".join(recipes), "one recipe at most can be planned", "Write settings as key=value"
         )
-    tree: Tree = read_yaml(Path(recipes[0])) if recipes else {}
+    recipe: Tree = read_yaml(Path(recipes[0])) if recipes else {}
+    of_recipe = grid(recipe.get("grid") or {})
+    tree = {key: value for key, value in recipe.items() if key == "arms" or key not in OWN_KEYS}
     if models:
         tree = merge(tree, {"model": {"id": models[0]}})
     plain, sweeps = divide(word for word in words if "=" in word)
+    named = [path for path, _ in sweeps]
+    sweeps = [*((path, values) for path, values in of_recipe if path not in named), *sweeps]
     tree = merge(tree, parse_overrides(plain))
     told = tree.pop("plan", {})
     return tree, told, sweeps

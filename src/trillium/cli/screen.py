@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -36,7 +37,7 @@ class Screen:
         )
         self._done = 0
         self._messages = 0
-        self._current: tuple[str, int] | None = None
+        self._current: list[tuple[str, int]] = []
         self._start = time.monotonic()
         self._live: Live | None = None
 
@@ -57,23 +58,27 @@ class Screen:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
 
-    def begin(self, arm: str, seed: int) -> Any:
-        """Start a run and return what takes its evaluations."""
-        key = self._current = (arm, seed)
+    def begin(self, arm: str, seed: int) -> Seen:
+        """Start a run and return what sees how it goes on."""
+        self._current.append((arm, seed))
+        return Seen(self, (arm, seed))
 
-        def observe(line: dict[str, Any]) -> None:
-            self._lines[key] = line
-            self._done += line["round"] > 0
-            if self._live is None:
-                self._console.print(self._plain(key, line), highlight=False, soft_wrap=True)
+    def observe(self, key: tuple[str, int], line: Mapping[str, Any]) -> None:
+        """Take an evaluation of a run."""
+        self._lines[key] = dict(line)
+        self._done += line["round"] > 0
+        if self._live is None:
+            self._console.print(self._plain(key, line), highlight=False, soft_wrap=True)
 
-        return observe
-
-    def watch(self, entry: Entry) -> None:
-        """Take note of a message."""
+    def watch(self, key: tuple[str, int], entry: Entry) -> None:
+        """Take note of a message of a run."""
         self._messages += 1
-        if self._current is not None and entry.purpose == "train":
-            self._bytes[self._current][entry.direction] += entry.bytes
+        if entry.purpose == "train":
+            self._bytes[key][entry.direction] += entry.bytes
+
+    def end(self, key: tuple[str, int]) -> None:
+        """Take note that a run has ended."""
+        self._current.remove(key)
 
     def _plain(self, key: tuple[str, int], line: Mapping[str, Any]) -> str:
         cells = dict(zip(_COLUMNS, self._cells(key, line), strict=True))
@@ -102,9 +107,12 @@ class Screen:
         for name in _COLUMNS:
             table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
         for key, line in self._lines.items():
-            table.add_row(*self._cells(key, line), style="" if key == self._current else "dim")
+            table.add_row(*self._cells(key, line), style="" if key in self._current else "dim")
         total = sum(self._rounds.values())
-        now = "" if self._current is None else f"{self._current[0]} · seed {self._current[1]} · "
+        runs = [f"{arm} · seed {seed}" for arm, seed in self._current]
+        now = (
+            f"{runs[0]} · " if len(runs) == 1 else f"{len(runs)} runs at a time · " if runs else ""
+        )
         elapsed = int(time.monotonic() - self._start)
         status = Text(
             f"{now}{self._done}/{total} rounds · {self._messages:,} messages · "
@@ -114,6 +122,26 @@ class Screen:
         progress = Table.grid(padding=(0, 2))
         progress.add_row(ProgressBar(total=max(total, 1), completed=self._done, width=40), status)
         return Group(table, progress)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run on a screen."""
+
+    screen: Screen
+    key: tuple[str, int]
+
+    def observe(self, line: Mapping[str, Any]) -> None:
+        """Show an evaluation."""
+        self.screen.observe(self.key, line)
+
+    def watch(self, entry: Entry) -> None:
+        """Count a message."""
+        self.screen.watch(self.key, entry)
+
+    def end(self) -> None:
+        """Show that the run goes on no longer."""
+        self.screen.end(self.key)
 
 
 _COLUMNS = (

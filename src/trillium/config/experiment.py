@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from trillium.component import Choice, Component
 from trillium.errors import UserError, suggest
@@ -175,64 +175,6 @@ def _siblings(location: tuple[int | str, ...], tree: Mapping[str, Any]) -> list[
             # Another one than the default: its own keys.
             return list(type(node).members[given["name"]].model_fields)
     return list(type(node).model_fields) if isinstance(node, BaseModel) else []
-
-
-Arms = dict[str, Tree]
-
-
-class CompareConfig(BaseModel):
-    """One experiment under several frameworks.
-
-    Attributes:
-        base: tree of what the arms have in common.
-        arms: what each arm changes, by label.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base: Tree
-    arms: Arms
-
-    def experiments(
-        self, seeds: Iterable[int] | None = None
-    ) -> dict[tuple[str, int], ExperimentConfig]:
-        """Return the configuration of each arm and seed; all are checked before the first runs."""
-        own = self.base.get("seed", 0)
-        return {
-            (label, seed): experiment(merge(merge(self.base, arm), {"seed": seed}))
-            for seed in (seeds or [own])
-            for label, arm in self.arms.items()
-        }
-
-
-def comparison(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()) -> CompareConfig:
-    """Return a comparison from a recipe with `arms` and overrides for all arms or single ones.
-
-    Args:
-        tree: the recipe; keys beside `arms` are common to all.
-        overrides: a key that is the label of an arm holds settings of that arm alone.
-        only: labels of the arms to keep; all without any.
-
-    Raises:
-        UserError: the recipe has no arms, or a label is unknown.
-    """
-    base = {key: value for key, value in tree.items() if key != "arms"}
-    arms = tree.get("arms")
-    if not isinstance(arms, Mapping) or not arms:
-        raise UserError(
-            "a recipe without arms",
-            "there is nothing to compare",
-            "Add arms, or use `trillium run`",
-        )
-    for label in only:
-        if label not in arms:
-            raise UserError(f"--only {label}", "the recipe has no such arm", suggest(label, arms))
-    shared = {key: value for key, value in overrides.items() if key not in arms}
-    chosen = {label: arm or {} for label, arm in arms.items() if not set(only) or label in only}
-    return CompareConfig(
-        base=merge(base, shared),
-        arms={label: merge(arm, overrides.get(label, {})) for label, arm in chosen.items()},
-    )
 
 
 def recipes() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trillium.config.experiment import Tree, merge, parse_overrides
@@ -11,6 +12,14 @@ from trillium.errors import UserError
 
 Sweep = tuple[str, tuple[Any, ...]]
 """The path of a setting, and its values."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A value that is several settings at once, under a label of its own."""
+
+    label: str
+    tree: Tree
 
 
 def divide(words: Iterable[str]) -> tuple[list[str], list[Sweep]]:
@@ -35,6 +44,27 @@ def divide(words: Iterable[str]) -> tuple[list[str], list[Sweep]]:
     return plain, sweeps
 
 
+def grid(tree: Mapping[str, Any]) -> list[Sweep]:
+    """Return the sweeps of a recipe: paths with lists of values, or names with settings by label.
+
+    Raises:
+        UserError: an entry is neither.
+    """
+    found: list[Sweep] = []
+    for path, values in tree.items():
+        if isinstance(values, list) and values:
+            found.append((path, tuple(values)))
+        elif isinstance(values, Mapping) and all(isinstance(v, Mapping) for v in values.values()):
+            found.append((path, tuple(Settings(label, dict(v)) for label, v in values.items())))
+        else:
+            raise UserError(
+                f"grid.{path}={values!r}",
+                "it is neither a list of values nor a mapping from labels to settings",
+                f"Write {path}: [one, another], or {path}: {{label: {{key: value}}}}",
+            )
+    return found
+
+
 def swept(arms: Mapping[str, Tree], sweeps: Sequence[Sweep]) -> dict[str, Tree]:
     """Return an arm for each combination of values; a path that begins with an arm's label is its own.
 
@@ -57,9 +87,9 @@ def swept(arms: Mapping[str, Tree], sweeps: Sequence[Sweep]) -> dict[str, Tree]:
                     "the last words of two settings are the same",
                     "Sweep one of them, and write arms for the other",
                 )
-            settings = parse_overrides([])
+            settings: Tree = {}
             for path, value in pairs:
-                settings = merge(settings, _tree(path, value))
+                settings = merge(settings, settings_of(path, value))
             found[name] = merge(tree, settings)
     return found
 
@@ -80,19 +110,32 @@ def curves(labels: Iterable[str], sweep: Sweep) -> dict[str, dict[float, str]]:
     return found
 
 
-def _ending(path: str, value: Any) -> str:
-    """Return what is added to the label of an arm whose setting has this value."""
-    return f"_{path.split('.')[-1]}{_short(value)}"
-
-
-def _tree(path: str, value: Any) -> Tree:
+def settings_of(path: str, value: Any) -> Tree:
+    """Return the settings that a value of a sweep stands for."""
+    if isinstance(value, Settings):
+        return value.tree
     for key in reversed(path.split(".")):
         value = {key: value}
     tree: Tree = value
     return tree
 
 
+def _ending(path: str, value: Any) -> str:
+    """Return what is added to the label of an arm whose setting has this value.
+
+    Names speak for themselves; a number needs the last word of its path.
+    """
+    if isinstance(value, Settings):
+        return f"_{_short(value.label)}"
+    is_named = isinstance(value, str) or (isinstance(value, Mapping) and "name" in value)
+    return f"_{_short(value)}" if is_named else f"_{path.split('.')[-1]}{_short(value)}"
+
+
 def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "_".join(map(_short, value.values()))
+    if isinstance(value, list | tuple):
+        return "_".join(map(_short, value))
     return "".join(c if c.isalnum() or c in ".-" else "_" for c in str(value))
 
 

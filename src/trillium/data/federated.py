@@ -36,6 +36,8 @@ class DataConfig(BaseModel):
         public_size: number of rows that all sides hold.
         test_size: most test rows to keep, a random sample; null keeps all.
         test_fraction: share of the training rows held back where the source has no test split.
+        validation_fraction: to choose settings by: share of the training rows that are measured in
+            place of the test rows, which no run of this configuration sees.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +49,7 @@ class DataConfig(BaseModel):
     public_size: int = Field(default=256, ge=0)
     test_size: int | None = Field(default=None, ge=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
 
 
 @dataclass(frozen=True)
@@ -146,25 +149,42 @@ def _with_test(raw: RawData, config: DataConfig, seed: int) -> tuple[RawData, in
     order = np.random.default_rng(seed)
     train, test = raw.train, raw.test
     if test is None:
-        if len(train) < 2:
-            raise UserError(
-                "source", "one row cannot be divided into train and test", "Use more data"
-            )
-        permutation = order.permutation(len(train))
-        num_test = min(max(round(config.test_fraction * len(train)), 1), len(train) - 1)
-        test = train.select(np.sort(permutation[:num_test]))
-        train = train.select(np.sort(permutation[num_test:]))
-    # Compared before the sample is drawn: rows left out of the sample are test data none the less.
-    taken = set(row_keys(test))
-    kept = [i for i, key in enumerate(row_keys(train)) if key not in taken]
+        train, test = _held_back(train, config.test_fraction, order)
+    train, num_leaks = _without(train, test)
+    if config.validation_fraction:
+        train, test = _held_back(train, config.validation_fraction, order)
+        train, num_more = _without(train, test)
+        num_leaks += num_more
+    if config.test_size is not None and config.test_size < len(test):
+        sample = order.permutation(len(test))[: config.test_size]
+        test = test.select(np.sort(sample))
+    return RawData(train, test, raw.labels), num_leaks
+
+
+def _held_back(
+    rows: Dataset, fraction: float, order: np.random.Generator
+) -> tuple[Dataset, Dataset]:
+    """Divide rows at random: most of them, and a share that is held back."""
+    if len(rows) < 2:
+        raise UserError("source", "one row cannot be divided into train and test", "Use more data")
+    permutation = order.permutation(len(rows))
+    num_held = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+    held, kept = permutation[:num_held], permutation[num_held:]
+    return rows.select(np.sort(kept)), rows.select(np.sort(held))
+
+
+def _without(rows: Dataset, held: Dataset) -> tuple[Dataset, int]:
+    """Return the rows that have no text of those held back, and how many that cost.
+
+    All that is held back counts: rows left out of a sample of it are test data none the less.
+    """
+    taken = set(row_keys(held))
+    kept = [i for i, key in enumerate(row_keys(rows)) if key not in taken]
     if not kept:
         raise UserError(
             "source", "every training row is a test row, too", "Give a test split of other rows"
         )
-    if config.test_size is not None and config.test_size < len(test):
-        sample = order.permutation(len(test))[: config.test_size]
-        test = test.select(np.sort(sample))
-    return RawData(train.select(kept), test, raw.labels), len(train) - len(kept)
+    return rows.select(kept), len(rows) - len(kept)
 
 
 def _draw_public(rows: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset, int]:

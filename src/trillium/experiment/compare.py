@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trillium.config.experiment import ExperimentConfig, experiment, read_yaml
 from trillium.errors import UserError
-from trillium.experiment.folder import RunFolder, claim, is_finished, to_yaml
-from trillium.experiment.run import Observer, build
+from trillium.experiment.arm import Begin, Key, place, run_arm
+from trillium.experiment.folder import claim, is_finished, to_yaml
+from trillium.experiment.workers import side_by_side
 from trillium.federation.fleet import RoundFailed
 from trillium.files import write_atomic
-from trillium.wire.ledger import Entry
+from trillium.report.read import ABOUT_FILE, COMPARE_FILE
 
 
 def compare(
-    experiments: Mapping[tuple[str, int], ExperimentConfig],
+    experiments: Mapping[Key, ExperimentConfig],
     folder: Path,
     *,
-    begin: Callable[[str, int], Observer] | None = None,
-    watch: Callable[[Entry], None] | None = None,
+    begin: Begin | None = None,
     argv: Sequence[str] = (),
-) -> dict[tuple[str, int], str]:
+    workers: int = 1,
+    told: Mapping[str, Any] | None = None,
+) -> dict[Key, str]:
     """Run each arm with each seed and return the failures.
 
     An arm that fails, in a round or because the model does not allow it, is written down as failed,
@@ -29,50 +32,66 @@ def compare(
 
     Args:
         folder: made, or empty; gets `compare.yaml` and a run folder for each arm and seed.
-        begin: called before each run; what it returns is called with each evaluation.
-        watch: called with every entry of the ledgers.
+        begin: called before each run; sees how it goes on.
+        workers: runs at the same time, each in a process of its own.
+        told: what the report says beside the figures.
     """
+    prepare(experiments, folder, told)
+    return run_arms(experiments, folder, begin=begin, argv=argv, workers=workers)
+
+
+def prepare(
+    experiments: Mapping[Key, ExperimentConfig], folder: Path, told: Mapping[str, Any] | None = None
+) -> None:
+    """Write what a comparison will consist of into a new folder."""
     claim(folder)
     arms = {f"{arm}_s{seed}": config.tree() for (arm, seed), config in experiments.items()}
-    write_atomic(folder / "compare.yaml", to_yaml(arms))
-    return run_arms(experiments, folder, begin=begin, watch=watch, argv=argv)
+    write_atomic(folder / COMPARE_FILE, to_yaml(arms))
+    if told:
+        write_atomic(folder / ABOUT_FILE, to_yaml(told))
 
 
 def run_arms(
-    experiments: Mapping[tuple[str, int], ExperimentConfig],
+    experiments: Mapping[Key, ExperimentConfig],
     folder: Path,
     *,
-    begin: Callable[[str, int], Observer] | None = None,
-    watch: Callable[[Entry], None] | None = None,
+    begin: Begin | None = None,
     argv: Sequence[str] = (),
-) -> dict[tuple[str, int], str]:
+    workers: int = 1,
+) -> dict[Key, str]:
     """Run those arms of a comparison that have not finished, and return the failures.
 
     The arguments are those of `compare`; the folder is there.
     """
-    failures: dict[tuple[str, int], str] = {}
-    for (arm, seed), config in experiments.items():
-        path = folder / f"{arm}_s{seed}"
-        if path.exists() and is_finished(path):
-            continue
-        observe = begin(arm, seed) if begin is not None else None
-        run_folder = RunFolder.reopen(path) if path.exists() else RunFolder(path, arm)
+    todo = {
+        key: config
+        for key, config in experiments.items()
+        if not ((path := place(folder, key)).exists() and is_finished(path))
+    }
+    if workers > 1 and len(todo) > 1:
+        return side_by_side(todo, folder, min(workers, len(todo)), begin, argv)
+    failures: dict[Key, str] = {}
+    for key, config in todo.items():
+        progress = begin(*key) if begin is not None else None
         try:
-            run_one(config, run_folder, observe, watch, argv)
+            run_arm(key, config, folder, progress, argv)
         except (RoundFailed, UserError) as error:
-            failures[arm, seed] = str(error)
+            failures[key] = str(error)
+        finally:
+            if progress is not None:
+                progress.end()
     return failures
 
 
-def stopped(folder: Path) -> dict[tuple[str, int], ExperimentConfig]:
+def stopped(folder: Path) -> dict[Key, ExperimentConfig]:
     """Return the experiments of a stopped run, or of a comparison: those that have not finished.
 
     Raises:
         UserError: the folder is neither, or all of it has finished.
     """
-    if (folder / "compare.yaml").is_file():
+    if (folder / COMPARE_FILE).is_file():
         found = {}
-        for label, tree in read_yaml(folder / "compare.yaml").items():
+        for label, tree in read_yaml(folder / COMPARE_FILE).items():
             arm, _, seed = label.rpartition("_s")
             if not ((folder / label).exists() and is_finished(folder / label)):
                 found[arm, int(seed)] = experiment(tree)
@@ -95,27 +114,3 @@ def stopped(folder: Path) -> dict[tuple[str, int], ExperimentConfig]:
         )
     config = experiment(read_yaml(folder / "config.yaml"))
     return {(config.framework.name, config.seed): config}
-
-
-def run_one(
-    config: ExperimentConfig,
-    folder: RunFolder,
-    observe: Observer | None = None,
-    watch: Callable[[Entry], None] | None = None,
-    argv: Sequence[str] = (),
-) -> None:
-    """Build, plan and run one experiment into its folder.
-
-    Whatever fails is written there, then raised.
-    """
-    try:
-        experiment = build(config, folder, watch, argv)
-        if not (folder.path / "plan.json").exists():
-            # Imported here: tensors without values take a second to load.
-            from trillium.plan.result import plan_of_run
-
-            folder.json("plan.json", plan_of_run(config, experiment.server, experiment.clients))
-    except BaseException as error:
-        folder.status("failed", f"{type(error).__name__}: {error}")
-        raise
-    experiment.run(observe)

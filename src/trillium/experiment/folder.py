@@ -9,6 +9,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -72,7 +73,9 @@ class RunFolder:
             "error": error,
             "seconds": time.time() - self._started,
             "resumed": self._resumed,
-            "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
+            "started": datetime.fromtimestamp(self._started, UTC).isoformat(
+                timespec="milliseconds"
+            ),
         }
         self.json("status.json", content)
         if state == "finished":
@@ -155,7 +158,7 @@ def environment(device: str, argv: Sequence[str]) -> dict[str, Any]:
     """Return what a run was made with: versions, machine, command, and the commit if there is one."""
     return {
         "git_sha": _git_sha(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -164,11 +167,13 @@ def environment(device: str, argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def versions() -> dict[str, str]:
+    """Return the version of each of `PACKAGES` that is installed."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _git_sha() -> str | None:

@@ -20,6 +20,7 @@ from trillium.report.measures import MEASURES, show_bytes
 from trillium.report.planned import held
 from trillium.report.plots import Plot
 from trillium.report.progress import missing_clients, round_table
+from trillium.report.reach import Goal
 from trillium.report.read import Run, number
 from trillium.report.style import arm_styles
 from trillium.report.summary import Row, shown
@@ -27,7 +28,13 @@ from trillium.report.summary import Row, shown
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def render_page(name: str, rows: Sequence[Row], plots: Sequence[Plot]) -> str:
+def render_page(
+    name: str,
+    rows: Sequence[Row],
+    plots: Sequence[Plot],
+    goals: Sequence[Goal] = (),
+    about: str = "",
+) -> str:
     """Return the HTML page of a report."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATE.parent),
@@ -43,7 +50,11 @@ def render_page(name: str, rows: Sequence[Row], plots: Sequence[Plot]) -> str:
         name=name,
         rows=rows,
         colours={arm: style["color"] for arm, style in styles.items()},
-        results=[(measure, [shown(row, measure.name) for row in rows]) for measure in measures],
+        about=about.strip().split("\n\n") if about.strip() else [],
+        results=[
+            *((measure, [shown(row, measure.name) for row in rows]) for measure in measures),
+            *((goal, [goal.shown(row.arm) for row in rows]) for goal in goals),
+        ],
         num_seeds=max(len(row.counted) for row in rows),
         plots=[(plot, base64.b64encode(plot.png).decode("ascii")) for plot in plots],
         rounds=[round_table(row) for row in rows],
@@ -74,7 +85,7 @@ def _run(run: Run) -> dict[str, Any]:
         "arm": run.arm,
         "seed": run.seed,
         "state": run.state,
-        "started": run.status.get("started") or "",
+        "started": str(run.status.get("started") or "")[:19],
         "seconds": "" if seconds is None else duration(seconds),
         "device": run.env.get("device") or "",
         "python": run.env.get("python") or "",

@@ -19,7 +19,7 @@ from trillium.errors import UserError
 from trillium.report.traffic import Traffic, TrafficSum
 
 RUN_FILES = ("status.json", "config.yaml", "metrics.jsonl")
-COMPARE_FILE = "compare.yaml"
+COMPARE_FILE, ABOUT_FILE = "compare.yaml", "about.yaml"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def is_run_folder(folder: Path) -> bool:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Read a run folder, or all runs of a compare folder in the order in which they started.
+    """Read a run folder, or all runs of a compare folder in the order of its arms.
 
     Raises:
         UserError: the folder is neither, or a compare folder without a run.
@@ -93,7 +93,13 @@ def read_runs(folder: Path) -> list[Run]:
                 "the comparison in it has not begun its first run",
                 "Wait for the first run, then ask again",
             )
-        return sorted(runs, key=lambda run: str(run.status.get("started", "")))
+        names = list(_read_mapping(folder / COMPARE_FILE, yaml.safe_load, []))
+        places = {name: place for place, name in enumerate(names)}
+
+        def order(run: Run) -> tuple[int, str]:
+            return places.get(run.folder.name, len(names)), str(run.status.get("started", ""))
+
+        return sorted(runs, key=order)
     if is_run_folder(folder):
         return [read_run(folder)]
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_run_folder(path))
@@ -104,6 +110,11 @@ def read_runs(folder: Path) -> list[Run]:
         if inside
         else "Name a folder that `trillium run` or `trillium compare` wrote",
     )
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Return what the recipe of a comparison says beside its settings; nothing where that is lost."""
+    return _read_mapping(folder / ABOUT_FILE, yaml.safe_load, [])
 
 
 def read_run(folder: Path) -> Run:

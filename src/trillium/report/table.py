@@ -14,6 +14,7 @@ from rich.text import Text
 
 from trillium.report.measure import Measure
 from trillium.report.measures import BY_NAME, MEASURES, QUALITY
+from trillium.report.reach import Goal
 from trillium.report.summary import Row, shown
 
 # In the order of the columns; where the terminal is narrow those with the highest number go first.
@@ -46,7 +47,7 @@ _COLUMNS = {
 _NARROW, _FOLDED, _WIDE = 100, (18, 11), (28, 22)
 
 
-def terminal_table(rows: Sequence[Row], width: int = 120) -> Table:
+def terminal_table(rows: Sequence[Row], width: int = 120, goals: Sequence[Goal] = ()) -> Table:
     """Return the table for a terminal so many columns wide.
 
     Measures that no arm has are left out, and the less important ones where there is no room; the
@@ -54,13 +55,19 @@ def terminal_table(rows: Sequence[Row], width: int = 120) -> Table:
     """
     names = [name for name in _COLUMNS if any(name in row.values for row in rows)]
     cells = {name: [_cell(row, BY_NAME[name]) for row in rows] for name in names}
+    shorts = {name: BY_NAME[name].short for name in names}
+    ranks = dict(_COLUMNS)
+    for goal in goals:
+        names.append(goal.name)
+        cells[goal.name] = [goal.shown(row.arm) for row in rows]
+        shorts[goal.name], ranks[goal.name] = goal.short, 1
     arm_most, state_most = _WIDE if width >= _NARROW else _FOLDED
     arm_width = min(arm_most, max([3, *(cell_len(row.arm) for row in rows)]))
     states = [row.state for row in rows]
     show_state = any(state != "finished" for state in states)
     state_width = min(state_most, max(map(cell_len, states), default=5)) if show_state else -3
     widths = {
-        name: max(cell_len(text) for text in [*BY_NAME[name].short.split(), *cells[name]])
+        name: max(cell_len(text) for text in [*_folded(shorts[name]), *cells[name]])
         for name in names
     }
     kept = list(names)
@@ -68,9 +75,9 @@ def terminal_table(rows: Sequence[Row], width: int = 120) -> Table:
     def total() -> int:  # each column has a space on both sides and a rule before it
         return 1 + arm_width + 3 + sum(widths[name] + 3 for name in kept) + state_width + 3
 
-    while total() > width and any(_COLUMNS[name] for name in kept):
-        kept.remove(max(reversed(kept), key=_COLUMNS.__getitem__))
-    hidden = [BY_NAME[name].short.replace(" /", "/") for name in names if name not in kept]
+    while total() > width and any(ranks[name] for name in kept):
+        kept.remove(max(reversed(kept), key=ranks.__getitem__))
+    hidden = [shorts[name].replace(" /", "/") for name in names if name not in kept]
     most = max((len(row.counted) for row in rows), default=1)
     caption = f"mean ± standard deviation over {most} seeds" if most > 1 else ""
     if hidden:
@@ -78,9 +85,8 @@ def terminal_table(rows: Sequence[Row], width: int = 120) -> Table:
     table = Table(caption=Text(caption) if caption else None, caption_justify="left")
     table.add_column("Arm", max_width=arm_width, overflow="fold")
     for name in kept:
-        table.add_column(
-            BY_NAME[name].short.replace(" ", "\n"), justify="right", min_width=widths[name]
-        )
+        title = "\n".join(_folded(shorts[name]))
+        table.add_column(title, justify="right", min_width=widths[name])
     if show_state:
         table.add_column("State", max_width=state_width)
     for index, row in enumerate(rows):
@@ -88,6 +94,11 @@ def terminal_table(rows: Sequence[Row], width: int = 120) -> Table:
         line += [Text(cells[name][index]) for name in kept]
         table.add_row(*line, *([Text(states[index])] if show_state else []))
     return table
+
+
+def _folded(title: str) -> list[str]:
+    """Return the lines of a column's title."""
+    return title.replace(" %", "\u00a0%").split(" ")
 
 
 def _cell(row: Row, measure: Measure) -> str:
@@ -99,7 +110,7 @@ def _cell(row: Row, measure: Measure) -> str:
     )
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[Row], goals: Sequence[Goal] = ()) -> str:
     """Return the rows as CSV: plain numbers, every measure always there, empty where unknown.
 
     Units stand in the names of the columns; accuracy, F1 and the like are fractions from 0 to 1.
@@ -109,6 +120,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     header = ["arm", "framework", "shipped", "state", "num_runs", "num_counted", "seeds"]
     for measure in MEASURES:
         header += [measure.name, f"{measure.name}_sd"]
+    header += [goal.name for goal in goals]
     writer.writerow(header)
     for row in rows:
         seeds = " ".join(str(run.seed) for run in row.counted if run.seed is not None)
@@ -117,11 +129,12 @@ def to_csv(rows: Sequence[Row]) -> str:
         for measure in MEASURES:
             stat = row.values.get(measure.name)
             line += ["", ""] if stat is None else [stat.mean, "" if stat.sd is None else stat.sd]
-        writer.writerow(line)
+        spent = [goal.reached.get(row.arm) for goal in goals]
+        writer.writerow([*line, *("" if found is None else found.bytes for found in spent)])
     return text.getvalue()
 
 
-def to_dict(rows: Sequence[Row]) -> dict[str, Any]:
+def to_dict(rows: Sequence[Row], goals: Sequence[Goal] = ()) -> dict[str, Any]:
     """Return the rows as plain values for JSON; a number that is not finite becomes null."""
     return {
         "arms": [
@@ -136,6 +149,11 @@ def to_dict(rows: Sequence[Row]) -> dict[str, Any]:
                 "measures": {
                     name: {"mean": _finite(stat.mean), "sd": _finite(stat.sd), "num": stat.num}
                     for name, stat in row.values.items()
+                },
+                "reached": {
+                    goal.name: goal.reached[row.arm]._asdict()
+                    for goal in goals
+                    if row.arm in goal.reached
                 },
             }
             for row in rows

@@ -1,41 +1,74 @@
-"""Writes a report beside the runs it is of: table.csv, plots/*.png and report.html."""
+"""Writes a report beside the runs it is of: table.csv, table.md, plots/*.png and report.html."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from trillium.report.markdown import markdown
 from trillium.report.page import render_page
 from trillium.report.plots import PLOT_NAMES, draw_plots
-from trillium.report.read import read_runs
-from trillium.report.summary import summarise
+from trillium.report.reach import Goal, goals
+from trillium.report.read import read_about, read_runs
+from trillium.report.summary import Row, summarise
 from trillium.report.table import to_csv
 
 
-def write_report(folder: Path) -> Path:
-    """Write the report of a run folder or a compare folder and return the path of its page.
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        page: where the page lies.
+        rows: the arms.
+        goals: accuracies that they are held against.
+    """
+
+    page: Path
+    rows: Sequence[Row]
+    goals: Sequence[Goal]
+
+
+def make_report(folder: Path, reach: Sequence[float] = ()) -> Report:
+    """Write the report of a run folder or a compare folder.
 
     Each file is replaced whole, so a reader never sees half of one; plots of an earlier report that
     are no longer drawn are removed.
 
+    Args:
+        reach: accuracies to tell the bytes to, in place of those of the recipe.
+
     Raises:
         UserError: the folder is neither a run nor a comparison.
     """
-    rows = summarise(read_runs(folder))
+    rows, told = summarise(read_runs(folder)), read_about(folder)
+    held = goals(rows, reach or told.get("reach") or ())
+    name = folder.resolve().name
     plots = draw_plots(rows)
     (folder / "plots").mkdir(exist_ok=True)
     drawn = {plot.name: plot.png for plot in plots}
-    for name in PLOT_NAMES:
-        path = folder / "plots" / f"{name}.png"
-        if name in drawn:
-            _replace(path, drawn[name])
+    for plot_name in PLOT_NAMES:
+        path = folder / "plots" / f"{plot_name}.png"
+        if plot_name in drawn:
+            _replace(path, drawn[plot_name])
         else:
             path.unlink(missing_ok=True)
-    _replace(folder / "table.csv", to_csv(rows).encode("utf-8", "replace"))
     page = folder / "report.html"
-    _replace(page, render_page(folder.resolve().name, rows, plots).encode("utf-8", "replace"))
-    return page
+    for path, text in (
+        (folder / "table.csv", to_csv(rows, held)),
+        (folder / "table.md", markdown(name, rows, held, told)),
+        (page, render_page(name, rows, plots, held, str(told.get("about") or ""))),
+    ):
+        _replace(path, text.encode("utf-8", "replace"))
+    return Report(page, rows, held)
+
+
+def write_report(folder: Path) -> Path:
+    """Write the report of a folder and return the path of its page."""
+    return make_report(folder).page
 
 
 def _replace(path: Path, content: bytes) -> None:

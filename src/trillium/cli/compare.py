@@ -1,0 +1,142 @@
+"""`trillium compare`: one experiment as several arms, with a table, plots and a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from trillium.cli.show import show_runs
+from trillium.cli.words import (
+    AsJson,
+    Data,
+    Model,
+    Out,
+    Reach,
+    Seeds,
+    Words,
+    Workers,
+    parse,
+    seeds_of,
+    shares,
+)
+
+if TYPE_CHECKING:
+    from trillium.config.comparison import CompareConfig
+    from trillium.config.experiment import Tree
+
+
+def compare(
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
+    seeds: Seeds = None,
+    only: Annotated[
+        str | None, typer.Option(help="Arms to run, with commas; all without it.")
+    ] = None,
+    workers: Workers = 1,
+    reach: Reach = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Try the grid of the recipe's `tuning`; write a recipe with the best."
+        ),
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Take no finished runs of earlier comparisons.")
+    ] = False,
+    out: Out = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Run one experiment under several frameworks; a table, plots and one HTML page.
+
+    Without arguments: the built-in task and model, all frameworks and baselines, about four minutes
+    on two cores. A key that begins with the label of an arm changes that arm alone:
+    fedllm.adapter.r=4. Several values make several arms: fedllm.adapter.r=1,4,8,32. A run that has
+    finished below --out with the same settings is not made again.
+    """
+    from trillium.config.comparison import comparison, tuning_of
+    from trillium.config.experiment import read_yaml, recipe_path
+    from trillium.config.sweep import divide
+    from trillium.errors import UserError
+
+    plain, sweeps = divide(words or [])
+    recipe, tree = parse(plain, model, data)
+    levels = shares(reach)
+    found = read_yaml(recipe if recipe is not None else recipe_path("compare"))
+    named = only.split(",") if only else ()
+    if not tune:
+        comparing = comparison(found, tree, named, sweeps)
+        _, failed = _run(
+            comparing, seeds_of(seeds), "compare", workers, levels, fresh, out, as_json
+        )
+        if failed:
+            raise typer.Exit(1)
+        return
+    if sweeps or seeds is not None:
+        raise UserError(
+            f"--tune with {'--seeds' if seeds is not None else sweeps[0][0]}",
+            "seed and values to choose among stand in the recipe's tuning",
+            "Leave it out",
+        )
+    folder, _ = _run(
+        tuning_of(found, tree, named), None, "tune", workers, levels, fresh, out, as_json
+    )
+    _write_chosen(found, tree, folder, as_json)
+
+
+def _run(
+    comparing: CompareConfig,
+    seeds: list[int] | None,
+    verb: str,
+    workers: int,
+    reach: list[float],
+    fresh: bool,
+    out: Path,
+    as_json: bool,
+) -> tuple[Path, bool]:
+    """Run a comparison into a new folder; return the folder, and whether an arm has failed."""
+    from trillium.experiment.compare import prepare
+    from trillium.experiment.folder import new_folder
+    from trillium.experiment.reuse import take_finished
+
+    experiments = comparing.experiments(seeds)
+    source = next(iter(experiments.values())).data.source.name
+    told = {**comparing.told(), **({"reach": reach} if reach else {})}
+    folder = new_folder(out, f"{verb}_{source}")
+    prepare(experiments, folder, told)
+    taken = {} if fresh else take_finished(experiments, folder, out)
+    if taken and not as_json:
+        text = (
+            f"{len(taken)} of {len(experiments)} runs had finished before, and are not made again."
+        )
+        Console().print(f"{text} --fresh makes them.", highlight=False, soft_wrap=True)
+    left = {key: config for key, config in experiments.items() if key not in taken}
+    return folder, show_runs(left, folder, as_json, workers)
+
+
+def _write_chosen(recipe: Tree, overrides: Tree, folder: Path, as_json: bool) -> None:
+    """Write the recipe with the best settings beside the runs that they were chosen by."""
+    from trillium.config.comparison import with_choices
+    from trillium.experiment.folder import to_yaml
+    from trillium.experiment.tuning import choose
+    from trillium.files import write_atomic
+    from trillium.report.markdown import as_words
+
+    chosen = choose(recipe, folder)
+    path = folder / "chosen.yaml"
+    trees = {arm: found.settings for arm, found in chosen.items()}
+    write_atomic(path, to_yaml(with_choices(recipe, overrides, trees)))
+    console = Console(stderr=as_json)
+    for arm, found in chosen.items():
+        text = f"{arm}: {' '.join(as_words(found.settings))} ({found.figure})"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    text = f"{path} written. Report other seeds with: trillium compare {path}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(compare)

@@ -1,0 +1,103 @@
+"""Words and options that several verbs have, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trillium.errors import UserError
+
+if TYPE_CHECKING:
+    from trillium.config.experiment import Tree
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE]...",
+        help="A YAML recipe, and settings such as training.batch_size=8.",
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Hub id or folder of the model; `minilm` is the default.")
+]
+Data = Annotated[
+    str | None, typer.Option(help="A csv, jsonl or parquet file, a hub id, or a dataset folder.")
+]
+Seeds = Annotated[
+    str | None, typer.Option(help="How many seeds (3 is 0, 1, 2), or which ones (0,5,7).")
+]
+Out = Annotated[Path, typer.Option(help="Where run folders go.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")]
+Workers = Annotated[
+    int, typer.Option(min=1, help="Runs at a time, each in a process with one thread.")
+]
+Reach = Annotated[
+    str | None,
+    typer.Option(help="Per cent of accuracy to tell the bytes to, with commas: 80,90."),
+]
+
+
+def parse(words: list[str] | None, model: str | None, data: str | None) -> tuple[Path | None, Tree]:
+    """Divide the words of a command into a recipe and settings."""
+    from trillium.config.experiment import merge, parse_overrides
+
+    recipes = [word for word in words or [] if "=" not in word]
+    if len(recipes) > 1:
+        raise UserError(
+            " ".join(recipes), "one recipe at most can be run", "Write settings as key=value"
+        )
+    tree: Tree = {}
+    if model is not None:
+        tree = merge(tree, {"model": {"id": model}})
+    if data is not None:
+        tree = merge(tree, {"data": {"source": _source(data)}})
+    tree = merge(tree, parse_overrides(word for word in words or [] if "=" in word))
+    return (Path(recipes[0]) if recipes else None), tree
+
+
+def _source(data: str) -> dict[str, str]:
+    if Path(data).suffix.lower() in (".csv", ".json", ".jsonl", ".parquet"):
+        return {"name": "files", "train": data}
+    return {"name": "hub", "path": data}
+
+
+def seeds_of(text: str | None) -> list[int] | None:
+    """Return the seeds that `--seeds` names; none where it is not given.
+
+    Raises:
+        UserError: it names none.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(
+            f"--seeds {text}", "seeds are whole numbers", "Write 3, or 0,5,7"
+        ) from error
+    seeds = list(range(numbers[0])) if "," not in text else numbers
+    if not seeds or min(seeds) < 0:
+        raise UserError(f"--seeds {text}", "that is no seed at all", "Write 1 or more")
+    return seeds
+
+
+def shares(text: str | None) -> list[float]:
+    """Return the shares that a list of per cents names.
+
+    Raises:
+        UserError: it is no list of per cents.
+    """
+    try:
+        found = [float(word.strip(" %")) / 100 for word in text.split(",")] if text else []
+    except ValueError as error:
+        raise UserError(
+            f"--reach {text}", "these are per cents of accuracy", "Write 80, or 80,90"
+        ) from error
+    if not all(0 < share <= 1 for share in found):
+        raise UserError(
+            f"--reach {text}", "per cents are above 0 and at most 100", "Write 80, or 80,90"
+        )
+    return found

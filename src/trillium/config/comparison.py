@@ -1,0 +1,250 @@
+"""Comparisons: one experiment as several arms, with the seeds, grid and tuning of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge
+from trillium.config.sweep import Sweep, grid, swept
+from trillium.errors import UserError, suggest
+
+Arms = dict[str, Tree]
+OWN_KEYS = ("arms", "seeds", "grid", "tuning", "about", "reach")
+"""Keys of a recipe that are of the comparison; all others are settings of its runs."""
+VALIDATION = 0.1  # share of the training rows that settings are chosen by, unless a recipe says so
+
+
+class Tuning(BaseModel):
+    """How settings are chosen, by rows that no table reports.
+
+    Attributes:
+        seed: of the runs by which they are chosen; no reported run has it.
+        grid: values to try, by path; a path that begins with the label of an arm is of that arm.
+        settings: what else is different in these runs. They are measured on a tenth of the training
+            rows, unless `data.validation_fraction` stands here.
+        chosen: what was chosen, by arm.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(ge=0)
+    grid: Tree
+    settings: Tree = {}
+    chosen: Arms = {}
+
+
+class CompareConfig(BaseModel):
+    """One experiment under several frameworks.
+
+    Attributes:
+        base: tree of what the arms have in common.
+        arms: what each arm changes, by label.
+        seeds: those to run where none are named; without any the seed of `base`.
+        about: what a report says above its table.
+        reach: accuracies, as shares, of which the report says what it took to get there.
+        tuning: how settings were chosen, or are to be.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: Tree
+    arms: Arms
+    seeds: tuple[int, ...] = ()
+    about: str = ""
+    reach: tuple[float, ...] = ()
+    tuning: Tuning | None = None
+
+    def experiments(
+        self, seeds: Iterable[int] | None = None
+    ) -> dict[tuple[str, int], ExperimentConfig]:
+        """Return the configuration of each arm and seed; all are checked before the first runs.
+
+        Raises:
+            UserError: a configuration cannot be run, or settings were chosen with one of the seeds.
+        """
+        wanted = list(seeds or self.seeds or [self.base.get("seed", 0)])
+        if self.tuning is not None and self.tuning.seed in wanted:
+            raise UserError(
+                f"seed {self.tuning.seed}",
+                "settings are chosen with it (tuning.seed), so its figures would flatter them",
+                "Report other seeds: --seeds 0,1,2",
+            )
+        return {
+            (label, seed): experiment(merge(merge(self.base, arm), {"seed": seed}))
+            for seed in wanted
+            for label, arm in self.arms.items()
+        }
+
+    def told(self) -> Tree:
+        """Return what a report is told beside the figures."""
+        return self.model_dump(mode="json", include={"about", "reach", "tuning"})
+
+
+def comparison(
+    tree: Mapping[str, Any],
+    overrides: Tree,
+    only: Iterable[str] = (),
+    sweeps: Sequence[Sweep] = (),
+) -> CompareConfig:
+    """Return a comparison from a recipe with `arms` and overrides for all arms or single ones.
+
+    Args:
+        tree: the recipe; keys beside `OWN_KEYS` are common to all.
+        overrides: a key that is the label of an arm holds settings of that arm alone. What they set
+            is not swept by the recipe's grid any more.
+        only: labels of the arms to keep, with or without what a grid adds to them; all without any.
+        sweeps: more of them, in place of those of the grid on the same path.
+
+    Raises:
+        UserError: the recipe has no arms, or a label is unknown.
+    """
+    base, arms = _laid(tree, overrides)
+    named = {path for path, _ in sweeps}
+    axes = [
+        (path, values)
+        for path, values in grid(_mapping(tree, "grid"))
+        if path not in named and not _has(overrides, path)
+    ]
+    expanded = _expanded(arms, [*axes, *sweeps])
+    for word in only:
+        if not any(word == label or word in found for label, found in expanded.items()):
+            raise UserError(f"--only {word}", "the recipe has no such arm", suggest(word, arms))
+    kept = {
+        name: arm
+        for label, found in expanded.items()
+        for name, arm in found.items()
+        if not (words := [*only]) or label in words or name in words
+    }
+    return _checked({**tree, "base": base, "arms": kept})
+
+
+def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()) -> CompareConfig:
+    """Return the comparison by which settings are chosen: the arms that the tuning grid is of.
+
+    Raises:
+        UserError: the recipe has no tuning, or a label is unknown.
+    """
+    if "tuning" not in tree:
+        raise UserError(
+            "--tune",
+            "the recipe does not say which settings to choose among",
+            "Add tuning: {seed: 100, grid: {training.optimizer.lr: [0.001, 0.003]}}",
+        )
+    _, arms = _laid(tree, overrides)
+    tuning = _checked({**tree, "base": {}, "arms": arms}).tuning
+    assert tuning is not None
+    shared = {key: value for key, value in overrides.items() if key not in arms}
+    own = merge(tuning.settings, shared)
+    everywhere = merge({"data": {"validation_fraction": VALIDATION}}, own)
+    recipe = {key: value for key, value in tree.items() if key not in OWN_KEYS}
+    recipe["arms"] = {
+        label: merge(merge(arms[label], own), overrides.get(label, {})) for label in _tuned(tree)
+    }
+    return comparison(recipe, merge(everywhere, {"seed": tuning.seed}), only, grid(tuning.grid))
+
+
+def choices(tree: Mapping[str, Any]) -> dict[str, Arms]:
+    """Return the settings that each point of the tuning grid stands for, by arm and label."""
+    arms: Arms = {label: {} for label in _tuned(tree)}
+    return _expanded(arms, grid(_mapping(tree["tuning"], "grid")))
+
+
+def with_choices(tree: Mapping[str, Any], overrides: Tree, chosen: Arms) -> Tree:
+    """Return a recipe with overrides, and with what was chosen for its arms."""
+    base, arms = _laid(tree, overrides)
+    axes = {k: v for k, v in _mapping(tree, "grid").items() if not _has(overrides, k)}
+    own = {key: tree[key] for key in ("about", "reach", "seeds") if key in tree}
+    return {
+        **own,
+        **base,
+        **({"grid": axes} if axes else {}),
+        "tuning": {**tree["tuning"], "chosen": chosen},
+        "arms": {label: merge(arm, chosen.get(label, {})) for label, arm in arms.items()},
+    }
+
+
+def _laid(tree: Mapping[str, Any], overrides: Tree) -> tuple[Tree, Arms]:
+    """Return what the arms of a recipe have in common, and what each of them changes."""
+    arms = _mapping(tree, "arms")
+    if not arms:
+        raise UserError(
+            "a recipe without arms",
+            "there is nothing to compare",
+            "Add arms, or use `trillium run`",
+        )
+    base = {key: value for key, value in tree.items() if key not in OWN_KEYS}
+    shared = {key: value for key, value in overrides.items() if key not in arms}
+    own = {label: merge(arm or {}, overrides.get(label, {})) for label, arm in arms.items()}
+    return merge(base, shared), own
+
+
+def _tuned(tree: Mapping[str, Any]) -> list[str]:
+    """Return the labels of the arms that the tuning grid is of: all, unless each path names one."""
+    arms = _mapping(tree, "arms")
+    heads = {path.split(".")[0] for path in _mapping(tree["tuning"], "grid")}
+    return [label for label in arms if label in heads or not heads <= arms.keys()]
+
+
+def _expanded(arms: Arms, axes: Sequence[Sweep]) -> dict[str, Arms]:
+    """Return what sweeps make of each arm; a path that begins with an arm's label is its own.
+
+    Raises:
+        UserError: two arms would have the same label.
+    """
+    found: dict[str, Arms] = {}
+    for label, arm in arms.items():
+        heads = [(path.split(".")[0], (path, values)) for path, values in axes]
+        own = [axis for head, axis in heads if head == label or head not in arms]
+        found[label] = swept({label: arm}, own)
+        for other, made in found.items():
+            if other != label and (both := made.keys() & found[label].keys()):
+                raise UserError(
+                    f"two arms called {min(both)}",
+                    f"a sweep of {label} ends as the label of {other} does",
+                    "Rename one of them",
+                )
+    return found
+
+
+def _mapping(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a key of a recipe that holds a mapping; an empty one where it is not there.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    found = tree.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise UserError(f"{key}={found!r}", "it is no mapping", f"Write {key}: {{name: …}}")
+    return found
+
+
+def _has(tree: Mapping[str, Any], path: str) -> bool:
+    """Whether a tree sets what stands at a path."""
+    node: Any = tree
+    for key in path.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            return False
+        node = node[key]
+    return True
+
+
+def _checked(tree: Mapping[str, Any]) -> CompareConfig:
+    """Return the comparison of a recipe whose arms are laid out.
+
+    Raises:
+        UserError: one of `OWN_KEYS` holds what it cannot.
+    """
+    known = CompareConfig.model_fields
+    try:
+        return CompareConfig.model_validate({k: v for k, v in tree.items() if k in known})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{where}={first['input']!r}",
+            first["msg"][0].lower() + first["msg"][1:],
+            "docs/compare.md says what stands there",
+        ) from error
