@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types clean
+.PHONY: help demo test test-all lint types clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,9 +34,13 @@ demo: $(INSTALLED) ## compare the frameworks on a small task, without a GPU or a
 
 # Two processes of one thread each: tensors this small gain nothing from threads, and results do
 # not depend on how many cores there are.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: $(INSTALLED) ## run the tests, but for those that are slow or need the benchmark data
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
-	  -m "not slow and not shared_data"
+	@$(PYTEST) -m "not slow and not shared_data"
+
+test-all: $(INSTALLED) ## run all tests: every variant, Flower's processes, the benchmark data if there
+	@$(PYTEST)
 
 lint: $(INSTALLED) ## check style and format, and which room imports which
 	@$(BIN)/ruff check

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import tiny
+from trillium.component import Component, known
+from trillium.data.partitions import Partition
+from trillium.frameworks import Framework
+from trillium.frameworks.fedllm.aggregators import Aggregator
+from trillium.frameworks.fedllm.masks import Mask
+from trillium.training import meters
+from trillium.wire.codecs import Codec
+
+SHARED = Path(__file__).parents[2] / "shared"
+COMPONENTS: tuple[type[Component], ...] = (Aggregator, Codec, Mask, Partition, Framework)
+NODES = [f"client-{number}" for number in range(3)]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs benchmark data that is not beside the repository."""
+    for mark in item.iter_markers("shared_data"):
+        if not SHARED.joinpath(*mark.args).exists():
+            pytest.skip(f"{SHARED.joinpath(*mark.args)} is not there")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of garbage collections, a twelfth of the time of a federation."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,9 +55,36 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of certificates for a server on this machine and three nodes."""
+    """A folder of certificates for a server on this machine, three nodes and the tiny clients."""
     from trillium.deploy.keys import make_keys
 
     folder = tmp_path_factory.mktemp("certificates") / "keys"
-    make_keys(folder, ["127.0.0.1", "localhost"], ["a", "b", "c"])
+    make_keys(folder, ["127.0.0.1", "localhost"], ["a", "b", "c", *NODES])
     return folder
+
+
+@pytest.fixture
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count neither FLOPs nor memory, two fifths of the time of a federation.
+
+    For what looks at weights and bytes alone. That counting alters nothing `test_meters.py` shows, and
+    `test_fedllm.py`, `test_kd.py` and `test_split_cache.py`, which hold what was counted to PyTorch.
+    """
+
+    @contextmanager
+    def nothing(
+        device: torch.device, resident: Callable[[], Iterable[Tensor]]
+    ) -> Iterator[meters.Count]:
+        yield meters.Count(device)
+
+    monkeypatch.setattr(meters, "counting", nothing)
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """Forget the components that a test defines, so that no other test meets them."""
+    before = {kind: dict(known(kind)) for kind in COMPONENTS}
+    yield
+    for kind, members in before.items():
+        kind.members.clear()
+        kind.members.update(members)

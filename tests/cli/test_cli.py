@@ -147,13 +147,14 @@ def test_compare_arms_seeds_and_json(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [*small, "split.framework.cut=1", "data.num_clients=2", "fedllm.adapter.r=2"]
+    arms = ["split.framework.cut=1", "fedllm.adapter.r=2"]
+    words = [*small, "rounds=1", "data.num_clients=2", *arms]
     assert trillium(monkeypatch, "compare", *words, "--seeds", "2", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     folder = Path(result["folder"])
-    arms = {"zero_shot", "local_only", "centralised", "fedllm", "kd", "split"}
+    names = {"zero_shot", "local_only", "centralised", "fedllm", "kd", "split"}
     assert {path.name for path in folder.glob("*_s*")} == {
-        f"{a}_s{s}" for a in arms for s in (0, 1)
+        f"{a}_s{s}" for a in names for s in (0, 1)
     }
     config = yaml.safe_load((folder / "fedllm_s1" / "config.yaml").read_text())
     assert (config["adapter"]["r"], config["seed"]) == (2, 1)
@@ -161,7 +162,7 @@ def test_compare_arms_seeds_and_json(
     assert (folder / "report.html").stat().st_size > 10_000
     assert trillium(monkeypatch, "report", str(folder)) == 0
     table = capsys.readouterr().out
-    assert all(arm in table for arm in arms)
+    assert all(name in table for name in names)
     assert trillium(monkeypatch, "ls", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)) == 12
 

@@ -182,6 +182,7 @@ def test_without_flower_it_says_what_to_install(
 # up
 
 
+@pytest.mark.slow
 def test_up_runs_to_the_table(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

@@ -54,6 +54,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_planned(tmp_path: Pat
         assert found.exception.given == f"{option} {path}"
 
 
+@pytest.mark.slow
 def test_the_program_shows_all_of_a_plan() -> None:
     code = "from trillium.cli.app import program; program()"
     call = [sys.executable, "-c", code, "plan", *WORDS, "framework=fedllm", "--json"]

@@ -20,6 +20,8 @@ from trillium.models.adapters import Adapter
 from trillium.wire.codecs import Codec
 from trillium.wire.wire import Wire
 
+pytestmark = pytest.mark.usefixtures("uncounted")
+
 MASKS = cast(dict[str, type[Mask]], known(Mask))
 NAMES = [
     f"model.layers.{layer}.{module}.lora_{factor}.default.weight"

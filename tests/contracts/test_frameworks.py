@@ -66,6 +66,7 @@ def test_a_run_has_finite_figures_and_a_ledger(hub: Path, variant: Variant) -> N
     assert (distance(fed.server.state, fed.server.initial) > 0) == variant.ships
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("framework", ["fedllm", "zero_shot", "centralised"])
 def test_another_seed_gives_another_run(hub: Path, framework: str) -> None:
     words = (f"framework={framework}", "rounds=1")
@@ -128,6 +129,7 @@ FIRST = [pytest.param(*case.values, 1, id=case.id, marks=case.marks)
          for case in cases(FAST, lambda variant: variant.asks_all)]  # fmt: skip
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize(("variant", "at"), [*FIRST, *FAILURES])
 def test_a_client_that_fails_is_done_without(hub: Path, variant: Variant, at: int) -> None:
     fed = built(hub, variant, "fleet.min_replies=2", variant.fewest)
@@ -141,6 +143,7 @@ def test_a_client_that_fails_is_done_without(hub: Path, variant: Variant, at: in
         assert distance(fed.server.state, fed.server.initial) > 0
 
 
+@pytest.mark.usefixtures("uncounted")
 @each_that_asks
 def test_without_leave_to_fail_the_run_ends_and_says_why(hub: Path, variant: Variant) -> None:
     fed = built(hub, variant)
@@ -149,6 +152,7 @@ def test_without_leave_to_fail_the_run_ends_and_says_why(hub: Path, variant: Var
         fed.run()
 
 
+@pytest.mark.usefixtures("uncounted")
 @each_that_asks
 def test_clients_answer_anything_with_a_message(hub: Path, variant: Variant) -> None:
     fed = built(hub, variant)
@@ -166,6 +170,7 @@ def test_clients_answer_anything_with_a_message(hub: Path, variant: Variant) -> 
     assert wire.unpack(client.handle(b"TRM"), "up").message.verb == "error"
 
 
+@pytest.mark.usefixtures("uncounted")
 @each_that_asks
 def test_replies_that_are_not_what_was_asked_are_refused(hub: Path, variant: Variant) -> None:
     """The server survives a client that answers with an empty message of the right verb."""

@@ -12,6 +12,8 @@ from tiny import federation
 from trillium.federation.client import Client
 from trillium.wire.message import Message, scalar
 
+pytestmark = pytest.mark.usefixtures("uncounted")
+
 WRONG = [
     ("begin", "control/num_steps", scalar(1e12), "no number of steps"),
     ("begin", "control/num_steps", scalar(2.5), "no number of steps"),

@@ -60,6 +60,7 @@ def living(folder: Path) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 def test_a_run_goes_to_its_end(federation: Federation) -> None:
     lines: list[str] = []
     run = federation.submit({"text": TEXT, "rounds": 2})
@@ -74,12 +75,14 @@ def test_a_run_goes_to_its_end(federation: Federation) -> None:
     assert len(federation.flwr.online()) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_raises_has_failed_and_says_why(federation: Federation) -> None:
     status = federation.wait(federation.submit({"mode": "raise"}), LIMIT)
     assert status.state == "finished:failed"
     assert "told to raise" in status.details
 
 
+@pytest.mark.slow
 def test_a_run_can_be_stopped(federation: Federation) -> None:
     run = federation.submit({"mode": "wait"})
     assert not federation.wait(run, 5.0).finished
@@ -87,11 +90,13 @@ def test_a_run_can_be_stopped(federation: Federation) -> None:
     assert federation.wait(run, LIMIT).state == "finished:stopped"
 
 
+@pytest.mark.slow
 def test_an_unknown_setting_is_refused(federation: Federation) -> None:
     with pytest.raises(UserError, match="Invalid run configuration"):
         federation.submit({"no-such-setting": 1})
 
 
+@pytest.mark.slow
 def test_an_unregistered_key_is_refused(federation: Federation, tmp_path: Path) -> None:
     make_keys(federation.keys, [], ["gamma"])
     federation.nodes["gamma"] = {"name": "gamma"}
@@ -129,6 +134,7 @@ def test_a_run_outlives_a_killed_superlink(tmp_path: Path) -> None:
     assert not living(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_exception_leaves_no_process(tmp_path: Path) -> None:
     federation = build(tmp_path)
 

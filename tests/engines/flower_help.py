@@ -8,7 +8,6 @@ import signal
 import socket
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 from session_help import Proxy
 
+from deployed import lines_of
 from trillium.config.experiment import ExperimentConfig
 from trillium.deploy.flower import RunStatus, Value
 from trillium.deploy.launch import HOST, Federation
@@ -27,34 +27,6 @@ from trillium.experiment.folder import to_yaml
 
 LIMIT = 600.0  # seconds; nothing is measured with it
 PACE = 0.15  # seconds that a slowed link takes longer, each way; a round takes about a second then
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def ledger(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return what crossed, by client and in order; clients answer in any order among themselves."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for entry in lines_of(folder / "wire.jsonl"):
-        del entry["seconds"]
-        found[entry.pop("client")].append(entry)
-    return found
-
-
-def assert_equal(folder: Path, local: Path) -> None:
-    assert ledger(folder) == ledger(local)
-    trained = "adapter/adapter_model.safetensors"
-    assert (folder / trained).read_bytes() == (local / trained).read_bytes()
-    status = json.loads((folder / "status.json").read_text())
-    assert status["state"] == "finished"
-    for one, two in zip(metrics(folder), metrics(local), strict=True):
-        assert one == two
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 def assert_whole(folder: Path, state: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
 
-from flower_help import LIMIT, assert_equal
+from flower_help import LIMIT
 
+from deployed import assert_equal
 from tiny import experiment_config
 from trillium.config.experiment import ExperimentConfig
 from trillium.deploy.flower import Value
@@ -18,6 +19,8 @@ from trillium.deploy.launch import Federation
 from trillium.deploy.prepare import RUNS, federation, prepare_here
 from trillium.experiment.folder import RunFolder, to_yaml
 from trillium.experiment.run import build
+
+pytestmark = pytest.mark.slow  # processes of Flower's, which take seconds to start
 
 COMMON = ("data.num_clients=2", "model.dropout=0.1", "model.dtype=float32", "rounds=2")
 SESSION = {

@@ -14,12 +14,14 @@ from flower_help import (
     Deployment,
     assert_whole,
     deployment,
-    lines_of,
     stopped,
 )
 
+from deployed import lines_of
 from tiny import experiment_config
 from trillium.deploy.flower import Value
+
+pytestmark = pytest.mark.slow  # processes of Flower's, which take seconds to start
 
 GOOD, SHAKY, LATE, UNKNOWN, EMPTY = (f"client-{number}" for number in range(5))
 RECIPE = (
@@ -96,7 +98,6 @@ def test_nodes_go_and_come(deployed: tuple[Deployment, dict[str, dict[str, Value
         assert not list(Path(str(nodes[name]["state"])).glob("*"))
 
 
-@pytest.mark.slow
 def test_a_killed_client_takes_part_again(
     deployed: tuple[Deployment, dict[str, dict[str, Value]]],
 ) -> None:
@@ -117,7 +118,6 @@ def test_a_killed_client_takes_part_again(
     assert_whole(run.folder, "finished")
 
 
-@pytest.mark.slow
 def test_a_run_that_loses_all_nodes_fails_and_can_be_resumed(
     deployed: tuple[Deployment, dict[str, dict[str, Value]]],
 ) -> None:

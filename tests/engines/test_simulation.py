@@ -11,14 +11,15 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'trillium[simulation]'")
 
-from flower_help import assert_equal
-
+from deployed import assert_equal
 from tiny import experiment_config
 from trillium.deploy.flower import command, environment
 from trillium.deploy.prepare import RUNS, deploy
 from trillium.deploy.processes import Process, free_port
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
+
+pytestmark = pytest.mark.slow  # processes of Flower's, which take seconds to start
 
 WORDS = (
     "framework=kd",

@@ -543,7 +543,7 @@ def test_labels_may_be_encoded_on_both_sides() -> None:
 # Real vocabularies
 
 
-@pytest.mark.shared_data
+@pytest.mark.shared_data("data/gpt2_tokenizer")
 def test_gpt2_contains_what_a_small_tokenizer_of_bytes_says() -> None:
     folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "gpt2_tokenizer"
     raw = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))

@@ -39,6 +39,8 @@ from trillium.experiment.run import build
 from trillium.experiment.trained import evaluate_run, export_run
 from trillium.models.slots import values
 
+pytestmark = pytest.mark.usefixtures("uncounted")
+
 
 @pytest.mark.parametrize("model", ["gpt2", "bert", "llama"])
 @pytest.mark.parametrize("aggregator", ["fedex", "stack", "{name: svd, fold_rest: true}"])

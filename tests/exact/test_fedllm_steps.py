@@ -21,6 +21,8 @@ from trillium.errors import UserError
 from trillium.models.slots import values
 from trillium.wire.kinds import Tensors
 
+pytestmark = pytest.mark.usefixtures("uncounted")
+
 
 def test_prox_adds_the_gradient_of_its_term(hub: Path) -> None:
     def final(*words: str) -> Tensors:

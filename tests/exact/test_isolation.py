@@ -1,9 +1,11 @@
-"""Ten clients on one shared model object = each client alone, in a process of its own."""
+"""Six clients on one shared model object = each client alone, in a process of its own."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,37 +18,23 @@ from trillium.federation.client import Client, client_verb, verbs_of
 from trillium.federation.fleet import RoundFailed
 from trillium.frameworks.fedllm.protocol import FedLLM
 from trillium.wire.message import Message, decode
+from variants import VARIANTS, Variant, cases
 
-NUM_CLIENTS = 10
-# Dropout is on, so that random numbers, too, would show a leak.
-COMMON = (f"data.num_clients={NUM_CLIENTS}", "data.public_size=6", "model.dropout=0.2",
-          "adapter.dropout=0.1", "training.batch_size=2")  # fmt: skip
-RUNS = {
-    "fedllm": ("framework=fedllm",),
-    "fedllm, full": ("framework=fedllm", "adapter=full"),
-    "fedllm, folded": ("framework=fedllm", "framework.aggregator=fedex", "model.dtype=float32"),
-    "fedllm, local": ("framework=fedllm", "framework.local=[lora_B, head]"),
-    "fedllm, coded": ("framework=fedllm", "framework.aggregator=svd", "framework.download=change",
-                      "wire.up=[sign]", "wire.down=[int4]", "model.dtype=float32",
-                      "tiers={small: {clients: [client-7], rank: 1, layers: [1, 2]}}"),
-    "kd": ("framework=kd",),
-    "kd, cached": ("framework=kd", "framework.cache_rounds=2", "framework.public_per_round=5",
-                   "framework.ensemble=class_counts",
-                   "wire.up=[{name: top_classes, k: 2}]"),
-    "coalesced": ("framework=split",),
-    "in turns": ("framework=split", "framework.mode=splitfed_v2", "framework.shape=u"),
-    "cached": ("framework=split", "framework.train=server", "framework.cache=true",
-               "model.dropout=0", "adapter.dropout=0"),
-    "copies": ("framework=split", "framework.mode=splitfed_v1", "framework.tail=2",
-               "framework.shape=u"),
-}  # fmt: skip
-ALONE = "client-7"  # a process takes seconds to start; it serves all runs, one after the other
-EVERYONE = ("fedllm",)  # of the other runs, every fourth client is enough
+pytestmark = pytest.mark.usefixtures("uncounted")
+
+NUM_CLIENTS = 6
+COMMON = (f"data.num_clients={NUM_CLIENTS}", "data.public_size=8", "training.batch_size=2")
+FAST = ("fedllm", "fedllm full", "fedllm fedex", "fedllm local", "fedllm everything coded", "kd",
+        "kd cached, confident", "split", "split v2, u", "split cache", "split v1, u")  # fmt: skip
+ALONE = "client-1"  # a process takes seconds to start; it serves all runs, one after the other
 Asks = list[bytes]
+each = pytest.mark.parametrize("variant", cases(FAST, lambda variant: variant.asks_all))
 
 
-def build(hub: Path, run: str) -> Experiment:
-    return federation(hub, *COMMON, *RUNS[run])
+def build(hub: Path, variant: Variant) -> Experiment:
+    """Dropout is on where it may be, so that random numbers, too, would show a leak."""
+    words = (*COMMON, *variant.dropout, *variant.words)
+    return federation(hub, *words, model=variant.model, task=variant.task)
 
 
 class Shared:
@@ -76,7 +64,7 @@ def alone(hub: Path, client: str, asks: dict[str, Asks]) -> dict[str, list[str]]
     torch.set_num_threads(1)
     found = {}
     for run, own in asks.items():
-        fed = build(hub, run)
+        fed = build(hub, VARIANTS[run])
         (me,) = [c for c in fed.clients if c.name == client]
         fed.clients.clear()
         found[run] = replay(me, own)
@@ -84,37 +72,43 @@ def alone(hub: Path, client: str, asks: dict[str, Asks]) -> dict[str, list[str]]
 
 
 @pytest.fixture(scope="module")
-def shared(hub: Path) -> dict[str, Shared]:
-    return {run: Shared(build(hub, run)) for run in RUNS}
+def shared(hub: Path) -> Callable[[Variant], Shared]:
+    """Runs of all clients, each made once."""
+    return cache(lambda variant: Shared(build(hub, variant)))
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_the_resident_model_is_never_written(shared: dict[str, Shared], run: str) -> None:
-    assert shared[run].kept_base
-    assert shared[run].kept_initial
-    assert len(shared[run].answers) == NUM_CLIENTS
-
-
-@pytest.mark.parametrize("run", RUNS)
-def test_each_client_answers_as_on_a_model_of_its_own(
-    hub: Path, shared: dict[str, Shared], run: str
+@each
+def test_the_resident_model_is_never_written(
+    shared: Callable[[Variant], Shared], variant: Variant
 ) -> None:
-    found = shared[run]
+    found = shared(variant)
+    assert found.kept_base
+    assert found.kept_initial
+    assert len(found.answers) == NUM_CLIENTS
+
+
+@each
+def test_each_client_answers_as_on_a_model_of_its_own(
+    hub: Path, shared: Callable[[Variant], Shared], variant: Variant
+) -> None:
+    found = shared(variant)
     for index, (name, asks) in enumerate(sorted(found.asks.items())):
-        if run in EVERYONE or index % 4 == 0:
-            me = build(hub, run).clients[index]
+        if variant == VARIANTS["fedllm"] or index % 3 == 0:  # for most runs some are enough
+            me = build(hub, variant).clients[index]
             assert me.name == name
             assert replay(me, asks) == found.answers[name]
 
 
+@pytest.mark.slow
 def test_each_client_answers_as_in_a_process_of_its_own(
-    hub: Path, shared: dict[str, Shared]
+    hub: Path, shared: Callable[[Variant], Shared]
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    asks = {run: found.asks[ALONE] for run, found in shared.items()}
+    runs = {name: shared(VARIANTS[name]) for name in FAST}
+    asks = {name: found.asks[ALONE] for name, found in runs.items()}
     with context.Pool(1) as process:
         answers = process.apply(alone, (hub, ALONE, asks))
-    assert answers == {run: found.answers[ALONE] for run, found in shared.items()}
+    assert answers == {name: found.answers[ALONE] for name, found in runs.items()}
 
 
 class LeakyBase(FedLLM):
@@ -150,7 +144,7 @@ class LeakyRandom(FedLLM):
 
 @pytest.mark.parametrize("leak", [LeakyBase, LeakyInitial, LeakyRandom])
 def test_a_leak_is_told(hub: Path, leak: type[FedLLM]) -> None:
-    fed = build(hub, "fedllm")
+    fed = build(hub, VARIANTS["fedllm"])
     for client in fed.clients:
         client.verbs = verbs_of(leak())
     if leak is LeakyInitial:  # which the next client notices itself
@@ -160,8 +154,8 @@ def test_a_leak_is_told(hub: Path, leak: type[FedLLM]) -> None:
     found = Shared(fed)
     assert found.kept_base == (leak is not LeakyBase)
     assert found.kept_initial
-    own = build(hub, "fedllm")
-    me = own.clients[7]
+    own = build(hub, VARIANTS["fedllm"])
+    me = own.clients[3]
     me.verbs = verbs_of(leak())
     LeakyRandom.shared.manual_seed(0)
     assert replay(me, found.asks[me.name]) != found.answers[me.name]

@@ -32,6 +32,8 @@ from trillium.rng import generator
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, decode
 
+pytestmark = pytest.mark.usefixtures("uncounted")
+
 TOP = "wire.{}=[{{name: top_classes, k: 2}}]"
 
 

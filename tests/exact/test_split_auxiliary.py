@@ -26,6 +26,8 @@ from trillium.errors import UserError
 from trillium.experiment.run import Experiment
 from trillium.tasks import IGNORE, Example
 
+pytestmark = pytest.mark.usefixtures("uncounted")
+
 CASES = [("gpt2", "classification"), ("bert", "classification"), ("gpt2", "causal_lm"),
          ("llama", "causal_lm")]  # fmt: skip
 CLIP, STEPS, CLASSES, WIDTH = 0.2, 4, 3, 12

@@ -87,6 +87,7 @@ def test_it_is_training_the_unsplit_model_with_frozen_first_blocks(
     assert distance(fed.server.state, trained(other)) > 1e-3
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize(("model", "task"), CASES)
 def test_what_is_kept_is_what_would_be_computed_again(

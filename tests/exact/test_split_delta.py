@@ -16,6 +16,8 @@ from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, decode
 from trillium.wire.wire import Wire
 
+pytestmark = pytest.mark.usefixtures("uncounted")
+
 STILL = "training.optimizer={name: sgd, lr: 1.0e-30}"  # nothing moves, to the last bit
 DELTA = "framework.delta={}"
 CODED = ("model.dtype=float32", "wire.up=[{name: int4, kinds: [activations]}]")

@@ -29,6 +29,8 @@ from trillium.rng import generator
 from trillium.training.loop import batches
 from trillium.wire.message import decode
 
+pytestmark = pytest.mark.usefixtures("uncounted")
+
 CASES = [("gpt2", "classification"), ("bert", "classification"), ("gpt2", "causal_lm"),
          ("llama", "causal_lm")]  # fmt: skip
 SHAPES = {

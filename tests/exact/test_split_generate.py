@@ -66,6 +66,7 @@ def unsplit(fed: Experiment, prompts: list[list[int]], eos: int | None) -> list[
     return [r[: r.index(eos) + 1] if eos in r else r for r in found]
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("words", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_the_cut_model_writes_what_the_whole_one_writes(
@@ -177,6 +178,7 @@ def test_codecs_and_defence_apply(hub: Path) -> None:
     assert second.kinds["activations"] == 3 * (12 // 2 + 2)  # half a byte each, and a scale
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("words", [SHAPES["two parts"], SHAPES["u"]])
 def test_drawn_tokens_follow_the_seed(hub: Path, words: tuple[str, ...]) -> None:
     rules = Writing(NEW, temperature=1.0, top_p=0.9)
@@ -211,6 +213,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize(("verb", "name", "tensor", "reason"), WRONG)
 def test_a_wrong_answer_drops_the_client_and_its_texts(
     hub: Path, verb: str, name: str, tensor: Tensor, reason: str
@@ -256,6 +259,7 @@ ASKS = [
 ]
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize(("tensors", "reason"), ASKS)
 def test_clients_refuse_to_begin_what_cannot_work(
     hub: Path, tensors: dict[str, Tensor], reason: str
@@ -277,6 +281,7 @@ TOKENS = [
 ]
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize(("tokens", "reason"), TOKENS)
 def test_clients_refuse_tokens_that_cannot_be(hub: Path, tokens: Tensor, reason: str) -> None:
     fed = split_of(hub, "framework.train=server")
@@ -316,6 +321,7 @@ WORDS = {
 }
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
 @pytest.mark.parametrize("task", ["classification", "causal_lm"])
 def test_it_is_saved_as_one_adapter(

@@ -43,6 +43,7 @@ def pooled(fed: Experiment) -> list[Example]:
     return [example for client in fed.clients for example in client.examples]
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize(("model", "task", "mode", "shape"), CASES)
 def test_what_is_kept_trains_as_what_is_sent_again(
     hub: Path, model: str, task: str, mode: str, shape: str
@@ -63,6 +64,7 @@ def test_what_is_kept_trains_as_what_is_sent_again(
     assert "forward" in verbs(plain, 2)
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize(("model", "task", "mode", "shape"), CASES)
 def test_bit_for_bit_where_texts_are_alone(
     hub: Path, model: str, task: str, mode: str, shape: str
@@ -179,6 +181,7 @@ def test_a_client_answers_for_its_own_batches_alone(hub: Path) -> None:
         honest(fed.clients[0], Message("finish_batch", {"control/samples": torch.zeros(1).int()}))
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_it_is_refused_or_left_where_it_cannot_be(hub: Path) -> None:
     for shape in ("framework.shape=u", "framework.mode=relay"):
         with pytest.raises(UserError, match="activations of a sample change with every step"):
@@ -191,6 +194,7 @@ def test_it_is_refused_or_left_where_it_cannot_be(hub: Path) -> None:
         assert "forward" in verbs(fed, 1)
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("words", [("framework.shape=u",), ("framework.mode=splitfed_v1",)])
 def test_clients_may_differ_in_their_blocks(hub: Path, words: tuple[str, ...]) -> None:
     thin = "tiers={thin: {clients: [client-1], cut: 1}}"
@@ -200,6 +204,7 @@ def test_clients_may_differ_in_their_blocks(hub: Path, words: tuple[str, ...]) -
     assert distance(alike.server.state, mixed.server.state) < EXACT["gpt2"]
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("words", [("framework.shape=u",), ("framework.mode=relay",)])
 def test_blocks_that_clients_have_trained_alone_are_run_once(
     hub: Path, words: tuple[str, ...]

@@ -146,6 +146,7 @@ class Delayed:
             self.optimizers[key].step()
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize(
     ("model", "task", "shape"),
@@ -171,6 +172,7 @@ def test_one_client_has_gradients_of_weights_one_step_old(
     assert distance(dict(fed.server.state), other) > 1e-4
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("shape", ["two_part", "u"])
 def test_clients_of_different_length_take_their_last_steps(hub: Path, shape: str) -> None:
     fed = split(
@@ -194,6 +196,7 @@ def test_clients_of_different_length_take_their_last_steps(hub: Path, shape: str
     assert distance(dict(fed.server.state), other) > 1e-4
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_in_turns_a_client_is_late_only_where_it_comes_twice_in_a_row(hub: Path) -> None:
     fed = split(hub, AHEAD, "framework.mode=splitfed_v2", "rounds=1", "training.local_steps=6")
     right, wrong = (Delayed(fed, "two_part", clip=CLIP, late=late) for late in (True, False))
@@ -207,6 +210,7 @@ def test_in_turns_a_client_is_late_only_where_it_comes_twice_in_a_row(hub: Path)
     assert distance(dict(fed.server.state), wrong.round(1, turns)) > 1e-5
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("mode", ["relay", "splitfed_v1", "splitfed_v2"])
 def test_with_one_client_all_modes_are_one(hub: Path, mode: str) -> None:
     states = []
@@ -217,6 +221,7 @@ def test_with_one_client_all_modes_are_one(hub: Path, mode: str) -> None:
     assert distance(*states) < 1e-15
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize(
     ("words", "same"),
     [
@@ -240,6 +245,7 @@ def test_where_the_first_blocks_are_frozen_nothing_is_late(
     assert (losses == others) == same
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_the_next_batch_is_asked_for_before_the_gradient_of_this_one_comes(hub: Path) -> None:
     for staleness, expected in ((0, "f b f b f b f b f b"), (1, "f f b f b f b f b b")):
         fed = split(hub, f"framework.staleness={staleness}", "rounds=1")
@@ -316,6 +322,7 @@ def test_it_comes_out_the_same_whenever_clients_work(hub: Path, shape: str) -> N
     assert distance(state, other) == 0.0
 
 
+@pytest.mark.usefixtures("uncounted")
 def test_changes_can_be_sent_ahead(hub: Path) -> None:
     states = []
     for words in ((), ("framework.delta={}",)):
@@ -362,6 +369,7 @@ def test_where_it_cannot_work_it_is_refused(hub: Path, words: tuple[str, ...]) -
     assert "Leave framework.staleness out" in str(refused.value)
 
 
+@pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("verb", ["forward", "backward"])
 def test_a_client_drops_out_with_a_batch_under_way(hub: Path, verb: str) -> None:
     fed = split(hub, AHEAD, "fleet.min_replies=2", "rounds=1")

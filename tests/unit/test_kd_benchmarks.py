@@ -174,7 +174,7 @@ def test_a_converted_tokenizer_finds_the_tokens_of_llama2c(
         assert tokenizer.decode(found) == text
 
 
-@pytest.mark.shared_data
+@pytest.mark.shared_data("stories260k")
 def test_the_real_model_tells_a_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = SHARED / "stories260k"
     script = benchmark("llama2c", monkeypatch)

@@ -1,0 +1,149 @@
+"""A deployment in this process, of real nodes, sessions and streams, and what it is held to.
+
+Flower's mail alone is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from flwr.app import RecordDict
+
+from trillium.config.experiment import ExperimentConfig
+from trillium.data.federated import load_data
+from trillium.engines import distributed
+from trillium.engines.distributed import Patience, SessionEngine
+from trillium.engines.node import Node, NodeConfig, Opening
+from trillium.engines.roster import Mail, Online, text_of
+from trillium.engines.secure import ClientTLS, ServerTLS
+from trillium.engines.session import Handler, Summary, serve_session
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import SERVER, Experiment, build_server, resident_model
+from trillium.federation.fleet import Lost
+from trillium.federation.side import Metrics
+
+HERE = "127.0.0.1:0"
+
+
+class Nodes:
+    """Takes the place of Flower's mail: an invitation starts the node of a client in a thread.
+
+    Args:
+        keys: folder of the certificates.
+        names: of the clients, in the order of the recipe's partitions.
+        state: where the nodes keep what they hold.
+    """
+
+    def __init__(self, keys: Path, names: Iterable[str], state: Path) -> None:
+        self._online = {number: Online(name, "t0") for number, name in enumerate(names)}
+        self._keys, self._state = keys, state
+        self._ended: list[Future[Summary]] = []
+        self._threads = ThreadPoolExecutor(len(self._online))
+        self._turn = threading.Lock()  # the nodes share a model, as those of a simulation do
+        self.port = 0
+
+    def nodes(self) -> dict[int, Online]:
+        return self._online
+
+    def send(
+        self, action: str, contents: Mapping[int, RecordDict], ttl: float | None
+    ) -> dict[str, int]:
+        assert action == "session"
+        for number, content in contents.items():
+            opening = Opening.decode(text_of(content, "opening", "opening"))
+            own = {"partition-id": number, "num-partitions": len(self._online)}
+            node = Node(NodeConfig.read({**own, "state": str(self._state)}), opening)
+            handlers = {"message": self._one_by_one(node), "control": node.control}
+            token = text_of(content, "opening", "token")
+            address, tls = f"127.0.0.1:{self.port}", self._tls(node.name)
+            words = (address, tls, node.name, token, handlers)
+            self._ended.append(self._threads.submit(serve_session, *words))
+        return {f"message-{number}": number for number in contents}
+
+    def answers(self, waiting: Iterable[str]) -> Iterator[tuple[str, RecordDict | Lost]]:
+        return iter(())
+
+    def _one_by_one(self, node: Node) -> Handler:
+        def handle(data: bytes) -> bytes:
+            with self._turn:
+                return node.handle(data)
+
+        return handle
+
+    def _tls(self, name: str) -> ClientTLS:
+        own = self._keys / "nodes" / name
+        return ClientTLS.read(self._keys / "ca.crt", own / "client.crt", own / "client.key")
+
+    def join(self) -> None:
+        """Wait until all have been told that the run is over."""
+        for ended in self._ended:
+            ended.result()
+        self._threads.shutdown()
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def ledger(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return what crossed, by client and in order; clients answer in any order among themselves."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for entry in lines_of(folder / "wire.jsonl"):
+        del entry["seconds"]
+        found[entry.pop("client")].append(entry)
+    return found
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in line.items() if k != "seconds"}
+        for line in lines_of(folder / "metrics.jsonl")
+    ]
+
+
+def assert_equal(folder: Path, local: Path) -> None:
+    """Two finished run folders hold the same bytes, weights and figures."""
+    assert ledger(folder) == ledger(local)
+    trained = [path / "adapter" / "adapter_model.safetensors" for path in (folder, local)]
+    assert len({path.read_bytes() if path.exists() else None for path in trained}) == 1
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "finished"
+    assert metrics(folder) == metrics(local)
+
+
+def run_in_threads(
+    config: ExperimentConfig,
+    keys: Path,
+    folder: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    observe: Callable[[Metrics], None] | None = None,
+) -> Experiment:
+    """Run a federation over sessions with its clients, or go on with one."""
+    monkeypatch.setattr(distributed, "GOODBYE_SECONDS", 0.0)  # nobody answers the invitations
+    monkeypatch.setattr(distributed, "POLL_SECONDS", 0.01)
+    data = load_data(config.data, config.task.data_form, config.seed)
+    newest = folder.checkpoints.newest(SERVER)
+    opening = Opening("run", config.tree(), list(data.labels), 0 if newest is None else newest[0])
+    nodes = Nodes(keys, sorted(data.clients), folder.path / "nodes")
+    tls = ServerTLS.read(keys / "ca.crt", keys / "server.crt", keys / "server.key")
+    patience = Patience(20.0, 60.0)
+    engine = SessionEngine(cast(Mail, nodes), opening, patience, bind=HERE, address=HERE, tls=tls)
+    nodes.port = engine._sessions.port
+    finished = False
+    try:
+        engine.gather(len(data.clients))
+        model = resident_model(config.of(None), data.labels)
+        built = build_server(config, model, data, engine, folder)
+        built.run(observe)
+        finished = True
+    finally:
+        engine.close(finished=finished)
+    nodes.join()
+    return built

@@ -1,0 +1,58 @@
+"""A deployment equals the local engine, and goes on: the same bytes, weights and figures.
+
+The nodes are threads of this process; `test_flower.py` has real ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+
+from deployed import assert_equal, run_in_threads
+from tiny import experiment_config
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import build
+from trillium.federation.side import Metrics
+from variants import VARIANTS, Variant, cases
+
+# What both sides must keep in step, a teacher, and batches: in turns, at once and ahead.
+FAST = ("fedllm everything coded", "kd top classes", "split u", "split v2", "split ahead")
+RESUMED = ("fedllm change, cohort", "kd cached, cohort", "split kept u, v2 of a cohort")
+
+
+class Killed(BaseException):
+    """What a process that is killed would never get to handle."""
+
+
+@pytest.mark.parametrize("variant", cases(FAST, lambda v: v.framework != "centralised"))
+def test_sessions_equal_the_local_engine(
+    hub: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Variant
+) -> None:
+    config = experiment_config(hub, *variant.words, model=variant.model, task=variant.task)
+    build(config, RunFolder(tmp_path / "local", "local")).run()
+    run_in_threads(config, keys, RunFolder(tmp_path / "sessions", "sessions"), monkeypatch)
+    assert_equal(tmp_path / "sessions", tmp_path / "local")
+
+
+@pytest.mark.parametrize("variant", [VARIANTS[name] for name in RESUMED], ids=RESUMED)
+def test_a_server_that_was_killed_goes_on_with_what_its_nodes_have_kept(
+    hub: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Variant
+) -> None:
+    words = (*variant.words, "rounds=3")
+    config = experiment_config(hub, *words, model=variant.model, task=variant.task)
+    build(config, RunFolder(tmp_path / "local", "local")).run()
+
+    def dying(line: Metrics) -> None:
+        if line["round"] == 2:
+            raise Killed
+
+    path = tmp_path / "sessions"
+    with pytest.raises(Killed):
+        run_in_threads(config, keys, RunFolder(path, "sessions"), monkeypatch, dying)
+    run_in_threads(config, keys, RunFolder.reopen(path), monkeypatch)
+    assert_equal(path, tmp_path / "local")
+    assert json.loads((path / "status.json").read_text())["resumed"] == 1
