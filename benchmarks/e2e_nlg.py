@@ -1,13 +1,12 @@
 """Descriptions of places (E2E NLG) by a small decoder: centralised, federated and split, in BLEU.
 
-The development set is what the clients learn from. Each arm then describes the same meanings of the
-test set, greedily, and BLEU compares with all references (Novikova et al., 2017, arXiv 1706.09254;
-Post, 2018, arXiv 1804.08771). The two sets have hardly a name of a place in common, and most kinds of
-food and places are in the test set alone; models read and write placeholders for these, as the data
-set's baseline does for names (Dusek and Jurcicek, 2016, arXiv 1606.05491). The decoder is Karpathy's
-stories260K. Settings: e2e_nlg.yaml.
+Each run of e2e_nlg.yaml describes the same meanings of the test set, greedily, and BLEU compares with
+all references (Novikova et al., 2017, arXiv 1706.09254; Post, 2018, arXiv 1804.08771). The development
+set, from which the clients learn, and the test set have hardly a name of a place in common, and most
+kinds of food and places are in the test set alone; models read and write placeholders for these, as the
+data set's baseline does for names (Dusek and Jurcicek, 2016, arXiv 1606.05491).
 
-    OMP_NUM_THREADS=1 python benchmarks/e2e_nlg.py --seeds 0 1
+    OMP_NUM_THREADS=1 python benchmarks/e2e_nlg.py runs/20260101-120000_compare_files
 """
 
 from __future__ import annotations
@@ -25,24 +24,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
-from transformers import AutoTokenizer
 
 from e2e_nlg_report import markdown
-from llama2c import convert
-from trillium.config.experiment import Tree, experiment, merge, read_yaml
-from trillium.experiment.folder import RunFolder, environment, new_folder
+from trillium.experiment.folder import environment
 from trillium.experiment.run import Experiment, build
+from trillium.experiment.trained import run_config, trained_state
 from trillium.files import write_atomic
-from trillium.report.read import read_run
+from trillium.quiet import quiet
+from trillium.report.measures import bytes_per_client
+from trillium.report.read import Run, read_runs
 from trillium.tasks.batches import in_order
 
-HERE = Path(__file__).resolve().parent
-DATA = HERE.parents[1] / "shared" / "data"
-RECIPE = HERE / "e2e_nlg.yaml"
-OWN_KEYS = ("rows", "max_new_tokens", "arms")  # of the recipe; all others are of a run
+RESULTS = Path(__file__).resolve().parent / "results"
+DATA = RESULTS.parents[2] / "shared" / "data"
+BASELINE = "centralised"
+NUM_TRAIN, NUM_ANSWERED, MAX_NEW_TOKENS = 1600, 300, 160
 BATCH = 16  # prompts at once
 PLACEHOLDERS = {"name": "NAME", "near": "NEAR", "food": "FOOD", "eatType": "TYPE"}
 
@@ -96,36 +94,31 @@ def meanings(path: Path) -> Meanings:
     return found
 
 
-def write_rows(data: Path, folder: Path, sizes: Tree) -> Meanings:
-    """Write training and test rows; return what is to be described."""
+def chosen(data: Path) -> Meanings:
+    """Return what is to be described: meanings of the test set that the development set lacks."""
     known, asked = (meanings(data / name) for name in ("devset.csv", "testset_w_refs.csv"))
-    rows = [(own, text) for own in known.values() for text in own.references]
+    names = random.Random(0).sample(sorted({*asked} - {*known}), NUM_ANSWERED)
+    return {name: asked[name] for name in names}
+
+
+def write_rows(data: Path, folder: Path) -> None:
+    """Write training rows, and test rows: what is to be described, with its first reference."""
+    rows = [
+        (own, text) for own in meanings(data / "devset.csv").values() for text in own.references
+    ]
     random.Random(0).shuffle(rows)
-    chosen = random.Random(0).sample(sorted({*asked} - {*known}), sizes["answered"])
-    splits = {
-        "train": rows[: sizes["train"]],
-        "test": [(asked[name], asked[name].references[0]) for name in chosen],
-    }
-    for split, found in splits.items():
+    test = [(own, own.references[0]) for own in chosen(data).values()]
+    for split, found in {"train": rows[:NUM_TRAIN], "test": test}.items():
         pairs = ({"prompt": own.prompt, "completion": own.with_placeholders(t)} for own, t in found)
         lines = (json.dumps(pair) + "\n" for pair in pairs)
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return {name: asked[name] for name in chosen}
-
-
-def prepare_model(origin: Path, folder: Path) -> None:
-    """Write the decoder; a text ends with the token that has parted texts in its training."""
-    convert(origin / "stories260K.bin", origin / "tok512.bin", folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.eos_token = tokenizer.bos_token
-    tokenizer.save_pretrained(folder)
 
 
 @torch.inference_mode()
-def describe(built: Experiment, asked: Sequence[Meaning], most: int) -> list[str]:
-    """Return how the model that would be shipped describes each meaning, greedily."""
+def describe(built: Experiment, folder: Path, asked: Sequence[Meaning]) -> list[str]:
+    """Return how the model that a run has trained describes each meaning, greedily."""
     model = built.model
-    module: Any = model.mount(built.server.state).eval()
+    module: Any = model.mount(trained_state(built, folder)).eval()
     tokenizer = model.tokenizer
     found = []
     for chunk in in_order(asked, BATCH):  # type: ignore[type-var]
@@ -136,7 +129,7 @@ def describe(built: Experiment, asked: Sequence[Meaning], most: int) -> list[str
         given = torch.tensor([[pad_id] * n + own for n, own in zip(padding, ids, strict=True)])
         mask = torch.tensor([[0] * n + [1] * (longest - n) for n in padding])
         written = module.generate(
-            input_ids=given, attention_mask=mask, max_new_tokens=most, do_sample=False,
+            input_ids=given, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, do_sample=False,
             use_cache=True, pad_token_id=pad_id, eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
         texts = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
@@ -155,7 +148,7 @@ def streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
     return [[own[n] if n < len(own) else None for own in references] for n in range(most)]
 
 
-def p_values(runs: Tree, arms: list[str], asked: Meanings) -> dict[str, float]:
+def p_values(runs: Mapping[str, Any], arms: list[str], asked: Meanings) -> dict[str, float]:
     """Return how probable differences to the first arm as large as these are, were there none.
 
     Approximate randomisation (Riezler and Maxwell, 2005) over meanings and the seeds that both have. It
@@ -181,65 +174,41 @@ def p_values(runs: Tree, arms: list[str], asked: Meanings) -> dict[str, float]:
     return found
 
 
-def run(config: Tree, folder: Path, arm: str, asked: Meanings, most: int) -> dict[str, Any]:
-    """Make one run, or go on with it, and return its figures."""
-    begun = (folder / "status.json").is_file()
-    built = build(experiment(config), RunFolder.reopen(folder) if begun else RunFolder(folder, arm))
-    last = built.run()[-1]
-    answers = describe(built, list(asked.values()), most)
-    traffic = read_run(folder).traffic
-    total = None if traffic is None else traffic.until()
+def figures(run: Run, asked: Meanings) -> dict[str, Any]:
+    """Return what is told of a run."""
+    built = build(run_config(run.folder))
+    answers = describe(built, run.folder, list(asked.values()))
     return {
+        "arm": run.arm,
+        "seed": run.seed,
         "bleu": bleu(answers, [own.references for own in asked.values()]),
-        "loss": last["loss"],
-        "token_accuracy": last["token_accuracy"],
-        "bytes": (total.bytes_up + total.bytes_down) / config["data"]["num_clients"]
-        if total
-        else 0,
+        "loss": run.last("loss"),
+        "token_accuracy": run.last("token_accuracy"),
+        "bytes": bytes_per_client(run) or 0.0,
         "answers": answers,
     }
 
 
 def main() -> None:
-    """Run the benchmark and write its results."""
-    recipe = read_yaml(RECIPE)
-    parser = argparse.ArgumentParser(description="E2E NLG, centralised, federated and split")
+    """Measure the runs of a comparison and write the results."""
+    parser = argparse.ArgumentParser(description="BLEU of the runs of e2e_nlg.yaml")
+    parser.add_argument("folder", type=Path, help="of the comparison")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the data sets")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument(
-        "--runs", type=Path, help="folder of the runs; what it holds is not repeated"
-    )
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     torch.set_num_threads(1)
-    runs = options.runs or new_folder(Path("runs"), "e2e_nlg")
-    prepared = runs / "prepared"
-    prepared.mkdir(parents=True, exist_ok=True)
-    asked = write_rows(options.data / "e2e_nlg", prepared, recipe["rows"])
-    prepare_model(options.data / "stories260k", prepared / "stories")
-    common = {key: value for key, value in recipe.items() if key not in OWN_KEYS}
-    source = {split: str(prepared / f"{split}.jsonl") for split in ("train", "test")}
-    own = {"data": {"source": source}, "model": {"id": str(prepared / "stories")}}
-    kept = runs / "results.json"
-    content: Tree = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {"runs": {}}
-    for seed in options.seeds:
-        for arm, how in recipe["arms"].items():
-            label = f"{arm}_s{seed}"
-            if label in content["runs"]:
-                continue
-            config = experiment(
-                merge(merge(merge(common, how["settings"]), own), {"seed": seed})
-            ).tree()
-            figures = run(config, runs / label, arm, asked, recipe["max_new_tokens"])
-            content["runs"][label] = {"arm": arm, "seed": seed, **figures}
-            write_atomic(kept, json.dumps(content) + "\n")
-            print(f"{label}: BLEU {figures['bleu']:.1f}, loss {figures['loss']:.3f}", flush=True)
+    asked = chosen(options.data / "e2e_nlg")
+    finished = [run for run in read_runs(options.folder) if run.state == "finished"]
+    runs = {f"{run.arm}_s{run.seed}": figures(run, asked) for run in finished}
+    arms = list(dict.fromkeys(run.arm for run in finished))
     first = next(iter(asked))
-    content["p_values"] = p_values(content["runs"], list(recipe["arms"]), asked)
-    content |= {"settings": recipe, "environment": environment("cpu", sys.argv),
-                "example": {"meaning": first, "references": asked[first].references}}  # fmt: skip
+    content = {
+        "runs": runs,
+        "p_values": p_values(runs, arms, asked) if arms[0] == BASELINE else {},
+        "environment": environment("cpu", sys.argv),
+        "example": {"meaning": first, "references": asked[first].references},
+    }
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "e2e_nlg.json"
     write_atomic(path, json.dumps(content, indent=1) + "\n")

@@ -26,7 +26,8 @@ Data = Annotated[
     str | None, typer.Option(help="A csv, jsonl or parquet file, a hub id, or a dataset folder.")
 ]
 Seeds = Annotated[
-    str | None, typer.Option(help="How many seeds (3 is 0, 1, 2), or which ones (0,5,7).")
+    str | None,
+    typer.Option(help="How many seeds (3 is 0, 1, 2), or which ones (0,5,7, or 5, for one)."),
 ]
 Out = Annotated[Path, typer.Option(help="Where run folders go.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
@@ -73,7 +74,7 @@ def seeds_of(text: str | None) -> list[int] | None:
     if text is None:
         return None
     try:
-        numbers = [int(word) for word in text.split(",")]
+        numbers = [int(word) for word in text.split(",") if word]
     except ValueError as error:
         raise UserError(
             f"--seeds {text}", "seeds are whole numbers", "Write 3, or 0,5,7"

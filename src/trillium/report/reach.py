@@ -48,8 +48,8 @@ def goals(rows: Sequence[Row], levels: Sequence[float] = ()) -> list[Goal]:
     """Return the accuracies that arms are held against.
 
     Args:
-        levels: as shares; without any it is a share of what the best arm on the same data gets to,
-            and only if there are two arms that send something.
+        levels: as shares; without any it is a share of what the best arm on the same data gets to, if
+            two arms send something and were measured on their way.
     """
     measure = next((m for m in MEASURES if any(m in row.values for row in rows)), None)
     if measure is None:
@@ -58,7 +58,7 @@ def goals(rows: Sequence[Row], levels: Sequence[float] = ()) -> list[Goal]:
     if levels:
         return [_goal(f"{100 * level:g} %", f"bytes_to_{measure}_{level:g}", measure, curves,
                       {row.arm: level for row in rows}) for level in levels]  # fmt: skip
-    if sum(_sends(found) for found in curves.values()) < 2:
+    if sum(_sends(found) and len(found.rounds) > 2 for found in curves.values()) < 2:
         return []
     tops = [
         (row.counted[0].config.get("data"), max(stat.mean for stat in curves[row.arm].y))

@@ -1,11 +1,9 @@
-"""The benchmarks of KD-FedLLM on language models: real weights are read right, tables hold what ran."""
+"""The models of benchmarks: weights and tokenizers of llama2.c are read right."""
 
 from __future__ import annotations
 
-import csv
 import importlib
 import itertools
-import json
 import math
 import random
 import struct
@@ -16,11 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import zstandard
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from trillium.config.experiment import merge, parse_overrides, read_yaml
-from trillium.wire import soft_labels
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -186,123 +180,3 @@ def test_the_real_model_tells_a_story(tmp_path: Path, monkeypatch: pytest.Monkey
     # What llama2.c says with temperature 0.
     expected = "Once upon a time, there was a little girl named Lily. She loved to play outside in"
     assert tokenizer.decode(told, skip_special_tokens=True).startswith(expected)
-
-
-# Memory
-
-
-def test_parts_stay_as_large_while_the_vocabulary_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = benchmark("kd_memory", monkeypatch)
-    report = benchmark("kd_memory_report", monkeypatch)
-    monkeypatch.setattr(soft_labels, "CHUNK", 2**18)
-    for name, value in {"TOKENS": 8, "NUM_PUBLIC": 6, "BATCH": 4}.items():
-        monkeypatch.setattr(script, name, value)
-    cases = [
-        {
-            **script.asdict(case),
-            "stages": {name: script.asdict(peak) for name, peak in script.measure(case).items()},
-        }
-        for naive in (False, True)
-        for case in (script.Case(9_000, naive=naive), script.Case(27_000, naive=naive))
-    ]
-    small, large, naive_small, naive_large = (
-        {name: report.working(stage) for name, stage in case["stages"].items()} for case in cases
-    )
-    # Half of a chunk for what grows all the same: single rows, and one number for each token.
-    for stage in report.PATH:
-        assert large[stage] < 1.3 * small[stage] + 2**19, stage
-    for stage in ("predict", "teacher", "distil"):
-        assert naive_large[stage] > 2.5 * naive_small[stage], stage
-    content = {
-        "chunk_bytes": 2**20, "examples": 6, "tokens": 8, "clients": 3, "batch_size": 4,
-        "cases": cases, "environment": {"versions": {}, "argv": ["x"], "git_sha": "", "device": "cpu"},
-    }  # fmt: skip
-    assert "| distil |" in report.markdown(content)
-    assert report.plot(content).startswith(b"\x89PNG")
-
-
-# Language models
-
-
-def write_data(folder: Path) -> None:
-    """The folders that the script reads, with a model that has learnt nothing."""
-    for name in ("e2e_nlg", "stories260k", "text"):
-        (folder / name).mkdir(parents=True)
-    write_tokenizer(folder / "stories260k" / "tok512.bin")
-    write_checkpoint(folder / "stories260k" / "stories260K.bin", tied=True)
-    draw = random.Random(0)
-    rows = []
-    for number in range(60):
-        place = ("restaurant", "pub", "coffee shop")[number % 3]
-        name = f"The {draw.choice(['Ring', 'Inn', 'King'])} {number // 2}"
-        rows.append((f"name[{name}], eatType[{place}]", f"{name} is a {place}."))
-    for name, part in {"devset": rows[:30], "testset_w_refs": rows[30:]}.items():
-        with (folder / "e2e_nlg" / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("mr", "ref"), *part])
-    text = "\n\n".join(f"There is the thing {i}, in the ring." for i in range(2000))
-    compressed = zstandard.ZstdCompressor().compress(text.encode())
-    (folder / "text" / "sgd.txt.zst").write_bytes(compressed)
-
-
-SMALL = [
-    "rounds=1", "rows.of_a_client=6", "rows.test=9", "data.public_size=6", "training.max_length=48",
-    "warm_up.megabytes=0.05", "warm_up.models.gpt2.tokenizer=300", "warm_up.models.gpt2.steps=2",
-    "warm_up.models.large.steps=2", "warm_up.models.large.sizes.num_hidden_layers=1",
-]  # fmt: skip
-
-
-def test_the_small_run_fills_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = benchmark("kd_language_models", monkeypatch)
-    recipe = merge(read_yaml(BENCHMARKS / "kd_language_models.yaml"), parse_overrides(SMALL))
-    assert recipe["titles"].keys() == recipe["arms"].keys()
-    for arm in recipe["arms"].values():  # all of them can be run
-        script.configuration(recipe, arm, tmp_path / "runs" / "prepared")
-    wanted = ("alone_two", "kd_two", "kd_large")
-    recipe["arms"] = {name: recipe["arms"][name] for name in wanted}
-    write_data(tmp_path / "data")
-    content = script.measure(recipe, tmp_path / "data", tmp_path / "runs")
-    content |= {"settings": recipe}
-    content["environment"] = {"versions": {}, "argv": ["x"], "git_sha": "", "device": "cpu"}
-    splits = {
-        split: [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
-        for split in ("train", "test")
-        for path in [tmp_path / "runs" / "prepared" / f"{split}.jsonl"]
-    }
-    assert len(splits["test"]) == 9
-    assert not {*splits["train"]} & {*splits["test"]}
-    models = content["arms"]["kd_two"]["models"]
-    assert {side: found["model"] for side, found in models.items()} == {
-        "client-0": "stories", "client-1": "stories", "client-2": "gpt2", "server": "stories",
-    }  # fmt: skip
-    assert content["arms"]["kd_large"]["models"]["server"]["model"] == "large"
-    assert "server" not in content["arms"]["alone_two"]["models"]
-    assert 0 < content["arms"]["kd_two"]["rounds"][-1]["aligned_rows"] <= 1
-    assert content["arms"]["kd_two"]["kinds"]["up logits"] > 0
-    assert content["arms"]["alone_two"]["kinds"].keys() <= {"up control", "down control"}
-    table = benchmark("kd_language_models_report", monkeypatch).markdown(content)
-    assert all(recipe["titles"][arm] in table for arm in wanted)
-    assert str(tmp_path) not in table + json.dumps({**content, "settings": {}})
-
-
-def test_bits_per_byte_do_not_depend_on_the_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = benchmark("kd_language_models", monkeypatch)
-
-    class Tokenizer:
-        bos_token_id, eos_token_id = None, 0
-
-        def __init__(self, width: int) -> None:
-            self.width = width
-
-        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-            return {"input_ids": [1] * (len(text) // self.width)}
-
-    rows = script.Dataset.from_dict({"prompt": ["abcd"], "completion": ["abcdefgh"]})
-    found = {}
-    for width in (1, 4):
-        # Each byte costs one bit, and the end nothing.
-        num_tokens = 8 // width + 1
-        loss = 8 * math.log(2) / num_tokens
-        found[width] = script.bits_per_byte(loss, rows, Tokenizer(width), 64)
-    assert found == {1: pytest.approx(1.0), 4: pytest.approx(1.0)}

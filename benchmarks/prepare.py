@@ -1,0 +1,171 @@
+"""Write the rows and the small models that a recipe reads, into `runs/prepared/<recipe>`.
+
+    python benchmarks/prepare.py frontier_split
+    python benchmarks/prepare.py e2e_nlg
+    OMP_NUM_THREADS=1 python benchmarks/prepare.py kd_language_models
+
+What is there already is written again only where that takes a moment; models are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from e2e_nlg import write_rows as write_meanings
+from llama2c import convert
+from small_models import documents, pretrain, train_tokenizer
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+PREPARED = Path("runs/prepared")
+PLACES = ("restaurant", "pub", "coffee shop")
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+Pairs = Iterable[tuple[str, str, str]]
+
+
+def frontier_split(data: Path, folder: Path, num_steps: int = 1000) -> None:
+    """Write eight rows of each class, drawn with seed 0, and a GPT-2 that has read some megabytes."""
+    choose_rows(data / "banking77" / "train.csv", 8, folder)
+    if not (folder / "gpt2" / "config.json").is_file():
+        texts = documents(data / "text" / "sgd.txt.zst", 9_000_000)
+        sizes = {"n_embd": 128, "n_layer": 6, "n_head": 4, "n_positions": 128, **NO_DROPOUT}
+        tokenizer = train_tokenizer(texts, 4096)
+        loss = pretrain("gpt2", sizes, tokenizer, texts, num_steps, folder / "gpt2")
+        print(f"gpt2: loss {loss:.2f} after {num_steps} steps")
+
+
+def choose_rows(path: Path, per_class: int, folder: Path) -> None:
+    """Write so many rows of each class of a file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    random.Random(0).shuffle(rows)
+    counts: Counter[str] = Counter()
+    kept = []
+    for row in rows:
+        counts[row["category"]] += 1
+        if counts[row["category"]] <= per_class:
+            kept.append(row)
+    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "category"])
+        writer.writeheader()
+        writer.writerows(kept)
+
+
+def e2e_nlg(data: Path, folder: Path) -> None:
+    """Write descriptions to learn from and to measure by, and the decoder that learns them."""
+    write_meanings(data / "e2e_nlg", folder)
+    stories = folder / "stories"
+    origin = data / "stories260k"
+    convert(origin / "stories260K.bin", origin / "tok512.bin", stories)
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    tokenizer.eos_token = tokenizer.bos_token  # what has parted texts in its training
+    tokenizer.save_pretrained(stories)
+
+
+def kd_language_models(data: Path, folder: Path, num_steps: int = 200) -> None:
+    """Write rows of three kinds of places, stories260K, and two models that have learnt a little."""
+    found = [*described(data / "e2e_nlg" / "devset.csv")]
+    found += described(data / "e2e_nlg" / "testset_w_refs.csv")
+    write_places(found, folder, of_a_client=120, num_test=150, num_public=48)
+    origin = data / "stories260k"
+    convert(origin / "stories260K.bin", origin / "tok512.bin", folder / "stories")
+    if (folder / "warm_up.json").is_file():
+        return
+    texts = documents(data / "text" / "sgd.txt.zst", 4_000_000)
+    plans: dict[str, tuple[str, dict[str, Any], Callable[[], Any]]] = {
+        "gpt2": (
+            "gpt2",
+            {"n_embd": 96, "n_layer": 4, "n_head": 4, "n_positions": 256, **NO_DROPOUT},
+            lambda: train_tokenizer(texts, 1024),
+        ),
+        "large": (
+            "llama",
+            {
+                "hidden_size": 128,
+                "intermediate_size": 344,
+                "num_hidden_layers": 6,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 4,
+                "max_position_embeddings": 512,
+                "tie_word_embeddings": True,
+            },
+            lambda: AutoTokenizer.from_pretrained(folder / "stories"),
+        ),
+    }
+    warmed = {}
+    for name, (kind, sizes, tokenizer) in plans.items():
+        start = time.process_time()
+        loss = pretrain(kind, sizes, tokenizer(), texts, num_steps, folder / name)
+        warmed[name] = {"loss": loss, "cpu_seconds": time.process_time() - start}
+    (folder / "warm_up.json").write_text(json.dumps(warmed), encoding="utf-8")
+
+
+def described(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield attributes, description and kind of place of each row that tells the kind."""
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found = re.findall(r"([^\[\],]+)\[([^\]]*)\]", row["mr"])
+            attributes = {key.strip(): value for key, value in found}
+            place = attributes.get("eatType")
+            if place in PLACES:
+                parts = [
+                    f"{key} {value}" if key in ("familyFriendly", "customer rating") else value
+                    for key, value in attributes.items()
+                ]
+                yield "; ".join(parts) + ":", row["ref"], place
+
+
+def write_places(
+    found: list[tuple[str, str, str]],
+    folder: Path,
+    of_a_client: int,
+    num_test: int,
+    num_public: int,
+) -> None:
+    """Write training and test rows: as many of each kind of place, no attributes in both."""
+    random.Random(0).shuffle(found)
+    splits: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
+    for place in PLACES:
+        rows = [row for row in found if row[2] == place]
+        test = rows[: num_test // len(PLACES)]
+        asked = {attributes for attributes, _, _ in test}
+        most = of_a_client + num_public // len(PLACES)
+        splits["test"] += test
+        splits["train"] += [row for row in rows if row[0] not in asked][:most]
+    for split, rows in splits.items():
+        names = ("prompt", "completion", "client")
+        lines = (json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+RECIPES: dict[str, Callable[[Path, Path], None]] = {
+    "frontier_split": frontier_split,
+    "e2e_nlg": e2e_nlg,
+    "kd_language_models": kd_language_models,
+}
+
+
+def main() -> None:
+    """Write what a recipe reads."""
+    parser = argparse.ArgumentParser(description="Write what a benchmark's recipe reads")
+    parser.add_argument("recipe", choices=RECIPES)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the data sets")
+    options = parser.parse_args()
+    folder = PREPARED / options.recipe
+    folder.mkdir(parents=True, exist_ok=True)
+    RECIPES[options.recipe](options.data, folder)
+    print(f"{folder} written.")
+
+
+if __name__ == "__main__":
+    main()
