@@ -12,31 +12,22 @@ lie beside the server's work; the way down of the gradients and the client's bac
 from __future__ import annotations
 
 import argparse
-import os
 import queue
-import statistics
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from rich.console import Console
-from rich.table import Table
-
-from measured import write_found
 from overhead import trillium_round
+from speed import Found, compared, in_turn, program, show
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.experiment.run import Experiment, build
 from trillium.federation.fleet import Gathered
 from trillium.quiet import quiet
 
-RESULTS = Path(__file__).parent / "results"
 BATCH = 32
 
 
@@ -142,77 +133,44 @@ def apart(config: ExperimentConfig, bits_per_second: float | None) -> Iterator[E
         process.join()
 
 
-def measure(options: argparse.Namespace, megabits: float) -> dict[str, Any]:
+def measure(chosen: argparse.Namespace, megabits: float) -> Found:
     """Run both by turns, a warm-up round first, and return what was measured."""
     bits = megabits * 1e6 if megabits else None
-    num_rounds = options.repetitions + 1
+    num_rounds = chosen.repetitions + 1
     configs = [
-        configuration(options.model, options.cut, options.examples, num_rounds, staleness)
+        configuration(chosen.model, chosen.cut, chosen.examples, num_rounds, staleness)
         for staleness in (0, 1)
     ]
-    seconds: dict[int, list[float]] = {0: [], 1: []}
+    speeds: dict[str, list[float]] = {"staleness_0": [], "staleness_1": []}
     with apart(configs[0], bits) as plain, apart(configs[1], bits) as ahead:
         num_tokens = sum(e.num_tokens for client in plain.clients for e in client.examples)
         for number in range(1, num_rounds + 1):
-            for staleness in (0, 1) if number % 2 else (1, 0):
+            for side in in_turn([*speeds], number):
                 start = time.perf_counter()
-                trillium_round(ahead if staleness else plain, number)
-                seconds[staleness].append(time.perf_counter() - start)
-    pairs = list(zip(seconds[0][1:], seconds[1][1:], strict=True))
-    return {
-        "megabits_per_second": megabits or None,
-        "tokens_per_round": num_tokens,
-        "tokens_per_second": {
-            f"staleness_{s}": num_tokens / statistics.median(found[1:])
-            for s, found in seconds.items()
-        },
-        "ratio": statistics.median(a / b for a, b in pairs),
-        "ratio_min": min(a / b for a, b in pairs),
-        "ratio_max": max(a / b for a, b in pairs),
-        # Other programs can only add time, so the fastest round of each is the least disturbed one.
-        "ratio_of_fastest": min(a for a, _ in pairs) / min(b for _, b in pairs),
-        "seconds": {f"staleness_{s}": found[1:] for s, found in seconds.items()},
-    }
+                trillium_round(plain if side == "staleness_0" else ahead, number)
+                speeds[side].append(num_tokens / (time.perf_counter() - start))
+    found = compared({side: after[1:] for side, after in speeds.items()})
+    return {"megabits_per_second": megabits or None, "tokens_per_round": num_tokens, **found}
 
 
-def show(found: Sequence[dict[str, Any]], cut: int) -> None:
-    """Print the table."""
-    table = Table(
-        title=f"A batch ahead: one client, cut {cut}, {torch.get_num_threads()} thread(s) each",
-        caption="tokens per second, medians over rounds",
-    )
-    for title in ("Link", "Staleness 0", "Staleness 1", "Ratio", "Lowest", "Highest", "Fastest"):
-        table.add_column(title, justify="right")
-    for line in found:
-        link = line["megabits_per_second"]
-        speeds = [f"{line['tokens_per_second'][f'staleness_{s}']:.0f}" for s in (0, 1)]
-        keys = ("ratio", "ratio_min", "ratio_max", "ratio_of_fastest")
-        ratios = [f"{line[key]:.3f}" for key in keys]
-        table.add_row(f"{link:g} Mbit/s" if link else "pipe", *speeds, *ratios)
-    Console(width=100).print(table)
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add what can be chosen."""
+    add = parser.add_argument
+    add("--model", default="minilm")
+    add("--cut", type=int, default=2)
+    add("--examples", type=int, default=128, help="of the client")
+    add("--megabits", type=float, nargs="+", default=[0.0, 20.0], help="0: no limit")
+    add("--repetitions", type=int, default=5)
 
 
-def main() -> None:
-    """Measure, print and write `results/split_ahead.json`."""
-    parser = argparse.ArgumentParser(description="Split-FedLLM with staleness 1 beside 0")
-    parser.add_argument("--model", default="minilm")
-    parser.add_argument("--cut", type=int, default=2)
-    parser.add_argument("--examples", type=int, default=128, help="of the client")
-    parser.add_argument(
-        "--megabits", type=float, nargs="+", default=[0.0, 20.0], help="0: no limit"
-    )
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "split_ahead.json")
-    options = parser.parse_args()
-    quiet()
-    transformers.logging.set_verbosity_error()
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    load_before = os.getloadavg()[0]
-    found = [measure(options, megabits) for megabits in options.megabits]
-    show(found, options.cut)
-    told = {"model": options.model, "cut": options.cut, "batch_size": BATCH}
-    write_found(options.out, load_before, found, **told)
+def run(chosen: argparse.Namespace) -> tuple[list[Found], Found]:
+    """Measure with each link."""
+    found = [measure(chosen, megabits) for megabits in chosen.megabits]
+    links = [line["megabits_per_second"] for line in found]
+    labels = [f"{link:g} Mbit/s" if link else "pipe" for link in links]
+    show(f"A batch ahead, cut {chosen.cut}", list(zip(labels, found, strict=True)))
+    return found, {"model": chosen.model, "cut": chosen.cut, "batch_size": BATCH}
 
 
 if __name__ == "__main__":
-    main()
+    program("split_ahead", "Split-FedLLM with staleness 1 beside 0", options, run)

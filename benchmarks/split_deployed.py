@@ -12,27 +12,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
 import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from rich.console import Console
-from rich.table import Table
-
-from measured import write_found
+from speed import Found, compared, in_turn, program, show
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.deploy.launch import Federation
 from trillium.deploy.prepare import RUNS, federation, prepare_here
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
-from trillium.quiet import quiet
 
-RESULTS = Path(__file__).parent / "results"
 GOAL = 0.8
 LIMIT = 1800.0
 FIRST = 1  # the round in which FLOPs are counted and libraries warm up; left out
@@ -94,77 +85,45 @@ def check_same_work(one: Path, other: Path) -> None:
         raise SystemExit(f"this is not the same work: bytes and loss are {sums[0]} and {sums[1]}")
 
 
-def measure(num_nodes: int, num_examples: int, num_rounds: int, repetitions: int) -> dict[str, Any]:
+def measure(num_nodes: int, num_examples: int, num_rounds: int, repetitions: int) -> Found:
     """Run both sides by turns and return what was measured."""
     config = configuration(num_nodes, num_examples, num_rounds)
-    found: dict[str, list[float]] = {"local": [], "deployed": []}
+    speeds: dict[str, list[float]] = {"local": [], "deployed": []}
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         nodes = prepare_here(config, place / "federation")
         for number in range(repetitions):
             folders: dict[str, Path] = {}
-            for side in ("local", "deployed") if number % 2 else ("deployed", "local"):
+            for side in in_turn(("local", "deployed"), number):
                 if side == "local":
                     folders[side], num_tokens = local(config, place / f"local_{number}")
                 else:
                     # Not up while the other side runs: its processes poll.
                     with federation(place / "federation", nodes) as running:
                         folders[side] = deployed(running)
-                found[side] += seconds(folders[side])
             check_same_work(folders["local"], folders["deployed"])
-    pairs = list(zip(found["deployed"], found["local"], strict=True))
-    return {
-        "num_nodes": num_nodes,
-        "tokens_per_round": num_tokens,
-        "tokens_per_second": {
-            side: num_tokens / statistics.median(taken) for side, taken in found.items()
-        },
-        # Neighbours in time see the same machine.
-        "ratio": statistics.median(b / a for a, b in pairs),
-        "ratio_min": min(b / a for a, b in pairs),
-        "ratio_max": max(b / a for a, b in pairs),
-        "ratio_of_fastest": min(found["local"]) / min(found["deployed"]),
-        "seconds": found,
-    }
+            for side, folder in folders.items():
+                speeds[side] += [num_tokens / taken for taken in seconds(folder)]
+    return {"num_nodes": num_nodes, "tokens_per_round": num_tokens, **compared(speeds)}
 
 
-def show(found: list[dict[str, Any]]) -> None:
-    """Print the table."""
-    table = Table(
-        title=f"Split-FedLLM, MiniLM, {torch.get_num_threads()} thread(s) for each process",
-        caption=f"medians over rounds; the goal for the ratio is {GOAL}",
-    )
-    for title in ("Nodes", "Local", "Deployed", "Ratio", "Lowest", "Highest", "Fastest"):
-        table.add_column(title, justify="right")
-    for line in found:
-        speeds = [
-            f"{line['tokens_per_second'][side]:.0f} tokens/s" for side in ("local", "deployed")
-        ]
-        keys = ("ratio", "ratio_min", "ratio_max", "ratio_of_fastest")
-        table.add_row(str(line["num_nodes"]), *speeds, *[f"{line[key]:.3f}" for key in keys])
-    Console(width=110).print(table)
-
-
-def main() -> None:
-    """Measure, print and write `results/split_deployed.json`."""
-    parser = argparse.ArgumentParser(description="Split-FedLLM: deployed beside local")
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add what can be chosen."""
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--examples", type=int, default=160, help="of each client")
     parser.add_argument("--rounds", type=int, default=4, help="of each run; the first is left out")
     parser.add_argument("--repetitions", type=int, default=3, help="runs of each side")
-    parser.add_argument("--out", type=Path, default=RESULTS / "split_deployed.json")
-    options = parser.parse_args()
-    quiet()
-    transformers.logging.set_verbosity_error()
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    load_before = os.getloadavg()[0]
+
+
+def run(chosen: argparse.Namespace) -> tuple[list[Found], Found]:
+    """Measure with each number of nodes."""
     found = [
-        measure(number, options.examples, options.rounds, options.repetitions)
-        for number in options.nodes
+        measure(number, chosen.examples, chosen.rounds, chosen.repetitions)
+        for number in chosen.nodes
     ]
-    show(found)
-    write_found(options.out, load_before, found, goal=GOAL)
+    show("Split-FedLLM, MiniLM", [(f"{line['num_nodes']} node(s)", line) for line in found], GOAL)
+    return found, {"goal": GOAL}
 
 
 if __name__ == "__main__":
-    main()
+    program("split_deployed", "Split-FedLLM: deployed beside local", options, run)

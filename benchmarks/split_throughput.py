@@ -18,32 +18,25 @@ be the same, or the script fails. They take turns, and which one begins alternat
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
-from measured import write_found
 from overhead import LR, MAX_NORM, Timed, largest_difference, plain_model, timed, trillium_round
+from speed import Found, compared, in_turn, program, show
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.experiment.run import Experiment, build
 from trillium.frameworks.split.protocol import Split
 from trillium.models.slots import values
-from trillium.quiet import quiet
 from trillium.rng import generator
 from trillium.tasks import Example
 from trillium.training.loop import batches
 
-RESULTS = Path(__file__).parent / "results"
 GOAL = 0.9
+CLOCKS = ("wall", "cpu")
 TOLERANCE = 1e-4  # largest difference of a weight; AdamW lets roundings grow from step to step
 BATCH = 32  # examples of a pooled batch
 ADAMW = {"name": "adamw", "lr": LR}
@@ -196,13 +189,13 @@ def run_rounds(trillium: Experiment, numbers: Iterable[int]) -> None:
         trillium_round(trillium, number)
 
 
-def measure(case: Case, model: str, num_examples: int, repetitions: int) -> dict[str, Any]:
+def measure(case: Case, model: str, num_examples: int, repetitions: int) -> Found:
     """Run both sides by turns, a warm-up epoch first, and return what was measured."""
     per_epoch = num_examples // BATCH if case.in_single_steps else 1
     trillium = build(case.configuration(model, num_examples, per_epoch * (repetitions + 1)))
     trillium.config.framework.start(trillium.server, trillium.fleet)
     unsplit, device = Unsplit(trillium), trillium.model.device
-    times: dict[str, list[Timed]] = {"split": [], "unsplit": []}
+    times: dict[str, list[Timed]] = {"unsplit": [], "split": []}
     num_tokens, differences = [], [0.0]
     for epoch in range(repetitions + 1):
         numbers = range(epoch * per_epoch + 1, (epoch + 1) * per_epoch + 1)
@@ -212,29 +205,26 @@ def measure(case: Case, model: str, num_examples: int, repetitions: int) -> dict
             "split": lambda at=numbers: run_rounds(trillium, at),  # type: ignore[misc]
             "unsplit": lambda at=chunks: unsplit.run(at),  # type: ignore[misc]
         }
-        for side in works if epoch % 2 else reversed(works):  # a drift hits both alike
+        for side in in_turn([*times], epoch):
             times[side].append(timed(works[side], device))
         if case.same:
             ours = values(trillium.server.state)
             differences.append(largest_difference(ours, unsplit.weights(list(ours))))
             check_same(case, differences[-1], epoch)
-    speeds = {
-        clock: {
-            side: [
-                tokens / getattr(taken, clock)
-                for tokens, taken in zip(num_tokens[1:], found[1:], strict=True)
-            ]
+
+    def speeds(clock: str) -> dict[str, list[float]]:
+        return {
+            side: [n / getattr(t, clock) for n, t in zip(num_tokens[1:], found[1:], strict=True)]
             for side, found in times.items()
         }
-        for clock in ("wall", "cpu")
-    }
+
     return {
         "case": case.name,
         "num_clients": case.num_clients,
         "num_examples": num_examples,
         "tokens_per_epoch": num_tokens[0],
         "largest_weight_difference": max(differences) if case.same else None,
-        **{clock: compared(found["split"], found["unsplit"]) for clock, found in speeds.items()},
+        **{clock: compared(speeds(clock)) for clock in CLOCKS},
     }
 
 
@@ -247,64 +237,26 @@ def check_same(case: Case, difference: float, epoch: int) -> None:
         )
 
 
-def compared(split: Sequence[float], unsplit: Sequence[float]) -> dict[str, Any]:
-    """Return the medians of speeds, and their ratio within each pair, the neighbours in time."""
-    ratios = [ours / plain for ours, plain in zip(split, unsplit, strict=True)]
-    return {
-        "split_tokens_per_second": statistics.median(split),
-        "unsplit_tokens_per_second": statistics.median(unsplit),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        # Other programs can only take time, so the fastest epoch of each is the least disturbed one.
-        "ratio_of_fastest": max(split) / max(unsplit),
-        "epochs": {"split": list(split), "unsplit": list(unsplit)},
-    }
-
-
-def show(found: Sequence[dict[str, Any]]) -> None:
-    """Print the table."""
-    table = Table(
-        title=f"Split-FedLLM beside the unsplit loop, {torch.get_num_threads()} thread(s)",
-        caption=f"tokens per second, medians over epochs; the goal for the ratio is {GOAL}",
-    )
-    for title in ("Case", "Clock", "Unsplit", "Split", "Ratio", "Lowest", "Highest", "Fastest"):
-        table.add_column(title, justify="left" if title in ("Case", "Clock") else "right")
-    for line in found:
-        for clock in ("wall", "cpu"):
-            figures = line[clock]
-            speeds = [
-                f"{figures[f'{side}_tokens_per_second']:.0f}" for side in ("unsplit", "split")
-            ]
-            keys = ("ratio", "ratio_min", "ratio_max", "ratio_of_fastest")
-            ratios = [f"{figures[key]:.3f}" for key in keys]
-            table.add_row(line["case"], clock, *speeds, *ratios)
-    Console(width=110).print(table)
-
-
-def main() -> None:
-    """Measure, print and write `results/split_throughput.json`."""
-    parser = argparse.ArgumentParser(description="Split-FedLLM beside the unsplit loop")
+def options(parser: argparse.ArgumentParser) -> None:
+    """Add what can be chosen."""
     names = [case.name for case in CASES]
     parser.add_argument("--cases", nargs="+", choices=names, default=names)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--examples", type=int, default=256, help="of all clients")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "split_throughput.json")
-    options = parser.parse_args()
-    quiet()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    load_before = os.getloadavg()[0]
+
+
+def run(chosen: argparse.Namespace) -> tuple[list[Found], Found]:
+    """Measure each case."""
     found = [
-        measure(case, options.model, options.examples, options.repetitions)
+        measure(case, chosen.model, chosen.examples, chosen.repetitions)
         for case in CASES
-        if case.name in options.cases
+        if case.name in chosen.cases
     ]
-    show(found)
-    told = {"goal": GOAL, "model": options.model, "batch_size": BATCH}
-    write_found(options.out, load_before, found, **told)
+    lines = [(f"{line['case']}, {clock}", line[clock]) for line in found for clock in CLOCKS]
+    show("Split-FedLLM beside the unsplit loop", lines, GOAL)
+    return found, {"goal": GOAL, "model": chosen.model, "batch_size": BATCH}
 
 
 if __name__ == "__main__":
-    main()
+    program("split_throughput", "Split-FedLLM beside the unsplit loop", options, run)
