@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from torch import Tensor
 
 import tiny
 from trillium.component import Component, known
+from trillium.data.federated import DataConfig, FederatedData, load_data
 from trillium.data.partitions import Partition
+from trillium.experiment import run
 from trillium.frameworks import Framework
 from trillium.frameworks.fedllm.aggregators import Aggregator
 from trillium.frameworks.fedllm.masks import Mask
@@ -51,6 +54,24 @@ def one_thread() -> Iterator[None]:
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tiny models in hub format and of data files."""
     return tiny.write_hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def rows_read_once(hub: Path) -> Iterator[None]:
+    """Read and divide the hub's files once for all federations that divide them alike."""
+    found: dict[tuple[str, str, int], FederatedData] = {}
+
+    def once(config: DataConfig, task: str, seed: int) -> FederatedData:
+        key = (config.model_dump_json(), task, seed)
+        if config.source.name != "files" or str(hub) not in key[0]:
+            return load_data(config, task, seed)
+        if key not in found:
+            found[key] = load_data(config, task, seed)
+        return replace(found[key], clients=dict(found[key].clients))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run, "load_data", once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -242,3 +242,9 @@ def cases(
         pytest.param(variant, id=name, marks=[] if name in quick else pytest.mark.slow)
         for name, variant in chosen.items()
     ]
+
+
+def slow_but(fast: Collection[tuple[Any, ...]], rest: Collection[tuple[Any, ...]]) -> list[Any]:
+    """Return the cases of a test, of which every run of the tests runs the fast ones alone."""
+    slow = [pytest.param(*case, marks=pytest.mark.slow) for case in rest if case not in fast]
+    return [*fast, *slow]

@@ -23,6 +23,7 @@ from trillium.models.generate import Writing, pad_left
 from trillium.training.meters import Meter
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, decode
+from variants import slow_but
 
 NEW = 8
 SHAPES = {
@@ -67,12 +68,21 @@ def unsplit(fed: Experiment, prompts: list[list[int]], eos: int | None) -> list[
 
 
 @pytest.mark.usefixtures("uncounted")
-@pytest.mark.parametrize("words", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("model", ["gpt2", "llama"])
-def test_the_cut_model_writes_what_the_whole_one_writes(
-    hub: Path, model: str, words: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    slow_but(
+        [
+            ("gpt2", "two parts"),
+            ("gpt2", "u, blocks in the tail"),
+            ("llama", "two parts, cut 2"),
+            ("llama", "u"),
+        ],
+        [(model, shape) for model in ("gpt2", "llama") for shape in SHAPES],
+    ),
+)
+def test_the_cut_model_writes_what_the_whole_one_writes(hub: Path, model: str, shape: str) -> None:
     """In float32, on ragged prompts of two clients; a text that ends early leaves the batch."""
+    words = SHAPES[shape]
     fed = split_of(hub, *words, model=model)
     fed.model.tokenizer.eos_token = None
     free = unsplit(fed, PROMPTS, None)
@@ -322,13 +332,16 @@ WORDS = {
 
 
 @pytest.mark.usefixtures("uncounted")
-@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
-@pytest.mark.parametrize("task", ["classification", "causal_lm"])
-def test_it_is_saved_as_one_adapter(
-    hub: Path, tmp_path: Path, task: str, words: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize(
+    ("task", "name"),
+    slow_but(
+        [("classification", "u"), ("causal_lm", "cached"), ("causal_lm", "local first")],
+        [(task, name) for task in ("classification", "causal_lm") for name in WORDS],
+    ),
+)
+def test_it_is_saved_as_one_adapter(hub: Path, tmp_path: Path, task: str, name: str) -> None:
     """PEFT alone reads the folder; its logits are those of the parts, one after the other."""
-    config = experiment_config(hub, "framework=split", *words, task=task)
+    config = experiment_config(hub, "framework=split", *WORDS[name], task=task)
     fed = build(config, RunFolder(tmp_path / "run", "run"))
     fed.run()
     auto = AutoModelForCausalLM if task == "causal_lm" else AutoModelForSequenceClassification

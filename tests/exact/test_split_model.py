@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from trillium.errors import UserError
 from trillium.models.blocks import find_blocks
 from trillium.models.cut import SplitModel, check_split, shared_parameters, split_model
+from variants import slow_but
 
 BLOCKS, VOCABULARY, SEQUENCE = 3, 61, 9
 # Key-value heads, head size and MLP width are chosen so that hardly any layer is square.
@@ -87,16 +88,8 @@ ENCODERS = {"bert", "roberta", "electra", "modernbert", "distilbert"}
 CASES = [("causal", name) for name in CONFIGS if name not in ENCODERS]
 CASES += [("classify", name) for name in (*sorted(ENCODERS), "gpt2", "llama")]
 CASES += [("causal", "bert"), ("causal", "electra")]  # tied, electra with narrow embeddings
+SIDES = ("left", "right")
 CUTS = [(1, None), (2, None), (1, 2), (1, 3), (2, 3)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small are slower on several threads, by far on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(task: str, name: str, lora: bool = False, **changes: Any) -> nn.Module:
@@ -167,8 +160,13 @@ def run_backward(received: list[Tensor], sent: list[Tensor]) -> None:
             torch.autograd.backward(hidden, leaf.grad)
 
 
-@pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize(("task", "name"), CASES)
+@pytest.mark.parametrize(
+    ("task", "name", "padding"),
+    slow_but(
+        [(*case, SIDES[index % 2]) for index, case in enumerate(CASES)],
+        [(*case, side) for case in CASES for side in SIDES],
+    ),
+)
 def test_logits_and_lora_gradients_are_those_of_the_unsplit_model(
     task: str, name: str, padding: str
 ) -> None:
@@ -191,7 +189,7 @@ def test_logits_and_lora_gradients_are_those_of_the_unsplit_model(
             assert torch.equal(found[key], grad), (cut, tail, key)
 
 
-@pytest.mark.parametrize(("task", "name"), CASES)
+@pytest.mark.parametrize(("task", "name"), slow_but(CASES[::3], CASES))
 def test_forward_is_exact_in_bfloat16_and_under_dropout(task: str, name: str) -> None:
     # One process and one generator: equal only if no part draws for another's dropout.
     model = build(task, name).to(torch.bfloat16).train()
