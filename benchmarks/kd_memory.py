@@ -170,9 +170,9 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"of {content['tokens']} response tokens, {content['clients']} clients, the codec "
         f"`top_classes` with k = {CODEC['k']}, LoRA; distillation in batches of "
         f"{content['batch_size']} texts. Bytes of all tensors that lived at once, the model's own left "
-        f"out. At most {chunk} of soft labels are decoded at once. `own step` and `evaluate` are no part "
-        "of distillation: a training step of a client, and a look at held-out rows, with all logits of "
-        "a batch."
+        f"out. At most {chunk} of soft labels are decoded at once. `own step` and `evaluate` are no "
+        "part of distillation: a training step of a client, and a look at held-out rows, with all "
+        "logits of a batch."
     )
     made = content["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())

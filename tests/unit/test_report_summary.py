@@ -14,7 +14,9 @@ from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, writ
 from rich.console import Console
 
 from trillium.report import human
+from trillium.report.markdown import markdown
 from trillium.report.measures import MEASURES
+from trillium.report.reach import goals
 from trillium.report.read import read_runs
 from trillium.report.summary import Row, Stat, shown, summarise
 from trillium.report.table import terminal_table, to_csv, to_dict
@@ -178,3 +180,19 @@ def test_json_is_strict_json(rows: list[Row]) -> None:
 )
 def test_numbers_read_well(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_bytes_until_an_accuracy_is_there_are_told(rows: list[Row]) -> None:
+    # 200 bytes once, 160 in the first round, 80 in the second; 60 %, then 85 % over the seeds.
+    early, late, never = goals(rows, [0.6, 0.85, 0.86])
+    assert early.reached == {"fedllm": (1, 360.0)}
+    assert late.reached == {"fedllm": (2, 440.0)}
+    assert never.reached == {}
+    [line, other] = csv.DictReader(io.StringIO(to_csv(rows, [late, never])))
+    assert (line["bytes_to_accuracy_0.85"], line["bytes_to_accuracy_0.86"]) == ("440.0", "")
+    assert other["bytes_to_accuracy_0.85"] == ""
+    assert to_dict(rows, [late])["arms"][0]["reached"] == {
+        "bytes_to_accuracy_0.85": {"round": 2, "bytes": 440.0}
+    }
+    assert "| 360 B | 440 B |" in markdown("x", rows, [early, late])
+    assert goals(rows) == [], "nobody to be held against"

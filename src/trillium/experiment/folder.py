@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -46,6 +47,7 @@ class RunFolder:
         claim(path)
         self.path, self.arm = path, arm
         self._started, self._resumed = time.time(), 0
+        self._digest: str | None = None
         self._lock = _locked(path)
         self.status("running")
 
@@ -61,7 +63,7 @@ class RunFolder:
         found = cls.__new__(cls)
         found.path, found.arm, found._lock = path, str(status["arm"]), lock
         found._started = datetime.fromisoformat(status["started"]).timestamp()
-        found._resumed = int(status["resumed"]) + 1
+        found._resumed, found._digest = int(status["resumed"]) + 1, status.get("config")
         found.status("running")
         return found
 
@@ -73,6 +75,7 @@ class RunFolder:
             "error": error,
             "seconds": time.time() - self._started,
             "resumed": self._resumed,
+            "config": self._digest,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(
                 timespec="milliseconds"
             ),
@@ -85,6 +88,7 @@ class RunFolder:
 
     def config(self, tree: Mapping[str, Any]) -> None:
         """Write the resolved configuration."""
+        self._digest = digest(tree)
         write_atomic(self.path / "config.yaml", to_yaml(tree))
 
     def json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -147,6 +151,12 @@ def is_finished(path: Path) -> bool:
     """Whether the run of a folder has come to its end."""
     status = json.loads((path / "status.json").read_text(encoding="utf-8"))
     return bool(status["state"] == "finished")
+
+
+def digest(tree: Mapping[str, Any]) -> str:
+    """Return what a resolved configuration is known by."""
+    text = json.dumps(tree, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:

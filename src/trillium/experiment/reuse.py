@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trillium.config.experiment import ExperimentConfig, experiment, read_yaml
+from trillium.config.experiment import ExperimentConfig, read_yaml
 from trillium.errors import UserError
 from trillium.experiment.arm import Key, place
-from trillium.experiment.folder import versions
+from trillium.experiment.folder import digest, versions
 from trillium.files import write_atomic
 
 REPORT = ("table.csv", "table.md", "report.html", "plots", "run.lock")
@@ -36,36 +35,25 @@ def take_finished(
     """
     wanted = {digest(config.tree()): key for key, config in experiments.items()}
     found: dict[Key, Path] = {}
-    if not earlier.is_dir():
-        return found
     for status_file in sorted(earlier.rglob("status.json")):
         path = status_file.parent
         if path.is_relative_to(folder):
             continue
-        with suppress(OSError, ValueError, KeyError, TypeError, UserError):
+        with suppress(OSError, ValueError, KeyError, UserError):
             status = json.loads(status_file.read_text(encoding="utf-8"))
-            if status["state"] != "finished":
-                continue
-            tree = experiment(read_yaml(path / "config.yaml")).tree()
-            key = wanted.get(digest(tree))
-            if key is None or key in found or not _is_current(path, tree, status):
-                continue
-            _share(path, place(folder, key), {**status, "arm": key[0], "reused": str(path)})
-            found[key] = path
+            key = wanted.get(status["config"]) if status["state"] == "finished" else None
+            if key is not None and key not in found and _is_current(path, status):
+                _share(path, place(folder, key), {**status, "arm": key[0], "reused": str(path)})
+                found[key] = path
     return found
 
 
-def digest(tree: Mapping[str, Any]) -> str:
-    """Return what a resolved configuration is known by."""
-    text = json.dumps(tree, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _is_current(path: Path, tree: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+def _is_current(path: Path, status: Mapping[str, Any]) -> bool:
     """Whether a run would still be made of the same libraries and files."""
     env = json.loads((path / "env.json").read_text(encoding="utf-8"))
     began = datetime.fromisoformat(status["started"]).timestamp()
-    changed = (file.stat().st_mtime for name in _texts(tree) for file in _files(Path(name)))
+    names = _texts(read_yaml(path / "config.yaml"))
+    changed = (file.stat().st_mtime for name in names for file in _files(Path(name)))
     return env["versions"] == versions() and max(changed, default=0.0) <= began
 
 
