@@ -54,11 +54,7 @@ class ModelConfig(BaseModel):
 def configured(config: ModelConfig, labels: Sequence[str]) -> tuple[Any, Any]:
     """Return the tokenizer, with a padding token, and the Hugging Face configuration.
 
-    Args:
-        labels: names of the classes; none for language modelling.
-
-    Raises:
-        UserError: the model cannot be found.
+    `labels` names the classes; there are none for language modelling.
     """
     location = locate(config.id)
     with explained(config.id):
@@ -84,13 +80,6 @@ def load_base(
 
     These are the ones that were drawn at random while others were loaded; without a checkpoint,
     those of the task head.
-
-    Args:
-        auto_class: e.g. `AutoModelForSequenceClassification`.
-        device: where it will compute.
-
-    Raises:
-        UserError: the weights cannot be found, or not be quantised.
     """
     auto, classifies = getattr(transformers, auto_class), "Classification" in auto_class
     dtype = getattr(torch, config.dtype)
@@ -108,7 +97,6 @@ def load_base(
         return model, {n for n, _ in model.named_parameters() if n.startswith(heads)}
 
     def read(*plain: str) -> tuple[nn.Module, set[str]]:
-        """Load the model; the named modules are not quantised."""
         with explained(config.id):
             model, found = auto.from_pretrained(
                 locate(config.id),

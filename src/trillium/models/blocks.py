@@ -23,13 +23,10 @@ _TRACE_LENGTH = 4
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the qualified name and the list of the model's transformer blocks.
+    """Return the qualified name and the list of the model's transformer blocks, or refuse.
 
     The blocks are the longest outermost `nn.ModuleList` whose members all hold parameters; lists
     inside a member of another list (experts, for instance) do not count.
-
-    Raises:
-        UserError: there is no such list of two or more blocks, or two are equally long.
     """
     lists = {
         name: members
@@ -50,7 +47,6 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _outermost_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Yield the lists of modules that are in no other list, with their qualified names."""
     seen: set[nn.Module] = set()
     todo = [("", model)]
     while todo:
@@ -81,11 +77,7 @@ def text_config(model: nn.Module) -> Any:
 
 
 def refuse_uncuttable(model: nn.Module) -> None:
-    """Refuse settings under which a part would not compute its piece of the unsplit model.
-
-    Raises:
-        UserError: prompt learning, gradient checkpointing or layerdrop.
-    """
+    """Refuse settings under which a part would not compute its piece of the unsplit model."""
     given, why, instead = "", "", ""
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         given = f"the adapter {model.active_peft_config.peft_type.value}"
@@ -155,7 +147,6 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _all_trainable(model: nn.Module) -> Iterator[None]:
-    """Make every floating-point parameter trainable, then freeze again what was frozen."""
     frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
     try:
         for parameter in frozen:
@@ -173,7 +164,6 @@ class Trace:
 
     Attributes:
         needed: for each part, the ids of the parameters that it must hold.
-        forms: how each module that was called answers.
         early_dropouts: dropouts that only run in front of the blocks.
     """
 
@@ -245,7 +235,7 @@ def absent_modules(module: nn.Module, traced: Trace, part: int) -> Iterator[nn.M
 
 
 def _reached(root: Tensor) -> set[int]:
-    """Return the ids of the parameters that a tensor depends on, from its autograd graph."""
+    """Read the ids of the parameters that a tensor depends on off its autograd graph."""
     found: set[int] = set()
     seen: set[object] = set()
     todo: list[Any] = [root.grad_fn]

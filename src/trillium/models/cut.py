@@ -118,19 +118,15 @@ class Part(nn.Module):
         attention_mask: Tensor,
         **options: object,
     ) -> Tensor:
-        """Run this party's piece of the model.
+        """Return hidden states `(batch, seq, hidden)`; from the last part the model's logits.
 
         Args:
-            hidden: hidden states `(batch, seq, hidden)` from the part before, in the model's dtype;
-                None for the head.
+            hidden: as the part before returned them, in the model's dtype; None for the head.
             input_ids: token ids `(batch, seq)`; only the head needs them. Without them, padding is
                 where the mask is 0, which differs from the unsplit model only where a sequence
                 classifier meets `pad_token_id` as a real, final token.
             attention_mask: `(batch, seq)`, 1 for text and 0 for padding; with what a cache holds in
                 front, where there is one.
-
-        Returns:
-            Hidden states `(batch, seq, hidden)`; from the last part the model's logits.
         """
         assert (hidden is None) == (self.side == "head"), f"wrong hidden states for a {self.side}"
         if input_ids is None:
@@ -185,25 +181,16 @@ class SplitModel:
 def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitModel:
     """Cut a Hugging Face model, plain or wrapped by PEFT, without copying a weight.
 
-    Args:
-        model: the model; put it on its device and add adapters first.
-        cut: how many blocks the head has, `1 <= cut < n`.
-        tail: in the U shape, the index of the tail's first block, `cut < tail <= n`; with n the
-            tail has only the final norm and the classifier.
-
-    Raises:
-        UserError: the cut is out of range, or the model cannot be cut.
+    Put it on its device and add adapters first. The head gets `cut` blocks, `1 <= cut < n`. In the
+    U shape the tail begins with block `tail`, `cut < tail <= n`; with n it has only the final norm
+    and the classifier. A model or a place that cannot be cut is refused.
     """
     check_cut(model, cut, tail)
     return split_as_traced(model, trace(model, [cut] if tail is None else [cut, tail]))
 
 
 def check_cut(model: nn.Module, cut: int, tail: int | None = None) -> None:
-    """Refuse a cut that a model does not have.
-
-    Raises:
-        UserError: the cut is out of range, or the model cannot be cut.
-    """
+    """Refuse a cut that a model does not have, or a model that cannot be cut."""
     num_blocks = len(find_blocks(model)[1])
     refuse_uncuttable(model)
     for what, bound, low in (("cut", cut, 1), ("tail", tail, cut + 1)):
@@ -241,16 +228,12 @@ def check_split(
     and the gradients that cross each cut, for a loss that weighs every logit differently.
 
     Args:
-        split: what `split_model` made of it.
         batch: `input_ids` and `attention_mask`, both `(batch, seq)`; best with some padding.
         tolerance: largest difference allowed, relative to the largest entry of the compared tensor;
             by default 64 units of the logits' precision, but no more than 0.02.
 
     Returns:
         The largest relative difference; 0.0 is usual on a CPU, and where there are no values.
-
-    Raises:
-        UserError: the parts do not compute what the model computes.
     """
     if not all(map(has_values, model.parameters())):
         return 0.0

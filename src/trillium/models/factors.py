@@ -16,12 +16,10 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True)
 class Factors:
-    """The two factors of one adapted layer.
+    """The two factors `A (r, in)` and `B (out, r)` of one adapted layer, by name.
 
     Attributes:
         layer: name of the base layer's weight among the module's parameters.
-        a: name of `A (r, in)`.
-        b: name of `B (out, r)`.
         scale: the weight changes by `scale * B @ A`.
         transposed: whether the base stores its weight as `(in, out)`, as GPT-2's layers and
             embeddings do; the change must be transposed before it is added.
@@ -68,12 +66,7 @@ def nonlinear_names(module: nn.Module) -> set[str]:
 
 @dataclass(frozen=True)
 class LowRank:
-    """A matrix `(out, in)` as a product of two.
-
-    Attributes:
-        left: `(out, R)`.
-        right: `(R, in)`.
-    """
+    """A matrix `(out, in)` as a product of two, `(out, R)` and `(R, in)`."""
 
     left: Tensor
     right: Tensor

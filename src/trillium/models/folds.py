@@ -24,11 +24,7 @@ Fold = Mapping[str, LowRank]
 
 
 def fold_into(base: Tensors, fold: Fold, factors: Sequence[Factors], weights: Tensors) -> Tensors:
-    """Return base weights with a fold added.
-
-    Args:
-        base: weights that were changed before, by name; the others are as in `weights`.
-    """
+    """Return base weights with a fold added; those that `base` lacks are as in `weights`."""
     result = dict(base)
     for layer in factors:
         if layer.layer in fold:
@@ -68,9 +64,8 @@ class BaseWeights:
 def widened(state: State, factors: Sequence[Factors], folds: Sequence[Fold]) -> Tensors:
     """Return the factors of LoRA with all folds in them, in place of changed base weights.
 
-    Returns:
-        by parameter name: `A (r + R, in)` and `B (out, r + R)`, where `scale * B @ A` is the adapter
-        and the folds together; R is at most what the layer can hold.
+    They are `A (r + R, in)` and `B (out, r + R)`, where `scale * B @ A` is the adapter and the
+    folds together; R is at most what the layer can hold.
     """
     result: Tensors = {}
     for layer in factors:
@@ -87,7 +82,7 @@ def widened(state: State, factors: Sequence[Factors], folds: Sequence[Fold]) -> 
 
 
 def _shortened(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Return factors of the same product and of no higher rank than it can have."""
+    """Keep the product of two factors, at no higher rank than it can have."""
     if len(left) <= right.shape[1]:
         return torch.eye(len(left), dtype=left.dtype), left @ right
     return left @ right, torch.eye(right.shape[1], dtype=right.dtype)
@@ -97,12 +92,7 @@ def _shortened(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 def wide_adapter(
     module: nn.Module, state: State, factors: Sequence[Factors], folds: Sequence[Fold]
 ) -> Iterator[State]:
-    """Yield a state that holds the folds, and let PEFT's configuration tell its ranks for the block.
-
-    Args:
-        module: the model, wrapped by PEFT where there are folds.
-        folds: as for `widened`.
-    """
+    """Yield a state that holds the folds, and let PEFT's configuration tell its ranks for the block."""
     wide = widened(state, factors, folds)
     if not wide:
         yield state
@@ -174,11 +164,7 @@ def pack_folds(folds: Sequence[Plain], first: int) -> Message:
 def unpack_folds(
     message: Message, factors: Sequence[Factors], weights: Mapping[str, Tensor]
 ) -> tuple[int, list[Fold]]:
-    """Return the number of the first fold, and the folds.
-
-    Raises:
-        MessageError: the message is malformed or does not fit the model.
-    """
+    """Return the first fold's number, and the folds; `MessageError` if they do not fit."""
     first, ranks = message.meta.get("first"), message.meta.get("ranks")
     known = {layer.layer: layer for layer in factors}
     if type(first) is not int or first < 0 or not isinstance(ranks, list):

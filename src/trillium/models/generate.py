@@ -30,11 +30,9 @@ class Writing:
     top_p: float = 1.0
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the next token of each text, int64 `(rows,)` on the CPU.
+        """Return the next tokens, int64 `(rows,)` on the CPU, by logits `(rows, vocabulary)`.
 
-        Args:
-            logits: `(rows, vocabulary)`.
-            generator: of the CPU; not used with temperature 0.
+        The generator is the CPU's, and not used with temperature 0.
         """
         if not self.temperature:
             return logits.argmax(-1).cpu()
@@ -69,10 +67,7 @@ def write_whole(
 ) -> list[list[int]]:
     """Return what a whole model writes after each prompt, with the token that ended it.
 
-    Args:
-        device: where it is.
-        prompts: token ids; none is empty.
-        settings: of Hugging Face's `GenerationConfig`, such as `max_new_tokens`.
+    No prompt may be empty; the settings are those of Hugging Face's `GenerationConfig`.
     """
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
     # Checkpoints bring settings of their own, such as a penalty: what is left open, they fill in.
@@ -91,5 +86,4 @@ def write_whole(
 
 
 def _until(tokens: list[int], end: int | None) -> list[int]:
-    """Return tokens up to the first one that ends a text."""
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens

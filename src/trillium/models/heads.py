@@ -28,13 +28,8 @@ def head_modules(model: nn.Module) -> tuple[str, ...]:
 def head_layer(module: nn.Module) -> tuple[str, nn.Linear]:
     """Return the last linear layer of the task head, and its name in the module.
 
-    Args:
-        module: a Hugging Face classifier, plain or wrapped by PEFT (of what is trained in a copy, the
-            copy counts). Its parameters are `<name>.weight (classes, width)` and, if it has one,
-            `<name>.bias (classes,)`.
-
-    Raises:
-        UserError: the model does not classify through a linear layer.
+    Of what PEFT trains in a copy, the copy counts. The parameters are `<name>.weight (classes,
+    width)` and, if it has one, `<name>.bias (classes,)`. A model without such a layer is refused.
     """
     model = base_model(module)
     prefix = next(name for name, found in module.named_modules() if found is model)
@@ -57,13 +52,10 @@ def head_layer(module: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def straighten(model: nn.Module, drawn: Collection[str]) -> None:
-    """Make square layers before the last one the identity, where their weights are not learnt.
+    """Make square layers before the last one the identity, where their weights are `drawn`, not learnt.
 
     They are to stay frozen, and a frozen layer of small random numbers only blurs what the backbone
     knows; nor could another draw of them serve a head that was trained on this one.
-
-    Args:
-        drawn: names of the parameters that were drawn at random rather than loaded.
     """
     last, _ = head_layer(model)
     for name, layer in model.named_modules():

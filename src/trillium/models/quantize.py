@@ -27,10 +27,6 @@ def quantization(
     Args:
         kind: `nf4` (4-bit normal floats in blocks, scales quantised again) or `int8` (a scale per row).
         dtype: of activations, and of what is not quantised.
-        device: where the model will compute.
-
-    Raises:
-        UserError: the package that does it is not installed, or cannot compute in this dtype.
     """
     if kind == "none":
         return {}
@@ -64,11 +60,7 @@ def quantization(
 
 
 def check_quantized(model: nn.Module, kind: Quantize) -> None:
-    """Make sure that the quantiser has found layers to quantise, and that these stay as they are.
-
-    Raises:
-        UserError: the model has no linear layers of the kind that the quantiser knows.
-    """
+    """Make sure that the quantiser has found layers to quantise, and that these stay as they are."""
     if kind != "none" and not any(map(_is_quantized, model.parameters())):
         raise UserError(
             f"model.quantize={kind} on {type(model).__name__}",

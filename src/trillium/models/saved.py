@@ -15,11 +15,7 @@ def write_trained(module: nn.Module, folder: Path) -> None:
 
 
 def read_trained(module: nn.Module, folder: Path) -> None:
-    """Copy what `write_trained` wrote into a module's parameters.
-
-    Raises:
-        OSError, ValueError, RuntimeError, KeyError: the folder holds none, or of another model.
-    """
+    """Copy what `write_trained` wrote into a module's parameters; raises whatever its readers do."""
     if not isinstance(module, PeftModel):
         load_model_file(module, folder / "model.safetensors")
         return

@@ -23,11 +23,7 @@ _HEADS = {"classifier", "pre_classifier", "score", "logits_proj", "lm_head", "em
 
 
 class Slots:
-    """The places of a module's trainable parameters.
-
-    Attributes:
-        names: names of the trainable parameters, in the module's order.
-    """
+    """The places of a module's trainable parameters, and their names in the module's order."""
 
     def __init__(self, module: nn.Module) -> None:
         places: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
@@ -62,9 +58,8 @@ def train_only(state: State, names: Collection[str]) -> State:
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a tensor is meant by one of the patterns.
 
-    Args:
-        patterns: `head`, a part of the name between dots such as `lora_B`, or a pattern of the whole
-            name with `*`.
+    A pattern is `head`, a part of the name between dots such as `lora_B`, or the whole name with
+    `*`.
     """
     parts = name.split(".")
     return any(

@@ -17,7 +17,6 @@ class Feedback:
     """The losses of one stream of tensors.
 
     Attributes:
-        lost: what was lost so far, by name; written to.
         share: how much of it is added to the next message.
     """
 
@@ -34,10 +33,6 @@ class Feedback:
         }
 
     def keep(self, wanted: Tensors, seen: Tensors) -> None:
-        """Remember what the other side will not read of a message.
-
-        Args:
-            wanted: what `add` returned.
-        """
+        """Remember what the other side will not read of `wanted`, which `add` returned."""
         for name, tensor in wanted.items():
             self.lost[name] = (tensor - seen[name].to(tensor.device)).cpu()

@@ -24,7 +24,6 @@ class Entry:
         purpose: `train` counts as communication; `once` is reported apart; `evaluate` exists only
             because a simulation can look into its clients, and is never counted; `generate` wrote
             text with a trained model.
-        kinds: `bytes` by kind of tensor.
         seconds, flops, peak_bytes: what the client measured while it handled the ask; they stand on
             its reply, and are `None` on the way down.
     """
@@ -45,13 +44,11 @@ class Entry:
 class Ledger:
     """Sums up what crossed and, given a path, appends every entry to a JSONL file.
 
+    What the file holds already counts, and is shown to `watch` as every later entry is.
+
     Attributes:
         entries: all entries where no path was given (tests, notebooks); empty otherwise, because a
             split run writes one for every batch.
-
-    Args:
-        path: file to append to; what it holds already counts, and is watched.
-        watch: called with every entry.
     """
 
     def __init__(

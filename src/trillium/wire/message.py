@@ -39,8 +39,6 @@ class Message:
     """A verb, named tensors and small JSON metadata.
 
     Attributes:
-        verb: what the receiver is asked to do, or what this answers.
-        tensors: `kind/name` to tensor.
         meta: small JSON values; floats that vary in printed length belong into a `control/` tensor, so
             that the size of a message does not depend on the values in it.
         encoded: tensors of the kind `logits` that stay as a codec of rows has written them, until they
@@ -73,16 +71,10 @@ class Message:
         }
 
     def expect(self, kind: Kind, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of one kind after checking names, shapes and finiteness.
+        """Return the tensors of one kind, in the dtypes of `like`, after checking them.
 
-        They may have come as the single vector `<kind>/flat`, which holds the entries of all tensors
-        one after the other, sorted by name.
-
-        Args:
-            like: name to a tensor of the wanted shape and dtype; none may be called `flat`.
-
-        Returns:
-            The tensors, floats cast to the dtype of `like`.
+        They may have come as the single vector `<kind>/flat`, which holds the entries of all
+        tensors one after the other, sorted by name.
 
         Raises:
             MessageError: a name is missing or unknown, or a shape, dtype or value is wrong.
@@ -101,7 +93,6 @@ class Message:
     def _unflattened(
         self, kind: str, flat: Tensor, like: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Cut the one vector of a kind into copies of the shapes of `like`."""
         names = sorted(like)
         sizes = [like[name].numel() for name in names]
         if not flat.is_floating_point() or flat.shape != (sum(sizes),):
@@ -129,11 +120,7 @@ class Message:
         return tensor.to(like.dtype)
 
     def tensor(self, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
-        """Return one tensor after checking its dtype and shape (`None` is any size).
-
-        Raises:
-            MessageError: it is missing, or its dtype, shape or values are wrong.
-        """
+        """Return one tensor; `MessageError` unless dtype, shape (`None` is any size), values fit."""
         if name not in self.tensors:
             raise MessageError(f"{self.verb}: {name} is missing")
         tensor = self.tensors[name]
@@ -149,11 +136,7 @@ class Message:
         return tensor
 
     def floats(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
-        """Return one tensor of any floating dtype after checking its shape and values.
-
-        Raises:
-            MessageError: it is missing, not floating, or its shape or values are wrong.
-        """
+        """Return one tensor of any floating dtype, else checked as `tensor` does."""
         dtype = self.tensors[name].dtype if name in self.tensors else torch.float32
         if not dtype.is_floating_point:
             raise MessageError(f"{self.verb}: {name} is {dtype}, expected floats")
@@ -228,7 +211,6 @@ def decode(data: bytes, limits: Limits = Limits()) -> Message:
 
 
 def _checked_header(data: bytes, limits: Limits) -> dict[str, Any]:
-    """Return the safetensors header of an encoded message as a dict."""
     if len(data) > limits.max_bytes:
         raise MessageError(f"{len(data)} bytes, at most {limits.max_bytes} are accepted")
     if len(data) < _START + 8 or data[: len(MAGIC)] != MAGIC:
@@ -268,8 +250,7 @@ def _check_tensor(name: str, info: Any, limits: Limits) -> None:
 def received(message: Message, name: str, num_rows: int, num_classes: int) -> SoftLabels:
     """Return soft labels of a message after a look at every row, but without decoding them.
 
-    Raises:
-        MessageError: they are missing, of another shape, or unreadable.
+    It raises `MessageError` if they are missing, of another shape, or unreadable.
     """
     if name in message.encoded:
         labels = replace(message.encoded[name], num_classes=num_classes)

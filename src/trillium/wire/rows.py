@@ -69,11 +69,7 @@ class Layout:
         return sum(_length(dtype, shape) for _, dtype, shape in self.fields)
 
     def decode(self, records: Tensor, key: int) -> Tensor:
-        """Return the rows `(n, width)` of records `(n, length)`.
-
-        Args:
-            records: any of those that `EncodedRows.records` gave, in any order.
-        """
+        """Return the rows `(n, width)` of some of `EncodedRows.records`, `(n, length)`."""
         parts = {name: torch.tensor(v, dtype=DTYPES[dtype]) for name, dtype, v in self.constants}
         start = 0
         for name, dtype, shape in self.fields:

@@ -26,12 +26,8 @@ def chunks(num_rows: int, num_classes: int, copies: int = 1) -> Iterator[slice]:
 def summed(log_probs: Tensor, classes: Tensor, num_classes: int) -> Tensor:
     """Return the log-probabilities of classes that are made of finer ones, `(rows, num_classes)`.
 
-    No sum under- or overflows, and a class of one alone has its value to the last bit.
-
-    Args:
-        log_probs: of the finer ones, `(rows, fine classes)`.
-        classes: of each finer one, int64 `(fine classes,)`.
-        num_classes: how many there are; what has no member gets `LEAST`.
+    No sum under- or overflows, and a class of one alone has its value to the last bit. `classes`
+    says of each finer one which it belongs to, int64; what has no member gets `LEAST`.
     """
     shape = (len(log_probs), num_classes)
     most = log_probs.new_full(shape, LEAST).scatter_reduce_(
@@ -44,11 +40,7 @@ def summed(log_probs: Tensor, classes: Tensor, num_classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Log-probabilities `(rows, classes)` as a codec has written them.
-
-    Attributes:
-        records: one for each row, `(rows, length)`.
-    """
+    """Log-probabilities `(rows, classes)` as a codec has written them, in records `(rows, length)`."""
 
     codec: RowCodec
     records: Tensor
@@ -75,11 +67,7 @@ class SoftLabels:
         return replace(self, records=torch.cat([self.records[:0], *records]))
 
     def check(self) -> None:
-        """Look at every record, which a peer has written.
-
-        Raises:
-            MessageError: one cannot be read.
-        """
+        """Look at every record, which a peer has written; `MessageError` if one cannot be read."""
         try:
             if self.records.dim() != 2:
                 raise ValueError(f"records of shape {tuple(self.records.shape)}")

@@ -30,7 +30,6 @@ class Packed:
     """A message, the bytes that it crosses as, and what they weigh.
 
     Attributes:
-        message: what was packed, or what was unpacked on the other side.
         kinds: bytes of `data` by kind of tensor, scales and indices included; the header (names,
             shapes, verb, metadata) counts as control, so that the values add up to `len(data)`.
     """
@@ -47,10 +46,9 @@ class Packed:
 
 @dataclass(frozen=True)
 class Preview:
-    """A message before it is sent.
+    """A message before it is sent, and what the other side will see of it.
 
-    Attributes:
-        message: the same, with what the codecs have made of it, so that nothing is encoded twice.
+    `message` carries what the codecs have made of it, so that nothing is encoded twice.
     """
 
     message: Message
@@ -80,7 +78,6 @@ class Wire(BaseModel):
     @field_validator("up", "down")
     @classmethod
     def _rows_first(cls, stack: tuple[Codec, ...]) -> tuple[Codec, ...]:
-        """Refuse a codec of rows that would get what another one has made of them."""
         for_logits = [codec for codec in stack if "logits" in codec.kinds]
         for codec in for_logits[1:]:
             if isinstance(codec, RowCodec):
@@ -119,9 +116,8 @@ class Wire(BaseModel):
     def unpack(self, data: bytes, direction: Direction, limits: Limits = Limits()) -> Packed:
         """Check and deserialise bytes from the other side, and undo the codecs.
 
-        Raises:
-            MessageError: the bytes are malformed, do not fit the codecs of this direction, or stand
-                for more than is accepted.
+        It raises `MessageError` if they are malformed, do not fit the codecs of this direction, or
+        stand for more than is accepted.
         """
         message = decode(data, limits)
         parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
@@ -165,7 +161,6 @@ class Wire(BaseModel):
         return Preview(replace(message, previewed=sent), Message(message.verb, seen, message.meta))
 
     def _encoded(self, message: Message, direction: Direction) -> dict[str, Mapping[str, Tensor]]:
-        """Return the parts of what is sent, by name, but for what is encoded by rows."""
         return {
             name: message.previewed.get(name)
             or encode_stack(self.stack(_kind(name), direction), tensor, _key(message, name))
@@ -177,10 +172,7 @@ class Wire(BaseModel):
         return all(codec.lossless for codec in self.stack(kind, direction))
 
     def fit(self, up: float | None, down: float | None) -> Wire:
-        """Return the wire for a client whose links have these speeds, in bits per second.
-
-        `None` is a link of unknown speed.
-        """
+        """Return the wire for a client with links of these speeds, in bits per second if known."""
         stacks = {
             "up": tuple(codec.fit(up) for codec in self.up),
             "down": tuple(codec.fit(down) for codec in self.down),

@@ -26,13 +26,8 @@ def attach(
 
     What is trained in copies (head, norms) is trained in float32 also beside a base in half
     precision, as PEFT does with the tensors of its adapters: most steps of a small learning rate
-    would be rounded away, and so would most clients' updates in a mean.
-
-    Args:
-        keep: names of modules that are saved with the adapter, but frozen.
-
-    Raises:
-        UserError: PEFT finds nothing to adapt.
+    would be rounded away, and so would most clients' updates in a mean. What is to `keep` is saved
+    with the adapter, but frozen.
     """
     heads = head_modules(model) if config.task_type == "SEQ_CLS" else ()
     own = [*(name for name in heads if name not in _ADDED_BY_PEFT), *train, *keep]

@@ -77,7 +77,6 @@ class Bottleneck(Adapter, name="bottleneck"):
         return attach(model, config, keep)
 
     def _targets(self, model: nn.Module) -> list[str]:
-        """Return the full names of the layers whose outputs are changed."""
         root, blocks = find_blocks(model)
         found = []
         for index, block in enumerate(blocks):

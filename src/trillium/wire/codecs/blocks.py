@@ -105,11 +105,7 @@ def scale_part(tensor: Tensor, scale: Tensor) -> Tensor:
 
 
 def read(parts: Mapping[str, Tensor], bits: int, block: int) -> tuple[Tensor, Tensor]:
-    """Return the codes, uint8 of the tensor's shape, and the scale of each entry (see `spread`).
-
-    Raises:
-        ValueError: the parts do not fit together.
-    """
+    """Return the codes, uint8 of the tensor's shape, and the scale of each entry (see `spread`)."""
     per_byte = 8 // bits
     expect_parts(parts, {"", "scale"} | parts.keys() & {"unused"})
     packed = parts[""]
@@ -133,11 +129,7 @@ def _read_unused(part: Tensor, packed: Tensor, per_byte: int) -> int:
 
 
 def spread(codes: Tensor, scale: Tensor, block: int) -> Tensor:
-    """Return the scale of each code as float32, in the shape of the codes.
-
-    Raises:
-        ValueError: the scales do not fit the codes.
-    """
+    """Return the scale of each code as float32, in their shape; `ValueError` if they do not fit."""
     width = codes.shape[-1] if codes.dim() else 1
     wanted = (*codes.shape[:-1], -(-width // block))
     if scale.dtype != torch.bfloat16 or scale.shape != wanted:

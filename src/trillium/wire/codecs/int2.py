@@ -60,7 +60,7 @@ class Int2(Codec, name="int2"):
         return blocks.multiply(2 * codes.float() - 3, scale)
 
     def _fit(self, tensor: Tensor, values: Tensor) -> Tensor:
-        """Return the scales: alternately the nearest levels, and the best scale for these."""
+        """Fit alternately: the nearest levels, and the best scale for these."""
         lengths = blocks.block_lengths(tensor, self.block)[:, None]
         largest = blocks.largest(values)
         sizes = blocks.divide(values.abs(), largest)  # at most 1, so that no square overflows

@@ -15,11 +15,7 @@ LIMITS: Final = Limits()
 
 
 def expect_parts(parts: Mapping[str, Tensor], names: Collection[str]) -> None:
-    """Check that these parts have come, and no others.
-
-    Raises:
-        ValueError: they have not.
-    """
+    """Raise `ValueError` unless these parts have come, and no others."""
     if parts.keys() != set(names):
         raise ValueError(f"parts {sorted(parts)[:4]}, expected {sorted(names)}")
 
@@ -32,8 +28,7 @@ def shape_part(tensor: Tensor) -> Tensor:
 def read_shape(part: Tensor, itemsize: int = 4) -> tuple[int, ...]:
     """Return the shape that a peer claims for a tensor that is to be allocated.
 
-    Raises:
-        ValueError: it is no shape, or the tensor would be larger than a message may be.
+    It raises `ValueError` if it is none, or of a larger tensor than a message may hold.
     """
     if part.dtype != torch.int64 or part.dim() != 1 or len(part) > LIMITS.max_dims:
         raise ValueError(f"a shape that is {part.dtype} {tuple(part.shape)}")
@@ -44,11 +39,7 @@ def read_shape(part: Tensor, itemsize: int = 4) -> tuple[int, ...]:
 
 
 def vector_of_floats(part: Tensor, length: int) -> Tensor:
-    """Return a main part as float32 after checking that it is a vector of this length.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Return a main part as float32; `ValueError` if it is not a vector of this length."""
     if not part.is_floating_point() or part.shape != (length,):
         raise ValueError(f"{part.dtype} {tuple(part.shape)}, expected {length} floats")
     return part.float()

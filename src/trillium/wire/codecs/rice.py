@@ -35,11 +35,7 @@ def pack_indices(indices: Tensor) -> Tensor:
 
 
 def unpack_indices(part: Tensor, count: int, total: int) -> Tensor:
-    """Return `count` sorted indices below `total`, int64.
-
-    Raises:
-        ValueError: the bytes are not so many indices, or one is too large.
-    """
+    """Return `count` sorted indices below `total`, int64; `ValueError` if the bytes are not these."""
     if part.dtype != torch.uint8 or part.dim() != 1 or (count > 0) != (len(part) > 0):
         raise ValueError(f"indices that are {part.dtype} {tuple(part.shape)}")
     if not count:

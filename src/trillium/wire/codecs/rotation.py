@@ -17,12 +17,10 @@ _LARGEST: Final = torch.finfo(torch.float32).max
 
 
 def rotate(rows: Tensor, block: int, key: int) -> Tensor:
-    """Return `H D x` of each row: an orthonormal map of the last dimension onto itself.
+    """Return `H D x` of each row `(…, n)`, float32: an orthonormal map onto itself.
 
-    Args:
-        rows: float32 `(…, n)`.
-        block: a power of two; a row is cut into blocks of it, and its rest into smaller powers of two,
-            so that nothing has to be filled up and the shape stays.
+    A row is cut into blocks, a power of two, and its rest into smaller powers of two, so that
+    nothing has to be filled up and the shape stays.
     """
     return _hadamard(rows * signs(key, rows.shape[-1]).to(rows.device), block)
 
@@ -50,7 +48,6 @@ def _hadamard(rows: Tensor, block: int) -> Tensor:
 
 
 def _transform(values: Tensor) -> Tensor:
-    """Transform the last dimension, a power of two."""
     size = values.shape[-1]
     result = values / size  # first, so that no sum overflows; exact, since it is a power of two
     half = 1

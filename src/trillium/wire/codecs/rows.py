@@ -35,19 +35,14 @@ class RowCodec(Codec):
         return self
 
     def encode_rows(self, log_probs: Tensor, key: int) -> Tensor:
-        """Return records `(rows, length)`; each depends on its own row, and on the key if drawn.
+        """Return records `(rows, length)` of normalised log-probabilities `(rows, classes)`.
 
-        Args:
-            log_probs: normalised log-probabilities `(rows, classes)`.
+        Each depends on its own row, and on the key if it is drawn.
         """
         raise NotImplementedError
 
     def check(self, records: Tensor, num_classes: int) -> None:
-        """Refuse records, which come from a peer, that `decode_rows` could not read.
-
-        Raises:
-            ValueError: they are of the wrong dtype or length, or say impossible things.
-        """
+        """Raise `ValueError` for records, which come from a peer, that `decode_rows` could not read."""
         raise NotImplementedError
 
     def decode_rows(self, records: Tensor, num_classes: int) -> Tensor:
@@ -96,11 +91,7 @@ def write_indices(indices: Tensor, num_classes: int) -> Tensor:
 
 
 def read_indices(data: Tensor, num_classes: int) -> Tensor:
-    """Return indices `(rows, n)` int64 of bytes.
-
-    Raises:
-        ValueError: an index is no class.
-    """
+    """Return indices `(rows, n)` int64 of bytes; `ValueError` if one is no class."""
     width = index_width(num_classes)
     parts = data.reshape(len(data), data.shape[1] // width, width).long()
     indices = (parts << torch.arange(0, 8 * width, 8)).sum(-1)
@@ -128,11 +119,7 @@ def write_logs(log_probs: Tensor, precision: Precision) -> Tensor:
 
 
 def read_logs(data: Tensor, precision: Precision) -> Tensor:
-    """Return log-probabilities `(rows, n)` float32 of bytes.
-
-    Raises:
-        ValueError: one is NaN, infinite or above zero.
-    """
+    """Return log-probabilities `(rows, n)` float32; `ValueError` for NaN, infinity or above zero."""
     if precision == "uint8":
         return -_SPAN * (data.float() / 255).square()
     dtype = torch.float16 if precision == "float16" else torch.float32
@@ -145,11 +132,7 @@ def read_logs(data: Tensor, precision: Precision) -> Tensor:
 
 
 def expect_records(records: Tensor, length: int | None = None) -> None:
-    """Check that these are bytes, a record of this length for each row.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Raise `ValueError` unless these are bytes, a record of this length for each row."""
     if records.dtype != torch.uint8 or records.dim() != 2:
         raise ValueError(f"records that are {records.dtype} {tuple(records.shape)}")
     if length is not None and records.shape[1] != length:

@@ -18,7 +18,6 @@ from trillium.rng import derive_seed
 
 
 def _words(seed: int, count: int) -> NDArray[np.uint64]:
-    """Return 64-bit words, as many as asked for."""
     words: NDArray[np.uint64] = np.random.Philox(key=seed).random_raw(count)
     return words.astype("<u8")  # what is below a word's bytes is read in this order
 

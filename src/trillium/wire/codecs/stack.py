@@ -11,11 +11,7 @@ from trillium.wire.kinds import MessageError
 
 
 def encode_stack(stack: Sequence[Codec], tensor: Tensor, key: int) -> dict[str, Tensor]:
-    """Return the parts of a tensor; those that codec `i` sends beside the main part are `i.<part>`.
-
-    Raises:
-        MessageError: a codec for floats is given something else.
-    """
+    """Return the parts of a tensor; those that codec `i` sends beside the main part are `i.<part>`."""
     parts: dict[str, Tensor] = {"": tensor}
     for position, codec in enumerate(stack):
         if not (parts[""].is_floating_point() or codec.any_dtype):
@@ -26,11 +22,7 @@ def encode_stack(stack: Sequence[Codec], tensor: Tensor, key: int) -> dict[str, 
 
 
 def decode_stack(stack: Sequence[Codec], parts: Mapping[str, Tensor], key: int) -> Tensor:
-    """Return the tensor that the parts stand for.
-
-    Raises:
-        ValueError, KeyError, TypeError, RuntimeError: the parts do not fit the stack.
-    """
+    """Return the tensor that the parts stand for; raises what `Codec.decode` does."""
     left = dict(parts)
     for position, codec in reversed(list(enumerate(stack))):
         prefix = f"{position}."
