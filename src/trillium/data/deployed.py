@@ -30,11 +30,7 @@ def write_server_data(folder: Path, data: FederatedData) -> None:
 
 
 def read_server_data(folder: Path, task: str) -> FederatedData:
-    """Return what `write_server_data` wrote; no client has rows in it.
-
-    Raises:
-        UserError: a file is missing or holds something else.
-    """
+    """Return what `write_server_data` wrote; no client has rows in it."""
     try:
         labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -66,13 +62,7 @@ def write_rows(path: Path, rows: Dataset, labels: Sequence[str], source: Source)
 def read_rows(path: Path, source: Source, task: str, labels: Sequence[str]) -> Dataset:
     """Return the rows of one client in the canonical columns, classes numbered by `labels`.
 
-    Args:
-        path: a csv, jsonl, json or parquet file.
-        source: of the recipe; names the columns.
-        task: `classification` or `causal_lm`.
-
-    Raises:
-        UserError: the file cannot be read, a column is missing, or a class is unknown.
+    The file is csv, jsonl, json or parquet, in the columns that the recipe's source names.
     """
     return columns_of(source).to_rows(read_table(path), path.name, task, labels)
 

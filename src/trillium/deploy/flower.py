@@ -50,11 +50,7 @@ class RunStatus:
 
 
 def command(name: str) -> str:
-    """Return the path of one of Flower's commands.
-
-    Raises:
-        UserError: Flower is not installed.
-    """
+    """Return the path of one of Flower's commands, if Flower is installed."""
     found = shutil.which(name, path=_search_path())
     if found is None:
         raise UserError(
@@ -68,8 +64,7 @@ def command(name: str) -> str:
 def environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a Flower process.
 
-    Args:
-        home: what Flower keeps for itself (configuration, unpacked apps), instead of `~/.flwr`.
+    `home` is for what Flower keeps for itself (configuration, unpacked apps), instead of `~/.flwr`.
     """
     own = ("127.0.0.1", "localhost", "::1")
     bypass = [entry for entry in os.environ.get("NO_PROXY", "").split(",") if entry]
@@ -107,11 +102,9 @@ def write_connection(home: Path, address: str, authority: Path) -> None:
 
 
 class Flwr:
-    """The verbs of `flwr`, said to one SuperLink.
+    """The verbs of `flwr`, said to one SuperLink from a folder.
 
-    Args:
-        variables: the environment, with the FLWR_HOME that `write_connection` wrote to.
-        folder: where the commands run.
+    Its environment has the FLWR_HOME that `write_connection` wrote to.
     """
 
     def __init__(self, variables: Mapping[str, str], folder: Path) -> None:
@@ -174,11 +167,7 @@ class Flwr:
 
 
 def answers(address: str, authority: Path) -> bool:
-    """Return whether a SuperLink answers at host:port, with a certificate of the authority.
-
-    Raises:
-        UserError: its certificate is for another host, or of another authority.
-    """
+    """Return whether a SuperLink answers at host:port; its certificate must be of the authority."""
     context = ssl.create_default_context(cafile=authority)
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)

@@ -67,16 +67,12 @@ def write_app(
     """Write a Flower app, and what operator and data owners need around it, into a new folder.
 
     Args:
-        target: made; must be missing or empty.
         recipe_text: the experiment as YAML; shipped to the nodes with the app.
         settings: what differs from the defaults in `SETTINGS`. `min-nodes` is the number of names
             without one.
 
     Returns:
         The files, relative to the folder.
-
-    Raises:
-        UserError: the folder is not empty, there is no node, or a name or setting cannot be used.
     """
     check_absent(target)
     check_names(names)

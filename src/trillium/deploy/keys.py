@@ -40,20 +40,14 @@ Authority = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
 def make_keys(folder: Path, hosts: Sequence[str], names: Sequence[str]) -> list[Path]:
-    """Make what is missing in a folder of certificates and keys; what is there stays as it is.
+    """Make what is missing in a folder of certificates and keys, and return these files.
+
+    What is there stays as it is, and must be whole and for the same hosts.
 
     Args:
         folder: made if it is missing, readable for its owner only.
         hosts: DNS names and IP addresses under which nodes reach the server; may be empty once there
             is a server certificate.
-        names: the nodes; more can be added later.
-
-    Returns:
-        The files that were made.
-
-    Raises:
-        UserError: a name or host is malformed, the server's certificate is for other hosts, or half
-            of a pair of files is missing.
     """
     for name in names:
         check_node(name)
@@ -77,8 +71,7 @@ def make_keys(folder: Path, hosts: Sequence[str], names: Sequence[str]) -> list[
 def make_authority(folder: Path) -> list[Path]:
     """Make the authority's certificate and key, and the folder; return the files.
 
-    Raises:
-        UserError: there is an authority already, or there was one that signed what is there.
+    An authority that is there, or has signed what is there, is not replaced.
     """
     orphans = [name for name in ("server.crt", "nodes") if (folder / name).exists()]
     if orphans and not (folder / "ca.crt").exists():
@@ -99,11 +92,7 @@ def make_authority(folder: Path) -> list[Path]:
 
 
 def make_server(folder: Path, hosts: Sequence[str]) -> list[Path]:
-    """Make the server's certificate and key; return the files.
-
-    Raises:
-        UserError: no or malformed hosts, no authority, or there is a server certificate already.
-    """
+    """Make the server's certificate and key; return the files. None is replaced."""
     extensions = [x509.SubjectAlternativeName(_alternatives(hosts))]
     # A common name holds 64 characters; the alternative names are what is checked.
     authority, name = _authority(folder), hosts[0][:64]
@@ -112,14 +101,7 @@ def make_server(folder: Path, hosts: Sequence[str]) -> list[Path]:
 
 
 def make_node(folder: Path, name: str) -> list[Path]:
-    """Make a node's client certificate and its key pair for Flower; return the files.
-
-    Args:
-        name: the node's name, which becomes the common name of its certificate.
-
-    Raises:
-        UserError: a malformed name, no authority, or there are keys of that node already.
-    """
+    """Make a node's client certificate, its name the common name, and its key pair for Flower."""
     check_node(name)
     authority, place = _authority(folder), folder / "nodes" / name
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -139,7 +121,6 @@ def _issue(
     purpose: ObjectIdentifier,
     extensions: Sequence[x509.ExtensionType] = (),
 ) -> list[Path]:
-    """Write a certificate that an authority signs, and its key."""
     issuer, signer = authority
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
@@ -162,7 +143,6 @@ def _issue(
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:
-    """Return what all certificates have in common."""
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -191,7 +171,6 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _authority(folder: Path) -> Authority:
-    """Read the authority of a folder."""
     try:
         certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
         key = load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
@@ -209,7 +188,6 @@ def _authority(folder: Path) -> Authority:
 
 
 def _alternatives(hosts: Sequence[str]) -> list[x509.GeneralName]:
-    """Return the hosts of a server as they stand in its certificate."""
     if not hosts:
         raise UserError(
             "no host",
@@ -225,7 +203,6 @@ def _alternative(host: str) -> x509.GeneralName:
 
 
 def _check_hosts(path: Path, hosts: Sequence[str]) -> None:
-    """Check that an existing server certificate is for these hosts too."""
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
     held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     missing = [host for host in hosts if _alternative(host) not in held]

@@ -51,7 +51,6 @@ class Federation:
             own, so that a killed and restarted SuperLink goes on with the run.
 
     Attributes:
-        flwr: the verbs of `flwr` for this SuperLink: status of a run, stop it, nodes that are online.
         processes: what runs, by name: `superlink`, `executor` (durable only) and the nodes.
     """
 
@@ -123,11 +122,7 @@ class Federation:
                 self._sigterm = None
 
     def start_superlink(self) -> None:
-        """Start the SuperLink, or start it again on the same port, and wait until it answers.
-
-        Raises:
-            UserError: the port is taken, or the SuperLink ended at its start.
-        """
+        """Start the SuperLink, or start it again on the same port, and wait until it answers."""
         self._port = self._port or free_port(HOST)
         if port_taken(HOST, self._port):
             raise UserError(
@@ -155,12 +150,8 @@ class Federation:
     def start_node(self, name: str, patience: float = 0.0) -> None:
         """Start a node and wait until it is online.
 
-        Args:
-            patience: seconds for which a node that ended at its start is started again. One that
-                was killed is refused until its last heartbeat is 60 s old.
-
-        Raises:
-            UserError: it ended at its start, or is not online in time.
+        For `patience` seconds a node that ended at its start is started again: one that was killed
+        is refused until its last heartbeat is 60 s old.
         """
         deadline = time.monotonic() + patience
         while True:
@@ -179,24 +170,15 @@ class Federation:
             process.kill()
 
     def submit(self, settings: Mapping[str, Value] | None = None) -> int:
-        """Start a run of the app, and return its id.
-
-        Args:
-            settings: what differs from the run configuration in the app's pyproject.toml.
-        """
+        """Start a run of the app with changed settings, and return its id."""
         return self.flwr.run(self.app, settings or {})
 
     def wait(
         self, run: int, seconds: float, on_line: Callable[[str], object] | None = None
     ) -> RunStatus:
-        """Wait for the end of a run, following its log.
+        """Wait for the end of a run, which goes on if it takes longer.
 
-        Args:
-            seconds: how long to wait; a run that takes longer goes on.
-            on_line: called with each line of the ServerApp's log, once.
-
-        Returns:
-            How it ended, or that it has not ended yet.
+        `on_line` gets each line of the ServerApp's log, once.
         """
         deadline = time.monotonic() + seconds
         num_lines = 0

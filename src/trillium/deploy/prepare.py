@@ -27,18 +27,10 @@ def deploy(
     names: Sequence[str],
     settings: Mapping[str, Value],
 ) -> FederatedData:
-    """Write the Flower app of a recipe, what is around it, and the server's own data.
+    """Write the Flower app of a recipe, what is around it, and the server's own data; return all data.
 
-    Args:
-        config: the recipe. Test set, public set and class names come from its data; the rows that
-            would be the clients' are not written anywhere.
-        settings: of the app, where they differ from the defaults.
-
-    Returns:
-        The data of the recipe.
-
-    Raises:
-        UserError: the folder is not empty, or the data cannot be loaded.
+    Test set, public set and class names come from the recipe's data; the rows that would be the
+    clients' are not written anywhere.
     """
     data = load_data(config.data, config.task.data_form, config.seed)
     recipe = to_yaml(config.tree())
@@ -48,11 +40,7 @@ def deploy(
 
 
 def prepare_here(config: ExperimentConfig, target: Path) -> dict[str, dict[str, Value]]:
-    """Write a deployment whose nodes are all on this machine, with keys and data for each.
-
-    Returns:
-        The node configuration of each node; the nodes are the recipe's clients.
-    """
+    """Write a deployment of the recipe's clients on this machine; return each node's configuration."""
     address = f"{HOST}:{free_port(HOST)}"
     num_clients = config.data.num_clients
     width = len(str(num_clients - 1))
@@ -105,12 +93,8 @@ def up(
 ) -> tuple[RunStatus, Path | None]:
     """Run a recipe as a deployment on this machine: real processes, TLS, node authentication.
 
-    Args:
-        target: a new folder; all that is written lies below it.
-        on_line: called with each line of the server's log.
-
-    Returns:
-        How the run ended, and its run folder if it came to have one.
+    All is written below `target`, a new folder, and each line of the server's log handed on.
+    Returned are how the run ended, and its run folder if it came to have one.
     """
     nodes = prepare_here(config, target)
     with federation(target, nodes) as running:

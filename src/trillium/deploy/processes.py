@@ -16,13 +16,10 @@ _TAIL_LINES: Final = 20
 
 
 class Process:
-    """One command with a log file, in a process group of its own.
+    """One command with a log file, continued if it is there, in a process group of its own.
 
     What it starts may leave the group (Flower's SuperLink puts its executor into a new session), so
     the groups of its descendants are noted each time it is looked at, and are killed with it.
-
-    Attributes:
-        log: the file that takes its output; an earlier one is continued.
     """
 
     def __init__(

@@ -40,8 +40,6 @@ class Patience:
 
 @dataclass(frozen=True)
 class _Invited:
-    """To whom a message went that opens a session."""
-
     name: str
     node: int
     since: str
@@ -50,9 +48,7 @@ class _Invited:
 class SessionEngine:
     """Keeps a session open with every node that can be had.
 
-    Args:
-        bind: `host:port` to listen on for sessions.
-        address: `host:port` of the sessions as the nodes reach them.
+    It listens for sessions on `bind`; the nodes reach them at `address`, `host:port` both.
     """
 
     def __init__(
@@ -105,7 +101,6 @@ class SessionEngine:
     def _noted(
         self, fresh: set[str], replies: Iterator[tuple[str, bytes | Lost]]
     ) -> Iterator[tuple[str, bytes | Lost]]:
-        """Yield the replies, and note who owes one."""
         for name in sorted(fresh):
             reason = "it came back during the round, and takes part from the next one on"
             yield name, Lost(reason, sent=False)
@@ -162,7 +157,7 @@ class SessionEngine:
             time.sleep(POLL_SECONDS)
 
     def _ready(self) -> set[str]:
-        """Return who is connected and knows where the run is."""
+        """Who is connected and knows where the run is."""
         connected = {*self._sessions.clients}
         self._sessions.tell()  # from here on `_arrived` knows of all of them
         with self._lock:
@@ -196,7 +191,6 @@ class SessionEngine:
         return answers
 
     def _invite(self) -> None:
-        """Open a session with each node that is online and has none."""
         self._collect()
         connected, nodes = {*self._sessions.clients}, self._mail.nodes()
         self._give_up_lost(nodes, connected)
@@ -229,7 +223,6 @@ class SessionEngine:
                 self._ended(invited.name, "its SuperNode was started anew")
 
     def _collect(self) -> None:
-        """Take the answers of nodes whose session has ended."""
         for message, content in self._mail.answers(self._open):
             name = self._open.pop(message).name
             if isinstance(content, Unreachable):

@@ -118,7 +118,6 @@ def _engine(
 
 
 def _folder(config: ExperimentConfig, settings: Settings) -> RunFolder:
-    """Return a new run folder, or the newest that can be gone on with."""
     name = f"{config.framework.name}_{config.data.source.name}_s{config.seed}"
     parent = settings.run_folder
     parent.mkdir(parents=True, exist_ok=True)

@@ -120,11 +120,7 @@ def encode(
 
 
 def parse(data: bytes) -> Frame:
-    """Read one frame.
-
-    Raises:
-        FrameError: it is not a frame of this protocol.
-    """
+    """Read one frame; `FrameError` if it is not one of this protocol."""
     if len(data) < HEADER.size:
         raise FrameError(f"a frame of {len(data)} bytes, its header takes {HEADER.size}")
     number, sequence, total, named = HEADER.unpack_from(data)
@@ -156,16 +152,9 @@ def messages(
 ) -> Iterator[Whole]:
     """Put messages together from their frames and yield each when it is complete.
 
-    Memory is taken for what has arrived, never for what was announced.
-
-    Args:
-        frames: as they were received; ends or raises when the stream does.
-        window_bytes: how much may be on its way to this side unread. A link is used in full if this is
-            at least its bandwidth times its round trip.
-        check: looks at the first frame of each message; raises `FrameError` if it is out of place.
-
-    Raises:
-        FrameError: a frame is malformed or out of place, or a message too long.
+    Memory is taken for what has arrived, never for what was announced. `check` looks at the first
+    frame of each message. A frame that is malformed or out of place, or a message too long, is a
+    `FrameError`.
     """
     first: Frame | None = None
     content, left = io.BytesIO(), 0
@@ -211,11 +200,7 @@ def text(kind: Kind, sequence: int, reason: str) -> bytes:
 
 
 def read_control(frame: Frame, kind: Kind, fields: dict[str, type]) -> dict[str, str | int]:
-    """Return the content of a handshake frame: exactly these fields, of these types.
-
-    Raises:
-        FrameError: it is of another kind, or not such an object.
-    """
+    """Return a handshake's content; `FrameError` unless it has exactly these fields of these types."""
     if frame.kind is not kind:
         raise FrameError(f"{frame.kind.name} where {kind.name} belongs")
     try:

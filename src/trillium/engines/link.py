@@ -79,11 +79,7 @@ class Ask:
 
 @dataclass(eq=False)
 class Link:
-    """One connection.
-
-    Attributes:
-        name: the common name of the client's certificate, which TLS has verified.
-    """
+    """One connection; the name is the common name of the certificate that TLS has verified."""
 
     context: grpc.ServicerContext
     host: Host
@@ -174,7 +170,6 @@ class Link:
     # What comes in
 
     def _read(self, requests: Iterator[bytes]) -> None:
-        """Read what comes in until it is over."""
         code, reason = grpc.StatusCode.UNAVAILABLE, "the link was lost"
         patience_seconds = self.host.config.close_seconds
         try:
@@ -200,7 +195,6 @@ class Link:
         self._hang_up(patience_seconds)
 
     def _hello(self, requests: Iterator[bytes]) -> None:
-        """Check who this is, offer a token to come back with, and join when the client has it."""
         fields = {"version": int, "name": str, "token": str}
         hello = read_control(parse(next(requests)), Kind.HELLO, fields)
         name, token = str(hello["name"]), str(hello["token"])
@@ -216,7 +210,6 @@ class Link:
         self.host.join(self, token, offered)
 
     def _check(self, first: Frame) -> None:
-        """Accept the answer to the ask that the client has, and a goodbye."""
         ask = self._current
         if first.kind is Kind.BYE:
             return

@@ -66,11 +66,7 @@ class NodeConfig(BaseModel):
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> NodeConfig:
-        """Check a node configuration.
-
-        Raises:
-            UserError: a key is unknown, a value cannot be used, or the node has no data.
-        """
+        """Check a node configuration: its keys, its values, and that the node has data."""
         known = {field.alias or name for name, field in cls.model_fields.items()}
         for key in values:
             if key not in known:
@@ -110,12 +106,7 @@ def shareable(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Opening:
-    """What the server tells a node at the beginning.
-
-    Attributes:
-        run: name of the run; the node keeps its state under it.
-        number: the last complete round, which the node goes back to.
-    """
+    """What the server tells a node at the beginning: `number` is the last complete round."""
 
     run: str
     tree: Mapping[str, Any]
@@ -128,11 +119,7 @@ class Opening:
 
     @classmethod
     def decode(cls, text: str) -> Opening:
-        """Check what came from the server.
-
-        Raises:
-            ValueError: it is not an opening.
-        """
+        """Check what came from the server; `ValueError` if it is no opening."""
         content = json.loads(text)
         found = cls(**content)
         labels_fit = isinstance(found.labels, list) and all(
@@ -179,11 +166,7 @@ class Node:
         return reply
 
     def settle(self, number: int) -> bool:
-        """Go back to the newest state that is kept of a round or before, once in this process.
-
-        Returns:
-            Whether the node holds something of earlier rounds.
-        """
+        """Do as `restore` does, once in this process."""
         return self.restore(number) if self._settled is None else self._settled
 
     def restore(self, number: int) -> bool:

@@ -62,11 +62,7 @@ class Mail:
     def send(
         self, action: str, contents: Mapping[int, RecordDict], ttl: float | None
     ) -> dict[str, int]:
-        """Send a message to each node and return the nodes by the id of their message.
-
-        Args:
-            ttl: seconds after which the message is void; a week without one.
-        """
+        """Send a message, void after `ttl` seconds or a week; return the nodes by its id."""
         seconds = _TTL_SECONDS if ttl is None else ttl
         messages = [
             Message(content, node, f"query.{action}", ttl=seconds)
@@ -117,11 +113,7 @@ def with_bytes(content: RecordDict, data: bytes) -> RecordDict:
 
 
 def bytes_of(content: RecordDict) -> bytes:
-    """Return the opaque bytes of a message.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Return the opaque bytes of a message; `ValueError` if there are none."""
     record = content.get("data")
     array = record.get("data") if isinstance(record, ArrayRecord) else None
     if array is None or array.stype != _BYTES:
@@ -130,11 +122,7 @@ def bytes_of(content: RecordDict) -> bytes:
 
 
 def text_of(content: RecordDict, record: str, key: str) -> str:
-    """Return a text of a message.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return a text of a message; `ValueError` if there is none."""
     found = content.get(record)
     value = found.get(key) if isinstance(found, ConfigRecord) else None
     if not isinstance(value, str):

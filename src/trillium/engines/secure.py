@@ -19,12 +19,7 @@ Options = Sequence[tuple[str, int]]
 
 @dataclass(frozen=True)
 class _TLS:
-    """Who one side is and whom it trusts, all in PEM.
-
-    Attributes:
-        authority: certificate of the authority that the other side's certificate must come from.
-        key: private key of that certificate, not encrypted.
-    """
+    """Who one side is and whom it trusts, all in PEM; the key is not encrypted."""
 
     authority: bytes
     certificate: bytes
@@ -32,7 +27,6 @@ class _TLS:
 
     @classmethod
     def read(cls, authority: Path, certificate: Path, key: Path) -> Self:
-        """Read the three files."""
         return cls(*(_content(path) for path in (authority, certificate, key)))
 
 

@@ -61,7 +61,6 @@ class Summary:
     Attributes:
         complete: whether the server ended it, as opposed to a link that could not be restored.
         asks: how many asks were answered, errors included.
-        reconnects: how many times the client came back after a lost link.
     """
 
     closed: str
@@ -83,17 +82,14 @@ def serve_session(
 ) -> Summary:
     """Connect to a session server and serve its asks, one at a time, until the session ends.
 
+    The session that was is returned also when its link was lost for good; `SessionRefused` says
+    that it did not begin.
+
     Args:
         address: `host:port`; the host must be in the server's certificate.
         tls: the client's certificate, whose common name is `name`.
         token: what the server issued for this name; it is good for one session.
         handlers: by channel, what answers an ask. One that raises answers with the error.
-
-    Returns:
-        What the session was, also when the link was lost for good after the session had begun.
-
-    Raises:
-        SessionRefused: the session did not begin.
     """
     return _Session(address, tls, name, token, handlers, config).run()
 
@@ -150,18 +146,15 @@ class _Session:
         return self._summary(what + reason if final else patience + reason, complete=False)
 
     def welcomed(self, token: str) -> None:
-        """Keep the token to come back with."""
         self.token = token
         self.welcomes += 1
         self._log(logging.INFO, f"session with {self.address}")
 
     def check(self, first: Frame) -> None:
-        """Accept asks and a goodbye."""
         if first.kind not in (Kind.ASK, Kind.BYE):
             raise FrameError(f"{first.kind.name} where an ask belongs")
 
     def answer(self, ask: Whole) -> Iterator[bytes]:
-        """Return the frames of the answer to an ask."""
         self.asks += 1
         self.bytes_down += len(ask.data)
         try:
@@ -230,7 +223,6 @@ class _Stream:
             yield from frames
 
     def _greet(self, call: grpc.Call) -> None:
-        """Say who this is and take the token to come back with."""
         session = self.session
         hello = control(Kind.HELLO, version=PROTOCOL, name=session.name, token=session.token)
         self.outbox.put(iter((hello,)))
@@ -264,6 +256,5 @@ def _cancelled_after(call: grpc.Call, seconds: float) -> Iterator[None]:
 
 
 def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
-    """Return the status that ended a call."""
     code = error.code() or grpc.StatusCode.UNKNOWN
     return code, one_line(error.details() or code.name.lower())

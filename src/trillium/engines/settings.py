@@ -32,11 +32,7 @@ class Settings(BaseModel):
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Settings:
-        """Check a run configuration.
-
-        Raises:
-            UserError: a value cannot be used.
-        """
+        """Check a run configuration."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:

@@ -41,12 +41,8 @@ class SessionServer:
 
     Args:
         address: `host:port` to listen on; port 0 takes a free one.
-        tls: the server's certificate, and the authority of the clients' certificates.
         on_change: called with `(client, "joined" | "lost" | "refused", reason)`, in the order of the
             events and never twice at once; must return soon.
-
-    Raises:
-        UserError: it cannot listen on that address.
     """
 
     def __init__(
@@ -124,12 +120,8 @@ class SessionServer:
         """Send all requests at once and yield `(client, reply)` as replies arrive.
 
         Every client of the requests is yielded exactly once, with its reply or with why there is
-        none. Nothing is sent before the first is asked for. A client that is still busy with an
-        earlier ask gets its request when it is free.
-
-        Args:
-            requests: the bytes for each client.
-            deadline_seconds: how long to wait for all of them, from the first ask for a reply on.
+        none. Nothing is sent before the first is asked for; the deadline for all of them runs from
+        then on. A client that is still busy with an earlier ask gets its request when it is free.
         """
         yield from self.post(requests, channel=channel, deadline_seconds=deadline_seconds)
 
@@ -230,21 +222,13 @@ class SessionServer:
         return link.serve(requests)
 
     def offer(self, link: Link, token: str) -> str:
-        """Check the token of a hello and return one to come back with.
-
-        Raises:
-            Refused: the token is not good, or there is no place.
-        """
+        """Check the token of a hello and return one to come back with, or raise `Refused`."""
         with self._lock:
             self._check(link, token)
             return self._tokens.offer(link.name, token)
 
     def join(self, link: Link, token: str, offered: str) -> None:
-        """Let a client in, in place of the link that it had before.
-
-        Raises:
-            Refused: meanwhile the token is not good any more, or there is no place.
-        """
+        """Let a client in, in place of the link that it had before, if its token is still good."""
         with self._lock:
             self._check(link, token)
             old = self._links.get(link.name)

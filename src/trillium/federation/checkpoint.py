@@ -52,11 +52,7 @@ class Checkpoints:
         return self._known.setdefault(name, [])
 
     def newest(self, name: str, at_most: int | None = None) -> tuple[int, Any] | None:
-        """Return the newest of a side and its round, or None.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
+        """Return the newest of a side that can be read and its round, or None."""
         numbers = self.numbers(name, at_most)
         if not numbers:
             return None

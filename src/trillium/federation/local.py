@@ -12,10 +12,8 @@ from trillium.federation.fleet import Gathered
 class LocalEngine:
     """Runs clients that share one resident model.
 
-    The bytes are the ones that would cross a network; nothing else passes between the sides.
-
-    Args:
-        checkpoints: where `save` writes; it writes nothing without one.
+    The bytes are the ones that would cross a network; nothing else passes between the sides. What
+    `save` has to write goes to `checkpoints`, if there are any.
     """
 
     def __init__(self, clients: Sequence[Client], checkpoints: Checkpoints | None = None) -> None:

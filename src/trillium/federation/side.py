@@ -25,7 +25,6 @@ class Side:
 
     Attributes:
         model: the resident model; shared by all sides of a simulation, never written.
-        training: how it trains, where it does.
         store: what the framework keeps here from one round to the next. Tensors and plain values
             only (numbers, strings, lists, dicts, state dicts): it is what a checkpoint holds.
         scratch: what it keeps within a round; any object.

@@ -91,14 +91,10 @@ class Task(Component, kind="task", package="trillium.tasks"):
         raise NotImplementedError
 
     def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the predictions that count and their targets.
+        """Return the predictions that count, logits `(n, classes)`, and their targets `(n,)`.
 
-        Args:
-            logits: what the model gives, `(batch, classes)` or `(batch, seq, vocab)`.
-            labels: as in `Batch`.
-
-        Returns:
-            logits `(n, classes)` and targets `(n,)`; the same rows for everyone who holds the batch.
+        They are the same rows of the logits, `(batch, classes)` or `(batch, seq, vocab)`, for
+        everyone who holds the batch.
         """
         raise NotImplementedError
 

@@ -33,12 +33,7 @@ def padded(length: int) -> int:
 def collate(
     examples: Sequence[Example], pad_id: int, device: torch.device, *, exact: bool = False
 ) -> Batch:
-    """Pad examples on the right to a common length.
-
-    Args:
-        device: where the tensors go.
-        exact: whether that length is the longest example's, and not the next multiple of eight.
-    """
+    """Pad examples on the right to the next multiple of eight, or the longest if it is to be exact."""
     longest = max(len(example.input_ids) for example in examples)
     length = longest if exact else padded(longest)
     input_ids = torch.full((len(examples), length), pad_id)

@@ -59,8 +59,7 @@ class CausalLM(Task, name="causal_lm"):
     def prompt_tokens(self, prompt: str, tokenizer: Any, *, chat: bool) -> list[int]:
         """Return the tokens from which a text is written on, as they are in training.
 
-        Args:
-            prompt: the text; of a chat, what the user says first.
+        Of a chat, the prompt is what the user says first.
         """
         if chat:
             return _render(tokenizer, [{"role": "user", "content": prompt}], prompt=True)

@@ -75,9 +75,7 @@ def _nothing() -> Iterable[Tensor]:
 class Meter:
     """Sums what one side, a client or the server, computed since the last `reset`.
 
-    Args:
-        cache: costs already counted, by key; give the same one to all clients of one model shape.
-        device: where the work runs; peak bytes are of this device.
+    Clients of one model shape share a cache of costs; peak bytes are those of the device.
     """
 
     def __init__(self, cache: CostCache, device: torch.device | str = "cpu") -> None:
@@ -133,11 +131,10 @@ class Meter:
     ) -> T:
         """Return what some work returns, and add its cost to the total, as `measure` does.
 
-        Whoever wants the cost alone need not do the work again whose key is known. That is why it says
-        what it changes: all else that it does must be in what it returns.
+        Whoever wants the cost alone need not do the work again whose key is known. That is why it
+        says what it changes: all else that it does must be in what it returns.
 
         Args:
-            key, resident: as in `measure`.
             work: what is done, given `needs`.
             form: on what the form of what it returns depends besides the key.
             moves: parameters that it steps.
@@ -181,8 +178,6 @@ def counting(device: torch.device, resident: Callable[[], Iterable[Tensor]]) -> 
 
 @dataclass
 class _Storage:
-    """A live block of memory; `birth` is the place of its bytes in the list of changes."""
-
     nbytes: int
     birth: int
     watch: weakref.ref[torch.UntypedStorage]
@@ -285,7 +280,6 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _meet_all(self, values: Iterable[Any], existed: bool) -> None:
-        """Follow the tensors among values, which operations have alone or in lists."""
         for value in values:
             if isinstance(value, Tensor):
                 self._meet(value, existed)

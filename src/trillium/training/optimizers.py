@@ -133,11 +133,9 @@ class Optimizer(BaseModel):
         parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         saved: Mapping[str, Any] | None = None,
     ) -> torch.optim.Optimizer:
-        """Return an optimiser over the parameters.
+        """Return an optimiser over the parameters, or groups of them.
 
-        Args:
-            parameters: what it steps, or groups of it.
-            saved: `state_dict` of an earlier one over the same parameters, which it goes on from.
+        It goes on from `saved`, the `state_dict` of an earlier one over the same.
         """
         found = _classes()[self.name]
         options = dict(self.options)

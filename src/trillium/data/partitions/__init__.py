@@ -21,19 +21,13 @@ class Partition(Component, kind="partition", package="trillium.data.partitions")
     def assign(self, rows: Dataset, num_clients: int, seed: int) -> list[list[int]]:
         """Return the row indices of each client: every row once, no client without rows.
 
-        The same arguments give the same answer; the order within a client is random.
-
-        Raises:
-            UserError: the rows cannot be divided in this way.
+        The same arguments give the same answer; the order within a client is random. Rows that
+        cannot be divided in this way are refused.
         """
 
 
 def require_rows(num_rows: int, num_clients: int, min_size: int = 1) -> None:
-    """Refuse more clients than the rows can feed.
-
-    Raises:
-        UserError: there are fewer than `min_size` rows per client.
-    """
+    """Refuse more clients than the rows can feed with `min_size` each."""
     if num_rows < num_clients * min_size:
         each = "1 row" if min_size == 1 else f"{min_size} rows"
         raise UserError(
@@ -44,11 +38,7 @@ def require_rows(num_rows: int, num_clients: int, min_size: int = 1) -> None:
 
 
 def require_column(rows: Dataset, column: str, partition: str, instead: str) -> None:
-    """Refuse rows without the column that a partition divides by.
-
-    Raises:
-        UserError: the column is not there.
-    """
+    """Refuse rows without the column that a partition divides by."""
     if column not in rows.column_names:
         raise UserError(
             f"partition: {partition}", f"it divides rows by {column}, and they have none", instead

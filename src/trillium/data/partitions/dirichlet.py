@@ -29,11 +29,7 @@ class Dirichlet(Partition, name="dirichlet"):
     min_size: int = Field(default=1, ge=1)
 
     def assign(self, rows: Dataset, num_clients: int, seed: int) -> list[list[int]]:
-        """Return the row indices of each client.
-
-        Raises:
-            UserError: the rows have no labels, or are too few.
-        """
+        """Return the row indices of each client."""
         from datasets import Dataset
         from flwr_datasets.partitioner import DirichletPartitioner
 

@@ -21,11 +21,7 @@ class Natural(Partition, name="natural"):
     """
 
     def assign(self, rows: Dataset, num_clients: int, seed: int) -> list[list[int]]:
-        """Return the row indices of each client.
-
-        Raises:
-            UserError: the rows have no owners, or fewer owners than clients.
-        """
+        """Return the row indices of each client; fewer owners than clients are refused."""
         require_column(
             rows, "client", self.name, "Name the owner's column in the source: client: <column>"
         )

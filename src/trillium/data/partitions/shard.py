@@ -32,11 +32,7 @@ class Shard(Partition, name="shard"):
     classes_per_client: int | None = Field(default=None, ge=1)
 
     def assign(self, rows: Dataset, num_clients: int, seed: int) -> list[list[int]]:
-        """Return the row indices of each client.
-
-        Raises:
-            UserError: the rows have no labels, are too few, or some class would have no client.
-        """
+        """Return the row indices of each client; no class may be without one."""
         require_column(rows, "label", self.name, "Write partition: iid or partition: size_skewed")
         require_rows(len(rows), num_clients)
         labels = np.asarray(rows["label"])

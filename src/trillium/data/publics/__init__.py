@@ -34,11 +34,6 @@ class Public(Component, kind="public", package="trillium.data.publics"):
         """Yield rows without end, some at a time, the same ones for the same seed.
 
         Rows may occur twice, may be blank and may be those of others; whoever asks leaves them out.
-
-        Args:
-            task: of the run; rows have its columns.
-
-        Raises:
-            UserError: this model cannot write, or has no words.
+        They have the columns of the task. A model that cannot write, or has no words, is refused.
         """
         raise NotImplementedError

@@ -114,7 +114,6 @@ class Sampled(Public, name="sampled"):
         return Author(module.to(model.device).eval(), tokenizer, model.device)
 
     def _texts(self, author: Author, prompts: list[list[int]]) -> list[str]:
-        """Return what the model writes after each prompt."""
         # Imported here: transformers is slow, and not needed where nobody writes.
         from trillium.models.generate import write_whole
 

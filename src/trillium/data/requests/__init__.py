@@ -34,8 +34,6 @@ class Words:
 
     Attributes:
         slots: values by slot; `{n}` in a value is a number.
-        before: frames for an `{aside}` before the request.
-        after: frames for an `{aside}` after it.
     """
 
     slots: dict[str, tuple[str, ...]]

@@ -27,7 +27,6 @@ class RawData:
     """All rows of a source in the columns of the task, not yet divided.
 
     Attributes:
-        train: rows to be divided into clients and public set.
         test: held-out rows, or None where the source has no test split.
         labels: class names, indexed by `label`; `()` for `causal_lm`.
     """
@@ -42,12 +41,8 @@ class Source(Component, kind="source", package="trillium.data.sources"):
 
     @abstractmethod
     def load(self, task: str, seed: int) -> RawData:
-        """Return the rows in the columns of `task`.
+        """Return the rows in the columns of `task`, `classification` or `causal_lm`.
 
-        Args:
-            task: `classification` or `causal_lm`.
-            seed: drives sources that generate; sources that read give the same rows for all seeds.
-
-        Raises:
-            UserError: the rows cannot be found, read, or brought to the columns of the task.
+        The seed drives sources that generate; sources that read give the same rows for all seeds.
+        What cannot be found, read, or brought to the columns is refused.
         """

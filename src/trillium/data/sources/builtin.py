@@ -74,7 +74,6 @@ class Builtin(Source, name="builtin"):
         split: str,
         rng: random.Random,
     ) -> tuple[str, str]:
-        """Return one request and its structured answer."""
         intent = intents[label]
         core = text = _choose(rng.choice(intent.phrasings[split]), rng)
         if rng.random() < self.asides:

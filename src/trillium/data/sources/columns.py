@@ -40,9 +40,8 @@ class Columns(BaseModel):
     def to_raw(self, train: Dataset, test: Dataset | None, task: str) -> RawData:
         """Return both splits in the canonical columns of `task`.
 
-        Raises:
-            UserError: a split is empty, a column is not there or has gaps, a label of the test
-                split is not known from the training split.
+        Refused are an empty split, a column that is not there or has gaps, a label of the test
+        split that the training split does not have.
         """
         splits = {"train": train} if test is None else {"train": train, "test": test}
         for split, rows in splits.items():
@@ -65,11 +64,7 @@ class Columns(BaseModel):
         )
 
     def to_rows(self, rows: Dataset, split: str, task: str, labels: Sequence[str]) -> Dataset:
-        """Return the rows of one owner in the canonical columns, classes numbered by `labels`.
-
-        Raises:
-            UserError: a column is not there or has gaps, or a class is not one of `labels`.
-        """
+        """Return the rows of one owner in the canonical columns, classes numbered by `labels`."""
         columns = self._columns(rows, split, task)
         if task == "classification":
             names = [str(name) for name in _class_names(rows, self.label, split)]
@@ -155,7 +150,6 @@ def _require(rows: Dataset, name: str, field: str, split: str) -> None:
 
 
 def _full(rows: Dataset, name: str, field: str, split: str) -> list[Any]:
-    """Return a column without gaps."""
     values = list(rows[name])
     gaps = [i for i, value in enumerate(values) if value is None or value == ""]
     if gaps:
@@ -192,7 +186,7 @@ def _class_names(rows: Dataset, name: str, split: str) -> list[str | int]:
 
 
 def _label_space(train: Dataset, name: str, names: Sequence[str | int]) -> list[str | int]:
-    """Return the classes in the order of their ids: the schema's order, or sorted."""
+    """The classes in the order of their ids: the schema's order, or sorted."""
     from datasets import ClassLabel
 
     feature = train.features[name]

@@ -34,11 +34,7 @@ class Files(Columns, Source, name="files"):
 
 
 def read_table(path: Path) -> Dataset:
-    """Return the rows of one file with the columns it has.
-
-    Raises:
-        UserError: there is no such file, its suffix is unknown, it cannot be read or is empty.
-    """
+    """Return the rows of one file with the columns it has; it must have some."""
     if path.suffix.lower() not in _READERS:
         raise UserError(
             f"file {path}",

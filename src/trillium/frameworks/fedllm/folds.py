@@ -36,11 +36,7 @@ def send_folds(server: Server, fleet: Fleet) -> None:
 
 
 def receive_folds(client: Client, message: Message) -> Message:
-    """Add what comes to the client's base weights.
-
-    Raises:
-        MessageError: the message is malformed, or one before it is missing here.
-    """
+    """Add what comes to the client's base weights; `MessageError` if one before it is missing here."""
     factors, weights = client.model.factors, client.model.base
     first, folds = unpack_folds(message, factors, weights)
     if first not in (0, client.store.get("num_folds", 0)):

@@ -14,12 +14,7 @@ class Mask(Component, kind="mask", package="trillium.frameworks.fedllm.masks"):
     """
 
     def trained(self, names: Sequence[str], number: int) -> set[str]:
-        """Return the names that are trained in a round.
-
-        Args:
-            names: of all trainable tensors, in the model's order.
-            number: of the round, from 1.
-        """
+        """Return which of all trainable tensors are trained in a round, counted from 1."""
         raise NotImplementedError
 
 

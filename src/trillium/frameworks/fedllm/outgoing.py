@@ -16,12 +16,7 @@ from trillium.wire.message import Message, named
 
 @dataclass(frozen=True)
 class Outgoing:
-    """What one client is sent, and what is known of it.
-
-    Attributes:
-        share: what the client holds, trains and sends back.
-        like: tensors of the names and shapes that it sends back.
-    """
+    """What one client is sent, and what is known of it; `like` has the form of what it sends back."""
 
     message: Message
     share: Share

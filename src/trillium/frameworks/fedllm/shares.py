@@ -27,7 +27,7 @@ class Share:
         trained: names of those that it trains, all of them held.
         local: names of those that never leave it, all of them held.
         rank: LoRA rank of what it holds; the adapter's own where it is `None`.
-        factors: names of the factors `A` and `B` of LoRA.
+        factors: which of the tensors are `A` and which `B` of LoRA.
     """
 
     held: tuple[str, ...]

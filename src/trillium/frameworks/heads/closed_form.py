@@ -81,8 +81,7 @@ class ClosedForm(Head):
     def solve(self, statistics: Statistics, intercept: bool) -> Solution:
         """Return the head on standardised features from the pooled statistics.
 
-        Args:
-            intercept: whether the head has a bias; features are only centred if so.
+        Features are only centred if the head has a bias, the `intercept`.
         """
         raise NotImplementedError
 
@@ -98,11 +97,7 @@ class ClosedForm(Head):
     # The server
 
     def start(self, server: Server, fleet: Fleet) -> None:
-        """Collect statistics, solve the head, find its scale, hand it out.
-
-        Raises:
-            UserError: the adapter leaves the head frozen, or codecs bring it differently to clients.
-        """
+        """Collect statistics, solve the head, find its scale, hand it out."""
         names = _names(server)
         server.store["heads"], server.store["head_informed"] = {}, []
         for number, group in enumerate(server.groups):
@@ -115,7 +110,6 @@ class ClosedForm(Head):
             server.state = server.model.state(server.initial)
 
     def _find(self, server: Server, fleet: Fleet, group: str, clients: Sequence[str]) -> None:
-        """Find the head of the clients that have one model, and hand it out."""
         expected = _Form.of(server) if group == _OWN else None
 
         def read_moments(reply: Message) -> tuple[_Form, tuple[float, Tensor, Tensor]]:
@@ -265,7 +259,6 @@ def _names(side: Side) -> dict[str, str]:
 
 
 def _received(client: Client, message: Message) -> Tensors:
-    """Return weight and bias of a message, under these names."""
     names = _names(client)
     return message.expect("snapshot", {role: client.model.initial[n] for role, n in names.items()})
 
@@ -286,7 +279,6 @@ class _Form:
 
 
 def _most_common(forms: Sequence[_Form]) -> _Form:
-    """Return the form that most have, the first of these."""
     return Counter(forms).most_common(1)[0][0]
 
 

@@ -20,13 +20,7 @@ class Solution:
     """A head on standardised features, and how to look at it as if an example had not been there.
 
     An example's logits without its own influence are about `gain * logits`, less `penalty` at its
-    class.
-
-    Attributes:
-        weight: `(classes, features)`.
-        bias: `(classes,)`.
-        gain: at least 1.
-        penalty: `(classes,)`, not negative.
+    class. Weight `(classes, features)`, bias and penalty `(classes,)`; the gain is at least 1.
     """
 
     weight: Tensor
@@ -37,10 +31,9 @@ class Solution:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The standardisation `(x - mean) / deviation` that all sides share.
+    """The standardisation `(x - mean) / deviation` that all sides share, both `(width,)`.
 
-    Attributes:
-        mean, deviation: `(width,)`; the deviation of a constant feature is 1.
+    The deviation of a constant feature is 1.
     """
 
     mean: Tensor
@@ -48,11 +41,7 @@ class Scaling:
 
     @classmethod
     def read(cls, message: Message, width: int, dtype: torch.dtype) -> Scaling:
-        """Return the scaling of a message.
-
-        Raises:
-            MessageError: it is of another shape or dtype, or a deviation is not above zero.
-        """
+        """Return a message's scaling; `MessageError` unless deviations are above zero."""
         mean, deviation = (
             message.tensor(f"control/{name}", dtype, (width,)).double()
             for name in ("mean", "deviation")
@@ -82,11 +71,9 @@ class Scaling:
 
 
 def pooled_scaling(moments: Sequence[tuple[float, Tensor, Tensor]], centre: bool) -> Scaling:
-    """Return the pooled data's scaling from count, mean and deviation of each client.
+    """Return the pooled data's scaling from count, mean and deviation `(width,)` of each client.
 
-    Args:
-        moments: means and deviations `(width,)`.
-        centre: whether features are centred; else their deviation is from zero.
+    If features are not to be centred, their deviation is from zero.
     """
     total = sum(count for count, _, _ in moments)
     mean = torch.stack([mean * (count / total) for count, mean, _ in moments]).sum(0)
@@ -153,11 +140,7 @@ def encode_statistics(statistics: Statistics, dtype: torch.dtype) -> dict[str, T
 
 
 def read_statistics(message: Message, num_classes: int, width: int, products: bool) -> Statistics:
-    """Return the statistics of a message.
-
-    Raises:
-        MessageError: something is missing or of another shape, or a count is below zero.
-    """
+    """Return a message's statistics; `MessageError` if they are of another form, or no rows."""
     counts = message.tensor("control/counts", torch.int32, (num_classes,)).double()
     if float(counts.min()) < 0 or float(counts.sum()) == 0:
         raise MessageError(f"{message.verb}: counts below zero, or of no rows")

@@ -17,11 +17,9 @@ from trillium.wire.soft_labels import SoftLabels, Teacher
 
 
 class LabelCache:
-    """The teacher's labels of the last rounds, by public example.
+    """The teacher's labels of the last rounds, by public example, in a store.
 
-    Args:
-        store: what is kept between rounds; written to.
-        duration: rounds that a label serves: made in round r, it is fresh until r + duration - 1.
+    A label that was made in round r is fresh until r + duration - 1.
     """
 
     def __init__(self, store: dict[str, Any], duration: int) -> None:

@@ -50,8 +50,7 @@ def opinion_of(
 ) -> tuple[Opinion, Metrics]:
     """Return what a client says in the server's dialect, and what could not be translated.
 
-    Args:
-        fleet: knows the client's codecs, which what is translated is kept with.
+    What is translated is kept with the client's codecs.
     """
     dialect = server.dialects.get(client)
     if dialect is None:
@@ -96,11 +95,7 @@ def with_classes(message: Message, server: Server, client: str) -> Message:
 
 
 def read_classes(message: Message, num_logits: int) -> tuple[Tensor | None, int]:
-    """Return the class of each of a client's tokens in the labels to come, and how many classes.
-
-    Raises:
-        MessageError: it is no such map.
-    """
+    """Return the class of each of a client's tokens in the labels to come, and how many classes."""
     if CLASSES not in message.tensors:
         return None, num_logits
     found = message.tensor(CLASSES, torch.int32, (num_logits,)).long()
@@ -113,7 +108,6 @@ def read_classes(message: Message, num_logits: int) -> tuple[Tensor | None, int]
 
 
 def _align(source: Dialect, target: Dialect, indices: Sequence[int]) -> Alignment:
-    """Return which predictions of public examples correspond."""
     one, other = ([dialect.public[i] for i in indices] for dialect in (source, target))
     return align(one, other, source.pieces, target.pieces)
 

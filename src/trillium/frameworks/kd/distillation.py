@@ -27,12 +27,7 @@ WIDE = 8192  # classes from which logits of whole batches are avoided; changes m
 
 @dataclass(frozen=True)
 class Loss:
-    """What the loss is made of: `weight * distillation_loss`, and cross-entropy if asked for.
-
-    Attributes:
-        temperature, weight: of the distillation loss.
-        use_labels: whether the cross-entropy on labels is added, where there are any.
-    """
+    """What the loss is: `weight * distillation_loss`, and cross-entropy on labels if asked for."""
 
     temperature: float
     weight: float = 1.0

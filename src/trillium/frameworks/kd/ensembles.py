@@ -62,9 +62,8 @@ class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensem
     def combine(self, opinions: Opinions, temperature: float, average: Average) -> Tensor:
         """Return the teacher of each row: log-probabilities `(rows, classes)` at the temperature.
 
-        Args:
-            opinions: at least one for each row.
-            average: whether probabilities are averaged, or their logarithms and so the logits.
+        There is at least one opinion for each row. Averaged are probabilities, or their logarithms
+        and so the logits.
         """
         softened = (opinions.log_probs / temperature).log_softmax(-1)
         return average_opinions(softened, self.weights(opinions), opinions.present, average)

@@ -15,13 +15,10 @@ from trillium.models.blocks import base_model
 
 @contextmanager
 def before_vocabulary(module: nn.Module) -> Iterator[nn.Module]:
-    """Make a causal language model return what its last layer would see, instead of logits.
+    """Make a causal language model return what its last layer would see; yield that layer.
 
-    Within the block, `module(**inputs).logits` are hidden states `(batch, seq, hidden)`. No parameter
-    is touched.
-
-    Yields:
-        The last layer, which makes logits of them.
+    Within the block, `module(**inputs).logits` are hidden states `(batch, seq, hidden)`. No
+    parameter is touched.
     """
     layer = output_layer(module)
     name = next(name for name, found in module.named_modules() if found is layer)

@@ -19,11 +19,7 @@ from trillium.wire.soft_labels import Teacher
 
 
 def lesson(used: Sequence[int], sent: Sequence[int], teacher: Teacher, count: int) -> Message:
-    """Return the message.
-
-    Args:
-        sent: those of them whose labels go with it; the client holds the others.
-    """
+    """Return the message; labels that are used but not sent with it, the client holds."""
     tensors = choice("control/used", used, count)
     if list(sent) != list(used):
         tensors["control/sent"] = write_mask(sent, count)
@@ -66,8 +62,7 @@ def read_lesson(
 ) -> tuple[list[int], Teacher]:
     """Return the examples to learn from and their teacher, after an update of the client's cache.
 
-    Raises:
-        MessageError: the labels are unreadable, not of the examples, or too few.
+    `MessageError` says that the labels are unreadable, not of the examples, or too few.
     """
     used = read_mask(message, "control/used", len(public))
     which = "control/sent" if "control/sent" in message.tensors else "control/used"

@@ -29,11 +29,7 @@ def read_opinion(
     num_classes: int,
     ensemble: Ensemble,
 ) -> Opinion:
-    """Check what a client has answered.
-
-    Raises:
-        MessageError: something is missing, of a wrong shape, or unreadable.
-    """
+    """Check what a client has answered; `MessageError` if it is not of this form."""
     num_rows = sum(task.num_targets(example) for example in examples)
     labels = received(reply, "logits/public", num_rows, num_classes)
     counts = None

@@ -40,8 +40,8 @@ def encode_public(rows: Dataset, *, labelled: bool) -> Message:
 def decode_public(message: Message, data_form: str, num_classes: int) -> dict[str, list[Any]]:
     """Return the columns of the public set of a message.
 
-    Raises:
-        MessageError: it is no JSON, or holds other columns, types or classes than the task has.
+    `MessageError` says that it is no JSON, or holds other columns, types or classes than the task
+    has.
     """
     data = message.tensor("public/rows", torch.uint8, (None,))
     try:
@@ -102,11 +102,7 @@ def choice(name: str, indices: Sequence[int], count: int) -> dict[str, Tensor]:
 
 
 def read_mask(message: Message, name: str, count: int) -> list[int]:
-    """Return the examples that are chosen in a message, sorted; all of them where nothing is said.
-
-    Raises:
-        MessageError: it is no choice from so many.
-    """
+    """Return the examples that are chosen in a message, sorted; all of them where nothing is said."""
     if name not in message.tensors:
         return list(range(count))
     bits = message.tensor(name, torch.uint8, (-(-count // 8),))

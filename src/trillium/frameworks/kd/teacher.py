@@ -58,10 +58,8 @@ def make_teacher(
 ) -> tuple[list[int], Teacher]:
     """Return the examples that have a teacher, and what it says of them.
 
-    An example of which nobody speaks is left out.
-
-    Args:
-        writer: encodes the rows; a few of them exist as floats at the same time.
+    An example of which nobody speaks is left out. Only a few of the rows that the writer encodes
+    exist as floats at the same time.
     """
     slices = row_slices(server.task, examples)
     num_rows, num_classes = predictions(server, examples)

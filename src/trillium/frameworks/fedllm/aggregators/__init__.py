@@ -30,18 +30,10 @@ class Reduction(Protocol):
     """The aggregation of one round, under way."""
 
     def add(self, contribution: Contribution) -> None:
-        """Take what one client sent, in whatever order they answer.
-
-        Raises:
-            ValueError: a name or a shape is not what this aggregator accepts.
-        """
+        """Take what one client sent, in whatever order they answer; `ValueError` if it does not fit."""
 
     def result(self) -> Aggregate:
-        """Return the aggregate of all that was added, which is at least one contribution.
-
-        Raises:
-            ValueError: these contributions together are not what this aggregator accepts.
-        """
+        """Return the aggregate of all that was added, which is at least one contribution."""
 
 
 class Aggregator(Component, kind="aggregator", package="trillium.frameworks.fedllm.aggregators"):
@@ -84,21 +76,14 @@ class Aggregator(Component, kind="aggregator", package="trillium.frameworks.fedl
     ) -> Aggregate:
         """Return what the contributions of a round become, computed in float64.
 
-        Args:
-            contributions: at least one, sorted by client so that the result does not depend on who
-                answered first; none of their tensors may be written to.
-            like: as for `begin`.
-            factors: as for `begin`.
-
-        Raises:
-            ValueError: these contributions together are not what this aggregator accepts.
+        There is at least one, sorted by client so that the result does not depend on who answered
+        first; none of their tensors may be written to. `like` and `factors` are as for `begin`;
+        contributions that together are not what this aggregator accepts are a `ValueError`.
         """
         raise NotImplementedError
 
 
 class _Collected:
-    """Holds all contributions of a round and aggregates them together."""
-
     def __init__(self, aggregator: Aggregator, like: Tensors, factors: Sequence[Factors]) -> None:
         self._aggregator, self._like, self._factors = aggregator, like, factors
         self._contributions: list[Contribution] = []
@@ -114,14 +99,9 @@ class _Collected:
 
 
 def check(contribution: Contribution, like: Tensors, factors: Sequence[Factors] = ()) -> None:
-    """Check the names and shapes of a contribution.
+    """Check names and shapes of a contribution; `ValueError` if one is not as in `like`.
 
-    Args:
-        like: name to a tensor of the shape that is wanted.
-        factors: layers in which a lower rank will do, if both factors that were sent have it.
-
-    Raises:
-        ValueError: a name is unknown, or a shape is another.
+    In layers of `factors` a lower rank will do, if both factors that were sent have it.
     """
     sent = contribution.tensors
     shapes = {name: tuple(tensor.shape) for name, tensor in like.items()}

@@ -42,11 +42,7 @@ class Krum(Aggregator, name="krum"):
     def aggregate(
         self, contributions: Sequence[Contribution], like: Tensors, factors: Sequence[Factors]
     ) -> Aggregate:
-        """Return the mean of the selected clients.
-
-        Raises:
-            UserError: too few clients answered for the options.
-        """
+        """Return the mean of the selected clients, if enough have answered for the options."""
         num = len(contributions)
         if num < self.min_clients:
             raise UserError(

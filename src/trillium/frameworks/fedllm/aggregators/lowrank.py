@@ -19,12 +19,7 @@ from trillium.models.factors import Factors, LowRank
 
 @dataclass(frozen=True)
 class Sent:
-    """Both factors of one layer, as the clients sent them; all in float64.
-
-    Attributes:
-        a: `(r_k, in)` of each client.
-        b: `(out, r_k)` of each client.
-    """
+    """Both factors of one layer, `(r_k, in)` and `(out, r_k)` of each client, all in float64."""
 
     shares: list[float]
     a: list[Tensor]
@@ -39,10 +34,8 @@ def products(contributions: Sequence[Contribution], factors: Sequence[Factors]) 
     """Return the layers of which clients sent both factors.
 
     Where only one factor crosses, the other one is common to all: the product is linear in what
-    crosses, and the mean is exact.
-
-    Raises:
-        ValueError: some clients sent one factor of a layer, and others both or the other one.
+    crosses, and the mean is exact. Clients that sent different factors of a layer are a
+    `ValueError`.
     """
     found = []
     for layer in factors:
@@ -100,12 +93,12 @@ def low_rank(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> LowRank:
 def thin_svd(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the singular value decomposition of `sum_k left_k @ right_k`, exact to rounding.
 
-    QR of both stacks leaves a core of `R x R`, `R` the sum of the ranks. From `R >= min(out, in)` on
-    the core is no smaller than the matrix, and the matrix itself is decomposed.
+    It is `U (out, n)`, the singular values in descending order and `V^T (n, in)`, without
+    components that are rounding alone. Signs are such that the largest entry of each column of `U`
+    is positive.
 
-    Returns:
-        `U (out, n)`, the singular values in descending order and `V^T (n, in)`, without components that
-        are rounding alone. Signs are such that the largest entry of each column of `U` is positive.
+    QR of both stacks leaves a core of `R x R`, `R` the sum of the ranks. From `R >= min(out, in)`
+    on the core is no smaller than the matrix, and the matrix itself is decomposed.
     """
     if _is_low(lefts, rights):
         left, left_core = torch.linalg.qr(torch.cat(list(lefts), 1))

@@ -41,11 +41,7 @@ class MeanOfRound:
         self._like, self._means = like, RunningMean()
 
     def add(self, contribution: Contribution) -> None:
-        """Add what one client sent to the sum.
-
-        Raises:
-            ValueError: a name is unknown, or a shape or rank is another than the server's.
-        """
+        """Add what one client sent to the sum; its shapes and ranks must be the server's."""
         check(contribution, self._like)
         for name, tensor in contribution.tensors.items():
             self._means.add(name, tensor, contribution.weight)

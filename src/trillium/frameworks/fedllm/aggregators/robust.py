@@ -20,11 +20,7 @@ _COLUMNS = 2**15
 
 
 def common_names(contributions: Sequence[Contribution]) -> list[str]:
-    """Return the names that the clients sent, sorted.
-
-    Raises:
-        ValueError: some clients lack tensors of others: their payloads cannot be compared.
-    """
+    """Return the names that all clients sent, sorted; `ValueError` if one lacks what others have."""
     names = contributions[0].tensors.keys()
     for contribution in contributions:
         missing = names ^ contribution.tensors.keys()
@@ -55,11 +51,9 @@ def ordered(piece: Tensor) -> Tensor:
 def coordinate_wise(
     contributions: Sequence[Contribution], like: Tensors, reduce: Callable[[Tensor], Tensor]
 ) -> Tensors:
-    """Return a function of the clients' values of each coordinate, in the dtype of `like`.
+    """Return a function of the clients' values of each coordinate, in shapes and dtypes of `like`.
 
-    Args:
-        like: name to a tensor of the wanted shape and dtype.
-        reduce: turns `(entries, clients)`, ascending in each row, into `(entries,)`.
+    `reduce` turns `(entries, clients)`, ascending in each row, into `(entries,)`.
     """
     result = {}
     for name in common_names(contributions):
@@ -79,13 +73,10 @@ def median(values: Tensor) -> Tensor:
 
 
 def gram(contributions: Sequence[Contribution]) -> Tensor:
-    """Return the inner products of the clients' payloads around their coordinate-wise median.
+    """Return the inner products of the clients' payloads `(clients, clients)`, float64.
 
-    Distances between clients follow from it. Around the median they keep their digits for the majority,
-    however far the others are out.
-
-    Returns:
-        `(clients, clients)`, float64.
+    They are taken around the coordinate-wise median. Distances between clients follow from them,
+    and keep their digits for the majority, however far the others are out.
     """
     num = len(contributions)
     total = torch.zeros(num, num, dtype=torch.float64)

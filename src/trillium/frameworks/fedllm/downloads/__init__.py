@@ -40,11 +40,7 @@ class Parcel:
 
 @dataclass(frozen=True)
 class Sent:
-    """What goes to one client.
-
-    Attributes:
-        held: what the client holds once it has read it, bit for bit.
-    """
+    """What goes to one client, and what it holds once it has read it, bit for bit."""
 
     message: Message
     held: Tensors
@@ -73,12 +69,7 @@ class Download(Component, kind="download", package="trillium.frameworks.fedllm.d
     ) -> Tensors:
         """The client's half: return what it now holds; `store` is what this object keeps there.
 
-        Args:
-            message: what `send` made.
-            start: as in `Parcel`.
-
-        Raises:
-            MessageError: the message does not fit what this client holds.
+        `MessageError` says that what `send` made does not fit what this client holds.
         """
         raise NotImplementedError
 
@@ -105,11 +96,7 @@ def mark(names: Sequence[str], chosen: Collection[str]) -> str:
 
 
 def marked(names: Sequence[str], text: object) -> list[str]:
-    """Return the names that `mark` has chosen.
-
-    Raises:
-        MessageError: it is not such a number, or has more bits than there are names.
-    """
+    """Return the names that `mark` has chosen; `MessageError` if it is not such a number."""
     if not isinstance(text, str) or not re.fullmatch(rf"[0-9a-f]{{1,{len(names) // 4 + 1}}}", text):
         raise MessageError("the tensors that come are not marked as agreed")
     bits = int(text, 16)
@@ -119,11 +106,7 @@ def marked(names: Sequence[str], text: object) -> list[str]:
 
 
 def check_start(message: Message, start: Tensors) -> None:
-    """Compare what both sides have drawn from the seed.
-
-    Raises:
-        MessageError: they differ, so nothing that is left out of messages can be relied on.
-    """
+    """Refuse a message of a server that has drawn others: it leaves out what both sides know."""
     if message.meta.get("start") != digest(start):
         raise MessageError(
             "the start values here are not those of the server; are torch, transformers and peft of "

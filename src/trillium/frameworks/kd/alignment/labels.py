@@ -15,19 +15,13 @@ from trillium.wire.soft_labels import SoftLabels, Writer, chunks, summed
 
 
 def translate(log_probs: Tensor, vocabulary: VocabularyMap) -> tuple[Tensor, Tensor]:
-    """Return distributions over the target's tokens.
+    """Return distributions over the target's tokens, `(rows, target classes)`, none below `LEAST`.
 
     A token of the target has the mass of all tokens that are mapped to it. So much of what a
-    distribution says is kept as the two vocabularies share: where the source would say " tokenization"
-    at once and the target " token" first, the mass goes where the map says, and nowhere else. The mass
-    of tokens without counterpart is spread evenly over `vocabulary.free`.
-
-    Args:
-        log_probs: normalised log-probabilities `(rows, source classes)`.
-
-    Returns:
-        Normalised log-probabilities `(rows, target classes)`, none below `LEAST`, and the
-        probability of all tokens without counterpart `(rows,)`.
+    distribution says is kept as the two vocabularies share: where the source would say "
+    tokenization" at once and the target " token" first, the mass goes where the map says, and
+    nowhere else. The mass of tokens without counterpart is spread evenly over `vocabulary.free`,
+    and returned as well, `(rows,)`.
     """
     log_probs = log_probs.clamp(min=LEAST)
     index = vocabulary.index.to(log_probs.device)
@@ -73,11 +67,9 @@ def translate_labels(
     vocabularies: Vocabularies,
     writer: Writer,
 ) -> Translated:
-    """Translate soft labels, some rows at a time.
+    """Translate the source's soft labels, some rows at a time.
 
-    Args:
-        labels: of the source, with `vocabularies.num_sources` classes.
-        writer: of `len(alignment.rows)` rows with `vocabularies.num_targets` classes, fresh.
+    The writer is fresh, for `len(alignment.rows)` rows with `vocabularies.num_targets` classes.
     """
     rows = alignment.rows
     maps = {spaces: vocabularies.map(spaces) for spaces in set(alignment.spaces.tolist())}

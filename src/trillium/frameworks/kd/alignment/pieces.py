@@ -35,7 +35,6 @@ class Pieces:
         pieces: what they stand for, by token id; `None` where an id has no token.
         keeps_spaces: whether spaces can be told from tokens. If not, as in WordPiece, every token that
             begins a word has a space in front here, and punctuation has none.
-        keeps_case: whether capital letters can be told from small ones.
     """
 
     tokens: tuple[str, ...]
@@ -45,13 +44,10 @@ class Pieces:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Pieces:
-        """Return the pieces of a Hugging Face tokenizer.
+        """Return the pieces of a Hugging Face tokenizer, if it is known what its tokens stand for.
 
         What a tokenizer is made of says how its tokens are to be read; where it is written in
         Python, the marks in its vocabulary say it.
-
-        Raises:
-            UserError: what its tokens stand for is not known.
         """
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -98,7 +94,6 @@ Part = dict[str, Any]
 
 
 def _parts(node: Any) -> Iterator[Part]:
-    """Yield all parts of a tokenizer that have a type."""
     if isinstance(node, dict):
         if isinstance(node.get("type"), str):
             yield node

@@ -61,9 +61,6 @@ def align(
     `spaces` tells so of the first row: one model is about to say " yes" where the other says "yes". It
     does so of other rows only where a tokenizer does not keep spaces. These then do not count at all,
     nor does case where one does not keep it.
-
-    Args:
-        target: the same examples as `source`, in the same order, in its own tokens.
     """
     rows, spaces, start = [], [], 0
     both = (source_pieces, target_pieces)
@@ -160,6 +157,5 @@ def _by_place(span: _Span, skip: int) -> dict[int, _Row]:
 
 
 def _num_shared(one: str, other: str) -> int:
-    """Return how many characters two texts begin with in common."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

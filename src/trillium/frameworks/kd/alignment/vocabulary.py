@@ -77,9 +77,8 @@ class Vocabularies:
     def map(self, spaces: int = 0) -> VocabularyMap:
         """Return the map; it is made once in a process.
 
-        Args:
-            spaces: put in front of each piece of the source, 1 or 0, or taken away, -1: as
-                `Alignment.spaces` says.
+        `spaces` are put in front of each piece of the source, 1 or 0, or taken away, -1: as
+        `Alignment.spaces` says.
         """
         return _make(self, spaces)
 
@@ -126,11 +125,7 @@ def _free(index: Tensor, pair: Vocabularies) -> Tensor:
 
 
 class _Same:
-    """Finds the token for the same piece.
-
-    Attributes:
-        first: the token for each piece, where the spelling does not matter.
-    """
+    """Finds the token for the same piece; `first` has it where the spelling does not matter."""
 
     def __init__(self, target: Pieces, size: int) -> None:
         self._target = target
@@ -144,6 +139,5 @@ class _Same:
                 self.first[piece] = token
 
     def find(self, spelling: str | None, piece: str) -> int | None:
-        """Return the token, `None` where there is none."""
         found = self._spelled.get((spelling, piece), self.first.get(piece))
         return self.first.get(self._target.respelled(piece)) if found is None else found
