@@ -18,21 +18,8 @@ from typing import Protocol
 
 import grpc
 
-from trillium.engines.frames import (
-    PROTOCOL,
-    Frame,
-    FrameError,
-    Kind,
-    StreamConfig,
-    Whole,
-    control,
-    encode,
-    messages,
-    one_line,
-    parse,
-    read_control,
-    text,
-)
+from trillium.engines import frames
+from trillium.engines.frames import Frame, FrameError, Kind, StreamConfig, Whole
 from trillium.federation.fleet import Lost
 
 log = logging.getLogger(__name__)
@@ -130,15 +117,15 @@ class Link:
             target=self._read, args=(requests,), name=f"session-in-{self.name}", daemon=True
         ).start()
         yield from self._greet()
-        while (frames := self._next()) is not None:
-            for frame in frames:
+        while (outgoing := self._next()) is not None:
+            for frame in outgoing:
                 if self.status:
                     break  # nobody waits for the reply any more
                 yield frame
         assert self.status is not None
         code, reason = self.status
         if code is grpc.StatusCode.OK:
-            yield text(Kind.BYE, 0, reason)
+            yield frames.text(Kind.BYE, 0, reason)
         self.context.set_code(code)
         self.context.set_details(reason)
 
@@ -165,7 +152,9 @@ class Link:
                 return None
             ask = self._current = self._asks.popleft()
             data, ask.data = ask.data, b""
-        return encode(Kind.ASK, ask.sequence, data, ask.channel, self.host.config.chunk_bytes)
+        return frames.encode(
+            Kind.ASK, ask.sequence, data, ask.channel, self.host.config.chunk_bytes
+        )
 
     # What comes in
 
@@ -174,7 +163,7 @@ class Link:
         patience_seconds = self.host.config.close_seconds
         try:
             self._hello(requests)
-            for whole in messages(requests, self.host.config.max_bytes, self._check):
+            for whole in frames.messages(requests, self.host.config.max_bytes, self._check):
                 if whole.kind is Kind.BYE:
                     reason, patience_seconds = f"the client left: {whole.text}", 0.0
                     break
@@ -196,17 +185,19 @@ class Link:
 
     def _hello(self, requests: Iterator[bytes]) -> None:
         fields = {"version": int, "name": str, "token": str}
-        hello = read_control(parse(next(requests)), Kind.HELLO, fields)
+        hello = frames.read_control(frames.parse(next(requests)), Kind.HELLO, fields)
         name, token = str(hello["name"]), str(hello["token"])
-        if hello["version"] != PROTOCOL:
-            raise Refused(f"protocol version {hello['version']}, this server speaks {PROTOCOL}")
+        if hello["version"] != frames.PROTOCOL:
+            raise Refused(
+                f"protocol version {hello['version']}, this server speaks {frames.PROTOCOL}"
+            )
         if not self.name or name != self.name:
-            raise Refused(f"the certificate is not that of {one_line(name)[:80]!r}")
+            raise Refused(f"the certificate is not that of {frames.one_line(name)[:80]!r}")
         offered = self.host.offer(self, token)
         with self.changed:
-            self._welcome = control(Kind.WELCOME, token=offered)
+            self._welcome = frames.control(Kind.WELCOME, token=offered)
             self.changed.notify_all()
-        read_control(parse(next(requests)), Kind.READY, {})
+        frames.read_control(frames.parse(next(requests)), Kind.READY, {})
         self.host.join(self, token, offered)
 
     def _check(self, first: Frame) -> None:

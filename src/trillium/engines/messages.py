@@ -51,19 +51,19 @@ class MessageEngine:
 
     def gather(self, need: int) -> Gathered:
         """Wait for enough nodes, and ask those that are new who they are."""
-        deadline = _now() + self._patience.wait_seconds
+        deadline = time.monotonic() + self._patience.wait_seconds
         told = False
         while True:
             online = self._mail.nodes()
-            out = {*self._nodes.values(), *(n for n, t in self._not_before.items() if _now() < t)}
-            fresh = [node for node in online if node not in out]
+            paused = {n for n, t in self._not_before.items() if time.monotonic() < t}
+            fresh = [node for node in online if node not in paused | {*self._nodes.values()}]
             contents = {node: opening_record(self._opening) for node in fresh}
             seconds = self._patience.deadline_seconds
             for node, content in self._mail.exchange("settle", contents, seconds):
                 reply = content if isinstance(content, Lost) else _settled(content)
                 if isinstance(reply, Lost):
                     log.warning("node %d: %s", node, reply.reason)
-                    self._not_before[node] = _now() + RETRY_SECONDS
+                    self._not_before[node] = time.monotonic() + RETRY_SECONDS
                     continue
                 name, had = reply
                 self._nodes[name] = node
@@ -71,7 +71,7 @@ class MessageEngine:
                     self._empty.add(name)
                     self._new.add(name)
             present = {name for name, node in self._nodes.items() if node in online}
-            if len(present) >= need or _now() > deadline:
+            if len(present) >= need or time.monotonic() > deadline:
                 break
             if not told:
                 log.info("waiting for nodes: %d of %d are here", len(present), need)
@@ -95,10 +95,6 @@ class MessageEngine:
             contents = {node: opening_record(self._opening) for node in self._nodes.values()}
             for _ in self._mail.exchange("forget", contents, self._patience.deadline_seconds):
                 pass
-
-
-def _now() -> float:
-    return time.monotonic()
 
 
 def _reply(content: RecordDict) -> bytes | Lost:

@@ -217,8 +217,13 @@ class Node:
 
 def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:
     config = experiment(opening.tree)
-    form = config.task.data_form
-    if settings.partition_id is not None:
+    form, source, labels = config.task.data_form, config.data.source, opening.labels
+    if settings.partition_id is None:
+        assert settings.name is not None
+        assert settings.data is not None
+        name, rows = settings.name, read_rows(settings.data, source, form, labels)
+        test = None if settings.test is None else read_rows(settings.test, source, form, labels)
+    else:
         data = load_data(config.data, form, config.seed)
         names = sorted(data.clients)
         if settings.partition_id >= len(names):
@@ -228,20 +233,10 @@ def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:
                 f"Start {len(names)} nodes, or write data.num_clients in the recipe",
             )
         name = names[settings.partition_id]
-        model = _model_of(config, name, settings, opening)
-        test = tokenize(config, model, data.test)
-        return name, build_client(config, model, name, data.clients[name], test=test)
-    assert settings.name is not None
-    assert settings.data is not None
-    model = _model_of(config, settings.name, settings, opening)
-    source, labels = config.data.source, opening.labels
-    rows = read_rows(settings.data, source, form, labels)
-    held_out = (
-        []
-        if settings.test is None
-        else tokenize(config, model, read_rows(settings.test, source, form, labels))
-    )
-    return settings.name, build_client(config, model, settings.name, rows, test=held_out)
+        rows, test = data.clients[name], data.test
+    model = _model_of(config, name, settings, opening)
+    held_out = [] if test is None else tokenize(config, model, test)
+    return name, build_client(config, model, name, rows, test=held_out)
 
 
 def _model_of(

@@ -21,9 +21,8 @@ POLL_SECONDS: Final = 0.1
 _BYTES: Final = "trillium.bytes"
 # Of a message that opens a session: it lasts as long as the run.
 _TTL_SECONDS: Final = 7 * 24 * 3600.0
-_NODE_UNAVAILABLE: Final = (
-    5  # of Flower's error codes: the SuperNode was offline when it was asked for
-)
+# Of Flower's error codes: the SuperNode was offline when it was asked for.
+_NODE_UNAVAILABLE: Final = 5
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,8 @@ from typing import Final
 
 import grpc
 
-from trillium.engines.frames import (
-    PROTOCOL,
-    Frame,
-    FrameError,
-    Kind,
-    StreamConfig,
-    Whole,
-    control,
-    encode,
-    messages,
-    one_line,
-    parse,
-    read_control,
-    text,
-)
+from trillium.engines import frames
+from trillium.engines.frames import Frame, FrameError, Kind, StreamConfig, Whole
 from trillium.engines.secure import METHOD, SERVICE, ClientTLS, client_options
 
 log = logging.getLogger(__name__)
@@ -168,9 +155,9 @@ class _Session:
         except Exception as error:
             self._log(logging.ERROR, f"{ask.channel} failed", exc_info=True)
             reason = f"{ask.channel} failed: {type(error).__name__}: {error}"
-            return iter((text(Kind.ERROR, ask.sequence, reason),))
+            return iter((frames.text(Kind.ERROR, ask.sequence, reason),))
         self.bytes_up += len(reply)
-        return encode(Kind.REPLY, ask.sequence, reply, chunk_bytes=self.config.chunk_bytes)
+        return frames.encode(Kind.REPLY, ask.sequence, reply, chunk_bytes=self.config.chunk_bytes)
 
     def _summary(self, closed: str, *, complete: bool) -> Summary:
         self._log(logging.INFO if complete else logging.WARNING, f"session ended: {closed}")
@@ -205,7 +192,7 @@ class _Stream:
             call = method(self._frames())
             try:
                 self._greet(call)
-                for whole in messages(call, session.config.max_bytes, session.check):
+                for whole in frames.messages(call, session.config.max_bytes, session.check):
                     if whole.kind is Kind.BYE:
                         return whole.text
                     self.outbox.put(session.answer(whole))
@@ -219,25 +206,27 @@ class _Stream:
                 call.cancel()
 
     def _frames(self) -> Iterator[bytes]:
-        for frames in iter(self.outbox.get, None):
-            yield from frames
+        for answer in iter(self.outbox.get, None):
+            yield from answer
 
     def _greet(self, call: grpc.Call) -> None:
         session = self.session
-        hello = control(Kind.HELLO, version=PROTOCOL, name=session.name, token=session.token)
+        hello = frames.control(
+            Kind.HELLO, version=frames.PROTOCOL, name=session.name, token=session.token
+        )
         self.outbox.put(iter((hello,)))
         # Neither a host that swallows packets nor a server that never answers may hold us up.
         with _cancelled_after(call, max(self.until - time.monotonic(), LEAST_SECONDS)):
             first = next(call, None)
         if first is None:
             raise FrameError("the server ended the stream without a word")
-        welcome = read_control(parse(first), Kind.WELCOME, {"token": str})
+        welcome = frames.read_control(frames.parse(first), Kind.WELCOME, {"token": str})
         session.welcomed(str(welcome["token"]))
-        self.outbox.put(iter((control(Kind.READY),)))
+        self.outbox.put(iter((frames.control(Kind.READY),)))
 
     def _leave(self, call: grpc.Call, reason: str) -> None:
         """Tell the server why this client leaves, and give that a moment to arrive."""
-        self.outbox.put(iter((text(Kind.BYE, 0, reason),)))
+        self.outbox.put(iter((frames.text(Kind.BYE, 0, reason),)))
         with _cancelled_after(call, self.session.config.close_seconds), suppress(grpc.RpcError):
             for _ in call:
                 pass  # what is under way would hold up the end
@@ -257,4 +246,4 @@ def _cancelled_after(call: grpc.Call, seconds: float) -> Iterator[None]:
 
 def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     code = error.code() or grpc.StatusCode.UNKNOWN
-    return code, one_line(error.details() or code.name.lower())
+    return code, frames.one_line(error.details() or code.name.lower())

@@ -82,8 +82,5 @@ def write_whole(
         found: Tensor = module.generate(  # type: ignore[operator]
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
         )
-    return [_until(row, tokenizer.eos_token_id) for row in found[:, ids.shape[1] :].tolist()]
-
-
-def _until(tokens: list[int], end: int | None) -> list[int]:
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+    end, rows = tokenizer.eos_token_id, found[:, ids.shape[1] :].tolist()
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]

@@ -38,10 +38,8 @@ def head_layer(module: nn.Module) -> tuple[str, nn.Linear]:
     for head in head_modules(model):
         path = f"{prefix}.{head}" if prefix else head
         for name, layer in module.get_submodule(path).named_modules(prefix=path):
-            is_last = isinstance(layer, nn.Linear) and layer.out_features == num_labels
-            if is_last and ".original_module" not in name:
-                assert isinstance(layer, nn.Linear)
-                found.append((name, layer))
+            if isinstance(layer, nn.Linear) and layer.out_features == num_labels:
+                found += [(name, layer)] if ".original_module" not in name else []
     if not found:
         raise UserError(
             f"the head of {type(model).__name__}",
@@ -59,9 +57,9 @@ def straighten(model: nn.Module, drawn: Collection[str]) -> None:
     """
     last, _ = head_layer(model)
     for name, layer in model.named_modules():
-        is_square = isinstance(layer, nn.Linear) and layer.in_features == layer.out_features
-        if is_square and name != last and f"{name}.weight" in drawn:
-            assert isinstance(layer, nn.Linear)
+        if not isinstance(layer, nn.Linear) or layer.in_features != layer.out_features:
+            continue
+        if name != last and f"{name}.weight" in drawn:
             nn.init.eye_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -93,11 +91,18 @@ def features(module: nn.Module) -> Iterator[nn.Module]:
     Yields:
         The module.
     """
-    name, layer = head_layer(module)
+    name, _ = head_layer(module)
+    with without_layer(module, name):
+        yield module
+
+
+@contextmanager
+def without_layer(module: nn.Module, name: str) -> Iterator[None]:
+    """Let what the named layer is given pass in place of what it answers."""
     owner, _, attribute = name.rpartition(".")
-    place = module.get_submodule(owner)
+    place, layer = module.get_submodule(owner), module.get_submodule(name)
     place._modules[attribute] = nn.Identity()
     try:
-        yield module
+        yield
     finally:
         place._modules[attribute] = layer

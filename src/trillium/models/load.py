@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_model as load_model_file
 from torch import Tensor, nn
 
 from trillium.errors import UserError
@@ -24,7 +25,6 @@ from trillium.models.folds import BaseWeights, Fold, room_for_wide, wide_adapter
 from trillium.models.heads import drawn_modules, straighten, train_last_only
 from trillium.models.hub import find_device
 from trillium.models.parts import Parts
-from trillium.models.saved import read_trained, write_trained
 from trillium.models.slots import Slots, State
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
@@ -147,7 +147,7 @@ class LanguageModel:
         staging = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
         with wide_adapter(self.module, state, self.factors, folds) as wide:
-            write_trained(self.mount(wide), staging)
+            self.mount(wide).save_pretrained(staging)  # type: ignore[operator]
         self.tokenizer.save_pretrained(staging)
         # A run that was killed at its very end finds what it wrote before.
         shutil.rmtree(folder, ignore_errors=True)
@@ -174,7 +174,11 @@ class LanguageModel:
         try:
             state = {**self.state(), **room_for_wide(folder, self.factors, self.device)}
             module = self.mount(state)
-            read_trained(module, folder)
+            if isinstance(module, PeftModel):
+                weights = load_peft_weights(str(folder), device="cpu")
+                set_peft_model_state_dict(module, weights)
+            else:
+                load_model_file(module, folder / "model.safetensors")
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise UserError(
                 str(folder),

@@ -72,14 +72,11 @@ class SoftLabels:
             if self.records.dim() != 2:
                 raise ValueError(f"records of shape {tuple(self.records.shape)}")
             self.codec.check(self.records[:0], self.num_classes)
-            for rows in chunks(len(self) if has_values(self.records) else 0, self._length):
+            length = max(self.records.shape[1], 1)
+            for rows in chunks(len(self) if has_values(self.records) else 0, length):
                 self.codec.check(self.records[rows], self.num_classes)
         except (ValueError, RuntimeError) as error:
             raise MessageError(f"unreadable soft labels: {error}") from error
-
-    @property
-    def _length(self) -> int:
-        return max(self.records.shape[1], 1)
 
     def recoded(self, codec: RowCodec, key: int) -> SoftLabels:
         """Return the same labels, as far as the codec keeps them, in another encoding."""

@@ -90,8 +90,7 @@ class Wire(BaseModel):
 
     def row_codec(self, direction: Direction) -> RowCodec:
         """Return what writes the rows of soft labels; all of each in float32 without a codec."""
-        stack = self.stack("logits", direction)
-        return stack[0] if stack and isinstance(stack[0], RowCodec) else FullRows()
+        return self._split("logits", direction)[0] or FullRows()
 
     def writer(
         self, verb: str, name: str, number: int, shape: tuple[int, int], direction: Direction

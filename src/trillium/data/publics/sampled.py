@@ -17,7 +17,8 @@ from torch import nn
 
 from trillium.data.publics import Public, Row
 from trillium.errors import UserError
-from trillium.models.base import ModelConfig
+from trillium.models.base import ModelConfig, configured, load_base
+from trillium.models.generate import write_whole
 from trillium.models.load import LanguageModel
 from trillium.rng import scoped_rng
 from trillium.tasks import Task
@@ -94,9 +95,6 @@ class Sampled(Public, name="sampled"):
     def _author(self, base: ModelConfig, model: LanguageModel) -> Author:
         if self.model is None:
             return Author(model.mount(model.state()).eval(), model.tokenizer, model.device)
-        # Imported here: transformers is slow, and not needed where nobody writes.
-        from trillium.models.base import configured, load_base
-
         changes = {"id": self.model, "revision": None, "random_weights": False}
         wanted = base.model_copy(update=changes)
         given = f"data.public.model={self.model}"
@@ -114,9 +112,6 @@ class Sampled(Public, name="sampled"):
         return Author(module.to(model.device).eval(), tokenizer, model.device)
 
     def _texts(self, author: Author, prompts: list[list[int]]) -> list[str]:
-        # Imported here: transformers is slow, and not needed where nobody writes.
-        from trillium.models.generate import write_whole
-
         found = write_whole(
             author.module,
             author.tokenizer,

@@ -43,13 +43,9 @@ class Hub(Columns, Source, name="hub"):
             given, instead = f"path: {self.path}", "Check path, subset and revision"
             if "split" in str(error).lower():
                 given = f"{field}: {split}"
-                instead = f"Write one of the dataset's splits{_or_null(field)}"
+                instead = "Write one of the dataset's splits"
+                if field == "test_split":
+                    instead += ", or test_split: null to hold test rows back from train"
             raise UserError(given, str(error).rstrip("."), instead) from error
         assert isinstance(rows, Dataset)
         return rows
-
-
-def _or_null(field: str) -> str:
-    if field != "test_split":
-        return ""
-    return ", or test_split: null to hold test rows back from train"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,13 +19,6 @@ from trillium.frameworks.fedllm.masks import All, Mask
 from trillium.frameworks.fedllm.shares import Share, restarted, share
 from trillium.training.optimizers import Optimizer
 from trillium.wire.kinds import Tensors
-
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger(__name__)
-
-Kind = Literal["gradients", "parameters"]
 
 
 class FedLLMSettings(OwnModels):

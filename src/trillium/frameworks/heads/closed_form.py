@@ -123,7 +123,7 @@ class ClosedForm(Head):
 
         asks = dict.fromkeys(clients, Message("feature_moments"))
         moments = fleet.ask_all(asks, read_moments)
-        form = _most_common([form for form, _ in moments.values()])
+        form = Counter(form for form, _ in moments.values()).most_common(1)[0][0]
         for client in [c for c, (other, _) in moments.items() if other != form]:
             fleet.missing[client] = f"feature_moments: {moments.pop(client)[0]}, others {form}"
         scaling = pooled_scaling([own for _, own in moments.values()], form.intercept)
@@ -276,10 +276,6 @@ class _Form:
         names = _names(side)
         width = side.model.initial[names["weight"]].shape[1]
         return cls(width, "bias" in names, _dtype(side))
-
-
-def _most_common(forms: Sequence[_Form]) -> _Form:
-    return Counter(forms).most_common(1)[0][0]
 
 
 def _crossed(fleet: Fleet, clients: Sequence[str], head: Tensors) -> Tensors:

@@ -53,11 +53,11 @@ class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensem
     needs_counts: ClassVar[bool] = False
 
     def weights(self, opinions: Opinions) -> Tensor:
-        """Return weights that broadcast to `(clients, rows, classes)`, in any scale.
+        """Return weights that broadcast to `(clients, rows, classes)`, in any scale; here the same.
 
         Those of absent opinions are not looked at.
         """
-        raise NotImplementedError
+        return opinions.sizes.new_ones(len(opinions.sizes), 1, 1)
 
     def combine(self, opinions: Opinions, temperature: float, average: Average) -> Tensor:
         """Return the teacher of each row: log-probabilities `(rows, classes)` at the temperature.
@@ -150,10 +150,6 @@ class Mean(Ensemble, name="mean"):
     FedMD (Li and Wang, 2019, arXiv 1910.03581) and DS-FL (Itahara et al., 2020, arXiv 2008.06180).
     """
 
-    def weights(self, opinions: Opinions) -> Tensor:
-        """Return ones."""
-        return opinions.sizes.new_ones(len(opinions.sizes), 1, 1)
-
 
 class NoisyMean(Ensemble, name="noisy_mean"):
     """The plain mean of clipped distributions, with Gaussian noise on their sum.
@@ -171,10 +167,6 @@ class NoisyMean(Ensemble, name="noisy_mean"):
 
     clip: float = Field(1.0, gt=0, le=1)
     noise: float = Field(1.0, ge=0)
-
-    def weights(self, opinions: Opinions) -> Tensor:
-        """Return ones."""
-        return opinions.sizes.new_ones(len(opinions.sizes), 1, 1)
 
     def total(self, opinions: Opinions, temperature: float) -> Tensor:
         """Return the sum of clipped distributions `(rows, classes)`, without noise."""
@@ -222,10 +214,6 @@ class Vote(Ensemble, name="vote"):
 
     PATE (Papernot et al., 2017, arXiv 1610.05755), without its noise.
     """
-
-    def weights(self, opinions: Opinions) -> Tensor:
-        """Return ones."""
-        return opinions.sizes.new_ones(len(opinions.sizes), 1, 1)
 
     def combine(self, opinions: Opinions, temperature: float, average: Average) -> Tensor:
         """Return the logarithms of the shares, whatever temperature and average."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trillium.models.blocks import base_model
+from trillium.models.heads import without_layer
 
 
 @contextmanager
@@ -22,13 +23,8 @@ def before_vocabulary(module: nn.Module) -> Iterator[nn.Module]:
     """
     layer = output_layer(module)
     name = next(name for name, found in module.named_modules() if found is layer)
-    owner, _, attribute = name.rpartition(".")
-    place = module.get_submodule(owner)
-    place._modules[attribute] = nn.Identity()
-    try:
+    with without_layer(module, name):
         yield layer
-    finally:
-        place._modules[attribute] = layer
 
 
 def ends_in_vocabulary(module: nn.Module) -> bool:

@@ -9,13 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from trillium.wire.codecs.rows import (
-    RowCodec,
-    expect_records,
-    log_width,
-    read_logs,
-    write_logs,
-)
+from trillium.wire.codecs import rows
+from trillium.wire.codecs.rows import RowCodec
 
 
 class LogProbabilities(RowCodec, name="log_probabilities"):
@@ -30,13 +25,13 @@ class LogProbabilities(RowCodec, name="log_probabilities"):
 
     def encode_rows(self, log_probs: Tensor, key: int) -> Tensor:
         """Return the logarithms."""
-        return write_logs(log_probs, self.values)
+        return rows.write_logs(log_probs, self.values)
 
     def check(self, records: Tensor, num_classes: int) -> None:
         """Refuse what is not as many logarithms."""
-        expect_records(records, num_classes * log_width(self.values))
-        read_logs(records, self.values)
+        rows.expect_records(records, num_classes * rows.log_width(self.values))
+        rows.read_logs(records, self.values)
 
     def decode_rows(self, records: Tensor, num_classes: int) -> Tensor:
         """Return the logarithms, normalised again."""
-        return read_logs(records, self.values).log_softmax(-1)
+        return rows.read_logs(records, self.values).log_softmax(-1)

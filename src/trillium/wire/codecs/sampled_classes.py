@@ -11,15 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trillium.wire.codecs import seeded
-from trillium.wire.codecs.rows import (
-    LEAST,
-    RowCodec,
-    expect_records,
-    index_width,
-    read_indices,
-    write_indices,
-)
+from trillium.wire.codecs import rows, seeded
+from trillium.wire.codecs.rows import LEAST, RowCodec
 
 
 class SampledClasses(RowCodec, name="sampled_classes"):
@@ -45,16 +38,16 @@ class SampledClasses(RowCodec, name="sampled_classes"):
         # What rounding leaves of the last bound must not be drawn beyond.
         found = torch.searchsorted(bounds, uniform * bounds[:, -1:], right=True)
         found = found.clamp(max=log_probs.shape[1] - 1).sort(dim=-1).values
-        return write_indices(found, log_probs.shape[1])
+        return rows.write_indices(found, log_probs.shape[1])
 
     def check(self, records: Tensor, num_classes: int) -> None:
         """Refuse what is not as many classes."""
-        expect_records(records, self.draws * index_width(num_classes))
-        read_indices(records, num_classes)
+        rows.expect_records(records, self.draws * rows.index_width(num_classes))
+        rows.read_indices(records, num_classes)
 
     def decode_rows(self, records: Tensor, num_classes: int) -> Tensor:
         """Return the logarithm of the shares."""
-        drawn = read_indices(records, num_classes)
+        drawn = rows.read_indices(records, num_classes)
         shares = torch.zeros(len(drawn), num_classes)
         shares.scatter_add_(1, drawn, torch.full(drawn.shape, 1 / self.draws))
         return shares.log().clamp(min=LEAST)

@@ -11,18 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trillium.wire.codecs.rows import (
-    LEAST,
-    Precision,
-    RowCodec,
-    expect_records,
-    index_width,
-    log_width,
-    read_indices,
-    read_logs,
-    write_indices,
-    write_logs,
-)
+from trillium.wire.codecs import rows
+from trillium.wire.codecs.rows import LEAST, Precision, RowCodec
 
 
 class TopClasses(RowCodec, name="top_classes"):
@@ -55,9 +45,9 @@ class TopClasses(RowCodec, name="top_classes"):
         """Return the codec with as many classes as the budget has room for."""
         if self.max_bytes is None:
             return self
-        width = log_width(self.values)
+        width = rows.log_width(self.values)
         room = self.max_bytes // max(num_rows, 1) - width
-        k = room // (index_width(num_classes) + width)
+        k = room // (rows.index_width(num_classes) + width)
         return self.model_copy(update={"k": min(self.k, max(k, 1))})
 
     def encode_rows(self, log_probs: Tensor, key: int) -> Tensor:
@@ -65,15 +55,18 @@ class TopClasses(RowCodec, name="top_classes"):
         num_classes = log_probs.shape[1]
         k = min(self.k, num_classes)
         top = log_probs.double().topk(k, dim=-1)
-        parts = [write_indices(top.indices, num_classes), write_logs(top.values, self.values)]
+        parts = [
+            rows.write_indices(top.indices, num_classes),
+            rows.write_logs(top.values, self.values),
+        ]
         if k < num_classes:
             rest = log_probs.double().scatter(1, top.indices, -torch.inf)
-            parts.append(write_logs(rest.logsumexp(-1, keepdim=True), self.values))
+            parts.append(rows.write_logs(rest.logsumexp(-1, keepdim=True), self.values))
         return torch.cat(parts, dim=1)
 
     def check(self, records: Tensor, num_classes: int) -> None:
         """Refuse what does not name different classes."""
-        expect_records(records)
+        rows.expect_records(records)
         indices, _, _ = self._read(records, num_classes)
         ordered = indices.sort(dim=-1).values
         if not bool((ordered[:, 1:] != ordered[:, :-1]).all()):
@@ -95,13 +88,13 @@ class TopClasses(RowCodec, name="top_classes"):
 
     def _read(self, records: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return classes `(rows, k)`, their log-probabilities, and that of the tail `(rows, 1)`."""
-        places, width = index_width(num_classes), log_width(self.values)
+        places, width = rows.index_width(num_classes), rows.log_width(self.values)
         length = records.shape[1]
         is_full = length == num_classes * (places + width)
         k, left = divmod(length if is_full else length - width, places + width)
         if left or not 1 <= k <= num_classes or (k == num_classes) != is_full:
             raise ValueError(f"records of {length} bytes for {num_classes} classes")
-        indices = read_indices(records[:, : k * places], num_classes)
-        values = read_logs(records[:, k * places :], self.values)
+        indices = rows.read_indices(records[:, : k * places], num_classes)
+        values = rows.read_logs(records[:, k * places :], self.values)
         tail = values[:, k:] if not is_full else torch.full((len(records), 1), LEAST)
         return indices, values[:, :k], tail

@@ -9,14 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trillium.wire.codecs.rows import (
-    LEAST,
-    RowCodec,
-    expect_records,
-    index_width,
-    read_indices,
-    write_indices,
-)
+from trillium.wire.codecs import rows
+from trillium.wire.codecs.rows import LEAST, RowCodec
 
 
 class Votes(RowCodec, name="votes"):
@@ -27,14 +21,14 @@ class Votes(RowCodec, name="votes"):
 
     def encode_rows(self, log_probs: Tensor, key: int) -> Tensor:
         """Return the class; of equal ones, the first."""
-        return write_indices(log_probs.argmax(-1, keepdim=True), log_probs.shape[1])
+        return rows.write_indices(log_probs.argmax(-1, keepdim=True), log_probs.shape[1])
 
     def check(self, records: Tensor, num_classes: int) -> None:
         """Refuse what is not one class."""
-        expect_records(records, index_width(num_classes))
-        read_indices(records, num_classes)
+        rows.expect_records(records, rows.index_width(num_classes))
+        rows.read_indices(records, num_classes)
 
     def decode_rows(self, records: Tensor, num_classes: int) -> Tensor:
         """Return zero for the class and the least logarithm for the others."""
-        rows = torch.full((len(records), num_classes), LEAST)
-        return rows.scatter(1, read_indices(records, num_classes), 0.0)
+        blank = torch.full((len(records), num_classes), LEAST)
+        return blank.scatter(1, rows.read_indices(records, num_classes), 0.0)

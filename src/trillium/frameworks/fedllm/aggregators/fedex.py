@@ -13,15 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from trillium.federation.means import Contribution, weighted_mean
-from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
-from trillium.frameworks.fedllm.aggregators.lowrank import (
-    balanced,
-    low_rank,
-    products,
-    residual,
-    sent,
-    thin_svd,
-)
+from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator, lowrank
 from trillium.models.factors import Factors
 from trillium.wire.kinds import Tensors
 
@@ -48,14 +40,14 @@ class FedEx(Aggregator, name="fedex"):
     ) -> Aggregate:
         """Return the mean of all tensors and `scale * (sum w B A - mean B @ mean A)` by layer."""
         folds = {}
-        for layer in products(contributions, factors):
-            lefts, rights = residual(sent(contributions, layer), layer.scale)
+        for layer in lowrank.products(contributions, factors):
+            lefts, rights = lowrank.residual(lowrank.sent(contributions, layer), layer.scale)
             if not lefts:
                 continue
             if self.rank is None:
-                found = low_rank(lefts, rights)
+                found = lowrank.low_rank(lefts, rights)
             else:
-                u, sigma, vt = thin_svd(lefts, rights)
-                found = balanced(u[:, : self.rank], sigma[: self.rank], vt[: self.rank])
+                u, sigma, vt = lowrank.thin_svd(lefts, rights)
+                found = lowrank.balanced(u[:, : self.rank], sigma[: self.rank], vt[: self.rank])
             folds[layer.layer] = found.to(like[layer.b].dtype)
         return Aggregate(weighted_mean(contributions, like), folds)

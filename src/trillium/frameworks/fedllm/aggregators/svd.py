@@ -14,14 +14,7 @@ from typing import ClassVar, Literal
 import torch
 
 from trillium.federation.means import Contribution, weighted_mean
-from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
-from trillium.frameworks.fedllm.aggregators.lowrank import (
-    balanced,
-    products,
-    sent,
-    thin_svd,
-    without,
-)
+from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator, lowrank
 from trillium.models.factors import Factors
 from trillium.wire.kinds import Tensors
 
@@ -51,20 +44,20 @@ class Svd(Aggregator, name="svd"):
         self, contributions: Sequence[Contribution], like: Tensors, factors: Sequence[Factors]
     ) -> Aggregate:
         """Return the mean of heads, factors with the best `scale * B @ A`, and the rest by layer."""
-        layers = products(contributions, factors)
-        tensors = weighted_mean(without(contributions, layers), like)
+        layers = lowrank.products(contributions, factors)
+        tensors = weighted_mean(lowrank.without(contributions, layers), like)
         folds = {}
         for layer in layers:
-            found = sent(contributions, layer)
+            found = lowrank.sent(contributions, layer)
             # The scale is common to all clients and to the result, and so drops out.
-            u, sigma, vt = thin_svd(found.weighted(1.0), found.a)
+            u, sigma, vt = lowrank.thin_svd(found.weighted(1.0), found.a)
             rank = like[layer.a].shape[0]
-            best = balanced(u[:, :rank], sigma[:rank], vt[:rank])
+            best = lowrank.balanced(u[:, :rank], sigma[:rank], vt[:rank])
             tensors[layer.a] = like[layer.a].clone()
             tensors[layer.b] = torch.zeros_like(like[layer.b])
             tensors[layer.a][: len(best.right)] = best.right
             tensors[layer.b][:, : len(best.right)] = best.left
             if self.fold_rest and len(sigma) > rank:
-                rest = balanced(u[:, rank:], layer.scale * sigma[rank:], vt[rank:])
+                rest = lowrank.balanced(u[:, rank:], layer.scale * sigma[rank:], vt[rank:])
                 folds[layer.layer] = rest.to(like[layer.b].dtype)
         return Aggregate(tensors, folds)

@@ -39,8 +39,5 @@ class TrimmedMean(Aggregator, name="trimmed_mean"):
         num = len(contributions)
         # A hair less, so that 0.07 of 100 clients are 7 although the product is 7.000000000000001.
         asked = math.ceil(self.trim * num - 1e-9)
-        return Aggregate(
-            coordinate_wise(
-                contributions, like, partial(middle, num_trimmed=min(asked, (num - 1) // 2))
-            )
-        )
+        trimmed = partial(middle, num_trimmed=min(asked, (num - 1) // 2))
+        return Aggregate(coordinate_wise(contributions, like, trimmed))

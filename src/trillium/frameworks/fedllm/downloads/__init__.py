@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from trillium.component import Component
-from trillium.wire.kinds import MessageError, Tensors, has_values
-from trillium.wire.message import Message
+from trillium.wire.kinds import Kind, MessageError, Tensors, has_values
+from trillium.wire.message import Message, named
 from trillium.wire.wire import Wire
 
 
@@ -74,6 +74,18 @@ class Download(Component, kind="download", package="trillium.frameworks.fedllm.d
         raise NotImplementedError
 
 
+def since_start(parcel: Parcel, kind: Kind, meta: dict[str, Any] | None = None) -> Sent:
+    """Return the values that differ from those at the start, as tensors of a kind."""
+    moved = changed(parcel.target, parcel.start)
+    wanted = {name: parcel.target[name] for name in moved}
+    sent = {"sent": mark(list(parcel.target), moved), "start": digest(parcel.start), **(meta or {})}
+    message = parcel.message(named(kind, wanted), sent)
+    if not moved or parcel.wire.is_lossless(kind, "down"):
+        return Sent(message, parcel.target)
+    previewed = parcel.wire.preview(message, "down")
+    return Sent(previewed.message, {**parcel.target, **previewed.seen.expect(kind, wanted)})
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """Return 16 hexadecimal digits that depend on names, shapes and every bit of the values."""
     found = hashlib.blake2b(digest_size=8)
@@ -92,7 +104,8 @@ def changed(target: Tensors, known: Tensors) -> list[str]:
 
 def mark(names: Sequence[str], chosen: Collection[str]) -> str:
     """Return which of the names are chosen, as a hexadecimal number: one bit each."""
-    return f"{sum(1 << place for place, name in enumerate(names) if name in chosen):x}"
+    wanted = {*chosen}
+    return f"{sum(1 << place for place, name in enumerate(names) if name in wanted):x}"
 
 
 def marked(names: Sequence[str], text: object) -> list[str]:

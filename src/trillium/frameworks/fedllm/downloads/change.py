@@ -18,9 +18,9 @@ from trillium.frameworks.fedllm.downloads import (
     Sent,
     changed,
     check_start,
-    digest,
     mark,
     marked,
+    since_start,
 )
 from trillium.wire.kinds import MessageError, Tensors
 from trillium.wire.message import Message, named
@@ -44,10 +44,9 @@ class ChangeDownload(Download, name="change"):
         """Return the differences, or a snapshot, and which tensors they are of."""
         held, last = store.get(parcel.client, (None, 0))
         if held is None or parcel.is_new or parcel.number - last > self.resync_after:
-            return self._snapshot(parcel)
-        names = list(parcel.target)
+            return since_start(parcel, "snapshot", {"base": "start"})
         moved = changed(parcel.target, held)
-        meta = {"sent": mark(names, set(moved)), "base": "held"}
+        meta = {"sent": mark(list(parcel.target), moved), "base": "held"}
         wanted = {name: parcel.target[name] for name in moved}
         if parcel.wire.is_lossless("parameters", "down"):
             return Sent(parcel.message(named("parameters", wanted), meta), {**held, **wanted})
@@ -56,21 +55,6 @@ class ChangeDownload(Download, name="change"):
         seen = previewed.seen.expect("parameters", wanted)
         reached = {name: held[name] + seen[name] for name in moved}
         return Sent(previewed.message, {**held, **reached})
-
-    def _snapshot(self, parcel: Parcel) -> Sent:
-        moved = changed(parcel.target, parcel.start)
-        meta = {
-            "sent": mark(list(parcel.target), set(moved)),
-            "base": "start",
-            "start": digest(parcel.start),
-        }
-        wanted = {name: parcel.target[name] for name in moved}
-        message = parcel.message(named("snapshot", wanted), meta)
-        if not moved or parcel.wire.is_lossless("snapshot", "down"):
-            return Sent(message, parcel.target)
-        previewed = parcel.wire.preview(message, "down")
-        seen = previewed.seen.expect("snapshot", wanted)
-        return Sent(previewed.message, {**parcel.target, **seen})
 
     def state_of(self, store: dict[str, Any], client: str, is_new: bool) -> Hashable:
         """Return which copy the client holds, and since when."""

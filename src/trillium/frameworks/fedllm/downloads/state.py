@@ -8,14 +8,12 @@ from trillium.frameworks.fedllm.downloads import (
     Download,
     Parcel,
     Sent,
-    changed,
     check_start,
-    digest,
-    mark,
     marked,
+    since_start,
 )
 from trillium.wire.kinds import Tensors
-from trillium.wire.message import Message, named
+from trillium.wire.message import Message
 from trillium.wire.wire import Wire
 
 
@@ -24,16 +22,7 @@ class StateDownload(Download, name="state"):
 
     def send(self, store: dict[str, Any], parcel: Parcel) -> Sent:
         """Return the values and which they are."""
-        names = list(parcel.target)
-        moved = changed(parcel.target, parcel.start)
-        wanted = {name: parcel.target[name] for name in moved}
-        meta = {"sent": mark(names, set(moved)), "start": digest(parcel.start)}
-        message = parcel.message(named("parameters", wanted), meta)
-        if not moved or parcel.wire.is_lossless("parameters", "down"):
-            return Sent(message, parcel.target)
-        previewed = parcel.wire.preview(message, "down")
-        seen = previewed.seen.expect("parameters", wanted)
-        return Sent(previewed.message, {**parcel.target, **seen})
+        return since_start(parcel, "parameters")
 
     def receive(
         self, store: dict[str, Any], message: Message, start: Tensors, wire: Wire

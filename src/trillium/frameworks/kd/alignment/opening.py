@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 
-class Opening:
-    """Finds the longest piece that a piece begins with, if pieces can also write the rest of it.
+def openings(pieces: Iterable[str], places: Mapping[str, int]) -> list[int]:
+    """Return for each piece the place of the longest one that it begins with, -1 without any.
 
     Where one tokenizer says " tokenization" at once, another begins to say it, " token", and goes on.
-    What the first says of the longer piece holds of the shorter one, since it comes first. That
-    the rest can be written keeps whole words from standing for others that begin like them.
+    What the first says of the longer piece holds of the shorter one, since it comes first. Other
+    pieces must be able to write the rest: that keeps whole words from standing for others that begin
+    like them.
     """
+    longest = max(map(len, places), default=0)
+    return [_opening(piece, places, longest) for piece in pieces]
 
-    def __init__(self, places: Mapping[str, int]) -> None:
-        self._of = places
-        self._longest = max(map(len, places), default=0)
 
-    def find(self, pieces: Iterable[str]) -> list[int]:
-        """Return the id of the opening of each of some pieces, -1 where there is none."""
-        return [self._find(piece) for piece in pieces]
-
-    def _find(self, piece: str) -> int:
-        parts = self._split(piece)
-        return self._of[parts[0]] if parts else -1
-
-    def _split(self, piece: str) -> Sequence[str]:
-        """Return pieces that write this one, the longest first; none where they cannot."""
-        parts, start = [], 0
-        while start < len(piece):
-            ends = range(min(len(piece), start + self._longest), start, -1)
-            part = next((piece[start:end] for end in ends if piece[start:end] in self._of), None)
-            if part is None:
-                return []
-            parts.append(part)
-            start += len(part)
-        return parts
+def _opening(piece: str, places: Mapping[str, int], longest: int) -> int:
+    first, start = -1, 0
+    while start < len(piece):
+        ends = range(min(len(piece), start + longest), start, -1)
+        part = next((piece[start:end] for end in ends if piece[start:end] in places), None)
+        if part is None:
+            return -1
+        first = first if start else places[part]
+        start += len(part)
+    return first

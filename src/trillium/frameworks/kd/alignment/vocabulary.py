@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from trillium.frameworks.kd.alignment.opening import Opening
+from trillium.frameworks.kd.alignment.opening import openings
 from trillium.frameworks.kd.alignment.pieces import ROLES, Pieces, is_byte
 
 
@@ -60,7 +60,7 @@ class VocabularyMap:
 class Vocabularies:
     """Two vocabularies, one to be mapped to the other.
 
-    A token goes to the same piece of text; if there is none, to its `Opening`, which is what the
+    A token goes to the same piece of text; if there is none, to what it opens with, which is what the
     target's tokenizer would begin to write the same piece with, or to none. Special tokens go by role
     alone. Of several tokens for one piece, that with the same spelling is taken, then one that is no
     byte of SentencePiece's, then the first.
@@ -101,9 +101,8 @@ def _make(pair: Vocabularies, spaces: int) -> VocabularyMap:
         elif not is_role and piece:
             lacking.append((token, piece))
     words = {piece: token for piece, token in same.first.items() if piece not in roles}
-    finder = Opening(words)
     respelled = [pair.target.respelled(piece) for _, piece in lacking]
-    for (token, _), place in zip(lacking, finder.find(respelled), strict=True):
+    for (token, _), place in zip(lacking, openings(respelled, words), strict=True):
         index[token] = place
     none = sum(int(index[token] < 0) for token, _ in pair.source.known(pair.num_sources))
     total = sum(1 for _ in pair.source.known(pair.num_sources))
