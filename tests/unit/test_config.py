@@ -206,6 +206,8 @@ def test_a_grid_multiplies_arms_and_words_replace_it() -> None:
     assert {*comparison(tree, {}, ["a", "b_iid_small"]).arms} == {*arms[:2], "b_iid_small"}
     one = comparison(tree, parse_overrides(["data.partition=shard"]), ["a"]).experiments([0])
     assert [(key, c.data.partition.name) for key, c in one.items()] == [(("a", 0), "shard")]
+    words = ["a.data.partition=shard", "b.rounds=2"]
+    assert [*comparison(tree, parse_overrides(words)).arms] == ["a", *arms[2:]]
     swept = comparison(tree, {}, ["a"], [("data.partition", ("iid", "shard"))])
     assert [*swept.arms] == ["a_iid", "a_shard"]
     for grid, why in (({"rounds": 3}, "neither a list"), ({"rounds": [1, 1]}, "two arms called")):

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge
-from trillium.config.sweep import Sweep, grid, swept
+from trillium.config.sweep import Sweep, expanded, grid
 from trillium.errors import UserError, suggest
 
 Arms = dict[str, Tree]
@@ -93,8 +93,8 @@ def comparison(
 
     Args:
         tree: the recipe; keys beside `OWN_KEYS` are common to all.
-        overrides: a key that is the label of an arm holds settings of that arm alone. What they set
-            is not swept by the recipe's grid any more.
+        overrides: a key that is the label of an arm holds settings of that arm alone. What they set,
+            the recipe's grid does not sweep any more.
         only: labels of the arms to keep, with or without what a grid adds to them; all without any.
         sweeps: more of them, in place of those of the grid on the same path.
 
@@ -103,20 +103,17 @@ def comparison(
     """
     base, arms = _laid(tree, overrides)
     named = {path for path, _ in sweeps}
-    axes = [
-        (path, values)
-        for path, values in grid(_mapping(tree, "grid"))
-        if path not in named and not _has(overrides, path)
-    ]
-    expanded = _expanded(arms, [*axes, *sweeps])
-    for word in only:
-        if not any(word == label or word in found for label, found in expanded.items()):
+    axes = [axis for axis in grid(_mapping(tree, "grid")) if axis[0] not in named]
+    made = expanded(arms, [*_left(axes, arms, overrides), *sweeps])
+    words = list(only)
+    for word in words:
+        if not any(word == label or word in found for label, found in made.items()):
             raise UserError(f"--only {word}", "the recipe has no such arm", suggest(word, arms))
     kept = {
         name: arm
-        for label, found in expanded.items()
+        for label, found in made.items()
         for name, arm in found.items()
-        if not (words := [*only]) or label in words or name in words
+        if not words or label in words or name in words
     }
     return _checked({**tree, "base": base, "arms": kept})
 
@@ -149,7 +146,7 @@ def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()
 def choices(tree: Mapping[str, Any]) -> dict[str, Arms]:
     """Return the settings that each point of the tuning grid stands for, by arm and label."""
     arms: Arms = {label: {} for label in _tuned(tree)}
-    return _expanded(arms, grid(_mapping(tree["tuning"], "grid")))
+    return expanded(arms, grid(_mapping(tree["tuning"], "grid")))
 
 
 def with_choices(tree: Mapping[str, Any], overrides: Tree, chosen: Arms) -> Tree:
@@ -188,27 +185,6 @@ def _tuned(tree: Mapping[str, Any]) -> list[str]:
     return [label for label in arms if label in heads or not heads <= arms.keys()]
 
 
-def _expanded(arms: Arms, axes: Sequence[Sweep]) -> dict[str, Arms]:
-    """Return what sweeps make of each arm; a path that begins with an arm's label is its own.
-
-    Raises:
-        UserError: two arms would have the same label.
-    """
-    found: dict[str, Arms] = {}
-    for label, arm in arms.items():
-        heads = [(path.split(".")[0], (path, values)) for path, values in axes]
-        own = [axis for head, axis in heads if head == label or head not in arms]
-        found[label] = swept({label: arm}, own)
-        for other, made in found.items():
-            if other != label and (both := made.keys() & found[label].keys()):
-                raise UserError(
-                    f"two arms called {min(both)}",
-                    f"a sweep of {label} ends as the label of {other} does",
-                    "Rename one of them",
-                )
-    return found
-
-
 def _mapping(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """Return a key of a recipe that holds a mapping; an empty one where it is not there.
 
@@ -218,6 +194,19 @@ def _mapping(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = tree.get(key) or {}
     if not isinstance(found, Mapping):
         raise UserError(f"{key}={found!r}", "it is no mapping", f"Write {key}: {{name: …}}")
+    return found
+
+
+def _left(axes: Sequence[Sweep], arms: Arms, overrides: Tree) -> list[Sweep]:
+    """Return the sweeps that overrides leave: what they set of an arm is not swept for it."""
+    found = []
+    for path, values in axes:
+        head = path.split(".")[0]
+        if head in arms:
+            found += [] if _has(overrides, path) else [(path, values)]
+        elif not _has(overrides, path):
+            own = [label for label in arms if not _has(overrides, f"{label}.{path}")]
+            found += [(f"{label}.{path}", values) for label in own]
     return found
 
 

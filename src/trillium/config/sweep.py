@@ -65,23 +65,26 @@ def grid(tree: Mapping[str, Any]) -> list[Sweep]:
     return found
 
 
-def swept(arms: Mapping[str, Tree], sweeps: Sequence[Sweep]) -> dict[str, Tree]:
-    """Return an arm for each combination of values; a path that begins with an arm's label is its own.
+def expanded(arms: Mapping[str, Tree], sweeps: Sequence[Sweep]) -> dict[str, dict[str, Tree]]:
+    """Return what sweeps make of each arm: one for each combination of values, by their labels.
+
+    A path that begins with an arm's label is of that arm alone.
 
     Raises:
         UserError: two arms would have the same label.
     """
-    found: dict[str, Tree] = {}
+    found: dict[str, dict[str, Tree]] = {}
     for label, tree in arms.items():
         own = [
             (path.removeprefix(f"{label}."), values)
             for path, values in sweeps
             if path.split(".")[0] == label or path.split(".")[0] not in arms
         ]
+        found[label] = {}
         for chosen in itertools.product(*(values for _, values in own)):
             pairs = list(zip((path for path, _ in own), chosen, strict=True))
             name = label + "".join(_ending(path, value) for path, value in pairs)
-            if name in found:
+            if any(name in made for made in found.values()):
                 raise UserError(
                     f"two arms called {name}",
                     "the last words of two settings are the same",
@@ -89,9 +92,15 @@ def swept(arms: Mapping[str, Tree], sweeps: Sequence[Sweep]) -> dict[str, Tree]:
                 )
             settings: Tree = {}
             for path, value in pairs:
-                settings = merge(settings, settings_of(path, value))
-            found[name] = merge(tree, settings)
+                settings = merge(settings, _settings(path, value))
+            found[label][name] = merge(tree, settings)
     return found
+
+
+def swept(arms: Mapping[str, Tree], sweeps: Sequence[Sweep]) -> dict[str, Tree]:
+    """Return all arms that sweeps make."""
+    made = expanded(arms, sweeps).values()
+    return {name: tree for trees in made for name, tree in trees.items()}
 
 
 def curves(labels: Iterable[str], sweep: Sweep) -> dict[str, dict[float, str]]:
@@ -110,7 +119,7 @@ def curves(labels: Iterable[str], sweep: Sweep) -> dict[str, dict[float, str]]:
     return found
 
 
-def settings_of(path: str, value: Any) -> Tree:
+def _settings(path: str, value: Any) -> Tree:
     """Return the settings that a value of a sweep stands for."""
     if isinstance(value, Settings):
         return value.tree
