@@ -28,6 +28,9 @@ COMPONENTS: tuple[type[Component], ...] = (Aggregator, Codec, Mask, Partition, F
 NODES = [f"client-{number}" for number in range(3)]
 
 
+pytest.register_assert_rewrite("deployed", "resumed")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs benchmark data that is not beside the repository."""
     for mark in item.iter_markers("shared_data"):

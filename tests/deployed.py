@@ -102,20 +102,28 @@ def ledger(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in line.items() if k != "seconds"}
-        for line in lines_of(folder / "metrics.jsonl")
-    ]
+    lines = lines_of(folder / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def assert_equal(folder: Path, local: Path) -> None:
-    """Two finished run folders hold the same bytes, weights and figures."""
-    assert ledger(folder) == ledger(local)
+    """Two finished run folders hold the same bytes and weights, and figures as exact as they are.
+
+    In one process, clients whose batches have the same shape share what is measured, whatever part of
+    their texts is to be learnt: peaks are a little off. Means over clients are sums in any order.
+    """
+    crossed, evaluated = ledger(local), metrics(local)
+    for entry in (entry for entries in crossed.values() for entry in entries):
+        if entry.get("peak_bytes"):
+            entry["peak_bytes"] = pytest.approx(entry["peak_bytes"], rel=0.01)
+    for line in evaluated:
+        floats = {key: value for key, value in line.items() if isinstance(value, float)}
+        line |= {key: pytest.approx(value, rel=1e-12) for key, value in floats.items()}
+    assert ledger(folder) == crossed
+    assert metrics(folder) == evaluated
     trained = [path / "adapter" / "adapter_model.safetensors" for path in (folder, local)]
     assert len({path.read_bytes() if path.exists() else None for path in trained}) == 1
-    status = json.loads((folder / "status.json").read_text())
-    assert status["state"] == "finished"
-    assert metrics(folder) == metrics(local)
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 
 
 def run_in_threads(

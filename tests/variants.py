@@ -50,6 +50,11 @@ class Variant:
         return self.framework not in silent and "framework.direction=client" not in self.words
 
     @property
+    def repeats(self) -> bool:
+        """Whether the same seed gives the same run: the noise of a defence is nobody's to foresee."""
+        return not any("defence" in word for word in self.words)
+
+    @property
     def dropout(self) -> tuple[str, ...]:
         """The words for dropout, before its own: what is kept or sent as changes may not be random."""
         text = " ".join(self.words)

@@ -24,7 +24,7 @@ FAST = ("fedllm", "fedllm gradient", "fedllm scaffold", "fedkseed", "kd", "kd cl
         "local_only class means")  # fmt: skip
 MORE = ("zero_shot", "local_only", "centralised", "fedllm head, ridge")
 MODELS = ("fedllm llama, causal_lm", "kd gpt2, causal_lm", "split llama, causal_lm")
-each = pytest.mark.parametrize("variant", cases((*FAST, *MORE, *MODELS)))
+each = pytest.mark.parametrize("variant", cases((*FAST, *MORE, *MODELS), lambda v: v.repeats))
 each_that_asks = pytest.mark.parametrize("variant", cases(FAST, lambda variant: variant.asks_all))
 
 

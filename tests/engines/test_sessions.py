@@ -28,7 +28,9 @@ class Killed(BaseException):
     """What a process that is killed would never get to handle."""
 
 
-@pytest.mark.parametrize("variant", cases(FAST, lambda v: v.framework != "centralised"))
+@pytest.mark.parametrize(
+    "variant", cases(FAST, lambda v: v.framework != "centralised" and v.repeats)
+)
 def test_sessions_equal_the_local_engine(
     hub: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Variant
 ) -> None:
