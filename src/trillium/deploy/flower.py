@@ -102,10 +102,7 @@ def write_connection(home: Path, address: str, authority: Path) -> None:
 
 
 class Flwr:
-    """The verbs of `flwr`, said to one SuperLink from a folder.
-
-    Its environment has the FLWR_HOME that `write_connection` wrote to.
-    """
+    """The verbs of `flwr`, said to the SuperLink of the home that `write_connection` wrote to."""
 
     def __init__(self, variables: Mapping[str, str], folder: Path) -> None:
         self._variables, self._folder = variables, folder

@@ -64,15 +64,10 @@ def write_app(
     settings: Mapping[str, Value],
     names: Sequence[str],
 ) -> list[Path]:
-    """Write a Flower app, and what operator and data owners need around it, into a new folder.
+    """Write a Flower app, and what operator and data owners need around it; return the files.
 
-    Args:
-        recipe_text: the experiment as YAML; shipped to the nodes with the app.
-        settings: what differs from the defaults in `SETTINGS`. `min-nodes` is the number of names
-            without one.
-
-    Returns:
-        The files, relative to the folder.
+    The recipe is shipped to the nodes with the app. `settings` are what differs from `SETTINGS`;
+    `min-nodes` is the number of names without one.
     """
     check_absent(target)
     check_names(names)

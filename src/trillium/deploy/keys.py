@@ -42,12 +42,9 @@ Authority = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 def make_keys(folder: Path, hosts: Sequence[str], names: Sequence[str]) -> list[Path]:
     """Make what is missing in a folder of certificates and keys, and return these files.
 
-    What is there stays as it is, and must be whole and for the same hosts.
-
-    Args:
-        folder: made if it is missing, readable for its owner only.
-        hosts: DNS names and IP addresses under which nodes reach the server; may be empty once there
-            is a server certificate.
+    What is there stays as it is, and must be whole and for the same hosts: the DNS names and IP
+    addresses under which nodes reach the server, which may be left out once there is a server
+    certificate.
     """
     for name in names:
         check_node(name)
@@ -69,10 +66,7 @@ def make_keys(folder: Path, hosts: Sequence[str], names: Sequence[str]) -> list[
 
 
 def make_authority(folder: Path) -> list[Path]:
-    """Make the authority's certificate and key, and the folder; return the files.
-
-    An authority that is there, or has signed what is there, is not replaced.
-    """
+    """Make the authority's certificate and key, and the folder, if none was there; return the files."""
     orphans = [name for name in ("server.crt", "nodes") if (folder / name).exists()]
     if orphans and not (folder / "ca.crt").exists():
         raise UserError(

@@ -171,10 +171,7 @@ class Federation:
     def wait(
         self, run: int, seconds: float, on_line: Callable[[str], object] | None = None
     ) -> RunStatus:
-        """Wait for the end of a run, which goes on if it takes longer.
-
-        `on_line` gets each line of the ServerApp's log, once.
-        """
+        """Wait for a run to end, or until time is up; `on_line` gets each line of its log, once."""
         deadline = time.monotonic() + seconds
         num_lines = 0
         while True:

@@ -29,8 +29,7 @@ def deploy(
 ) -> FederatedData:
     """Write the Flower app of a recipe, what is around it, and the server's own data; return all data.
 
-    Test set, public set and class names come from the recipe's data; the rows that would be the
-    clients' are not written anywhere.
+    The rows that would be the clients' are not written anywhere.
     """
     data = load_data(config.data, config.task.data_form, config.seed)
     recipe = to_yaml(config.tree())
@@ -73,10 +72,7 @@ def prepare_here(config: ExperimentConfig, target: Path) -> dict[str, dict[str, 
 
 
 def federation(target: Path, nodes: Mapping[str, Mapping[str, Value]]) -> Federation:
-    """Return the processes of a deployment on this machine, not started yet.
-
-    They share the machine's cores, so that none waits for threads that another one holds.
-    """
+    """Return the processes of a deployment on this machine, which share its cores, not started yet."""
     cores = os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // len(nodes))))
     return Federation(

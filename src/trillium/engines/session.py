@@ -43,12 +43,7 @@ class SessionRefused(RuntimeError):  # noqa: N818 - it is what happened, and is 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a session was.
-
-    Attributes:
-        complete: whether the server ended it, as opposed to a link that could not be restored.
-        asks: how many asks were answered, errors included.
-    """
+    """What a session was; `complete` if the server ended it, not a link lost for good."""
 
     closed: str
     complete: bool

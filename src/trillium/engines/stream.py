@@ -37,12 +37,9 @@ class SessionServer:
     """Lets clients in, carries asks to them, and lets them go.
 
     Threads may call everything here at the same time. A server that is not closed keeps the process
-    alive, so use it in a `with` block.
-
-    Args:
-        address: `host:port` to listen on; port 0 takes a free one.
-        on_change: called with `(client, "joined" | "lost" | "refused", reason)`, in the order of the
-            events and never twice at once; must return soon.
+    alive, so use it in a `with` block. It listens on `host:port`; port 0 takes a free one.
+    `on_change` is called with `(client, "joined" | "lost" | "refused", reason)`, in the order of
+    the events and never twice at once; it must return soon.
     """
 
     def __init__(

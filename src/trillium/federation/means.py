@@ -22,12 +22,10 @@ _CHUNK = 2**15  # entries at a time: a sum's temporaries stay in the cache, and 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one client sent.
+    """What one client sent, weighted by its examples or supervised tokens.
 
-    Attributes:
-        weight: its examples, or supervised tokens; positive.
-        tensors: by parameter name. Some may lack, where a client adapts fewer layers; a client of a
-            lower rank `r_k` sends the first `r_k` rows of `A` and columns of `B`.
+    Tensors may lack, where a client adapts fewer layers; a client of a lower rank `r_k` sends the
+    first `r_k` rows of `A` and columns of `B`.
     """
 
     client: str
@@ -36,10 +34,7 @@ class Contribution:
 
 
 class RunningMean:
-    """A weighted mean for each name, over those who sent it; memory does not grow with their number.
-
-    Two float64 numbers per entry are all that is held.
-    """
+    """A weighted mean for each name, over those who sent it, in two float64 numbers per entry."""
 
     def __init__(self) -> None:
         self._sums: dict[str, _Sum] = {}

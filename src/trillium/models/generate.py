@@ -17,12 +17,10 @@ from transformers import GenerationConfig
 
 @dataclass(frozen=True)
 class Writing:
-    """How text is written.
+    """How text is written: the most probable tokens if the temperature, which divides logits, is 0.
 
-    Attributes:
-        temperature: divides the logits; with 0 the most probable token is taken, and none is drawn.
-        top_p: draw from the most probable tokens that have so much probability together (nucleus
-            sampling, Holtzman et al., 2020, arXiv 1904.09751).
+    `top_p` draws from the most probable tokens that have so much probability together (nucleus
+    sampling, Holtzman et al., 2020, arXiv 1904.09751).
     """
 
     max_new_tokens: int
@@ -65,9 +63,9 @@ def write_whole(
     prompts: Sequence[Sequence[int]],
     **settings: Any,
 ) -> list[list[int]]:
-    """Return what a whole model writes after each prompt, with the token that ended it.
+    """Return what a whole model writes after each prompt, up to the token that ended it.
 
-    No prompt may be empty; the settings are those of Hugging Face's `GenerationConfig`.
+    The settings are those of Hugging Face's `GenerationConfig`.
     """
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
     # Checkpoints bring settings of their own, such as a penalty: what is left open, they fill in.

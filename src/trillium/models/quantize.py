@@ -24,9 +24,8 @@ def quantization(
 ) -> dict[str, Any]:
     """Return what `from_pretrained` must be told to quantise the linear layers of a model on loading.
 
-    Args:
-        kind: `nf4` (4-bit normal floats in blocks, scales quantised again) or `int8` (a scale per row).
-        dtype: of activations, and of what is not quantised.
+    `nf4` are 4-bit normal floats in blocks, whose scales are quantised again; `int8` has a scale
+    per row. Activations, and what is not quantised, are of `dtype`.
     """
     if kind == "none":
         return {}

@@ -19,11 +19,8 @@ class Yogi(torch.optim.Optimizer):
     Adam whose second moment moves by at most the squared gradient, so that one round of large
     updates is not forgotten all at once nor lets the step jump:
     `m = b1 m + (1 - b1) g`, `v = v - (1 - b2) g^2 sign(v - g^2)`, `x = x - lr m / (sqrt(v) + eps)`.
-    Moments are not corrected for their start: `v` begins at `eps^2`.
-
-    Args:
-        betas: `b1` and `b2`.
-        eps: how adaptive it is, the tau of the paper; a large one makes it plain momentum.
+    Moments are not corrected for their start: `v` begins at `eps^2`. A large `eps`, the tau of the
+    paper, makes it plain momentum.
     """
 
     def __init__(

@@ -51,12 +51,7 @@ class MessageError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a receiver accepts before it looks at the content of a message.
-
-    Attributes:
-        max_bytes: length of the whole encoded message, and of what its tensors decode to.
-        max_header_bytes: length of the JSON header (names, shapes, metadata).
-    """
+    """What a receiver accepts of a message and its header, before it looks at the content."""
 
     max_bytes: int = 4 * 1024**3
     max_header_bytes: int = 16 * 1024**2

@@ -188,11 +188,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes, limits: Limits = Limits()) -> Message:
-    """Turn bytes from a peer into a message, checking everything before any of it is used.
-
-    Raises:
-        MessageError: the bytes are not a message of this version, or exceed the limits.
-    """
+    """Check all of a peer's bytes and return the message; `MessageError` if they are none."""
     header = _checked_header(data, limits)
     try:
         verb, meta = json.loads(header.pop("__metadata__")["m"])
@@ -248,10 +244,7 @@ def _check_tensor(name: str, info: Any, limits: Limits) -> None:
 
 
 def received(message: Message, name: str, num_rows: int, num_classes: int) -> SoftLabels:
-    """Return soft labels of a message after a look at every row, but without decoding them.
-
-    It raises `MessageError` if they are missing, of another shape, or unreadable.
-    """
+    """Return checked but still encoded soft labels of a message; `MessageError` if they do not fit."""
     if name in message.encoded:
         labels = replace(message.encoded[name], num_classes=num_classes)
     elif name in message.tensors:

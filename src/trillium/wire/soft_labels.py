@@ -92,11 +92,8 @@ class SoftLabels:
 class Teacher:
     """What students learn from: soft labels for the predictions of some examples, or for some of them.
 
-    Attributes:
-        labels: of the predictions that it speaks of, in order.
-        present: which of all predictions these are, bool `(rows,)`.
-        classes: where a student has another vocabulary, the class of the labels that each of its own
-            belongs to, int64 `(student's classes,)`; -1 for none.
+    `present` says which of all predictions these are, bool `(rows,)`. Where a student has another
+    vocabulary, `classes` are those of the labels that its own belong to, int64; -1 for none.
     """
 
     labels: SoftLabels

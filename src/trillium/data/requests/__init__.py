@@ -15,12 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Intent:
-    """What a customer can want, and how it is said.
-
-    Attributes:
-        area: the file the intent is from; asides never come from the request's own area.
-        phrasings: templates by split, `train` and `test`.
-    """
+    """What a customer can want, its area (asides come from others), and how it is said, by split."""
 
     name: str
     area: str

@@ -79,10 +79,7 @@ class ClosedForm(Head):
         return None
 
     def solve(self, statistics: Statistics, intercept: bool) -> Solution:
-        """Return the head on standardised features from the pooled statistics.
-
-        Features are only centred if the head has a bias, the `intercept`.
-        """
+        """Return the head on standardised features, which are centred only if it has an intercept."""
         raise NotImplementedError
 
     def check(self, config: Setting) -> None:

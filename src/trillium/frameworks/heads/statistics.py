@@ -31,10 +31,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The standardisation `(x - mean) / deviation` that all sides share, both `(width,)`.
-
-    The deviation of a constant feature is 1.
-    """
+    """The standardisation `(x - mean) / deviation`, `(width,)`; a constant feature's deviation is 1."""
 
     mean: Tensor
     deviation: Tensor
@@ -90,10 +87,8 @@ def pooled_scaling(moments: Sequence[tuple[float, Tensor, Tensor]], centre: bool
 class Statistics:
     """Sums over rows of standardised features `x`, one class each.
 
-    Attributes:
-        counts: rows of each class `(classes,)`.
-        means: mean of each class `(classes, features)`, zero where there is none.
-        products: mean of `x x'` over all rows, `(features, features)`; not all heads need it.
+    Counts `(classes,)`, the mean of each class `(classes, features)`, zero where there is none,
+    and, for some heads, the mean of `x x'` over all rows, `(features, features)`.
     """
 
     counts: Tensor

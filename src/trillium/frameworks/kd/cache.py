@@ -17,10 +17,7 @@ from trillium.wire.soft_labels import SoftLabels, Teacher
 
 
 class LabelCache:
-    """The teacher's labels of the last rounds, by public example, in a store.
-
-    A label that was made in round r is fresh until r + duration - 1.
-    """
+    """The teacher's labels by public example; one of round r is fresh until r + duration - 1."""
 
     def __init__(self, store: dict[str, Any], duration: int) -> None:
         self._made: dict[int, int] = store.setdefault("made", {})

@@ -48,10 +48,7 @@ def describe_dialects(server: Server) -> None:
 def opinion_of(
     server: Server, fleet: Fleet, client: str, opinion: Opinion, wanted: Sequence[int]
 ) -> tuple[Opinion, Metrics]:
-    """Return what a client says in the server's dialect, and what could not be translated.
-
-    What is translated is kept with the client's codecs.
-    """
+    """Return what a client says in the server's dialect, and what could not be translated."""
     dialect = server.dialects.get(client)
     if dialect is None:
         return opinion, {}

@@ -88,14 +88,11 @@ def distillation_objective(
     *,
     apart: bool = False,
 ) -> Objective:
-    """Return what a student minimises.
+    """Return what a student minimises; predictions that the teacher does not speak of add nothing.
 
-    Args:
-        task: chooses the predictions that count, equally for teacher and student.
-        public: the examples whose predictions the teacher's rows are, in order.
-        teacher: softened by the temperature; predictions that it does not speak of add nothing.
-        apart: whether the last layer is applied some rows at a time, and again in the backward pass,
-            so that no more logits exist at once than of these rows.
+    The teacher is softened by the temperature. If the last layer is to be `apart`, it is applied
+    some rows at a time, and again in the backward pass, so that no more logits exist at once than
+    of these.
     """
     slices, labels, places = row_slices(task, public), teacher.labels, teacher.places
 

@@ -26,8 +26,7 @@ class Opinions:
             a client said nothing.
         present: whether a client said something, bool `(clients, rows)`.
         sizes: weight of each client in means, `(clients,)` float64.
-        counts: how many examples of each class a client has, `(clients, classes)` float64; `None`
-            unless the ensemble asks for it.
+        counts: examples of each class, `(clients, classes)` float64, if the ensemble asks for it.
         targets: label of each row, `(rows,)` int64, `IGNORE` where there is none.
     """
 
@@ -198,10 +197,7 @@ class SizeWeighted(Ensemble, name="size_weighted"):
 
 
 class Variance(Ensemble, name="variance"):
-    """Weights by the variance of a client's logits over the classes, sample by sample.
-
-    Fed-ET (Cho et al., 2022, arXiv 2204.12703).
-    """
+    """Weights by the variance of logits over classes: Fed-ET (Cho et al., 2022, arXiv 2204.12703)."""
 
     def weights(self, opinions: Opinions) -> Tensor:
         """Return the variances, which log-probabilities have in common with logits."""

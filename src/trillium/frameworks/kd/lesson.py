@@ -60,10 +60,7 @@ def read_lesson(
     cache: LabelCache | None,
     num_classes: int,
 ) -> tuple[list[int], Teacher]:
-    """Return the examples to learn from and their teacher, after an update of the client's cache.
-
-    `MessageError` says that the labels are unreadable, not of the examples, or too few.
-    """
+    """Return the examples to learn from and their teacher, after an update of the client's cache."""
     used = read_mask(message, "control/used", len(public))
     which = "control/sent" if "control/sent" in message.tensors else "control/used"
     sent = read_mask(message, which, len(public))

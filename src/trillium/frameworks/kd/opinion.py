@@ -11,13 +11,10 @@ from trillium.wire.soft_labels import SoftLabels
 
 @dataclass(frozen=True)
 class Opinion:
-    """What one client has answered.
+    """What one client has answered about the examples that it was asked about, in order.
 
-    Attributes:
-        labels: its predictions for the examples that it was asked about, in order.
-        counts: how many examples of each class it has, `(classes,)`, if asked for.
-        present: which of these predictions could be told in the server's tokens, bool `(rows,)`; all
-            where it is left out.
+    `counts` are its examples of each class, if asked for; `present` says which predictions could be
+    told in the server's tokens, all where it is left out.
     """
 
     weight: float

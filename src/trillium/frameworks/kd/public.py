@@ -38,11 +38,7 @@ def encode_public(rows: Dataset, *, labelled: bool) -> Message:
 
 
 def decode_public(message: Message, data_form: str, num_classes: int) -> dict[str, list[Any]]:
-    """Return the columns of the public set of a message.
-
-    `MessageError` says that it is no JSON, or holds other columns, types or classes than the task
-    has.
-    """
+    """Return the columns of the public set; `MessageError` unless it has those of the task."""
     data = message.tensor("public/rows", torch.uint8, (None,))
     try:
         columns = json.loads(data.numpy().tobytes())

@@ -11,15 +11,12 @@ from trillium.component import Component
 
 
 class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
-    """Chooses the trainable parameters of a model; all others are frozen.
-
-    `freezes` tells whether there are any others.
-    """
+    """Chooses the trainable parameters; all others, if it `freezes` any, are frozen."""
 
     freezes: ClassVar[bool] = True
 
     def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
-        """Return the model with exactly the trainable parameters requiring gradients.
+        """Return the model with exactly the trainable parameters requiring gradients, or refuse it.
 
         The layers of the task head all train; `trillium.models.heads` narrows that down.
 
@@ -27,8 +24,5 @@ class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
             peft_task: PEFT's name of the task, `SEQ_CLS` or `CAUSAL_LM`.
             keep: names of modules whose weights no checkpoint holds: they stay frozen, and are saved
                 with the adapter.
-
-        Raises:
-            UserError: the adapter does not fit the model or the task.
         """
         raise NotImplementedError

@@ -26,10 +26,7 @@ def shape_part(tensor: Tensor) -> Tensor:
 
 
 def read_shape(part: Tensor, itemsize: int = 4) -> tuple[int, ...]:
-    """Return the shape that a peer claims for a tensor that is to be allocated.
-
-    It raises `ValueError` if it is none, or of a larger tensor than a message may hold.
-    """
+    """Return the shape that a peer claims, or `ValueError` if it is none, or too large to allocate."""
     if part.dtype != torch.int64 or part.dim() != 1 or len(part) > LIMITS.max_dims:
         raise ValueError(f"a shape that is {part.dtype} {tuple(part.shape)}")
     shape = tuple(part.tolist())

@@ -35,10 +35,7 @@ class RowCodec(Codec):
         return self
 
     def encode_rows(self, log_probs: Tensor, key: int) -> Tensor:
-        """Return records `(rows, length)` of normalised log-probabilities `(rows, classes)`.
-
-        Each depends on its own row, and on the key if it is drawn.
-        """
+        """Return records `(rows, length)` of normalised log-probabilities, each by its row and key."""
         raise NotImplementedError
 
     def check(self, records: Tensor, num_classes: int) -> None:

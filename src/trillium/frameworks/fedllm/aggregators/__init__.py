@@ -14,12 +14,10 @@ from trillium.wire.kinds import Tensors
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What the contributions of a round became.
+    """What the contributions of a round became, in shapes and dtypes of what the server holds.
 
-    Attributes:
-        tensors: by name, in shapes and dtypes of what the server holds; names that nobody sent, and
-            factors of LoRA that went into the base weight, are absent.
-        folds: by layer, what its base weight `(out, in)` changes by, LoRA's scale included.
+    `folds` are by layer what base weights `(out, in)` change by, LoRA's scale included. Names that
+    nobody sent, and factors of LoRA that are folded, are not among the tensors.
     """
 
     tensors: Tensors
@@ -65,9 +63,8 @@ class Aggregator(Component, kind="aggregator", package="trillium.frameworks.fedl
     def begin(self, like: Tensors, factors: Sequence[Factors]) -> Reduction:
         """Start the aggregation of a round.
 
-        Args:
-            like: what the server holds, by name: the received values of what clients may send.
-            factors: the layers with LoRA; all other tensors are averaged by themselves.
+        `like` is what the server holds of what clients may send. Tensors that are no factors are
+        averaged by themselves.
         """
         return _Collected(self, like, factors)
 

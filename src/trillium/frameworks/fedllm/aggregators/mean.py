@@ -15,10 +15,7 @@ from trillium.wire.kinds import Tensors
 
 
 class Mean(Aggregator, name="mean"):
-    """The mean, weighted by examples (supervised tokens for language modelling).
-
-    It holds one sum, however many clients there are. Each tensor is averaged over those who sent it.
-    """
+    """The mean of each tensor over those who sent it, weighted by examples or supervised tokens."""
 
     def begin(self, like: Tensors, factors: Sequence[Factors]) -> MeanOfRound:
         """Start a sum."""

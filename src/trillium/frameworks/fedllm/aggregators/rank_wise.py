@@ -21,10 +21,7 @@ from trillium.wire.kinds import Tensors
 
 
 class RankWise(Aggregator, name="rank_wise"):
-    """The weighted mean of each component over those who have it; clients may mix ranks.
-
-    Components that nobody sent do not change.
-    """
+    """The weighted mean of each component over those who have it, if any; clients may mix ranks."""
 
     mixes_ranks: ClassVar[bool] = True
 

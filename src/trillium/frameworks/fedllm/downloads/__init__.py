@@ -67,10 +67,7 @@ class Download(Component, kind="download", package="trillium.frameworks.fedllm.d
     def receive(
         self, store: dict[str, Any], message: Message, start: Tensors, wire: Wire
     ) -> Tensors:
-        """The client's half: return what it now holds; `store` is what this object keeps there.
-
-        `MessageError` says that what `send` made does not fit what this client holds.
-        """
+        """The client's half: return what it now holds; `MessageError` if that does not fit."""
         raise NotImplementedError
 
 

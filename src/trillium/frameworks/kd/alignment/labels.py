@@ -67,10 +67,7 @@ def translate_labels(
     vocabularies: Vocabularies,
     writer: Writer,
 ) -> Translated:
-    """Translate the source's soft labels, some rows at a time.
-
-    The writer is fresh, for `len(alignment.rows)` rows with `vocabularies.num_targets` classes.
-    """
+    """Translate the source's soft labels, some rows at a time; the writer is of the target's form."""
     rows = alignment.rows
     maps = {spaces: vocabularies.map(spaces) for spaces in set(alignment.spaces.tolist())}
     lost = torch.zeros(len(rows))

@@ -14,12 +14,7 @@ from trillium.frameworks.kd.alignment.pieces import ROLES, Pieces, is_byte
 
 @dataclass(frozen=True)
 class VocabularyAccount:
-    """How many tokens of a vocabulary were mapped, and why.
-
-    Attributes:
-        exact: to the same piece of text, but for what the other tokenizer does not keep.
-        role: to the token of the same role, such as the end of a text.
-    """
+    """How many tokens were mapped: to the same text, to the same role, to a similar one, to none."""
 
     exact: int
     role: int
@@ -41,13 +36,10 @@ class VocabularyAccount:
 
 @dataclass(frozen=True, eq=False)
 class VocabularyMap:
-    """The token of a target vocabulary for each token of a source vocabulary.
+    """The token of a target vocabulary for each token of a source vocabulary, int64; -1 for none.
 
-    Attributes:
-        index: token of the target for each entry of the source's logits, int64 `(source classes,)`;
-            -1 where there is none.
-        free: entries of the target's logits that share the mass of what has no counterpart, int64:
-            the tokens that nothing is mapped to, or all tokens if there are no such.
+    `free` are the tokens that share the mass of what has no counterpart: those that nothing is
+    mapped to, or all tokens if there are no such.
     """
 
     index: Tensor
