@@ -17,12 +17,11 @@ from tiny import EXACT, TARGETS, federation, perturb, plain_batch, plain_model
 from trillium.errors import UserError
 from trillium.federation.means import Contribution
 from trillium.frameworks.fedllm.aggregators import Aggregator
+from trillium.frameworks.fedllm.aggregators.coordinates import Median, TrimmedMean
 from trillium.frameworks.fedllm.aggregators.geometric_median import GeometricMedian
 from trillium.frameworks.fedllm.aggregators.krum import Krum
 from trillium.frameworks.fedllm.aggregators.mean import Mean
-from trillium.frameworks.fedllm.aggregators.median import Median
 from trillium.frameworks.fedllm.aggregators.norm_clip import NormClip
-from trillium.frameworks.fedllm.aggregators.trimmed_mean import TrimmedMean
 from trillium.wire.kinds import Tensors
 
 Array = np.ndarray[Any, Any]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from flwr.app import RecordDict
 
@@ -21,6 +21,7 @@ from trillium.federation.fleet import Gathered, Lost
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.5
+T = TypeVar("T")
 
 
 class MessageEngine:
@@ -47,7 +48,7 @@ class MessageEngine:
         }
         seconds = self._patience.deadline_seconds
         for node, content in self._mail.exchange("ask", contents, seconds):
-            yield names[node], content if isinstance(content, Lost) else _reply(content)
+            yield names[node], _read(content, bytes_of)
 
     def gather(self, need: int) -> Gathered:
         """Wait for enough nodes, and ask those that are new who they are."""
@@ -60,7 +61,7 @@ class MessageEngine:
             contents = {node: opening_record(self._opening) for node in fresh}
             seconds = self._patience.deadline_seconds
             for node, content in self._mail.exchange("settle", contents, seconds):
-                reply = content if isinstance(content, Lost) else _settled(content)
+                reply = _read(content, _settled)
                 if isinstance(reply, Lost):
                     log.warning("node %d: %s", node, reply.reason)
                     self._not_before[node] = time.monotonic() + RETRY_SECONDS
@@ -97,15 +98,14 @@ class MessageEngine:
                 pass
 
 
-def _reply(content: RecordDict) -> bytes | Lost:
-    try:
-        return bytes_of(content)
-    except ValueError:
-        return Lost(outcome(content))
+def _settled(content: RecordDict) -> tuple[str, bool]:
+    return text_of(content, "node", "name"), text_of(content, "node", "kept") == "yes"
 
 
-def _settled(content: RecordDict) -> tuple[str, bool] | Lost:
+def _read(content: RecordDict | Lost, read: Callable[[RecordDict], T]) -> T | Lost:
+    if isinstance(content, Lost):
+        return content
     try:
-        return text_of(content, "node", "name"), text_of(content, "node", "kept") == "yes"
+        return read(content)
     except ValueError:
         return Lost(outcome(content))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from trillium.data.requests import Intent, Words, load_grammar
+from trillium.data.requests import Words, load_grammar
 from trillium.data.sources import RawData, Source
 
 if TYPE_CHECKING:
@@ -49,16 +49,16 @@ class Builtin(Source, name="builtin"):
     def _generate(self, split: str, num: int, task: str, seed: int, taken: set[str]) -> Dataset:
         from datasets import Dataset
 
-        intents, words = load_grammar()
+        num_intents = len(load_grammar()[0])
         # A string seeds the same stream in every process; a tuple's hash would not.
         rng = random.Random(f"builtin/{split}/{seed}")
-        labels = [row % len(intents) for row in range(num)]
+        labels = [row % num_intents for row in range(num)]
         rng.shuffle(labels)
         requests, answers = [], []
         for label in labels:
-            request, answer = self._write(label, intents, words, split, rng)
+            request, answer = self._write(label, split, rng)
             while request.casefold() in taken:
-                request, answer = self._write(label, intents, words, split, rng)
+                request, answer = self._write(label, split, rng)
             taken.add(request.casefold())
             requests.append(request)
             answers.append(answer)
@@ -66,14 +66,8 @@ class Builtin(Source, name="builtin"):
             return Dataset.from_dict({"text": requests, "label": labels})
         return Dataset.from_dict({"prompt": requests, "completion": answers})
 
-    def _write(
-        self,
-        label: int,
-        intents: tuple[Intent, ...],
-        words: Words,
-        split: str,
-        rng: random.Random,
-    ) -> tuple[str, str]:
+    def _write(self, label: int, split: str, rng: random.Random) -> tuple[str, str]:
+        intents, words = load_grammar()
         intent = intents[label]
         core = text = _choose(rng.choice(intent.phrasings[split]), rng)
         if rng.random() < self.asides:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,16 +62,13 @@ def _widen(module: nn.Module, *, cast_back: bool) -> None:
         return
     module.float().register_forward_pre_hook(_to_float32)
     if cast_back:
-        module.register_forward_hook(_to_bfloat16 if torch.bfloat16 in dtypes else _to_float16)
+        dtype = torch.bfloat16 if torch.bfloat16 in dtypes else torch.float16
+        module.register_forward_hook(partial(_narrow, dtype=dtype))
 
 
 def _to_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.float() if isinstance(x, Tensor) else x for x in inputs)
 
 
-def _to_bfloat16(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    return output.bfloat16()
-
-
-def _to_float16(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    return output.half()
+def _narrow(module: nn.Module, inputs: object, output: Tensor, dtype: torch.dtype) -> Tensor:
+    return output.to(dtype)

@@ -14,7 +14,10 @@ from trillium.wire.codecs.rows import LEAST, RowCodec
 
 
 class Votes(RowCodec, name="votes"):
-    """The most probable class of each row, taken as certain: one to three bytes, by the vocabulary."""
+    """The most probable class of each row; the other side takes it as certain.
+
+    One byte for a row of up to 256 classes, else two or three.
+    """
 
     def encode_rows(self, log_probs: Tensor, key: int) -> Tensor:
         """Return the class; of equal ones, the first."""

@@ -21,7 +21,10 @@ from trillium.wire.kinds import Tensors
 
 
 class RankWise(Aggregator, name="rank_wise"):
-    """The weighted mean of each component over those who have it, if any; clients may mix ranks."""
+    """The weighted mean of each component over those who have it; clients may mix ranks.
+
+    Components that nobody sent do not change.
+    """
 
     mixes_ranks: ClassVar[bool] = True
 

@@ -1,5 +1,5 @@
 """Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates (Yin et al., 2018, arXiv
-1803.01498): the coordinate-wise trimmed mean.
+1803.01498): trimmed mean and median of coordinates.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from trillium.federation.means import Contribution
 from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
-from trillium.frameworks.fedllm.aggregators.robust import coordinate_wise, middle
+from trillium.frameworks.fedllm.aggregators.robust import coordinate_wise, median, middle
 from trillium.models.factors import Factors
 from trillium.wire.kinds import Tensors
 
@@ -41,3 +41,19 @@ class TrimmedMean(Aggregator, name="trimmed_mean"):
         asked = math.ceil(self.trim * num - 1e-9)
         trimmed = partial(middle, num_trimmed=min(asked, (num - 1) // 2))
         return Aggregate(coordinate_wise(contributions, like, trimmed))
+
+
+class Median(Aggregator, name="median"):
+    """The median of each coordinate, in which each client counts once.
+
+    Weights are not used: an attacker would claim a large one. Less than half of the clients cannot move
+    a coordinate out of the range of the others.
+    """
+
+    takes_parts: ClassVar[bool] = False
+
+    def aggregate(
+        self, contributions: Sequence[Contribution], like: Tensors, factors: Sequence[Factors]
+    ) -> Aggregate:
+        """Return the median; the mean of the two in the middle for an even number of clients."""
+        return Aggregate(coordinate_wise(contributions, like, median))
