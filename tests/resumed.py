@@ -72,6 +72,11 @@ def assert_resumes(config: ExperimentConfig, folder: Path) -> None:
         assert same(client.store, other.store), client.name
     for name in ("wire.jsonl", "metrics.jsonl"):
         wanted = lines(folder / "whole", name, "seconds")
+        for (
+            line
+        ) in wanted:  # which client's batch of a shape is measured depends on where it goes on
+            if peak := line.get("peak_bytes"):
+                line["peak_bytes"] = pytest.approx(peak, rel=0.01)
         assert lines(folder / "cut", name, "seconds") == wanted
     assert not (folder / "cut" / "checkpoints").exists()
     assert json.loads((folder / "cut" / "status.json").read_text())["resumed"] == config.rounds
