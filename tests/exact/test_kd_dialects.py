@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from checkpoints import checkpoint
+from papers import hold
 from tiny import NUM_WORDS, SPECIAL, VOCABULARY, Recorder, distance, federation, run_rounds
 from trillium.experiment.run import Experiment
 from trillium.frameworks.kd.dialects import opinion_of, read_classes, teacher_for, with_classes
@@ -111,15 +112,13 @@ def letters(hub: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("direction", ["server", "both"])
-def test_models_of_other_words_and_architecture_teach_one_another(
-    hub: Path, direction: str
-) -> None:
+def of_other_words(hub: Path, direction: str) -> Experiment:
+    """A federation in which one client has another architecture and reads other words."""
     tier = (
         f"tiers={{other: {{clients: [client-1], model: {{id: {letters(hub)}}}, "
         "adapter: {target_modules: [q_proj, v_proj]}}}"
     )
-    fed = federation(
+    return federation(
         hub,
         *WORDS,
         f"model.id={checkpoint(hub, 'gpt2', 'CAUSAL_LM')}",
@@ -127,6 +126,13 @@ def test_models_of_other_words_and_architecture_teach_one_another(
         tier,
         task="causal_lm",
     )
+
+
+@pytest.mark.parametrize("direction", ["server", "both"])
+def test_models_of_other_words_and_architecture_teach_one_another(
+    hub: Path, direction: str
+) -> None:
+    fed = of_other_words(hub, direction)
     log = Recorder(fed)
     figures = run_rounds(fed, 2)
     assert figures[0]["aligned_rows"] == 1.0
@@ -174,3 +180,8 @@ def test_an_opinion_and_a_teacher_keep_their_places(hub: Path) -> None:
     assert (classes.tolist(), count) == (REVERSED, VOCABULARY)
     assert with_classes(message, fed.server, "client-0") is message
     assert NUM_WORDS + len(SPECIAL) == VOCABULARY
+
+
+@pytest.mark.parametrize("direction", ["server", "both"])
+def test_what_is_translated_is_planned(hub: Path, direction: str) -> None:
+    hold(of_other_words(hub, direction))

@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from trillium.config.experiment import ExperimentConfig, experiment, parse_overrides
 from trillium.errors import UserError
-from trillium.plan import depth
+from trillium.plan import grow
 from trillium.plan.data import Assumptions, assumed_texts
 from trillium.plan.predict import Prediction, predict
 from trillium.plan.shapes import shapes
@@ -95,7 +95,7 @@ def test_few_blocks_tell_the_cost_of_many(
     """With few tokens the optimiser's step takes most memory, with many the pass before it does."""
     config = configured(*words)
     few = planned(config, tokens)
-    monkeypatch.setattr(depth, "_is_even", lambda _: False)
+    monkeypatch.setattr(grow, "_blocks", lambda *_: None)
     whole = planned(config, tokens)
     assert few.total.up.bytes == whole.total.up.bytes
     assert few.total.flops == pytest.approx(whole.total.flops, rel=1e-9)

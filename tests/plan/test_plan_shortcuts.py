@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -13,57 +12,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from trillium.config.experiment import experiment, parse_overrides
-from trillium.models.cut import split_model
-from trillium.models.parts import Parts
-from trillium.plan.cut import cut_model
+from trillium.plan import grow
 from trillium.plan.data import Assumptions, assumed_texts
-from trillium.plan.depth import is_deep, on_few
-from trillium.plan.federation import Federation
 from trillium.plan.known import Known
 from trillium.plan.models import Models
-from trillium.plan.predict import bytes_of_a_round, predict
-
-
-def _federation(*words: str) -> Federation:
-    config = experiment(parse_overrides(["data.num_clients=1", "data.public_size=8", *words]))
-    return Federation(config, assumed_texts(config, Assumptions(examples=8, tokens=16)))
-
-
-@pytest.mark.parametrize("model", ["gpt2", "qwen3-0.6b", "bert-base-uncased"])
-@pytest.mark.parametrize(("cut", "tail"), [(1, None), (3, None), (3, 9), (2, 12)])
-def test_a_deep_cut_is_that_of_the_traced_model(model: str, cut: int, tail: int | None) -> None:
-    federation = _federation(f"model.id={model}")
-    with federation.paper.running():
-        found = cut_model(federation, cut, tail)
-        whole = federation.model
-        split = split_model(whole.mount(federation.models.state(whole)), cut, tail)
-        ids = torch.ones(2, 8, dtype=torch.int64)
-        expected = Parts(split, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    assert (found.width, found.num_classes) == (expected.width, expected.num_classes)
-    assert found.head.names == expected.head.names
-    assert found.body.names == expected.body.names
-    assert found.tail.names == expected.tail.names
-    for mine, theirs in zip(found.split.parts, split.parts, strict=True):
-        assert mine.blocks == theirs.blocks
-        held = {name: id(p) for name, p in mine.named_parameters()}
-        assert held == {name: id(p) for name, p in theirs.named_parameters()}
-        assert [n for n, _ in mine.named_modules()] == [n for n, _ in theirs.named_modules()]
-
-
-@pytest.mark.parametrize("rank", [4, 264])
-def test_a_few_blocks_tell_the_bytes_of_another_rank(rank: int) -> None:
-    federation = _federation("model.id=gpt2", f"adapter.r={rank}")
-    weigh = partial(bytes_of_a_round, federation.config, federation.texts, federation.models)
-    assert is_deep(federation)
-    assert on_few(federation, weigh) == pytest.approx(weigh(), rel=1e-4)  # indices grow longer
-
-
-def test_another_cut_has_other_parameters() -> None:
-    federation = _federation("model.id=gpt2")
-    with federation.paper.running():
-        one, two = cut_model(federation, 3, None), cut_model(federation, 4, None)
-    assert set(one.head.names) < set(two.head.names)
-
+from trillium.plan.predict import predict
 
 OPERATIONS: list[Callable[[Tensor, Tensor], object]] = [
     lambda a, b: a @ b,
@@ -76,7 +29,7 @@ OPERATIONS: list[Callable[[Tensor, Tensor], object]] = [
     lambda a, b: a[torch.tensor([0, 0, 2])].mean(-1),
     lambda a, b: a.clone().mul_(3.0).add_(b.t()),
     lambda a, b: torch.nn.functional.layer_norm(a, (6,)),
-    lambda a, b: torch.chunk(a, 2)[1].topk(2),
+    lambda a, b: torch.chunk(a, 2)[1].topk(2).values,
     lambda a, b: torch.nn.functional.embedding(torch.tensor([[0, 1]]), a),
     lambda a, b: a.ne(0).logical_not(),
     lambda a, b: [a.t().to(torch.float64), a[:, ::2].clone(), a[:1].expand(3, 6).clone()],
@@ -121,8 +74,36 @@ def test_what_is_written_to_stays_what_it_is() -> None:
     paper = Models().paper
     fake, real, other = paper.empty(4, 6), torch.zeros(4, 6), paper.empty(4, 6)
     with paper.running():
-        for target in (fake, fake, real):
-            assert target.add_(other) is target
+        for _ in range(2):
+            assert fake.add_(other) is fake
+        with pytest.raises(TypeError, match="a tensor with values"):
+            real.add_(other)
+
+
+def test_what_is_made_in_the_same_way_is_equal() -> None:
+    paper = Models().paper
+    one, other = paper.empty(4, 6), paper.empty(4, 6)
+    with paper.running():
+        assert torch.equal(one, one.clone())
+        assert torch.equal(one[1:] * 2.0, one.to(one.dtype, copy=True)[1:] * 2.0)
+        assert not torch.equal(one, other)
+        assert not torch.equal(one * 2.0, one * 3.0)
+        assert not torch.equal(torch.rand_like(one), torch.rand_like(one))
+        before = one.clone()
+        one.add_(1.0)
+        assert not torch.equal(one, before)
+
+
+def test_choices_by_value_are_told() -> None:
+    paper = Models().paper
+    one = paper.empty(4, 6)
+    with paper.running():
+        assert (one > 0).nonzero().shape == (24, 2)
+        assert one[one > 0].shape == (24,)
+        assert {int(one.argmax()) for _ in range(24)} == {*range(24)}
+        assert one.argmax(-1, keepdim=True).shape == (4, 1)
+        assert torch.equal(one.sort(dim=-1).indices[0], torch.arange(6))
+        assert float(one.sum()) == 1.0
 
 
 def test_a_fake_tensor_has_the_attributes_of_any_other() -> None:
@@ -135,19 +116,34 @@ def test_a_fake_tensor_has_the_attributes_of_any_other() -> None:
     assert found.device == expected.device
 
 
-def test_fewer_rows_of_a_cut_cost_their_share() -> None:
-    words = ["model.id=gpt2", "framework={name: split, cut: 2}", "data.num_clients=1", "rounds=1"]
-    sizes, flops = (8, 10, 16), []
-    for size in sizes:
-        config = experiment(parse_overrides([*words, "training.batch_size=8"]))
-        texts = assumed_texts(config, Assumptions(examples=size, tokens=16))
-        found = predict(config, texts, Models())
-        flops.append((found.total.flops, found.server_flops))
-    # The last two of ten are counted by themselves where they come alone.
-    config = experiment(parse_overrides([*words, "training.batch_size=2"]))
-    two = predict(config, assumed_texts(config, Assumptions(examples=2, tokens=16)), Models())
-    assert flops[1] == (flops[0][0] + two.total.flops, flops[0][1] + two.server_flops)
-    assert flops[2] == (2 * flops[0][0], 2 * flops[0][1])
+RANKS = "tiers={small: {clients: ['client-0'], rank: 2, local_steps: 5}}"
+
+
+def test_few_batches_and_clients_tell_the_cost_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every framework: a run in full against the weighted sum of small ones."""
+    for words in (
+        ("framework=fedllm", "framework.aggregator=hetlora", RANKS),
+        ("framework={name: fedllm, aggregator: stack}",),
+        ("framework=kd", "data.public_size=160"),
+        ("framework=split",),
+        ("framework={name: split, shape: u, mode: splitfed_v2}",),
+        ("framework={name: split, train: server}", "model.dropout=0"),
+        ("framework=centralised",),
+    ):
+        common = ("model.id=distilgpt2", "data.num_clients=5", "rounds=3", "training.batch_size=4")
+        config = experiment(parse_overrides([*common, "data.public_size=8", *words]))
+        texts = assumed_texts(config, Assumptions(examples=24, tokens=16))
+        few = predict(config, texts)
+        with monkeypatch.context() as patch:
+            patch.setattr(grow, "_data", lambda *_: ())
+            patch.setattr(grow, "_clients", lambda *_: ())
+            whole = predict(config, texts)
+        assert few.total.up.bytes == pytest.approx(whole.total.up.bytes, rel=1e-3), words
+        assert few.total.down.bytes == pytest.approx(whole.total.down.bytes, rel=1e-2), words
+        assert few.total.flops == pytest.approx(whole.total.flops, rel=1e-6), words
+        assert few.server_flops == pytest.approx(whole.server_flops, rel=1e-6), words
+        assert few.total.peak_bytes == pytest.approx(whole.total.peak_bytes, rel=0.001), words
+        assert few.server_peak_bytes == pytest.approx(whole.server_peak_bytes, rel=0.01), words
 
 
 def test_a_plan_imports_nothing_that_reads_or_draws() -> None:

@@ -62,9 +62,10 @@ class _Sum:
     def add(self, tensor: Tensor, weight: float, factor: float) -> None:
         assert tensor.shape == self._shape
         flat = tensor.detach().reshape(-1)
-        size = _CHUNK if has_values(flat) else max(flat.numel(), 1)
-        for start in range(0, flat.numel(), size):
-            chunk = slice(start, start + size)
+        if not has_values(flat):
+            self._high += flat
+        for start in range(0, flat.numel() if has_values(flat) else 0, _CHUNK):
+            chunk = slice(start, start + _CHUNK)
             high = self._high[chunk]
             term = torch.mul(flat[chunk].double(), weight * factor)
             total = high + term

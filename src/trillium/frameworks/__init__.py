@@ -5,7 +5,7 @@ Imports `federation`, `data` and what is below them; no room of a framework impo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import ModuleType
 from typing import ClassVar
 
@@ -96,9 +96,14 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         return {"base_model": weigh(side.model.module) + trained}
 
 
-def weigh(module: nn.Module) -> int:
-    """Return the bytes of the frozen tensors of a module, tied ones once."""
-    frozen = [p for p in module.parameters() if not p.requires_grad]
+def weigh(module: nn.Module, slots: Collection[str] = ()) -> int:
+    """Return the bytes of the frozen tensors of a module, tied ones once.
+
+    Args:
+        slots: names of what may train, whatever is mounted there.
+    """
+    own = module.named_parameters()
+    frozen = [p for name, p in own if not p.requires_grad and name not in slots]
     return sum(tensor.nbytes for tensor in [*frozen, *module.buffers()])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 
 from trillium.config.experiment import Tree, experiment, merge
 from trillium.errors import UserError, suggest
@@ -14,8 +14,7 @@ from trillium.frameworks.kd.protocol import KD
 from trillium.frameworks.split.protocol import Split
 from trillium.plan.arms import Arm
 from trillium.plan.data import assumed_texts
-from trillium.plan.depth import is_deep, on_few
-from trillium.plan.federation import Federation
+from trillium.plan.federation import Shared
 from trillium.plan.models import Models
 from trillium.plan.places import Planning, quantity
 from trillium.plan.predict import bytes_of_a_round
@@ -201,14 +200,15 @@ def tips(
 ) -> list[str]:
     """Return in words up to which size one setting moves fewer bytes in a round than another."""
     planned = [arm for arm in arms if arm.prediction is not None and arm.config is not None]
-    found = []
+    found, costs = [], dict[tuple[str, str], Callable[[int], float]]()
     for arm in planned:
         for other in planned:
             about = _about(arm, other)
             if about is None:
                 continue
             key, words, start = about
-            cost = _cost(trees[arm.label], planning, key, models)
+            made = _cost(arm, trees[arm.label], planning, key, start, models)
+            cost = costs.setdefault((arm.label, key), made)
             exact = 0 if key == "adapter.r" else EXACT
             most = break_even(cost, _round_bytes(other), start, exact)
             if most is not None:
@@ -239,28 +239,31 @@ def _about(arm: Arm, other: Arm) -> tuple[str, str, int] | None:
     return None
 
 
-def _cost(tree: Tree, planning: Planning, key: str, models: Models) -> Callable[[int], float]:
-    """Return what gives the bytes of a round by the value of one setting."""
-    base = experiment(tree)
-    like = Federation(base, assumed_texts(base, planning.data), counts=False, models=models)
-    deep = is_deep(like)
+def _cost(
+    arm: Arm, tree: Tree, planning: Planning, key: str, start: int, models: Models
+) -> Callable[[int], float]:
+    """Return what gives the bytes of a round by the value of one setting.
 
-    def cost(value: int) -> float:
-        assumed = planning.data
-        changed = tree
-        if key == "plan.data.examples":
-            assumed = assumed.model_copy(update={"examples": value})
-        else:
+    Args:
+        start: the value that the arm has.
+    """
+    shared, shallow = Shared(models, counts=False), key != "adapter.r"
+
+    @cache
+    def few(value: int) -> float:
+        changed, examples = tree, value
+        if key != "plan.data.examples":  # then bytes do not depend on them: as few as there may be
             section, name = key.split(".")
-            changed = merge(tree, {section: {name: value}})
+            changed, examples = merge(tree, {section: {name: value}}), 1
         config = experiment(changed)
-        weigh = partial(bytes_of_a_round, config, assumed_texts(config, assumed), models)
-        if key != "adapter.r" or not deep:
-            return weigh()
-        # Each rank is a model of its own. Indices of blocks with more digits do not show in three.
-        return on_few(like, weigh)
+        assumed = planning.data.model_copy(update={"examples": examples})
+        return bytes_of_a_round(config, assumed_texts(config, assumed), shared, shallow=shallow)
 
-    return cost
+    def deep(value: int) -> float:
+        # What further blocks add does not depend on the data.
+        return few(value) + _round_bytes(arm) - few(start)
+
+    return deep if shallow else few
 
 
 def _round_bytes(arm: Arm) -> float:

@@ -9,14 +9,14 @@ from typing import Any
 
 from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge
 from trillium.errors import UserError, suggest
-from trillium.plan.data import assumed_texts
+from trillium.plan.data import assumed_texts, by_tier
 from trillium.plan.models import Models, architecture
 from trillium.plan.places import Place, Planning
-from trillium.plan.predict import Prediction, by_tier, predict
+from trillium.plan.predict import Prediction, predict
 from trillium.plan.result import to_dict
 from trillium.plan.shapes import shapes
 from trillium.plan.sums import Sums
-from trillium.plan.times import RoundTime, round_time
+from trillium.plan.times import RoundTime, course_time
 from trillium.plan.waves import Memory
 
 USUAL: dict[str, Tree] = {
@@ -168,7 +168,7 @@ def bear(label: str, found: Prediction, planning: Planning) -> Arm:
     config = found.config
     tiers = by_tier(config, found.clients)
     places = {name: planning.place(config, t) for t, names in tiers.items() for name in names}
-    time = round_time(found.waves, places, planning.server)
+    time = course_time(found.courses, places, planning.server)
     plans = []
     for tier, names in tiers.items():
         plans.append(_tier(tier, names, found, planning.place(config, tier), time))

@@ -19,9 +19,9 @@ from trillium.errors import UserError
 from trillium.frameworks.split.protocol import Split
 from trillium.plan.advice import Constraint
 from trillium.plan.arms import Arm, plan_arm
+from trillium.plan.data import by_tier
 from trillium.plan.models import Models, architecture
 from trillium.plan.places import Planning
-from trillium.plan.predict import by_tier
 from trillium.plan.times import RoundTime
 
 AUTO: Final = "auto"

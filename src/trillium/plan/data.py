@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from trillium.config.experiment import ExperimentConfig
-from trillium.frameworks.kd.public import encode_public
+from trillium.federation.tiers import tier_of
 from trillium.tasks import IGNORE, Example
-from trillium.wire.message import Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,7 +51,6 @@ class Texts:
         token_bytes: of the text of a token, where there is no text.
         rows: the public set as text.
         public_of: the public set in the tokens of those clients whose model is not the server's.
-        foreign: clients whose predictions have to be translated for the server.
         written: FLOPs that the server has spent on writing the public set.
         test: held-out examples, where there are any.
         tokenizers: of the server under `None`, and of clients, where they are known.
@@ -65,38 +64,56 @@ class Texts:
     token_bytes: float = 0.0
     rows: Dataset | None = None
     public_of: Mapping[str, list[Example]] = field(default_factory=dict)
-    foreign: frozenset[str] = frozenset()
     written: float = 0.0
     test: list[Example] = field(default_factory=list)
     tokenizers: Mapping[str | None, Any] = field(default_factory=dict)
     dialects: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def num_examples(self) -> int:
-        """Examples of all clients together."""
-        return sum(len(examples) for examples in self.clients.values())
-
-    def public_message(self, *, labelled: bool) -> Message:
-        """Return the message that brings the public set to a client.
-
-        Args:
-            labelled: whether its classes are told.
-        """
+    def public_rows(self) -> Any:
+        """The public set as text; where there is none, in as many characters as are assumed."""
         if self.rows is not None:
-            return encode_public(self.rows, labelled=labelled)
-        tokens = sum(example.num_tokens for example in self.public)
-        size = round(self.token_bytes * tokens)
-        return Message("receive_public", {"public/rows": torch.zeros(size, dtype=torch.uint8)})
+            return self.rows
+        sizes = [(e.prompt_tokens, e.num_tokens - e.prompt_tokens) for e in self.public]
+        columns = [
+            ["x" * round(self.token_bytes * n) for n in column]
+            for column in zip(*sizes, strict=True)
+        ]
+        if self.num_classes:
+            return Table(text=columns[1], label=[0] * len(sizes)) if sizes else Table(text=[])
+        return (
+            Table(prompt=columns[0], completion=columns[1])
+            if sizes
+            else Table(prompt=[], completion=[])
+        )
+
+
+class Table(dict[str, list[Any]]):
+    """Columns of a table, as a data set has them."""
+
+    @property
+    def column_names(self) -> list[str]:
+        """The names of the columns."""
+        return list(self)
+
+
+def by_tier(config: ExperimentConfig, names: Iterable[str]) -> Mapping[str, list[str]]:
+    """Return client names by the label of their tier; `all` for those of none."""
+    labels = {id(tier): label for label, tier in config.tiers.items()}
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        found[labels.get(id(tier_of(config.tiers, name)), "all")].append(name)
+    return dict(found)
 
 
 @lru_cache(maxsize=16)
-def _alike(count: int, length: int, prompt: int) -> list[Example]:
-    """Return examples of one length, supervised behind a prompt; without one they have a class."""
+def _alike(count: int, length: int, prompt: int, classes: int) -> list[Example]:
+    """Return examples of one length, supervised behind a prompt; or of the classes in turn."""
     tokens = torch.ones(length, dtype=torch.int64)
-    labels = (
-        tokens.masked_fill(torch.arange(length) < prompt, IGNORE) if prompt else torch.tensor(0)
-    )
-    return [Example(index, tokens, labels, prompt) for index in range(count)]
+    labels = [torch.tensor(label) for label in range(classes)]
+    if prompt:
+        labels = [tokens.masked_fill(torch.arange(length) < prompt, IGNORE)]
+    return [Example(i, tokens, labels[i % len(labels)], prompt) for i in range(count)]
 
 
 def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
@@ -104,7 +121,8 @@ def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
     classifies = config.task.data_form == "classification"
     length = min(assumed.tokens or config.training.max_length, config.training.max_length)
     response = min(assumed.response or -(-length // 2), length - 1)
-    texts = partial(_alike, length=length, prompt=0 if classifies else length - response)
+    prompt = 0 if classifies else length - response
+    texts = partial(_alike, length=length, prompt=prompt, classes=assumed.classes)
     own = texts(assumed.examples)
     count = config.data.num_clients
     width = len(str(count - 1))

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trillium.plan.known import Known
-from trillium.plan.values import Values, draws
+from trillium.plan.values import Values
 from trillium.training.meters import Count, is_made_of_others
 
 aten = torch.ops.aten
@@ -118,23 +118,6 @@ class Paper:
             yield
 
 
-class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices whether the enclosed work draws random numbers, as dropout does.
-
-    Attributes:
-        seen: whether it does.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.seen = self.seen or draws(func, args, kwargs)
-        return func(*args, **kwargs)
-
-
 def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor has no values."""
     return isinstance(tensor, FakeTensor)
@@ -166,7 +149,7 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _DEVICE and is_fake(args[0]):
             return args[0].fake_device
         kwargs = kwargs or {}
-        if self.watch is None and not any(map(_has_fake, args)):
+        if self.watch is None and FakeTensor not in types:
             return func(*args, **kwargs)
         if func.namespace == "prim":
             return self._answer(func, args, kwargs)

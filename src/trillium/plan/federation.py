@@ -1,344 +1,210 @@
-"""A federation on paper: the real server and clients of a run around a model without weights."""
+"""A federation on paper: the real server, clients and fleet of a run without weights."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from trillium.config.experiment import ExperimentConfig
-from trillium.federation.client import Client
+from trillium.federation.client import Client, verbs_of
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
-from trillium.federation.side import Side
+from trillium.federation.side import Metrics, Side
 from trillium.federation.tiers import tier_of
+from trillium.frameworks import OwnModels, once_bytes
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
-from trillium.plan.cohorts import Cohort, Nobody
+from trillium.plan.course import Course, PaperEngine
 from trillium.plan.data import Texts
-from trillium.plan.fakes import Paper
-from trillium.plan.memory import divided, unique_bytes
 from trillium.plan.models import Models
-from trillium.plan.phases import PhaseMeter
-from trillium.plan.sizes import NOTHING, Scales, Weight
-from trillium.plan.waves import FREE, Memory, Work
+from trillium.plan.paper import PaperWire, forming, on_paper
+from trillium.plan.phases import Known, PhaseMeter
+from trillium.plan.sizes import Scales
+from trillium.rng import scoped_rng
 from trillium.tasks import Example
-from trillium.tasks.batches import padded
-from trillium.training.loop import batches
-from trillium.training.meters import resident_tensors
-from trillium.training.optimizers import Optimizer
 from trillium.wire.ledger import Ledger
-from trillium.wire.message import Message
-
-EXACT = 50_000  # batches in all rounds; above, every round is planned with the batches of the first
-Layout = tuple[int, int, bool]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The examples of one batch, and what is to be known of them.
-
-    Attributes:
-        examples: of the batch.
-        layout: as `Batch.layout`.
-        count: predictions that count.
-    """
-
-    examples: list[Example]
-    layout: Layout
-    count: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Without padding."""
-        return sum(example.num_tokens for example in self.examples)
 
 
 @dataclass
-class Federation:
+class Shared:
+    """What several federations of one run have in common.
+
+    Attributes:
+        known: what work costs, by all that is not in its key.
+        counts: whether work is counted; else it costs nothing.
+        outcomes: of runs that are made already.
+        scales: what messages weigh, by size of the vocabulary.
+        metrics: the names of what is measured, by model.
+    """
+
+    models: Models
+    known: dict[tuple[int, str, int, str], Known] = field(default_factory=dict)
+    counts: bool = True
+    outcomes: dict[str, Any] = field(default_factory=dict)
+    scales: dict[int, Scales] = field(default_factory=dict)
+    metrics: dict[int, Metrics] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _OnPaper(Side):
+    """What both sides do otherwise where there are no values."""
+
+    meter: PhaseMeter
+    shared: Shared
+    public_set: Sequence[Example] = ()
+
+    def tokenize(self, columns: Mapping[str, Sequence[Any]]) -> list[Example]:
+        """Return the public set, the only text that crosses, as it has been tokenised before."""
+        return list(self.public_set)
+
+    def evaluate(self, state: State, batch_size: int) -> Metrics:
+        """Return metrics of the right names."""
+        known = self.shared.metrics
+        if id(self.model) not in known:
+            known[id(self.model)] = super().evaluate(state, batch_size)
+        return known[id(self.model)]
+
+
+@dataclass(kw_only=True)
+class PaperClient(_OnPaper, Client):
+    """A client on paper."""
+
+
+@dataclass(kw_only=True)
+class PaperServer(_OnPaper, Server):
+    """A server on paper."""
+
+
+class PaperFederation:
     """Both sides of a run on paper.
 
     Attributes:
+        course: what has happened.
+
+    Args:
         config: of the run.
         texts: who has which data.
         num_blocks: how many blocks the model has here; as the architecture says where left out.
-        models: makes the model.
-        counts, weighs: whether work is counted, and messages are weighed; else they are nothing.
     """
 
-    config: ExperimentConfig
-    texts: Texts
-    num_blocks: int | None = None
-    counts: bool = True
-    weighs: bool = True
-    models: Models = field(default_factory=Models)
-    _chunks: dict[Hashable, list[Chunk]] = field(default_factory=dict)
-    _same: dict[Hashable, Chunk] = field(default_factory=dict)
-    _targets: dict[int, int] = field(default_factory=dict)
-
-    @cached_property
-    def model(self) -> LanguageModel:
-        """The server's model."""
-        return self.model_of(None)
-
-    def model_of(self, client: str | None) -> LanguageModel:
-        """Return the model of a client, or of the server for `None`."""
-        if client is not None and not self.config.has_other_models:
-            return self.model
-        config = self.config.of(client) if self.config.has_other_models else self.config
-        return self.models.get(config, self.texts.num_classes, self.num_blocks)
-
-    @property
-    def paper(self) -> Paper:
-        """Makes tensors without values."""
-        return self.models.paper
-
-    @cached_property
-    def meter(self) -> PhaseMeter:
-        """Counts what is run on paper."""
-        return PhaseMeter(self.paper)
-
-    @cached_property
-    def server(self) -> Server:
-        """The server."""
-        pools = self.config.framework.name == "centralised"
-        return Server(
-            **self._side("server", self.model),
-            training=self.config.training,
-            state=self.models.state(self.model),
-            public=self.texts.public,
-            public_rows=self.texts.rows,
-            pooled=[e for own in self.texts.clients.values() for e in own] if pools else [],
-            tiers={name: tier_of(self.config.tiers, name) for name in self.texts.clients},
-            groups=self.config.groups(sorted(self.texts.clients)),
+    def __init__(
+        self, config: ExperimentConfig, texts: Texts, shared: Shared, num_blocks: int | None = None
+    ) -> None:
+        self.config, self.texts, self.shared = config, texts, shared
+        self._num_blocks, self._paper = num_blocks, shared.models.paper
+        self.model = self._model(None)
+        self.framework = forming(config.framework, self._paper)
+        meter = self._meter(self.model, "server")
+        self.course = Course(lambda: meter.read().flops)
+        with self._paper.running():
+            tiers = {name: tier_of(config.tiers, name) for name in texts.clients}
+            wires = {id(tier): self._wire(tier.wire(config.wire)) for tier in tiers.values()}
+            self.clients = {name: self._client(name, wires) for name in texts.clients}
+            self.server = PaperServer(
+                **self._side("server", self.model, meter, texts.public),
+                training=on_paper(config.training, self._paper),
+                test=texts.test or _some(texts),
+                state=self.model.state(),
+                public=texts.public,
+                public_rows=texts.public_rows,
+                pooled=[example for own in texts.clients.values() for example in own],
+                tiers=tiers,
+                groups=config.groups(sorted(texts.clients)),
+                dialects=texts.dialects,
+            )
+        self.engine = PaperEngine(list(self.clients.values()), self.course)
+        ledger = Ledger(watch=self.course.book)
+        self.fleet = Fleet(
+            self.engine,
+            self._wire(config.wire),
+            ledger,
+            config.fleet,
+            config.seed,
+            {name: wires[id(tier)] for name, tier in tiers.items()},
         )
 
-    @cached_property
-    def clients(self) -> dict[str, Client]:
-        """The clients by name."""
-        found = {}
-        tiers = {id(tier): tier for tier in self.server.tiers.values()}
-        training = {key: tier.training(self.config.training) for key, tier in tiers.items()}
-        for name, examples in self.texts.clients.items():
-            tier = self.server.tiers[name]
-            found[name] = Client(
-                **self._side(name, self.model_of(name)),
-                training=training[id(tier)],
-                examples=examples,
-                verbs={},
-                wire=self._wires[id(tier)],
-                tier=tier,
-            )
-        return found
+    def _model(self, client: str | None) -> LanguageModel:
+        config = self.config.of(client) if self.config.has_other_models else self.config
+        model = self.shared.models.get(config, self.texts.num_classes, self._num_blocks)
+        tokenizer = self.texts.tokenizers.get(client)
+        if tokenizer is not None:
+            model.tokenizer = tokenizer
+        return model
 
-    @cached_property
-    def scales(self) -> Scales:
-        """Weighs messages."""
-        return Scales(self.paper, len(self.model.tokenizer))
+    def _meter(self, model: LanguageModel, side: str) -> PhaseMeter:
+        # What learns from public examples may hold something for all of them.
+        key = id(model), side, len(self.texts.public), repr(self.config.framework)
+        known = self.shared.known.setdefault(key, Known())
+        return PhaseMeter(self._paper, known, counts=self.shared.counts)
 
-    @cached_property
-    def _wires(self) -> dict[int, Any]:
-        tiers = {id(tier): tier for tier in self.server.tiers.values()}
-        return {key: tier.wire(self.config.wire) for key, tier in tiers.items()}
+    def _wire(self, wire: Any) -> PaperWire:
+        size = len(self.model.tokenizer)
+        scales = self.shared.scales.setdefault(size, Scales(self._paper, size))
+        return PaperWire.of(wire, scales)
 
-    @cached_property
-    def fleet(self) -> Fleet:
-        """The clients as the server sees them; it asks nobody."""
-        engine = Nobody(list(self.texts.clients))
-        return Fleet(engine, self.config.wire, Ledger(), self.config.fleet, self.config.seed)
-
-    def _side(self, name: str, model: LanguageModel) -> dict[str, Any]:
+    def _side(
+        self, name: str, model: LanguageModel, meter: PhaseMeter, public: Sequence[Example]
+    ) -> dict[str, Any]:
         return {
             "name": name,
             "model": model,
             "task": self.config.task,
-            "test": [],
-            "meter": self.meter,
+            "meter": meter,
             "seed": self.config.seed,
             "num_rounds": self.config.rounds,
+            "shared": self.shared,
+            "public_set": public,
         }
 
-    def begin(self, number: int) -> Cohort:
-        """Set both sides to a round and return its cohort, which the seed of the run draws."""
-        self.fleet.begin_round(number)
-        asked = tuple(self.fleet.asked)
-        self.server.round = number
-        for client in self.clients.values():
-            client.round = number
-        return Cohort(asked, frozenset(name for name in asked if self.fleet.fails(name)))
-
-    def everyone(self) -> Cohort:
-        """Return the cohort before the first round."""
-        return Cohort(tuple(sorted(self.clients)), frozenset())
-
-    # Messages
-
-    def down(
-        self, client: str, message: Message, rows: Mapping[str, tuple[int, int]] | None = None
-    ) -> Weight:
-        """Return what a message to a client weighs."""
-        if not self.weighs:
-            return NOTHING
-        message = Message(
-            message.verb, message.tensors, {**message.meta, "round": self.server.round}
-        )
-        return self.scales.weigh(self.clients[client].wire, "down", message, rows)
-
-    def up(
-        self, client: str, message: Message, rows: Mapping[str, tuple[int, int]] | None = None
-    ) -> Weight:
-        """Return what the reply of a client weighs, with the figures that every reply carries."""
-        if not self.weighs:
-            return NOTHING
-        tensors: dict[str, Tensor] = dict(message.tensors)
-        tensors["control/cost"] = torch.zeros(4, dtype=torch.float64)
-        message = Message(message.verb, tensors, {**message.meta, "round": self.server.round})
-        return self.scales.weigh(self.clients[client].wire, "up", message, rows)
-
-    # Work
-
-    def measure(self, key: Hashable, work: Callable[[], object]) -> Work:
-        """Return what some work costs; it runs on paper the first time its key is seen."""
-        if not self.counts:
-            return FREE
-        costs = self.models.costs
-        if key not in costs:
-            self.meter.reset()
-            with self.paper.running():
-                work()
-            costs[key] = self.meter.work()
-        return costs[key]
-
-    def training_key(self, client: Client, trained: Iterable[str]) -> Hashable:
-        """Return on what the cost of plain training depends beside the batch.
-
-        Args:
-            client: who trains.
-            trained: names of the parameters that do.
-        """
-        training = client.training
-        return (
-            "train",
-            id(client.model),
-            tuple(sorted(trained)),
-            repr((training.optimizer, training.max_grad_norm)),
+    def _client(self, name: str, wires: Mapping[int, PaperWire]) -> PaperClient:
+        config, tier = self.config, tier_of(self.config.tiers, name)
+        model = self._model(name)
+        public = self.texts.public_of.get(name, self.texts.public)
+        return PaperClient(
+            **self._side(name, model, self._meter(model, "client"), public),
+            training=on_paper(tier.training(config.training), self._paper),
+            test=self.texts.test or _some(self.texts),
+            examples=self.texts.clients[name],
+            describe=_raise,
+            verbs=verbs_of(self.framework, config.head),
+            wire=wires[id(tier)],
+            tier=tier,
         )
 
-    def summed(
-        self,
-        chunks: Sequence[Chunk],
-        key: Hashable,
-        run: Callable[[list[Example]], object],
-        by_count: bool = False,
-    ) -> Work:
-        """Return what batches cost, each layout run once.
+    def once_bytes(self) -> dict[str, int]:
+        """Return what a client must hold before the run, beside what messages bring."""
+        with self._paper.running():
+            return once_bytes(self.framework, self.server, list(self.clients.values()))
 
-        Assumed examples are alike: FLOPs grow with their number, and the largest batch alone is run.
+    def start(self) -> None:
+        """Do what comes before the first round."""
+        with self._paper.running():
+            self.config.head.start(self.server, self.fleet)
+            self.framework.start(self.server, self.fleet)
 
-        Args:
-            chunks: the batches.
-            key: what the costs depend on beside the layout of a batch, the model among it.
-            run: runs one batch.
-            by_count: whether they also depend on how many predictions count.
-        """
-        if not self.counts or not chunks:
-            return FREE
-        if self.texts.assumed:
-            largest = max(chunks, key=lambda chunk: len(chunk.examples))
-            cost = self.measure(
-                (key, largest.layout, largest.count), partial(run, largest.examples)
-            )
-            share = sum(len(chunk.examples) for chunk in chunks) / len(largest.examples)
-            return Work(share * cost.flops, cost.peaks)
-        kinds: dict[Hashable, list[Chunk]] = defaultdict(list)
-        for chunk in chunks:
-            kinds[chunk.layout, chunk.count if by_count else None].append(chunk)
-        flops = 0.0
-        peaks: list[int] = []
-        for kind, alike in kinds.items():
-            cost = self.measure((key, kind), partial(run, alike[0].examples))
-            flops += len(alike) * cost.flops
-            peaks += cost.peaks
-        return Work(flops, tuple(peaks))
+    def round(self, number: int, *, evaluates: bool = False) -> None:
+        """Run a round; with `evaluates` clients also look at their own models, as in a simulation."""
+        config, self.server.round, self.engine.number = self.config, number, number
+        with self._paper.running():
+            self.course.begin(number)
+            self.fleet.begin_round(number)
+            config.head.inform(self.server, self.fleet)
+            with scoped_rng(config.seed, "server", number):
+                self.framework.round(self.server, self.fleet)
+            is_last = number == config.rounds
+            is_due = is_last or number % config.evaluation.every == 0
+            if evaluates and is_due and isinstance(self.framework, OwnModels):
+                self.framework.evaluate(
+                    self.server, self.fleet, config.evaluation.batch_size, is_last
+                )
 
-    def chunked(
-        self, lists: Iterable[list[Example]], of: str, *, exact: bool = False
-    ) -> list[Chunk]:
-        """Return batches with what is to be known of them; equal ones are one object.
 
-        Args:
-            lists: the examples of each batch.
-            of: whose they are, the `clients` or of the `public` set.
-            exact: whether they are padded to the longest only, and not to a multiple of eight.
-        """
-        found = []
-        for examples in lists:
-            lengths = [len(example.input_ids) for example in examples]
-            count = sum(map(self._num_targets, examples))
-            length = max(lengths) if exact else padded(max(lengths))
-            form = (len(examples), length, min(lengths) < length)
-            key = (of, form, count, tuple(lengths) if self.texts.assumed else id(examples))
-            found.append(self._same.setdefault(key, Chunk(examples, form, count)))
-        return found
+def _raise(error: Exception) -> str:
+    """Let an error on paper end the plan: no client is to be done without."""
+    raise error
 
-    def chunks(self, client: Client) -> list[Chunk]:
-        """Return the batches on which a client trains in the current round."""
-        number = client.round if self._exact else 1
-        if self.texts.assumed:  # all examples are alike, and so are all rounds
-            key: Hashable = (id(client.examples), client.training.local_steps)
-        else:
-            key = (client.name, number)
-        if key not in self._chunks:
-            now, client.round = client.round, number
-            draw = client.generator("batches")
-            client.round = now
-            self._chunks[key] = self.chunked(
-                batches(client.examples, client.training, draw), "clients"
-            )
-        return self._chunks[key]
 
-    @cached_property
-    def _exact(self) -> bool:
-        steps = sum(c.training.num_steps(len(c.examples)) for c in self.clients.values())
-        return steps * self.config.rounds <= EXACT
-
-    def predictions(self, side: Side, examples: Sequence[Example]) -> tuple[int, int]:
-        """Return how many rows the predictions of examples have, and how many classes."""
-        return sum(map(self._num_targets, examples)), side.model.num_classes
-
-    def _num_targets(self, example: Example) -> int:
-        key = id(example.labels)
-        if key not in self._targets:
-            self._targets[key] = self.config.task.num_targets(example)
-        return self._targets[key]
-
-    def memory(
-        self,
-        side: Side,
-        peak_bytes: int,
-        state: State,
-        optimizer: Optimizer,
-        trained: Collection[str] | None = None,
-    ) -> Memory:
-        """Divide a peak into its parts.
-
-        Args:
-            side: who trains.
-            peak_bytes: the most bytes at once.
-            state: what is mounted into the model.
-            optimizer: over those of its parameters that train.
-            trained: their names; all of `state` where left out.
-        """
-        module = side.model.mount(state)
-        return divided(
-            peak_bytes,
-            unique_bytes(resident_tensors(module)),
-            [p for name, p in state.items() if trained is None or name in trained],
-            optimizer,
-            self.paper,
-        )
+def _some(texts: Texts) -> list[Example]:
+    """Return some examples, for a look at a model."""
+    return (texts.public or next(iter(texts.clients.values()), []))[:2]

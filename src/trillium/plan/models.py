@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +14,11 @@ from transformers import AutoConfig
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.models.base import load_base
-from trillium.models.blocks import Trace
 from trillium.models.heads import straighten, train_last_only
 from trillium.models.hub import explained, locate, set_dropout
 from trillium.models.load import LanguageModel
-from trillium.models.parts import Parts
-from trillium.models.slots import State
 from trillium.plan.fakes import Paper
 from trillium.plan.shapes import shapes
-from trillium.plan.waves import Work
 
 
 @dataclass(frozen=True)
@@ -118,15 +114,10 @@ class Models:
 
     Attributes:
         paper: makes their tensors.
-        costs: of work on them, by all that it depends on.
-        traces: what a look at a cut of a small one has shown.
     """
 
     paper: Paper = field(default_factory=Paper)
-    costs: dict[Hashable, Work] = field(default_factory=dict)
-    traces: dict[Hashable, tuple[Trace, Parts]] = field(default_factory=dict)
     _made: dict[str, LanguageModel] = field(default_factory=dict)
-    _states: dict[int, State] = field(default_factory=dict)
 
     def get(
         self, config: ExperimentConfig, num_labels: int, num_blocks: int | None
@@ -143,14 +134,8 @@ class Models:
             found = architecture(config, num_labels)
             if num_blocks is not None:
                 found = with_blocks(found, num_blocks)
-            model = self._made[key] = paper_model(config, found, self.paper)
-            parameters = model.module.named_parameters()
-            self._states[id(model)] = {n: p for n, p in parameters if p.requires_grad}
+            self._made[key] = paper_model(config, found, self.paper)
         return self._made[key]
-
-    def state(self, model: LanguageModel) -> State:
-        """Return the server's state of a model, which is always the same on paper."""
-        return self._states[id(model)]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A meter that tells peak memory phase by phase of a step, so that each can be extrapolated by itself.
+"""A meter that does work of one kind once, and tells what memory is made of, phase by phase.
 
 The peak of a training step is where the backward pass begins, all activations being alive, or where it
 ends, with all gradients, or in the optimiser's step. Which of them it is depends on the depth of the
@@ -7,33 +7,71 @@ model, but each grows evenly with it. So each of them is extrapolated, and not t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
-from trillium.plan.fakes import Paper
-from trillium.plan.waves import Work
+from trillium.plan.fakes import BUFFER, Paper, is_fake
+from trillium.plan.waves import Memory
 from trillium.training.meters import Cost, Count, Meter
 
+T = TypeVar("T")
+STATE = "trillium_state"  # marks the tensors that an optimiser keeps
 NEAR = 48  # changes of memory; fewer than the backward pass of two blocks makes
+Phases = tuple[Memory, ...]
+"""What is held at the peak of each phase of some work."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What some work costs."""
+
+    flops: float
+    phases: Phases
+
+    @property
+    def peak_bytes(self) -> int:
+        return int(max((memory.peak for memory in self.phases), default=0))
+
+
+@dataclass
+class Known:
+    """What is known of work by its key: share one among all who have the same model.
+
+    Attributes:
+        costs: FLOPs and memory.
+        returned: the form of what it returned, and which tensors got a gradient.
+    """
+
+    costs: dict[Hashable, _Work] = field(default_factory=dict)
+    returned: dict[Hashable, tuple[Any, list[bool]]] = field(default_factory=dict)
 
 
 class PhaseMeter(Meter):
     """Counts what runs on paper, always on a CPU.
 
+    Attributes:
+        most: by the label of some work, the most that it held in each phase since the beginning.
+
     Args:
         paper: on which it runs.
+        known: what others have done.
+        counts: whether it counts; else all work is free.
     """
 
-    def __init__(self, paper: Paper) -> None:
+    def __init__(self, paper: Paper, known: Known, *, counts: bool = True) -> None:
         super().__init__({}, "cpu")
-        self._paper = paper
-        self._known: dict[Hashable, Work] = {}
-        self._work = Work()
+        self._counts = counts
+        self._paper, self._known = paper, known
+        self._flops, self._peak = 0.0, 0
+        self._again: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.most: dict[str, Phases] = {}
 
     @contextmanager
     def measure(
@@ -43,31 +81,115 @@ class PhaseMeter(Meter):
         assert not self._measuring, "a measurement inside another would be counted twice"
         self._measuring = True
         try:
-            if key in self._known:
+            if key in self._known.costs:
                 yield
+            elif not self._counts:
+                yield
+                self._known.costs[key] = _Work(0.0, ())
             else:
                 count = _Moments(self._device)
                 count.keep(resident())
                 with self._paper.watched(count), _before_step(count.begin_step):
                     yield
-                count.keep(resident())
-                self._known[key] = Work(count.flops, count.peaks())
-            self._work = self._work + self._known[key]
+                rest = list(resident())
+                count.keep(rest)
+                self._known.costs[key] = _Work(count.flops, count.phases(rest))
+            self._add(key)
         finally:
             self._measuring = False
 
-    def work(self) -> Work:
-        """Return the total since the last `reset`."""
-        return self._work
+    def run(
+        self,
+        key: Hashable,
+        work: Callable[..., T],
+        resident: Callable[[], Iterable[Tensor]] = tuple,
+        *,
+        form: Hashable = None,
+        moves: Iterable[nn.Parameter] = (),
+        fills: Iterable[Tensor] = (),
+        needs: Sequence[Tensor] = (),
+    ) -> T:
+        """Return what some work returns, or something of its form where it has been done before."""
+        whole, fills = (key, form), list(fills)
+        if key in self._known.costs and whole in self._known.returned:
+            self._add(key)
+            moved = list(moves)
+            versions = [parameter._version + 1 for parameter in moved]
+            torch._C._autograd._unsafe_set_version_counter(tuple(moved), tuple(versions))
+            found, filled = self._known.returned[whole]
+            for tensor, is_filled in zip(fills, filled, strict=True):
+                if is_filled and tensor.grad is None:
+                    tensor.grad = torch.empty_like(tensor)
+            result: T = self._made(found, lambda: work(*needs))
+            return result
+        needs = [self._live(tensor) for tensor in needs]
+        with self.measure(key, resident):
+            done = work(*needs)
+        self._known.returned[whole] = _form(done), [t.grad is not None for t in fills]
+        return done
+
+    def _add(self, key: Hashable) -> None:
+        work = self._known.costs[key]
+        self._flops += work.flops
+        self._peak = max(self._peak, work.peak_bytes)
+        label = str(key[0] if isinstance(key, tuple) else key)
+        before = self.most.get(label, work.phases)
+        self.most[label] = tuple(map(_larger, before, work.phases))
+
+    def _live(self, tensor: Tensor) -> Tensor:
+        """Return a tensor that can go back the way it came, which may not have been gone yet."""
+        again = self._again.get(tensor)  # type: ignore[no-untyped-call]
+        found: Tensor = tensor if again is None else again()
+        return found
+
+    def _made(self, form: Any, again: Callable[[], Any]) -> Any:
+        """Return something of a form.
+
+        Args:
+            again: does the work that returns it after all.
+        """
+        if isinstance(form, _Form):
+            made = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
+            found = self._paper.tensor(made)
+            if form.trains:
+                self._again[found.requires_grad_()] = again
+            return found
+        if isinstance(form, list | tuple):
+            parts = [self._made(f, lambda p=p: again()[p]) for p, f in enumerate(form)]  # type: ignore[misc]
+            return type(form)(parts)
+        return form
 
     def read(self) -> Cost:
         """Return the same as a run's meter does."""
-        return Cost(self._work.flops, 0.0, self._work.peak_bytes)
+        return Cost(self._flops, 0.0, self._peak)
 
     def reset(self, total: Cost = Cost()) -> None:
         """Start again from zero; what is known stays."""
         assert total == Cost()
-        self._work = Work()
+        self._flops, self._peak = 0.0, 0
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The form of a tensor without values."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    trains: bool
+
+
+def _form(found: Any) -> Any:
+    """Return what work returned, with forms in place of tensors that have no values."""
+    if isinstance(found, Tensor) and is_fake(found):
+        return _Form(found.shape, found.stride(), found.dtype, found.requires_grad)
+    if isinstance(found, list | tuple):
+        return type(found)(map(_form, found))
+    return found
+
+
+def _larger(one: Memory, other: Memory) -> Memory:
+    return one if one.peak >= other.peak else other
 
 
 @contextmanager
@@ -87,33 +209,73 @@ class _Moments(Count):  # type: ignore[no-untyped-call]
         super().__init__(device)
         self._backward: int | None = None  # where in the course of memory
         self._step: int | None = None
+        self._gradients: dict[int, tuple[int, int]] = {}  # birth and bytes by storage
 
     def follow(
         self, call: Callable[[Any, Any, Any], Any], func: Any, args: Any, kwargs: Any
     ) -> Any:
         """As the base class, and look whether this is the first operation of a backward pass."""
         if self._backward is None and torch._C._current_graph_task_id() != -1:
-            self._backward = len(self.course)
+            self._backward = self.num_changes
         return super().follow(call, func, args, kwargs)
 
-    def begin_step(self, *_: object) -> None:
-        """Note that the first step begins; a hook of the optimiser."""
+    def begin_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Note that a step begins, and which gradients there are; a hook of the optimiser."""
         if self._step is None:
-            self._step = len(self.course)
+            self._step = self.num_changes
+        self._note_gradients(p for group in optimizer.param_groups for p in group["params"])
 
-    def peaks(self) -> tuple[int, int, int, int]:
-        """Return the most bytes in the passes, until the backward one begins, at its end, in the step.
+    def _note_gradients(self, parameters: Iterable[Tensor]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                key = id(parameter.grad.untyped_storage())
+                if key in self._live:
+                    found = self._live[key]
+                    self._gradients[key] = found.birth, found.nbytes
+
+    def phases(self, resident: Sequence[Tensor]) -> Phases:
+        """Return the most that is held in each phase: passes, begin and end of backward, the step.
 
         A few changes of memory around both ends of the backward pass belong to them, the same ones
         whatever the depth.
+
+        Args:
+            resident: what stays.
         """
+        self._note_gradients(t for t in resident if isinstance(t, nn.Parameter))
         course = self.course
         step = len(course) if self._step is None else self._step
         backward = step if self._backward is None else self._backward
-        passes, begin = course[:step], course[: min(backward + NEAR, step)]
-        return (
-            max(passes),
-            max(begin),
-            max(course[max(step - NEAR, 0) : step]),
-            max(course[step - 1 :]),
-        )
+        spans = [
+            range(step),
+            range(min(backward + NEAR, step)),
+            range(max(step - NEAR, 0), step),
+            range(step - 1, len(course)),
+        ]
+        weights, states = _held(resident)
+        found = []
+        for span in spans:
+            at = max(span, key=course.__getitem__)
+            born = [nbytes for birth, nbytes in self._gradients.values() if birth <= at]
+            found.append(_divided(course[at], weights, sum(born), states))
+        return tuple(found)
+
+
+def _held(resident: Sequence[Tensor]) -> tuple[int, int]:
+    """Return the bytes of parameters and buffers, and of the state of optimisers, among tensors."""
+    weights: dict[int, int] = {}
+    states: dict[int, int] = {}
+    for tensor in resident:
+        storage = tensor.untyped_storage()
+        if STATE in vars(tensor):
+            states[id(storage)] = storage.nbytes()
+        elif isinstance(tensor, nn.Parameter) or vars(tensor).get(BUFFER) or not is_fake(tensor):
+            weights[id(storage)] = storage.nbytes()
+    return sum(weights.values()), sum(states.values())
+
+
+def _divided(peak: int, weights: int, gradients: int, states: int) -> Memory:
+    weights = min(weights, peak)
+    states = min(states, peak - weights)
+    gradients = min(gradients, peak - weights - states)
+    return Memory(weights, gradients, states, peak - weights - states - gradients)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from trillium.config.experiment import experiment, read_yaml
 from trillium.errors import UserError
+from trillium.plan.data import by_tier
 from trillium.plan.places import Planning
-from trillium.plan.predict import by_tier
 from trillium.plan.sizes import Weight
 from trillium.plan.times import RoundTime, round_time
 from trillium.plan.waves import Ask, Wave, Work

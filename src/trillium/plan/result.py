@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
 from trillium.plan.collector import collector_paused
-from trillium.plan.data import Texts
+from trillium.plan.data import Texts, by_tier
 from trillium.plan.models import Models
-from trillium.plan.predict import Prediction, by_tier, predict
+from trillium.plan.predict import Prediction, predict
 from trillium.plan.sums import Sums, Traffic
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
@@ -81,7 +81,6 @@ def texts_of(config: ExperimentConfig, server: Server, clients: Sequence[Client]
         num_classes=server.model.num_classes if config.task.peft_task == "SEQ_CLS" else 0,
         rows=server.public_rows,
         public_of=public_of,
-        foreign=frozenset(server.dialects),
         written=server.meter.read().flops,
         test=server.test,
         tokenizers={

@@ -47,6 +47,18 @@ class Weight:
     low: int
     high: int
 
+    @classmethod
+    def sum(cls, weights: Sequence[float], parts: Sequence[Weight]) -> Weight:
+        """Return so much of each, together."""
+        pairs = list(zip(weights, parts, strict=True))
+        names = sorted({kind for part in parts for kind in part.kinds})
+        return cls(
+            round(sum(weight * part.bytes for weight, part in pairs)),
+            {k: round(sum(weight * part.kinds.get(k, 0) for weight, part in pairs)) for k in names},
+            round(sum(weight * part.low for weight, part in pairs)),
+            round(sum(weight * part.high for weight, part in pairs)),
+        )
+
 
 NOTHING = Weight(0, {}, 0, 0)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from trillium.plan.sizes import Weight
-from trillium.plan.waves import Ask
-from trillium.wire.ledger import Purpose
+from trillium.plan.paper import Weighed
+from trillium.plan.sizes import NOTHING, Weight
+from trillium.wire.ledger import Entry, Purpose
 from trillium.wire.wire import Direction
 
 
@@ -64,13 +64,12 @@ class Sums:
     flops: float = 0
     peak_bytes: int = 0
 
-    def add(self, ask: Ask, times: int = 1) -> None:
-        """Add one message and its reply, so many times."""
-        self._of("down", ask.purpose).add(ask.down, times)
-        if ask.up is not None:
-            self._of("up", ask.purpose).add(ask.up, times)
-        self.flops += ask.cost.flops * times
-        self.peak_bytes = max(self.peak_bytes, ask.cost.peak_bytes)
+    def add(self, entry: Entry) -> None:
+        """Add one message."""
+        weight = entry.kinds.weight if isinstance(entry.kinds, Weighed) else NOTHING
+        self._of(entry.direction, entry.purpose).add(weight)
+        self.flops += entry.flops or 0.0
+        self.peak_bytes = max(self.peak_bytes, entry.peak_bytes or 0)
 
     def merge(self, other: Sums, times: float = 1) -> None:
         """Add other sums, so many times."""

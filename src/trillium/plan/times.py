@@ -88,6 +88,30 @@ def round_time(
     return result
 
 
+def course_time(
+    courses: Iterable[tuple[float, Iterable[Wave]]], places: Mapping[str, Place], server: Place
+) -> RoundTime | None:
+    """Return the course of a round that is a weighted sum of others; `None` without all speeds."""
+    total, known = RoundTime(), list[set[str]]()
+    for weight, waves in courses:
+        found = round_time(waves, places, server)
+        if found is None:
+            return None
+        total.seconds += weight * found.seconds
+        total.server += weight * found.server
+        for name, share in found.clients.items():
+            own = total.clients.setdefault(name, Share())
+            own.compute += weight * share.compute
+            own.wire += weight * share.wire
+        known.append({*found.clients})
+    # Who is not in all of them stands for another one in a smaller federation.
+    names = set.intersection(*known) if known else set()
+    total.clients = {name: own for name, own in total.clients.items() if name in names}
+    for share in total.clients.values():
+        share.waiting = max(round(total.seconds - share.compute - share.wire, 9), 0.0)
+    return total
+
+
 def _groups(waves: Iterable[Wave]) -> Iterator[list[Wave]]:
     """Yield waves that depend on each other: at the end of each group nothing is on its way."""
     group: list[Wave] = []

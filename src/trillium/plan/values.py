@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from ctypes import string_at
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 aten = torch.ops.aten
 _COPIES = (aten._to_copy.default, aten.clone.default)
-_LARGE = 2**16  # entries of a real tensor from which its storage stands for its values
+_SMALL = 2**18  # bytes of a real tensor; of larger ones the storage stands for the values
 
 
 class Values:
@@ -21,16 +23,18 @@ class Values:
         self._numbers: dict[int, tuple[object, int, Any]] = {}  # number, version, end of a storage
         self._made: dict[Any, object] = {}
         self._turns: dict[int, int] = {}
+        self._real: dict[int, torch.UntypedStorage] = {}
 
     def of(self, tensor: Tensor) -> Any:
         """Return something that is equal for equal values."""
+        place = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
         if isinstance(tensor, FakeTensor):
-            form = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
-            return (self._number(tensor), *form)
-        if tensor.numel() > _LARGE:
-            return id(tensor.untyped_storage()), _version(tensor)
-        content = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        return tensor.dtype, tuple(tensor.shape), content
+            return (self._number(tensor), *place)
+        storage = tensor.untyped_storage()
+        if storage.nbytes() <= _SMALL:  # read without an operation, which would be looked at, too
+            return tensor.dtype, *place, string_at(storage.data_ptr(), storage.nbytes())
+        self._real[id(storage)] = storage  # so that nothing else gets its identity
+        return *place, id(storage), _version(tensor)
 
     def equal(self, left: Tensor, right: Tensor) -> bool:
         """Whether two tensors are known to be equal."""
@@ -43,7 +47,7 @@ class Values:
 
     def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Note how a tensor was made."""
-        if func._schema.is_mutable or draws(func, args, kwargs):
+        if not _is_pure(func) or (_may_draw(func) and draws(func, args, kwargs)):
             return
         made = [result] if isinstance(result, Tensor) else result
         if not isinstance(made, list | tuple) or not made:
@@ -85,9 +89,19 @@ class Values:
         return type(value), value
 
 
+@cache
+def _is_pure(func: Any) -> bool:
+    return not func._schema.is_mutable
+
+
+@cache
+def _may_draw(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
 def draws(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether an operation draws random numbers; fused attention without dropout does not."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
+    if not _may_draw(func):
         return False
     arguments = func._schema.arguments
     given = {argument.name: argument.default_value for argument in arguments}

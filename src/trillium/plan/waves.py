@@ -11,24 +11,9 @@ from trillium.wire.ledger import Purpose
 
 @dataclass(frozen=True)
 class Work:
-    """What some work costs.
-
-    Attributes:
-        flops: operations.
-        peaks: most bytes alive at once in each of its parts, in order; of a deep model each part's
-            is found for itself.
-    """
+    """What some work costs: operations."""
 
     flops: float = 0.0
-    peaks: tuple[int, ...] = ()
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.peaks + other.peaks)
-
-    @property
-    def peak_bytes(self) -> int:
-        """The most of any part."""
-        return max(self.peaks, default=0)
 
 
 FREE: Final = Work()
@@ -46,15 +31,28 @@ class Memory:
         activations: all else: what the forward pass keeps for the backward one, and temporaries.
     """
 
-    weights: int = 0
-    gradients: int = 0
-    optimizer: int = 0
-    activations: int = 0
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    activations: float = 0
 
     @property
-    def peak(self) -> int:
+    def peak(self) -> float:
         """The sum, which is what the meter of a run shows."""
         return self.weights + self.gradients + self.optimizer + self.activations
+
+    def plus(self, other: Memory, share: float) -> Memory:
+        """Return this and a share of another."""
+        return Memory(
+            self.weights + share * other.weights,
+            self.gradients + share * other.gradients,
+            self.optimizer + share * other.optimizer,
+            self.activations + share * other.activations,
+        )
+
+    def rounded(self) -> Memory:
+        """Return the same in whole bytes."""
+        return Memory(*(round(value) for value in vars(self).values()))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from trillium.tasks import IGNORE, Batch, Example
 
@@ -34,21 +35,20 @@ def collate(
     examples: Sequence[Example], pad_id: int, device: torch.device, *, exact: bool = False
 ) -> Batch:
     """Pad examples on the right to the next multiple of eight, or the longest if it is to be exact."""
-    longest = max(len(example.input_ids) for example in examples)
-    length = longest if exact else padded(longest)
-    input_ids = torch.full((len(examples), length), pad_id)
-    attention_mask = torch.zeros_like(input_ids)
+    lengths = [len(example.input_ids) for example in examples]
+    length = max(lengths) if exact else padded(max(lengths))
+    is_text = torch.arange(length) < torch.tensor(lengths)[:, None]
+
+    def in_rows(tokens: list[Tensor], fill: int) -> Tensor:
+        found = torch.full(is_text.shape, fill)
+        found[is_text] = torch.cat(tokens)
+        return found
+
+    input_ids = in_rows([example.input_ids for example in examples], pad_id)
     labels = [example.labels for example in examples]
-    per_text = labels[0].dim() == 0
-    stacked = torch.stack(labels) if per_text else torch.full_like(input_ids, IGNORE)
-    for row, example in enumerate(examples):
-        tokens = len(example.input_ids)
-        input_ids[row, :tokens] = example.input_ids
-        attention_mask[row, :tokens] = 1
-        if not per_text:
-            stacked[row, :tokens] = example.labels
+    targets = torch.stack(labels) if labels[0].dim() == 0 else in_rows(labels, IGNORE)
     indices = tuple(example.index for example in examples)
-    return Batch(input_ids.to(device), attention_mask.to(device), stacked.to(device), indices)
+    return Batch(input_ids.to(device), is_text.long().to(device), targets.to(device), indices)
 
 
 def epoch(examples: Sequence[T], batch_size: int, generator: torch.Generator) -> Iterator[list[T]]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trillium.wire.codecs.rows import FullRows
-from trillium.wire.kinds import DTYPES, FLAT, KINDS, Kind, Limits, MessageError
+from trillium.wire.kinds import DTYPES, FLAT, KINDS, Kind, Limits, MessageError, has_values
 from trillium.wire.rows import EncodedRows
 from trillium.wire.soft_labels import SoftLabels
 
@@ -115,7 +115,7 @@ class Message:
             raise MessageError(
                 f"{self.verb}: {kind}/{name} is {tensor.dtype}, expected {like.dtype}"
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not _is_finite(tensor):
             raise MessageError(f"{self.verb}: {kind}/{name} holds NaN or infinity")
         return tensor.to(like.dtype)
 
@@ -131,7 +131,7 @@ class Message:
             raise MessageError(
                 f"{self.verb}: {name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}"
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not _is_finite(tensor):
             raise MessageError(f"{self.verb}: {name} holds NaN or infinity")
         return tensor
 
@@ -159,6 +159,15 @@ class Message:
         if value <= 0:
             raise MessageError(f"{self.verb}: {name} is {value}, not above zero")
         return value
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether nothing in a tensor is NaN or infinite."""
+    if not tensor.is_floating_point() or not has_values(tensor):
+        return True
+    if tensor.numel() == 1:
+        return math.isfinite(tensor.item())
+    return bool(torch.isfinite(tensor).all())
 
 
 def scalar(value: float) -> Tensor:

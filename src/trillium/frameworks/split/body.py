@@ -15,6 +15,7 @@ from trillium.models.slots import State
 from trillium.tasks import Task
 from trillium.training.meters import Meter, resident_tensors
 from trillium.training.optimizers import Optimizer, set_learning_rate
+from trillium.wire.kinds import has_values
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ class Body:
 def scaled_step(optimizer: torch.optim.Optimizer, scale: float, rate: float) -> None:
     """Scale the gradients, step with a learning rate, and drop the gradients."""
     set_learning_rate(optimizer, rate)
-    for group in optimizer.param_groups:
+    for group in optimizer.param_groups if scale != 1.0 else ():
         for parameter in group["params"]:
-            if parameter.grad is not None and scale != 1.0:
+            if parameter.grad is not None and has_values(parameter):
                 parameter.grad *= scale
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -130,5 +131,8 @@ def scaled_step(optimizer: torch.optim.Optimizer, scale: float, rate: float) -> 
 
 def squared_norm(parameters: Iterable[nn.Parameter]) -> float:
     """Return the squared l2 norm of all gradients."""
-    grads = [p.grad.double() for p in parameters if p.grad is not None]
+    found = [p.grad for p in parameters if p.grad is not None]
+    if found and not has_values(found[0]):
+        return 1.0
+    grads = [gradient.double() for gradient in found]
     return float(sum((grad.square().sum() for grad in grads), torch.zeros(()).double()))

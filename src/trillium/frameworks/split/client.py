@@ -177,7 +177,7 @@ def backward(split: SplitSettings, client: Client, message: Message) -> Message:
     fills = [weights[name] for name in parts.head.names]
     client.meter.run(key, run, resident, fills=fills, needs=[hidden])
     state: State = client.scratch["state"]
-    for name in parts.head.names:
+    for name in parts.head.names if weights is not state else ():
         state[name].grad = weights[name].grad
     norm = squared_norm(state[name] for name in parts.head.names)
     return Message("backward", {"control/squared_norm": scalar(norm)})

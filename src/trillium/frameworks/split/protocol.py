@@ -106,6 +106,8 @@ class Split(SplitSettings, name="split"):
 
     def once_bytes(self, side: Side) -> dict[str, int]:
         """Return the weight of the frozen tensors of the client's parts."""
-        split = self.parts(side.model, side.test).split
-        client_parts = [split.head] if split.tail is None else [split.head, split.tail]
-        return {"base_model": sum(weigh(part) for part in client_parts)}
+        parts = self.parts(side.model, side.test)
+        found = weigh(parts.split.head, parts.head.names)
+        if parts.split.tail is not None:
+            found += weigh(parts.split.tail, parts.tail.names)
+        return {"base_model": found}

@@ -87,9 +87,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """Return 16 hexadecimal digits that depend on names, shapes and every bit of the values."""
     found = hashlib.blake2b(digest_size=8)
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if has_values(tensor):
+            tensor = tensor.detach().cpu().contiguous()
             found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 

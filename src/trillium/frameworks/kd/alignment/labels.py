@@ -70,11 +70,12 @@ def translate_labels(
     """Translate the source's soft labels, some rows at a time; the writer is of the target's form."""
     rows = alignment.rows
     maps = {spaces: vocabularies.map(spaces) for spaces in set(alignment.spaces.tolist())}
-    lost = torch.zeros(len(rows))
+    lost = labels.records.new_zeros(len(rows), dtype=torch.float32)
     num_targets = vocabularies.num_targets
     # Decoded rows and theirs in the making, then the same for the target.
     for part in chunks(len(rows), labels.num_classes + num_targets, copies=3):
-        found = torch.full((part.stop - part.start, num_targets), -math.log(num_targets))
+        shape = part.stop - part.start, num_targets
+        found = lost.new_full(shape, -math.log(num_targets))
         here = alignment.spaces[part].where(alignment.present[part], 2)
         for spaces, vocabulary in maps.items():
             own = (here == spaces).nonzero()[:, 0]

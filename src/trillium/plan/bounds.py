@@ -1,0 +1,52 @@
+"""Where a plan cannot be exact, because what happens depends on values that nobody knows before."""
+
+from __future__ import annotations
+
+from trillium.config.experiment import ExperimentConfig
+from trillium.federation.fleet import FleetConfig
+from trillium.frameworks.fedkseed import FedKSeed
+from trillium.frameworks.fedllm.settings import FedLLMSettings
+from trillium.frameworks.kd.settings import KDSettings
+from trillium.frameworks.split.settings import SplitSettings
+from trillium.wire.codecs.adaptive import Adaptive
+from trillium.wire.codecs.random_k import RandomK
+from trillium.wire.codecs.top_k import TopK
+
+
+def upper_bound(config: ExperimentConfig) -> bool:
+    """Whether a run may take less than is planned; `reasons` says why."""
+    return bool(reasons(config))
+
+
+def reasons(config: ExperimentConfig) -> list[str]:
+    """Return why a run may take less than is planned."""
+    framework, wires = config.framework, list(config.wires().values())
+    found = {
+        "a direction along which the loss stays the same to the last digit is not told": isinstance(
+            framework, FedKSeed
+        ),
+        "samples that have hardly changed are not sent": isinstance(framework, SplitSettings)
+        and framework.delta is not None
+        and framework.delta.skip > 0,
+    }
+    if isinstance(framework, FedLLMSettings):
+        is_sparse = any(isinstance(c, TopK | RandomK | Adaptive) for w in wires for c in w.up)
+        gradients = framework.upload == "gradient"
+        is_lossy = gradients and not all(w.is_lossless("gradients", "up") for w in wires)
+        found["a codec may leave a whole tensor as it was"] = is_sparse or is_lossy
+        steps = [config.training.local_steps, *(t.local_steps for t in config.tiers.values())]
+        first = gradients or framework.mask.name == "rolora" or 1 in steps
+        found["LoRA's A does not move before B has"] = config.adapter.name == "lora" and first
+    return [why for why, holds in found.items() if holds]
+
+
+def is_steady(config: ExperimentConfig, number: int) -> bool:
+    """Whether all rounds after this one take what it takes."""
+    framework = config.framework
+    if number < 2 or config.fleet != FleetConfig() or isinstance(framework, FedKSeed):
+        return False
+    if isinstance(framework, FedLLMSettings):
+        return framework.mask.name == "all"
+    if isinstance(framework, SplitSettings):
+        return number > framework.local_rounds + 1
+    return not isinstance(framework, KDSettings) or framework.cache_rounds == 1

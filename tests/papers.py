@@ -1,0 +1,47 @@
+"""Runs on paper, held to the ledger of the run message by message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trillium.experiment.run import Experiment
+from trillium.plan.federation import PaperFederation, Shared
+from trillium.plan.models import Models
+from trillium.plan.result import texts_of
+from trillium.wire.ledger import Entry
+
+
+def on_paper(run: Experiment) -> PaperFederation:
+    """Return the federation of a run on paper, after its last round."""
+    texts = texts_of(run.config, run.server, run.clients)
+    paper = PaperFederation(run.config, texts, Shared(Models()))
+    paper.start()
+    for number in range(1, (run.config.rounds if run.config.framework.trains else 0) + 1):
+        paper.round(number, evaluates=True)
+    return paper
+
+
+def identity(entry: Entry) -> tuple[Any, ...]:
+    """Which message it is, its bytes, and what was computed for it; seconds and memory apart."""
+    return (
+        *(entry.round, entry.client, entry.verb, entry.direction, entry.purpose),
+        *(entry.bytes, entry.kinds, entry.bytes_raw, entry.flops),
+    )
+
+
+def hold(run: Experiment, *, peaks: bool = True) -> None:
+    """Run on paper and for real, and expect the same of both.
+
+    Args:
+        peaks: whether peaks of memory are equal; else they are within a fifth.
+    """
+    paper = on_paper(run)
+    run.run()
+    expected, found = run.fleet.ledger.entries, paper.course.entries
+    assert [*map(identity, found)] == [*map(identity, expected)]
+    real, planned = run.server.meter.read(), paper.server.meter.read()
+    assert planned.flops == real.flops
+    pairs = [(planned.peak_bytes, real.peak_bytes)]
+    pairs += [(a.peak_bytes or 0, b.peak_bytes or 0) for a, b in zip(found, expected, strict=True)]
+    for mine, theirs in pairs:
+        assert mine == theirs if peaks else mine >= 0.8 * theirs
