@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -36,6 +36,17 @@ class Patience:
 
     wait_seconds: float
     deadline_seconds: float
+
+    def until(self, need: int, look: Callable[[], set[str]]) -> set[str]:
+        """Look who is here until there are enough of them, or the time is over; return who is."""
+        deadline = time.monotonic() + self.wait_seconds
+        told = False
+        while len(found := look()) < need and time.monotonic() <= deadline:
+            if not told:
+                log.info("waiting for nodes: %d of %d are here", len(found), need)
+                told = True
+            time.sleep(POLL_SECONDS)
+        return found
 
 
 @dataclass(frozen=True)
@@ -114,20 +125,15 @@ class SessionEngine:
 
     def gather(self, need: int) -> Gathered:
         """Invite who is online, wait for enough of them, and let newcomers find their state."""
-        deadline = time.monotonic() + self._patience.wait_seconds
-        told = False
-        while True:
+
+        def look() -> set[str]:
             self._invite()
             self._settle()
-            num_ready = len(self._ready())
-            if num_ready >= need or time.monotonic() > deadline:
-                break
-            if not told:
-                log.info("waiting for nodes: %d of %d are here", num_ready, need)
-                told = True
-            time.sleep(POLL_SECONDS)
+            return self._ready()
+
+        present = self._patience.until(need, look)
         new, self._new = self._new, set()
-        return Gathered(self._ready(), new)
+        return Gathered(present, new)
 
     def save(self, number: int) -> None:
         """Let the nodes keep what they hold; a node that comes later is told this round.

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from flwr.app import RecordDict
 
@@ -20,7 +20,6 @@ from trillium.federation.fleet import Gathered, Lost
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS: Final = 0.5
 T = TypeVar("T")
 
 
@@ -52,34 +51,28 @@ class MessageEngine:
 
     def gather(self, need: int) -> Gathered:
         """Wait for enough nodes, and ask those that are new who they are."""
-        deadline = time.monotonic() + self._patience.wait_seconds
-        told = False
-        while True:
-            online = self._mail.nodes()
-            paused = {n for n, t in self._not_before.items() if time.monotonic() < t}
-            fresh = [node for node in online if node not in paused | {*self._nodes.values()}]
-            contents = {node: opening_record(self._opening) for node in fresh}
-            seconds = self._patience.deadline_seconds
-            for node, content in self._mail.exchange("settle", contents, seconds):
-                reply = _read(content, _settled)
-                if isinstance(reply, Lost):
-                    log.warning("node %d: %s", node, reply.reason)
-                    self._not_before[node] = time.monotonic() + RETRY_SECONDS
-                    continue
-                name, had = reply
-                self._nodes[name] = node
-                if not had:
-                    self._empty.add(name)
-                    self._new.add(name)
-            present = {name for name, node in self._nodes.items() if node in online}
-            if len(present) >= need or time.monotonic() > deadline:
-                break
-            if not told:
-                log.info("waiting for nodes: %d of %d are here", len(present), need)
-                told = True
-            time.sleep(POLL_SECONDS)
+        present = self._patience.until(need, self._look)
         found, self._new = self._new, set()
         return Gathered(present, found)
+
+    def _look(self) -> set[str]:
+        online = self._mail.nodes()
+        paused = {n for n, t in self._not_before.items() if time.monotonic() < t}
+        fresh = [node for node in online if node not in paused | {*self._nodes.values()}]
+        contents = {node: opening_record(self._opening) for node in fresh}
+        seconds = self._patience.deadline_seconds
+        for node, content in self._mail.exchange("settle", contents, seconds):
+            reply = _read(content, _settled)
+            if isinstance(reply, Lost):
+                log.warning("node %d: %s", node, reply.reason)
+                self._not_before[node] = time.monotonic() + RETRY_SECONDS
+                continue
+            name, had = reply
+            self._nodes[name] = node
+            if not had:
+                self._empty.add(name)
+                self._new.add(name)
+        return {name for name, node in self._nodes.items() if node in online}
 
     def save(self, number: int) -> None:
         """Note the round; the nodes keep what they hold after every ask."""

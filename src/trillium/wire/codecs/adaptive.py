@@ -17,9 +17,7 @@ from trillium.component import Choice
 from trillium.errors import UserError
 from trillium.wire.codecs import Codec
 from trillium.wire.codecs.cast import Cast
-from trillium.wire.codecs.int2 import Int2
-from trillium.wire.codecs.int4 import Int4
-from trillium.wire.codecs.int8 import Int8
+from trillium.wire.codecs.integers import Int2, Int4, Int8
 from trillium.wire.codecs.rows import RowCodec
 from trillium.wire.codecs.stack import decode_stack, encode_stack
 
