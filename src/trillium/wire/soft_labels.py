@@ -23,6 +23,12 @@ def chunks(num_rows: int, num_classes: int, copies: int = 1) -> Iterator[slice]:
         yield slice(start, min(start + size, num_rows))
 
 
+def rows_of(slices: Mapping[int, slice], indices: Sequence[int]) -> Tensor:
+    """Return the rows of some examples, one example after the other, int64."""
+    spans = [torch.arange(slices[index].start, slices[index].stop) for index in indices]
+    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
+
+
 def summed(log_probs: Tensor, classes: Tensor, num_classes: int) -> Tensor:
     """Return the log-probabilities of classes that are made of finer ones, `(rows, num_classes)`.
 
@@ -57,10 +63,6 @@ class SoftLabels:
     def named(self, rows: slice | Tensor) -> Tensor | None:
         """Return which classes are told apart in some rows, bool `(n, classes)`; `None` if all."""
         return self.codec.named(self.records[rows], self.num_classes)
-
-    def of(self, slices: Mapping[int, slice], indices: Sequence[int]) -> SoftLabels:
-        """Return the rows of some examples, whose rows these are, one example after the other."""
-        return self.joined([self.records[slices[index]] for index in indices])
 
     def joined(self, records: Sequence[Tensor]) -> SoftLabels:
         """Return rows that were written in the same way, one tensor after the other."""
@@ -117,9 +119,7 @@ class Teacher:
 
     def of(self, slices: Mapping[int, slice], indices: Sequence[int]) -> Teacher:
         """Return what it says of some examples, whose predictions are those slices of the rows."""
-        rows = [torch.arange(slices[index].start, slices[index].stop) for index in indices]
-        wanted = torch.cat([torch.zeros(0, dtype=torch.int64), *rows])
-        places = self.places[wanted]
+        places = self.places[rows_of(slices, indices)]
         labels = self.labels.joined([self.labels.records[places[places >= 0]]])
         return Teacher(labels, places >= 0, self.classes)
 

@@ -14,12 +14,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from trillium.frameworks.kd.last_layer import before_vocabulary, ends_in_vocabulary
-from trillium.frameworks.kd.public import row_slices, rows_of
+from trillium.frameworks.kd.public import row_slices
 from trillium.tasks import IGNORE, Batch, Example, Task
 from trillium.tasks.batches import collate, in_order
 from trillium.training.loop import Loop, Objective
 from trillium.training.meters import resident_tensors
-from trillium.wire.soft_labels import SoftLabels, Teacher, Writer, chunks, summed
+from trillium.wire.soft_labels import SoftLabels, Teacher, Writer, chunks, rows_of, summed
 
 PREDICT_BATCH = 32  # examples at once when predictions are computed; changes memory, not results
 WIDE = 8192  # classes from which logits of whole batches are avoided; changes memory, not results

@@ -79,12 +79,6 @@ def row_slices(task: Task, public: Sequence[Example]) -> dict[int, slice]:
     return rows
 
 
-def rows_of(slices: dict[int, slice], indices: Sequence[int]) -> Tensor:
-    """Return the rows of some examples, one example after the other, int64."""
-    spans = [torch.arange(slices[index].start, slices[index].stop) for index in indices]
-    return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.int64)
-
-
 def write_mask(indices: Sequence[int], count: int) -> Tensor:
     """Return a choice from `count` examples as bits, uint8."""
     chosen = np.zeros(count, dtype=bool)

@@ -18,10 +18,9 @@ def translate(log_probs: Tensor, vocabulary: VocabularyMap) -> tuple[Tensor, Ten
     """Return distributions over the target's tokens, `(rows, target classes)`, none below `LEAST`.
 
     A token of the target has the mass of all tokens that are mapped to it. So much of what a
-    distribution says is kept as the two vocabularies share: where the source would say "
-    tokenization" at once and the target " token" first, the mass goes where the map says, and
-    nowhere else. The mass of tokens without counterpart is spread evenly over `vocabulary.free`,
-    and returned as well, `(rows,)`.
+    distribution says is kept as the two vocabularies share: where the source would say " tokenization"
+    at once and the target " token" first, the mass goes where the map says, and nowhere else. The mass
+    of tokens without counterpart is spread evenly over `vocabulary.free`, and returned, `(rows,)`.
     """
     log_probs = log_probs.clamp(min=LEAST)
     index = vocabulary.index.to(log_probs.device)
