@@ -27,12 +27,9 @@ _SECONDS: Final = 120.0
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run is.
+    """How far a run is, and why it failed, in Flower's words, if it did.
 
-    Attributes:
-        state: `pending`, `starting`, `running`, `finished:completed`, `finished:failed` or
-            `finished:stopped`.
-        details: why it failed, in Flower's words; else empty.
+    The state is `pending`, `starting`, `running`, `finished:completed`, `:failed` or `:stopped`.
     """
 
     state: str

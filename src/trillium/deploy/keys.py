@@ -42,9 +42,8 @@ Authority = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 def make_keys(folder: Path, hosts: Sequence[str], names: Sequence[str]) -> list[Path]:
     """Make what is missing in a folder of certificates and keys, and return these files.
 
-    What is there stays as it is, and must be whole and for the same hosts: the DNS names and IP
-    addresses under which nodes reach the server, which may be left out once there is a server
-    certificate.
+    What is there stays as it is, and must be whole. The hosts, DNS names and IP addresses under
+    which nodes reach the server, may be left out once there is a server certificate.
     """
     for name in names:
         check_node(name)

@@ -38,20 +38,16 @@ class Federation:
     """A SuperLink and its SuperNodes on this machine, for the length of a `with` block.
 
     Entering starts the SuperLink, registers the nodes by their names, starts them, and waits until
-    all of them are online.
+    all of them are online. `processes` has what runs, by name.
 
     Args:
         app: the Flower app; every process runs in the folder around it, so relative paths in
             settings count from there.
         work: where logs (`logs/<process>.log`), Flower's state and configuration go.
-        keys: as `trillium.deploy.keys.make_keys` makes them; the server's certificate must hold
-            127.0.0.1.
+        keys: of `make_keys`; the server's certificate must hold 127.0.0.1.
         port: of the SuperLink; a free one if it is 0.
         durable: keep the SuperLink's state on disk and run the ServerApp under an executor of its
             own, so that a killed and restarted SuperLink goes on with the run.
-
-    Attributes:
-        processes: what runs, by name: `superlink`, `executor` (durable only) and the nodes.
     """
 
     def __init__(

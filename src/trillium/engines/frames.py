@@ -153,8 +153,7 @@ def messages(
     """Put messages together from their frames and yield each when it is complete.
 
     Memory is taken for what has arrived, never for what was announced. `check` looks at the first
-    frame of each message. A frame that is malformed or out of place, or a message too long, is a
-    `FrameError`.
+    frame of each message. What is malformed, out of place or too long is a `FrameError`.
     """
     first: Frame | None = None
     content, left = io.BytesIO(), 0

@@ -27,12 +27,10 @@ _NODE_UNAVAILABLE: Final = 5
 
 @dataclass(frozen=True)
 class Online:
-    """A node that is online.
+    """A node that is online: its name, empty in a simulation, and since when.
 
-    Attributes:
-        name: under which it was registered; empty in a simulation.
-        since: when Flower last saw it come online. A SuperNode that was started anew has another one,
-            and knows nothing of what it was sent before.
+    A SuperNode that was started anew has come online anew, and knows nothing of what it was sent
+    before.
     """
 
     name: str

@@ -52,8 +52,8 @@ def nonlinear_names(module: nn.Module) -> set[str]:
     """Return the names of trainable tensors that no fixing of others makes exact to average.
 
     With `A` fixed, LoRA's change is linear in `B`. DoRA divides the changed weight by its norm and
-    multiplies it with a trained one, so the mean of clients' tensors is not the mean of their models
-    whichever of the three is held; all three of each such layer are returned.
+    multiplies it with a trained one: whichever of the three is held, the mean of clients' tensors
+    is not the mean of their models.
     """
     names = set()
     for name, layer in module.named_modules():

@@ -82,14 +82,11 @@ def drawn_modules(model: nn.Module, drawn: Collection[str]) -> tuple[str, ...]:
 
 @contextmanager
 def features(module: nn.Module) -> Iterator[nn.Module]:
-    """Make a classifier return what its last linear layer would see, instead of logits.
+    """Make a classifier return what its last linear layer would see, instead of logits; yield it.
 
-    Within the block, `module(**inputs).logits` are features `(batch, width)`, pooled by the model's own
-    code: where that applies the head to every token and then picks one, it now picks that token's
-    features. No parameter is touched.
-
-    Yields:
-        The module.
+    Within the block, `module(**inputs).logits` are features `(batch, width)`, pooled by the model's
+    own code: where that applies the head to every token and then picks one, it now picks that
+    token's features. No parameter is touched.
     """
     name, _ = head_layer(module)
     with without_layer(module, name):

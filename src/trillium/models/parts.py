@@ -19,8 +19,7 @@ from trillium.wire.kinds import Tensors
 class Parts:
     """A cut model with the slots of each part's trainable parameters; `tail` has none in two parts.
 
-    Attributes:
-        head_is_random: whether the head draws random numbers in training, as dropout does.
+    `head_is_random` says whether the head draws random numbers in training, as dropout does.
     """
 
     def __init__(self, split: SplitModel, probe: Mapping[str, Tensor]) -> None:

@@ -14,11 +14,7 @@ from trillium.wire.kinds import Tensors
 
 @dataclass(frozen=True)
 class Feedback:
-    """The losses of one stream of tensors.
-
-    Attributes:
-        share: how much of it is added to the next message.
-    """
+    """The losses of one stream of tensors, of which a share is added to the next message."""
 
     lost: Tensors
     share: float = 1.0

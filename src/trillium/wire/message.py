@@ -74,10 +74,8 @@ class Message:
         """Return the tensors of one kind, in the dtypes of `like`, after checking them.
 
         They may have come as the single vector `<kind>/flat`, which holds the entries of all
-        tensors one after the other, sorted by name.
-
-        Raises:
-            MessageError: a name is missing or unknown, or a shape, dtype or value is wrong.
+        tensors one after the other, sorted by name. A name, shape, dtype or value that is wrong is
+        a `MessageError`.
         """
         assert FLAT not in like, f"{kind}/{FLAT} is the name of all of them"
         found = self.group(kind)

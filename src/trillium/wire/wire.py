@@ -27,11 +27,10 @@ Direction = Literal["up", "down"]
 
 @dataclass(frozen=True)
 class Packed:
-    """A message, the bytes that it crosses as, and what they weigh.
+    """A message, the bytes that it crosses as, and what they weigh by kind of tensor.
 
-    Attributes:
-        kinds: bytes of `data` by kind of tensor, scales and indices included; the header (names,
-            shapes, verb, metadata) counts as control, so that the values add up to `len(data)`.
+    Scales and indices count with their tensors, the header (names, shapes, verb, metadata) as
+    control, so that the weights add up to `len(data)`.
     """
 
     data: bytes

@@ -25,11 +25,7 @@ class Intent:
 
 @dataclass(frozen=True)
 class Words:
-    """Slot values, and what may stand around a request.
-
-    Attributes:
-        slots: values by slot; `{n}` in a value is a number.
-    """
+    """Slot values, in which `{n}` is a number, and what may stand around a request."""
 
     slots: dict[str, tuple[str, ...]]
     openers: tuple[str, ...]

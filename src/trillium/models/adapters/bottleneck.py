@@ -101,13 +101,7 @@ class Bottleneck(Adapter, name="bottleneck"):
 
 @dataclass
 class BottleneckConfig(PeftConfig):  # type: ignore[misc]
-    """What PEFT saves beside the weights.
-
-    Attributes:
-        activation: name of the function between the projections.
-        target_modules: the linear layers whose outputs are changed.
-        modules_to_save: modules that are trained in full beside them.
-    """
+    """What PEFT saves beside the weights; `target_modules` are the layers whose outputs change."""
 
     size: int = field(default=16)
     activation: str = field(default="relu")

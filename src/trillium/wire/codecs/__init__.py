@@ -47,20 +47,18 @@ class Codec(Component, kind="codec", package="trillium.wire.codecs"):
         return self
 
     def encode(self, tensor: Tensor, key: int) -> dict[str, Tensor]:
-        """Return the parts to send; the part `""` must be there.
+        """Return the parts to send of a tensor that is never written to; the part `""` must be there.
 
-        Args:
-            tensor: floats, of any shape; never written to.
-            key: seeds what is drawn at random; the receiver has the same one, and so have all clients
-                of a round.
+        The key seeds what is drawn at random: the receiver has it, and so have all clients of a
+        round.
         """
         raise NotImplementedError
 
     def decode(self, parts: Mapping[str, Tensor], key: int) -> Tensor:
         """Return the tensor, of the shape that was encoded; float32, if the codec is not lossless.
 
-        Raises:
-            ValueError, KeyError, TypeError, RuntimeError: the parts, which come from a peer, do not
-                fit together. Nothing of the size they claim is allocated before that is known.
+        Parts, which come from a peer, that do not fit together are a `ValueError`, `KeyError`,
+        `TypeError` or `RuntimeError`. Nothing of the size they claim is allocated before that is
+        known.
         """
         raise NotImplementedError
