@@ -62,7 +62,7 @@ def labels(log_probs: Tensor) -> SoftLabels:
 def objective(
     task: Task, examples: list[Example], teacher: Tensor, weight: float = 1.0, ce: bool = False
 ) -> Objective:
-    found = Teacher.of_all(labels(teacher.log()))
+    found = Teacher(labels(teacher.log()), torch.ones(len(teacher), dtype=torch.bool))
     return distillation_objective(task, examples, found, Loss(T, weight, ce))
 
 

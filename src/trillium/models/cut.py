@@ -185,12 +185,6 @@ def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitMod
     U shape the tail begins with block `tail`, `cut < tail <= n`; with n it has only the final norm
     and the classifier. A model or a place that cannot be cut is refused.
     """
-    check_cut(model, cut, tail)
-    return split_as_traced(model, trace(model, [cut] if tail is None else [cut, tail]))
-
-
-def check_cut(model: nn.Module, cut: int, tail: int | None = None) -> None:
-    """Refuse a cut that a model does not have, or a model that cannot be cut."""
     num_blocks = len(find_blocks(model)[1])
     refuse_uncuttable(model)
     for what, bound, low in (("cut", cut, 1), ("tail", tail, cut + 1)):
@@ -201,13 +195,9 @@ def check_cut(model: nn.Module, cut: int, tail: int | None = None) -> None:
                 f"the model has {num_blocks} blocks, and head and body need at least one each",
                 f"Write a {what} from {low} to {high}",
             )
-
-
-def split_as_traced(model: nn.Module, traced: Trace) -> SplitModel:
-    """Cut a model where it was traced."""
-    parts = [Part(model, traced, index) for index in range(len(traced.runs))]
-    tail = parts[2] if len(parts) > 2 else None
-    return SplitModel(parts[0], parts[1], tail, traced.runs[0].stop, traced.runs[-1].stop)
+    traced = trace(model, [cut] if tail is None else [cut, tail])
+    head, body, *rest = (Part(model, traced, index) for index in range(len(traced.runs)))
+    return SplitModel(head, body, rest[0] if rest else None, cut, num_blocks)
 
 
 def shared_parameters(split: SplitModel) -> set[str]:

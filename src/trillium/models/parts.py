@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -23,26 +22,6 @@ class Parts:
     """
 
     def __init__(self, split: SplitModel, probe: Mapping[str, Tensor]) -> None:
-        self._hold(split)
-        mask = probe["attention_mask"]
-        with evaluating(*split.parts), torch.no_grad():
-            hidden = split.head(None, input_ids=probe["input_ids"], attention_mask=mask)
-            self.width = hidden.shape[-1]
-            self.head_is_random = _draws(split.head, probe, hidden)
-            for part in split.parts[1:]:
-                hidden = part(hidden, attention_mask=mask)
-            self.num_classes = hidden.shape[-1]
-
-    @classmethod
-    def alike(cls, split: SplitModel, other: Parts) -> Self:
-        """Return parts that answer in the form of `other`, a cut of a model with fewer blocks."""
-        parts = cls.__new__(cls)
-        parts._hold(split)
-        parts.width, parts.num_classes = other.width, other.num_classes
-        parts.head_is_random = other.head_is_random
-        return parts
-
-    def _hold(self, split: SplitModel) -> None:
         self.split = split
         self.head, self.body = Slots(split.head), Slots(split.body)
         self.tail = Slots(split.tail if split.tail is not None else nn.Module())
@@ -54,6 +33,14 @@ class Parts:
                 f"{', '.join(sorted(tied))} would train in two parts at once (tied weights)",
                 "Write adapter=lora, which keeps them frozen, or choose a model without tied weights",
             )
+        mask = probe["attention_mask"]
+        with evaluating(*split.parts), torch.no_grad():
+            hidden = split.head(None, input_ids=probe["input_ids"], attention_mask=mask)
+            self.width = hidden.shape[-1]
+            self.head_is_random = _draws(split.head, probe, hidden)
+            for part in split.parts[1:]:
+                hidden = part(hidden, attention_mask=mask)
+            self.num_classes = hidden.shape[-1]
 
 
 def _draws(head: nn.Module, probe: Mapping[str, Tensor], expected: Tensor) -> bool:

@@ -102,11 +102,6 @@ class Teacher:
     present: Tensor
     classes: Tensor | None = None
 
-    @classmethod
-    def of_all(cls, labels: SoftLabels) -> Teacher:
-        """Return a teacher that speaks of all predictions."""
-        return cls(labels, torch.ones(len(labels), dtype=torch.bool))
-
     @property
     def places(self) -> Tensor:
         """Where in the labels each prediction is, int64 `(rows,)`; -1 where there is nothing of it."""

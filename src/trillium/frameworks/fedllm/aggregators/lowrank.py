@@ -143,19 +143,13 @@ def residual(found: Sent, scale: float) -> tuple[list[Tensor], list[Tensor]]:
     """
     if all(torch.equal(b, found.b[0]) for b in found.b):
         return [], []  # their mean would be off by rounding, and that would be sent as a residual
-    mean = weighted_sum(found.b, found.shares)
+    mean = torch.zeros_like(found.b[0])
+    for b, share in zip(found.b, found.shares, strict=True):
+        mean.add_(b, alpha=share)
     lefts = [scale * share * (b - mean) for b, share in zip(found.b, found.shares, strict=True)]
     rights = [a - found.a[0] for a in found.a]
     pairs = [(x, y) for x, y in zip(lefts, rights, strict=True) if bool(x.any()) and bool(y.any())]
     return [x for x, _ in pairs], [y for _, y in pairs]
-
-
-def weighted_sum(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """Return `sum_k share_k * tensor_k`."""
-    total = torch.zeros_like(tensors[0])
-    for tensor, share in zip(tensors, shares, strict=True):
-        total.add_(tensor, alpha=share)
-    return total
 
 
 def _is_low(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> bool:
