@@ -12,11 +12,14 @@ from datasets import Dataset
 
 import tiny
 from pages import aggregated, component, settings
+from papers import hold
 from resumed import assert_resumes
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
 from trillium.federation.means import Contribution
 from trillium.models.slots import matches
+from trillium.plan.data import Assumptions, assumed_texts
+from trillium.plan.predict import predict
 from trillium.report.write import write_report
 from trillium.wire.kinds import Tensors
 
@@ -168,6 +171,16 @@ def words(tmp_path: Path) -> list[str]:
     """What its framework is run with, three clients of which two are visited in a round."""
     component("A framework", tmp_path)
     return [*settings("A framework"), "rounds=3"]
+
+
+@pytest.mark.parametrize("wire", ["wire={}", "wire={up: [int8], down: [cast]}"])
+def test_the_framework_is_planned(hub: Path, words: list[str], wire: str) -> None:
+    """Its own code on tensors without values gives the ledger of the run; and a plan without data."""
+    config = tiny.experiment_config(hub, *words, wire)
+    hold(build(config))
+    few = predict(config, assumed_texts(config, Assumptions(examples=8)))
+    assert few.total.up.bytes > 0
+    assert few.total.peak_bytes > 0
 
 
 def test_the_framework_is_resumed(hub: Path, tmp_path: Path, words: list[str]) -> None:

@@ -94,7 +94,7 @@ def plan(
     arms = plan_arms(trees, planning, models)
     if all(arm.config is None for arm in arms):
         experiment(next(iter(trees.values())))  # says what is wrong with the settings
-    advice = advise(arms, trees, planning, limits, models)
+    advice = advise(arms, trees, planning, limits)
     if recipe is not None and advice.chosen is not None:
         _write(recipe, trees[advice.chosen], advice_lines(advice))
     if as_json:

@@ -14,8 +14,6 @@ from trillium.frameworks.kd.protocol import KD
 from trillium.frameworks.split.protocol import Split
 from trillium.plan.arms import Arm
 from trillium.plan.data import assumed_texts
-from trillium.plan.federation import Shared
-from trillium.plan.models import Models
 from trillium.plan.places import Planning, quantity
 from trillium.plan.predict import bytes_of_a_round
 from trillium.report.human import prefixed
@@ -101,7 +99,6 @@ def advise(
     trees: Mapping[str, Tree],
     planning: Planning,
     limits: Sequence[Constraint],
-    models: Models,
 ) -> Advice:
     """Return advice on some plans.
 
@@ -110,7 +107,6 @@ def advise(
         trees: the settings that they are of, by label.
         planning: data, devices and links.
         limits: what may not be exceeded.
-        models: makes their models.
     """
     broken, out = {}, []
     for arm in arms:
@@ -128,7 +124,7 @@ def advise(
         fits=tuple(arm.label for arm in fits),
         broken=broken,
         pareto=tuple(arm.label for arm in best),
-        tips=tuple(tips(arms, trees, planning, models)),
+        tips=tuple(tips(arms, trees, planning)),
         chosen=None if chosen is None else chosen.label,
         reasons=(*out, *_reasons(chosen, rivals)),
     )
@@ -195,9 +191,7 @@ def _reasons(chosen: Arm | None, fits: Sequence[Arm]) -> list[str]:
     return reasons
 
 
-def tips(
-    arms: Sequence[Arm], trees: Mapping[str, Tree], planning: Planning, models: Models
-) -> list[str]:
+def tips(arms: Sequence[Arm], trees: Mapping[str, Tree], planning: Planning) -> list[str]:
     """Return in words up to which size one setting moves fewer bytes in a round than another."""
     planned = [arm for arm in arms if arm.prediction is not None and arm.config is not None]
     found, costs = [], dict[tuple[str, str], Callable[[int], float]]()
@@ -207,7 +201,7 @@ def tips(
             if about is None:
                 continue
             key, words, start = about
-            made = _cost(arm, trees[arm.label], planning, key, start, models)
+            made = _cost(arm, trees[arm.label], planning, key, start)
             cost = costs.setdefault((arm.label, key), made)
             exact = 0 if key == "adapter.r" else EXACT
             most = break_even(cost, _round_bytes(other), start, exact)
@@ -239,24 +233,24 @@ def _about(arm: Arm, other: Arm) -> tuple[str, str, int] | None:
     return None
 
 
-def _cost(
-    arm: Arm, tree: Tree, planning: Planning, key: str, start: int, models: Models
-) -> Callable[[int], float]:
+def _cost(arm: Arm, tree: Tree, planning: Planning, key: str, start: int) -> Callable[[int], float]:
     """Return what gives the bytes of a round by the value of one setting.
 
     Args:
         start: the value that the arm has.
     """
-    shared, shallow = Shared(models, counts=False), key != "adapter.r"
+    assert arm.prediction is not None
+    shared, shallow = arm.prediction.shared, key != "adapter.r"
 
     @cache
     def few(value: int) -> float:
-        changed, examples = tree, value
-        if key != "plan.data.examples":  # then bytes do not depend on them: as few as there may be
+        assumed, changed = planning.data, tree
+        if key == "plan.data.examples":
+            assumed = assumed.model_copy(update={"examples": value})
+        else:
             section, name = key.split(".")
-            changed, examples = merge(tree, {section: {name: value}}), 1
+            changed = merge(tree, {section: {name: value}})
         config = experiment(changed)
-        assumed = planning.data.model_copy(update={"examples": examples})
         return bytes_of_a_round(config, assumed_texts(config, assumed), shared, shallow=shallow)
 
     def deep(value: int) -> float:

@@ -32,15 +32,13 @@ class Shared:
 
     Attributes:
         known: what work costs, by all that is not in its key.
-        counts: whether work is counted; else it costs nothing.
         outcomes: of runs that are made already.
         scales: what messages weigh, by size of the vocabulary.
         metrics: the names of what is measured, by model.
     """
 
     models: Models
-    known: dict[tuple[int, str, int, str], Known] = field(default_factory=dict)
-    counts: bool = True
+    known: dict[tuple[object, ...], Known] = field(default_factory=dict)
     outcomes: dict[str, Any] = field(default_factory=dict)
     scales: dict[int, Scales] = field(default_factory=dict)
     metrics: dict[int, Metrics] = field(default_factory=dict)
@@ -134,9 +132,10 @@ class PaperFederation:
 
     def _meter(self, model: LanguageModel, side: str) -> PhaseMeter:
         # What learns from public examples may hold something for all of them.
-        key = id(model), side, len(self.texts.public), repr(self.config.framework)
-        known = self.shared.known.setdefault(key, Known())
-        return PhaseMeter(self._paper, known, counts=self.shared.counts)
+        own = id(model), side, repr(self.config.framework)
+        first = self.shared.known.setdefault(own, Known())
+        known = self.shared.known.setdefault((*own, len(self.texts.public)), first.elsewhere())
+        return PhaseMeter(self._paper, known)
 
     def _wire(self, wire: Any) -> PaperWire:
         size = len(self.model.tokenizer)

@@ -85,6 +85,7 @@ class _Axis:
         few: the least of which each further one adds as much.
         whole: whether there is no part of one.
         step: how many further ones, together, add as much as any so many others.
+        apart: whether further ones add nothing to the figures of one.
     """
 
     size: float
@@ -92,6 +93,7 @@ class _Axis:
     few: int = FEW
     whole: bool = False
     step: int = 1
+    apart: bool = False
 
     @property
     def steps(self) -> float:
@@ -126,7 +128,7 @@ def stages(
     outer = [list[_Axis]()]
     if texts.assumed and not isinstance(config.framework, FedKSeed):  # whose directions meet again
         data, clients = [*_data(config, texts)], [*_clients(config, texts)]
-        outer = [[*data, *clients]] if _is_apart(config) else [data, clients]
+        outer = [data, clients]
     return [
         Stage(weight, tuple(_points([depth], small))) for weight, small in _points(outer, whole)
     ]
@@ -148,16 +150,19 @@ def _of_group(axes: Sequence[_Axis]) -> list[tuple[float, list[tuple[_Axis, floa
     growing = [axis for axis in axes if axis.grows]
     fixed = [(axis, axis.size) for axis in axes if not axis.grows]
     found: list[tuple[float, list[tuple[_Axis, float]]]] = []
-    for more in (None, *growing):
+    for more in (None, *(axis for axis in growing if not axis.apart)):
         sizes = [(axis, float(axis.few + axis.step * (axis is more))) for axis in growing]
-        weight = 1.0 - sum(axis.steps for axis in growing)
+        weight = 1.0 - sum(axis.steps for axis in growing if not axis.apart)
         found.append((weight if more is None else more.steps, [*fixed, *sizes]))
     return found
 
 
-def _is_apart(config: ExperimentConfig) -> bool:
-    """Whether the server computes nothing on each batch of each client."""
-    return isinstance(config.framework, FedLLMSettings | KDSettings)
+def is_apart(config: ExperimentConfig) -> bool:
+    """Whether no figure of a client, and none of the server, depends on how many clients there are."""
+    framework = config.framework
+    if isinstance(framework, FedLLMSettings):
+        return not framework.aggregator.folds and framework.aggregator.min_clients == 1
+    return isinstance(framework, KDSettings)
 
 
 def _blocks(config: ExperimentConfig, model: LanguageModel) -> tuple[int, ...] | None:
@@ -235,15 +240,14 @@ def _with_tier_steps(label: str, small: Small, size: float) -> Small:
 
 def _clients(config: ExperimentConfig, texts: Texts) -> Iterable[_Axis]:
     """Yield the clients of each tier; of a cohort as many as there are on average."""
-    framework = config.framework
-    single = isinstance(framework, KDSettings | SplitSettings)
-    if isinstance(framework, FedLLMSettings):
-        single = not framework.aggregator.folds and framework.aggregator.min_clients == 1
+    apart = is_apart(config)
+    single = apart or isinstance(config.framework, SplitSettings)
     if is_alike(config):
         few, share = 1 if single else FEW, share_of(config, texts)
         for names in by_tier(config, texts.clients).values():
             size = share * len(names)
-            yield _Axis(size, partial(_with_clients, names), few=few, whole=True)
+            make = partial(_with_clients, names)
+            yield _Axis(size, make, few=few, whole=True, apart=apart)
 
 
 def is_alike(config: ExperimentConfig) -> bool:

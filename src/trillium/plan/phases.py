@@ -45,12 +45,22 @@ class Known:
     """What is known of work by its key: share one among all who have the same model.
 
     Attributes:
-        costs: FLOPs and memory.
+        costs: FLOPs and memory of work that looks at nothing but its batch and what is resident.
+        others: the same of other work.
         returned: the form of what it returned, and which tensors got a gradient.
     """
 
     costs: dict[Hashable, _Work] = field(default_factory=dict)
+    others: dict[Hashable, _Work] = field(default_factory=dict)
     returned: dict[Hashable, tuple[Any, list[bool]]] = field(default_factory=dict)
+
+    def cost(self, key: Hashable) -> _Work | None:
+        """Return what some work costs, if that is known."""
+        return self.costs.get(key) or self.others.get(key)
+
+    def elsewhere(self) -> Known:
+        """Return what is known where work that looks at other things may find them in other sizes."""
+        return Known(self.costs, returned=self.returned)
 
 
 class PhaseMeter(Meter):
@@ -62,12 +72,10 @@ class PhaseMeter(Meter):
     Args:
         paper: on which it runs.
         known: what others have done.
-        counts: whether it counts; else all work is free.
     """
 
-    def __init__(self, paper: Paper, known: Known, *, counts: bool = True) -> None:
+    def __init__(self, paper: Paper, known: Known) -> None:
         super().__init__({}, "cpu")
-        self._counts = counts
         self._paper, self._known = paper, known
         self._flops, self._peak = 0.0, 0
         self._again: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -81,11 +89,8 @@ class PhaseMeter(Meter):
         assert not self._measuring, "a measurement inside another would be counted twice"
         self._measuring = True
         try:
-            if key in self._known.costs:
+            if self._known.cost(key) is not None:
                 yield
-            elif not self._counts:
-                yield
-                self._known.costs[key] = _Work(0.0, ())
             else:
                 count = _Moments(self._device)
                 count.keep(resident())
@@ -93,7 +98,8 @@ class PhaseMeter(Meter):
                     yield
                 rest = list(resident())
                 count.keep(rest)
-                self._known.costs[key] = _Work(count.flops, count.phases(rest))
+                known = self._known.costs if count.is_closed(rest) else self._known.others
+                known[key] = _Work(count.flops, count.phases(rest))
             self._add(key)
         finally:
             self._measuring = False
@@ -111,7 +117,7 @@ class PhaseMeter(Meter):
     ) -> T:
         """Return what some work returns, or something of its form where it has been done before."""
         whole, fills = (key, form), list(fills)
-        if key in self._known.costs and whole in self._known.returned:
+        if self._known.cost(key) is not None and whole in self._known.returned:
             self._add(key)
             moved = list(moves)
             versions = [parameter._version + 1 for parameter in moved]
@@ -129,7 +135,8 @@ class PhaseMeter(Meter):
         return done
 
     def _add(self, key: Hashable) -> None:
-        work = self._known.costs[key]
+        work = self._known.cost(key)
+        assert work is not None
         self._flops += work.flops
         self._peak = max(self._peak, work.peak_bytes)
         label = str(key[0] if isinstance(key, tuple) else key)
@@ -210,6 +217,7 @@ class _Moments(Count):  # type: ignore[no-untyped-call]
         self._backward: int | None = None  # where in the course of memory
         self._step: int | None = None
         self._gradients: dict[int, tuple[int, int]] = {}  # birth and bytes by storage
+        self._found: set[int] = set()  # storages without values that were there before
 
     def follow(
         self, call: Callable[[Any, Any, Any], Any], func: Any, args: Any, kwargs: Any
@@ -218,6 +226,15 @@ class _Moments(Count):  # type: ignore[no-untyped-call]
         if self._backward is None and torch._C._current_graph_task_id() != -1:
             self._backward = self.num_changes
         return super().follow(call, func, args, kwargs)
+
+    def _meet(self, tensor: Tensor, existed: bool) -> None:
+        if existed and is_fake(tensor) and id(tensor.untyped_storage()) not in self._live:
+            self._found.add(id(tensor.untyped_storage()))
+        super()._meet(tensor, existed)
+
+    def is_closed(self, resident: Sequence[Tensor]) -> bool:
+        """Whether nothing without values was looked at but what is resident."""
+        return self._found <= {id(tensor.untyped_storage()) for tensor in resident}
 
     def begin_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Note that a step begins, and which gradients there are; a hook of the optimiser."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -12,7 +13,7 @@ from trillium.federation.fleet import FleetConfig
 from trillium.plan.bounds import is_steady, upper_bound
 from trillium.plan.data import Texts, by_tier
 from trillium.plan.federation import PaperFederation, Shared
-from trillium.plan.grow import Small, Stage, is_alike, share_of, stages
+from trillium.plan.grow import Small, Stage, is_alike, is_apart, share_of, stages
 from trillium.plan.models import Models
 from trillium.plan.phases import Known, PhaseMeter, Phases
 from trillium.plan.sizes import NOTHING, Weight
@@ -43,6 +44,7 @@ class Prediction:
         planned_rounds: rounds that were planned one by one.
         upper_bound: whether a run may take less, because some is left out by value.
         num_parameters, num_trained: of the model.
+        shared: what plans of nearly the same run can use.
     """
 
     config: ExperimentConfig
@@ -58,6 +60,7 @@ class Prediction:
     num_parameters: int
     num_trained: int
     texts: Texts
+    shared: Shared
 
     @property
     def total(self) -> Sums:
@@ -127,6 +130,9 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
         found.add(outcome, stage.weight)
         courses.append((stage.weight, outcome.waves))
     tiers = by_tier(config, texts.clients)
+    if not by_name and is_apart(config):
+        asked = {label: own[: round(share * len(own))] for label, own in tiers.items()}
+        courses = [(weight, _for_all(waves, asked)) for weight, waves in courses]
     label_of = {name: name if by_name else label for label, own in tiers.items() for name in own}
     memory = {label: _most(most) for label, most in found.most.items()}
     for label, sums in (*found.clients.items(), *found.later.items()):
@@ -145,6 +151,7 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
         num_parameters=sum(parameter.numel() for parameter in model.module.parameters()),
         num_trained=sum(tensor.numel() for tensor in model.initial.values()),
         texts=texts,
+        shared=shared,
     )
 
 
@@ -162,7 +169,6 @@ def bytes_of_a_round(
     _check(config)
     if texts.assumed and not config.tiers and config.fleet == FleetConfig():  # all are alike
         texts = replace(texts, clients=dict(islice(texts.clients.items(), 1)))
-    config = config.model_copy(update={"rounds": min(config.rounds, 2)})
     total, model = 0.0, shared.models.get(config.of(None), texts.num_classes, None)
     for stage in stages(config, texts, model, shallow=shallow):
         later = _of_stage(stage, shared, by_name=True).later
@@ -189,7 +195,7 @@ def _of_stage(stage: Stage, shared: Shared, by_name: bool, share: float = 1.0) -
     """
     total, waves = _Outcome(), list[tuple[float, list[Wave]]]()
     for weight, small in stage.runs:
-        key = small.key if small.texts.assumed else ""
+        key = f"{small.key} {share}" if small.texts.assumed else ""
         outcome: _Outcome = shared.outcomes.get(key) or _run(small, shared, share)
         if key:
             shared.outcomes[key] = outcome
@@ -285,6 +291,25 @@ def _most(most: Mapping[str, Phases]) -> Memory:
     """Return the most that is held in any phase of any work."""
     found = [memory for phases in most.values() for memory in phases]
     return max(found, key=lambda memory: memory.peak, default=Memory()).rounded()
+
+
+def _for_all(waves: list[Wave], asked: Mapping[str, list[str]]) -> list[Wave]:
+    """Return waves in which those are asked, too, for whom a single client of their tier stands.
+
+    Args:
+        asked: who is asked in a round, by tier.
+    """
+    label_of = {name: label for label, names in asked.items() for name in names}
+    found = []
+    for wave in waves:
+        counts = Counter(label_of.get(ask.client) for ask in wave.asks)
+        asks = list(wave.asks)
+        for ask in wave.asks:
+            label = label_of.get(ask.client)
+            if label is not None and counts[label] == 1:
+                asks += [replace(ask, client=n) for n in asked[label] if n != ask.client]
+        found.append(replace(wave, asks=tuple(asks)))
+    return found
 
 
 def _joined(parts: list[tuple[float, list[Wave]]]) -> list[Wave]:
