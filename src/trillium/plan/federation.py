@@ -132,7 +132,8 @@ class PaperFederation:
 
     def _meter(self, model: LanguageModel, side: str) -> PhaseMeter:
         # What learns from public examples may hold something for all of them.
-        own = id(model), side, repr(self.config.framework)
+        alike = "" if self.texts.assumed else side  # batches of one layout may differ in a run
+        own = id(model), alike, repr(self.config.framework)
         first = self.shared.known.setdefault(own, Known())
         known = self.shared.known.setdefault((*own, len(self.texts.public)), first.elsewhere())
         return PhaseMeter(self._paper, known)
