@@ -17,6 +17,8 @@ import yaml
 from cli_help import trillium
 
 ADAPTER = "adapter/adapter_model.safetensors"
+# A shell that runs its commands in the background lets them ignore interrupts.
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 PROGRAM = "from trillium.cli.app import main; main()"
 
 
@@ -167,18 +169,22 @@ def alive(group: int) -> list[str]:
 def test_an_interrupt_ends_all_processes(words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "runs"
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "compare", *words, "rounds=2000",
+        [sys.executable, "-c", HEARS + PROGRAM, "compare", *words, "rounds=2000",
          "--only=fedllm,kd", "--workers=2", f"--out={out}"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:  # fmt: skip
-        deadline = time.monotonic() + 120
-        while len([*out.glob("*/*/metrics.jsonl")]) < 2:
-            assert process.poll() is None, "it ended before it could be interrupted"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130
+        try:
+            deadline = time.monotonic() + 120
+            while len([*out.glob("*/*/metrics.jsonl")]) < 2:
+                assert process.poll() is None, "it ended before it could be interrupted"
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         assert process.stderr is not None
         assert "trillium resume" in (said := process.stderr.read())
         assert "Traceback" not in said
