@@ -22,9 +22,7 @@ from trillium.plan.waves import Ask, Memory, Wave, Work
 from trillium.plan.written import writing
 from trillium.wire.ledger import Entry
 
-MESSAGES = (
-    20_000  # of rounds that are run one by one; from then on a round is taken to be as the last
-)
+MESSAGES = 3_000  # of rounds that are run one by one; later ones are taken to be as the last
 
 
 @dataclass
