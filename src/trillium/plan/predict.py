@@ -22,7 +22,8 @@ from trillium.plan.waves import Ask, Memory, Wave, Work
 from trillium.plan.written import writing
 from trillium.wire.ledger import Entry
 
-MESSAGES = 3_000  # of rounds that are run one by one; later ones are taken to be as the last
+# Of rounds that are run one by one; later ones are taken to be as the last of them.
+MESSAGES, ROUNDS = 3_000, 20
 
 
 @dataclass
@@ -226,7 +227,7 @@ def _run(small: Small, shared: Shared, share: float) -> _Outcome:
         if number <= 2:
             found.waves = course.waves(number)
         count = len(course.entries)
-        is_long = count + count / number > MESSAGES or small.texts.assumed
+        is_long = count + count / number > MESSAGES or number == ROUNDS or small.texts.assumed
         if is_long and is_steady(config, number):
             left = total - number
             found.flops = left * (server.meter.read().flops - flops)
