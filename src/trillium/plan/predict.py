@@ -227,7 +227,7 @@ def _run(small: Small, shared: Shared, share: float) -> _Outcome:
         if number <= 2:
             found.waves = course.waves(number)
         count = len(course.entries)
-        is_long = count + count / number > MESSAGES or number == ROUNDS or small.texts.assumed
+        is_long = count + count / number > MESSAGES or number >= ROUNDS or small.texts.assumed
         if is_long and is_steady(config, number):
             left = total - number
             found.flops = left * (server.meter.read().flops - flops)
