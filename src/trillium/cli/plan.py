@@ -72,6 +72,7 @@ def plan(
         return
     from rich.console import Console
 
+    from trillium.config.comparison import acting_arms
     from trillium.config.experiment import experiment
     from trillium.config.sweep import swept
     from trillium.plan.advice import advise, constraints
@@ -88,6 +89,8 @@ def plan(
         _make_folder("--plots", plots, plots)
     planning, limits = planning_of(told), constraints(constraint or [])
     trees = swept(arms_of(tree), sweeps)
+    if len(trees) > 1:
+        trees = acting_arms(trees, {}, keep_refused=True)
     check_models(trees)
     models = Models()
     trees, cuts = with_cuts(trees, planning, limits, models)

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge
+from trillium.config.experiment import ExperimentConfig, Tree, acting, experiment, merge
 from trillium.config.sweep import Sweep, expanded, grid
 from trillium.errors import UserError, suggest
+from trillium.frameworks.effects import NoEffect
 
 Arms = dict[str, Tree]
 OWN_KEYS = ("arms", "seeds", "grid", "tuning", "about", "reach")
@@ -62,8 +63,11 @@ class CompareConfig(BaseModel):
     ) -> dict[tuple[str, int], ExperimentConfig]:
         """Return the configuration of each arm and seed; all are checked before the first runs.
 
+        What the arms share need not act in all of them: an arm goes without what acts nowhere in it.
+
         Raises:
-            UserError: a configuration cannot be run, or settings were chosen with one of the seeds.
+            UserError: a configuration cannot be run, a setting acts in no arm, or settings were chosen
+                with one of the seeds.
         """
         wanted = list(seeds or self.seeds or [self.base.get("seed", 0)])
         if self.tuning is not None and self.tuning.seed in wanted:
@@ -72,15 +76,44 @@ class CompareConfig(BaseModel):
                 "settings are chosen with it (tuning.seed), so its figures would flatter them",
                 "Report other seeds: --seeds 0,1,2",
             )
+        trees = acting_arms(
+            {label: merge(self.base, a) for label, a in self.arms.items()}, self.arms
+        )
         return {
-            (label, seed): experiment(merge(merge(self.base, arm), {"seed": seed}))
+            (label, seed): experiment(merge(tree, {"seed": seed}))
             for seed in wanted
-            for label, arm in self.arms.items()
+            for label, tree in trees.items()
         }
 
     def told(self) -> Tree:
         """Return what a report is told beside the figures."""
         return self.model_dump(mode="json", include={"about", "reach", "tuning"})
+
+
+def acting_arms(
+    trees: Mapping[str, Tree], own: Mapping[str, Tree], *, keep_refused: bool = False
+) -> dict[str, Tree]:
+    """Return the trees of arms, each without what acts nowhere in it but in another one.
+
+    Args:
+        own: by arm, what is set for it alone.
+        keep_refused: whether the tree of an arm that cannot be run is returned as it is.
+
+    Raises:
+        UserError: a configuration cannot be run, or a setting acts in no arm, or not in its own.
+    """
+    found, idle = dict(trees), list[dict[str, NoEffect]]()
+    for label, tree in trees.items():
+        try:
+            found[label], without = acting(tree, own.get(label, {}))
+            idle.append(without)
+        except UserError:
+            if not keep_refused:
+                raise
+    for path, error in idle[-1].items() if idle else ():
+        if all(path in other for other in idle):
+            raise error
+    return found
 
 
 def comparison(

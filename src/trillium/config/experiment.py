@@ -15,6 +15,7 @@ from trillium.component import Choice, Component
 from trillium.errors import UserError, suggest
 from trillium.federation.setting import Setting
 from trillium.frameworks import Framework
+from trillium.frameworks.effects import NoEffect
 from trillium.frameworks.fedllm.protocol import FedLLM
 from trillium.frameworks.heads import Head
 from trillium.frameworks.heads.random import Random
@@ -37,8 +38,59 @@ def experiment(tree: Mapping[str, Any]) -> ExperimentConfig:
     """Return the checked configuration of a tree laid over the defaults.
 
     Raises:
-        UserError: a key is unknown, a value cannot be used, or two settings contradict each other.
+        UserError: a key is unknown, a value cannot be used, two settings contradict each other, or one
+            acts nowhere in this run.
     """
+    config = _checked(tree)
+    for found in config.framework.without_effect(config):
+        raise found
+    return config
+
+
+def acting(tree: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[Tree, dict[str, NoEffect]]:
+    """Return a tree without what acts nowhere in its run, and what that was, by path.
+
+    For runs that share settings with others, in which these may act.
+
+    Args:
+        own: the part that is of this run alone: all of it must act.
+
+    Raises:
+        UserError: as `experiment`.
+    """
+    left, idle = copy.deepcopy(dict(tree)), dict[str, NoEffect]()
+    while True:
+        config = _checked(left)
+        for found in config.framework.without_effect(config):
+            if _holds(own, found.path) or not _holds(left, found.path):
+                raise found
+            _leave_out(left, found.path)
+            idle[found.path] = found
+            break
+        else:
+            return left, idle
+
+
+def _holds(tree: Any, path: str) -> bool:
+    """Whether a tree sets what stands at a path; the last part may be a place in a list."""
+    for key in path.split("."):
+        if isinstance(tree, list | tuple):
+            return key.isdigit()
+        if not isinstance(tree, Mapping) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
+
+
+def _leave_out(tree: Any, path: str) -> None:
+    """Remove what stands at a path."""
+    *parents, last = path.split(".")
+    for key in parents:
+        tree = tree[key]
+    del tree[int(last) if isinstance(tree, list) else last]
+
+
+def _checked(tree: Mapping[str, Any]) -> ExperimentConfig:
     merged = _with_common(merge(ExperimentConfig().tree(), tree))
     try:
         config = ExperimentConfig.model_validate(merged)

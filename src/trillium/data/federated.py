@@ -36,6 +36,9 @@ class DataConfig(BaseModel):
         public_size: number of rows that all sides hold.
         test_size: most test rows to keep, a random sample; null keeps all.
         test_fraction: share of the training rows held back where the source has no test split.
+        split_seed: draws the test and validation rows, and rows that are generated, so that runs of
+            several seeds are measured on the same ones; null takes the seed of the run, and a deviation
+            over seeds is then also one of test rows.
         validation_fraction: to choose settings by: share of the training rows that are measured in
             place of the test rows, which no run of this configuration sees.
     """
@@ -49,6 +52,7 @@ class DataConfig(BaseModel):
     public_size: int = Field(default=256, ge=0)
     test_size: int | None = Field(default=None, ge=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    split_seed: int | None = Field(default=0, ge=0)
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -96,8 +100,9 @@ class FederatedData:
 def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
     """Load the rows, hold back test and public set, and divide the rest among the clients.
 
-    Every random choice follows from `seed`; partition, public set and test sample have streams of
-    their own, so that another partition leaves public set and test as they are.
+    Every random choice follows from `seed`, that of the test rows from `data.split_seed`; partition,
+    public set and test sample have streams of their own, so that another partition leaves public set
+    and test as they are.
 
     Args:
         task: `classification` or `causal_lm`.
@@ -110,8 +115,9 @@ def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
 
     if task not in get_args(Task):
         raise UserError(f"task {task!r}", "there is no such task", suggest(task, get_args(Task)))
-    raw = config.source.load(task, seed)
-    raw, num_leaks = _with_test(raw, config, derive_seed(seed, "test"))
+    split_seed = seed if config.split_seed is None else config.split_seed
+    raw = config.source.load(task, split_seed)
+    raw, num_leaks = _with_test(raw, config, derive_seed(split_seed, "test"))
     pool = raw.train
     public_size = 0 if config.public.is_written else config.public_size
     if public_size >= len(pool):

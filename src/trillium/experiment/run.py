@@ -11,6 +11,13 @@ import torch
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.federated import FederatedData, load_data
+from trillium.experiment.fit import (
+    check_answers,
+    check_lengths,
+    check_names,
+    check_ready,
+    check_tiers,
+)
 from trillium.experiment.folder import RunFolder, environment
 from trillium.experiment.written import with_public
 from trillium.federation.client import Client, verbs_of
@@ -188,7 +195,9 @@ def build(
     Raises:
         UserError: data, model and framework do not fit together.
     """
+    check_ready(config)
     data = load_data(config.data, config.task.data_form, config.seed)
+    check_tiers(config, data.clients)
     residents = Residents(config, data)
     clients = []
     for name, rows in data.clients.items():
@@ -248,15 +257,19 @@ def build_server(
     newest = None if folder is None else folder.checkpoints.newest(SERVER)
     path = None if folder is None else folder.path
     data = with_public(config, model, data, meter, path, resumes=newest is not None)
-    public = tokenize(config, model, data.public)
+    public, test = tokenize(config, model, data.public), tokenize(config, model, data.test)
+    if clients or not config.has_other_models:
+        check_names(config, {*model.initial, *(n for c in clients for n in c.model.initial)})
+    check_lengths(config.of(None), model, [public, test])
+    check_answers(config.of(None), model, test)
     server = Server(
         model=model,
         task=config.task,
         state=model.state(),
         public=public,
         public_rows=data.public,
-        test=tokenize(config, model, data.test),
-        pooled=[example for client in clients for example in client.examples],
+        test=test,
+        pooled={client.name: client.examples for client in clients},
         tiers=tiers,
         folder=None if folder is None else folder.checkpoints.folder,
         groups=config.groups(engine.clients),
@@ -298,11 +311,13 @@ def build_client(
         test: held-out data, if the client has any, to look at its own model.
     """
     tier = tier_of(config.tiers, name)
+    examples = tokenize(config, model, rows)
+    check_lengths(config.of(name), model, [examples, test])
     return Client(
         name=name,
         model=model,
         task=config.task,
-        examples=tokenize(config, model, rows),
+        examples=examples,
         test=list(test),
         verbs=verbs_of(config.framework, config.head),
         training=tier.training(config.training),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.errors import UserError
 from trillium.rng import generator
@@ -94,6 +94,42 @@ class FleetConfig(BaseModel):
     min_replies: int | None = Field(default=None, ge=1)
     failure_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Refuse more replies than questions, and failures that would end the run."""
+        if self.clients_per_round is not None:
+            self._check_replies(self.clients_per_round)
+        if self.failure_rate and self.min_replies is None:
+            raise UserError(
+                f"fleet.failure_rate={self.failure_rate}",
+                "every client of the cohort must reply as long as fleet.min_replies is left out",
+                "Write fleet.min_replies=1 or more beside it",
+            )
+        return self
+
+    def check(self, total: int) -> None:
+        """Refuse cohorts that so many clients cannot be.
+
+        Raises:
+            UserError: more are to be asked, or to answer, than there are.
+        """
+        size = self.clients_per_round or total
+        if size > total:
+            raise UserError(
+                f"fleet.clients_per_round={size}",
+                f"there are only {total} clients",
+                f"Write at most {total}, or raise data.num_clients",
+            )
+        self._check_replies(size)
+
+    def _check_replies(self, size: int) -> None:
+        if (self.min_replies or size) > size:
+            raise UserError(
+                f"fleet.min_replies={self.min_replies}",
+                f"only {size} clients are asked in a round",
+                f"Write at most {size}",
+            )
+
 
 class RoundFailed(RuntimeError):  # noqa: N818 - it is what happened, and is caught by name
     """Fewer clients than `min_replies` stayed in the round."""
@@ -126,7 +162,7 @@ class Fleet:
         self.asked: list[str] = list(engine.clients)
         self.missing: dict[str, str] = {}
         self.newcomers: Set[str] = frozenset()
-        self._check()
+        config.check(len(engine.clients))
 
     def wire_of(self, client: str) -> Wire:
         """Return what messages to and from a client go through."""
@@ -222,12 +258,9 @@ class Fleet:
                 made[key] = wire.pack(replace(message, meta=meta), "down")
             packed = made[key]
             entries[client] = self._entry(client, packed, "down", purpose)
-            if purpose == "train" and self.fails(client):
-                self.missing[client] = (
-                    f"simulated failure (failure_rate={self.config.failure_rate})"
-                )
-            else:
-                sent[client] = packed.data
+            if purpose == "train" and self._drops_out(client):
+                continue
+            sent[client] = packed.data
         return sent, entries
 
     def _collect(
@@ -297,6 +330,22 @@ class Fleet:
             kinds=packed.kinds,
         )
 
+    def attend(self) -> list[str]:
+        """Return who of the cohort takes part in a round in which nobody is asked anything.
+
+        Raises:
+            RoundFailed: fewer clients are left than `min_replies`.
+        """
+        present = [client for client in self.cohort if not self._drops_out(client)]
+        self._check_enough()
+        return present
+
+    def _drops_out(self, client: str) -> bool:
+        fails = self.fails(client)
+        if fails:
+            self.missing[client] = f"simulated failure (failure_rate={self.config.failure_rate})"
+        return fails
+
     def fails(self, client: str) -> bool:
         """Whether a client is drawn to fail in this round; see `FleetConfig.failure_rate`."""
         if not self.config.failure_rate or self.round == 0:
@@ -317,25 +366,3 @@ class Fleet:
         return self.config.min_replies or min(
             self.config.clients_per_round or num_clients, num_clients
         )
-
-    def _check(self) -> None:
-        total = len(self.engine.clients)
-        size = self.config.clients_per_round or total
-        if size > total:
-            raise UserError(
-                f"fleet.clients_per_round={size}",
-                f"there are only {total} clients",
-                f"Write at most {total}, or raise data.num_clients",
-            )
-        if (self.config.min_replies or size) > size:
-            raise UserError(
-                f"fleet.min_replies={self.config.min_replies}",
-                f"only {size} clients are asked in a round",
-                f"Write at most {size}",
-            )
-        if self.config.failure_rate and self.config.min_replies is None:
-            raise UserError(
-                f"fleet.failure_rate={self.config.failure_rate}",
-                "every client of the cohort must reply as long as fleet.min_replies is left out",
-                "Write fleet.min_replies=1 or more beside it",
-            )

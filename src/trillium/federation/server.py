@@ -28,15 +28,15 @@ class Server(Side):
         folder: where what is too large for memory may lie until the run ends, if anywhere.
         state: the server's trainable parameters; at the end of a round those it would ship.
         public: the public set, empty where the run has none.
-        pooled: the clients' data in one place, which only a simulation has; for the baseline that
-            shows what moving the data would give.
+        pooled: the clients' data by client, which only a simulation has; for the baseline that shows
+            what moving the data would give.
     """
 
     name: str = "server"
     state: State
     public: list[Example]
     public_rows: Dataset
-    pooled: list[Example]
+    pooled: Mapping[str, Sequence[Example]]
     tiers: Mapping[str, Tier]
     groups: Sequence[Sequence[str]]
     dialects: Mapping[str, Any] = field(default_factory=dict)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.component import Choice, Component
 from trillium.data.federated import DataConfig
+from trillium.errors import UserError
 from trillium.federation.fleet import FleetConfig
 from trillium.federation.tiers import OwnModel, Tier, tier_of
 from trillium.models.adapters import Adapter
@@ -64,9 +65,23 @@ class Setting(BaseModel):
     server: OwnModel = OwnModel()
     evaluation: Evaluation = Evaluation()
 
+    @model_validator(mode="after")
+    def _quantized_bases(self) -> Self:
+        """Refuse to train what is quantised."""
+        for own in (self.of(None), *(self._with(tier) for tier in self.tiers.values())):
+            if own.model.quantize != "none" and not own.adapter.freezes:
+                raise UserError(
+                    f"adapter={own.adapter.name} with model.quantize={own.model.quantize}",
+                    "it trains the base weights, and quantised ones cannot be trained",
+                    "Write adapter=lora, or model.quantize=none",
+                )
+        return self
+
     def of(self, client: str | None) -> Self:
         """Return the same with model and adapter of one client, or of the server for `None`."""
-        own = self.server if client is None else tier_of(self.tiers, client)
+        return self._with(self.server if client is None else tier_of(self.tiers, client))
+
+    def _with(self, own: OwnModel) -> Self:
         changes = {"model": own.model or self.model, "adapter": own.adapter or self.adapter}
         return self.model_copy(update=changes)
 

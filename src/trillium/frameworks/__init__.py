@@ -5,7 +5,7 @@ Imports `federation`, `data` and what is below them; no room of a framework impo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
+from trillium.frameworks.effects import Crosses, Crossings, NoEffect, check_codecs, idle, unread
 from trillium.wire.message import Message, scalar
 
 SERVER_MODEL = "server model"
@@ -41,8 +42,28 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Whose accuracy is reported."""
         return SERVER_MODEL
 
+    def crossings(self, config: Setting) -> Crossings:
+        """Return what crosses beside control, by direction and kind."""
+        return {}
+
+    def no_effect(self, config: Setting) -> Mapping[str, str]:
+        """Return the settings that a run never reads, by path, and why."""
+        if config.training.local_steps is None:
+            return {}
+        return {"training.local_epochs": "training.local_steps says how long a round is"}
+
+    def without_effect(self, config: Setting) -> Iterator[NoEffect]:
+        """Yield what is set and acts nowhere in this run."""
+        yield from unread(self.name, config, self.no_effect(config))
+        yield from idle(self.name, config, self._all_crossings(config))
+
+    def _all_crossings(self, config: Setting) -> Crossings:
+        assert isinstance(config.head, Crosses)
+        return {**config.head.crossings(config), **self.crossings(config)}
+
     def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other."""
+        check_codecs(self.name, config, self._all_crossings(config))
         for label, tier in config.tiers.items():
             has_part = tier.rank is not None or tier.layers is not None
             if has_part and not self.slices_adapters:
@@ -124,11 +145,13 @@ class OwnModels(Framework):
 
     @client_verb
     def evaluate_own(self, client: Client, message: Message) -> Message:
-        """Answer with the metrics of the client's own model, none if it has no held-out data."""
-        if not client.test:
+        """Answer with the metrics of the client's own model.
+
+        With none if it has no held-out data, or has never trained, so that there is no own model yet.
+        """
+        if not client.test or "tensors" not in client.store:
             return Message("evaluate_own")
-        tensors = client.store.get("tensors", client.initial)
-        state = client.model.state(tensors)
+        state = client.model.state(client.store["tensors"])
         metrics = client.evaluate(state, int(message.meta["batch_size"]))
         return Message(
             "evaluate_own", {f"control/{name}": scalar(value) for name, value in metrics.items()}

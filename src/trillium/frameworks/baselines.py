@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
+from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.frameworks import (
     CLIENT_MODELS,
@@ -15,14 +17,27 @@ from trillium.frameworks import (
     mean_metrics,
 )
 from trillium.models.slots import values
+from trillium.rng import generator
+from trillium.tasks.batches import of_sizes
 from trillium.training.loop import batches, task_objective
 from trillium.wire.message import Message, scalar
 
 
 class ZeroShot(Framework, name="zero_shot"):
-    """The model as it is loaded: what the federation starts from."""
+    """The model as it is loaded: what the federation starts from.
+
+    Where the task head is new, as that of a classifier is, it is drawn at random, and this is what
+    guessing gives; with a head in closed form (`head`) it is what that head gives.
+    """
 
     trains: ClassVar[bool] = False
+
+    def no_effect(self, config: Setting) -> Mapping[str, str]:
+        """Return what rounds and training are set to."""
+        names = [f"training.{name}" for name in type(config.training).model_fields]
+        names.remove("training.max_length")
+        names += ["rounds", "evaluation.every", "fleet", "tiers.*.local_steps"]
+        return dict.fromkeys(names, "nothing trains, and there are no rounds")
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Do nothing."""
@@ -70,29 +85,25 @@ class LocalOnly(OwnModels, name="local_only"):
 
 
 class Centralised(Framework, name="centralised"):
-    """All data in one place, as many steps as the clients of a round take together: the ceiling.
+    """All data in one place: the ceiling.
 
-    One optimiser, kept from round to round, on shuffled batches of the pooled data.
+    A round takes as many steps as its clients together, those that drop out left out, on batches of the
+    sizes of theirs: it sees as many examples. These are drawn from all of the data, shuffled. One
+    optimiser, kept from round to round.
     """
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Take the steps of one round on pooled data."""
         training = server.training
-        share = len(fleet.cohort) / len(fleet.engine.clients)
-        if training.local_steps is None:
-            num_examples = share * training.local_epochs * len(server.pooled)
-            num_steps = -int(-num_examples // training.batch_size)
-        else:
-            num_steps = training.local_steps * len(fleet.cohort)
-        budget = training.model_copy(update={"local_steps": num_steps})
-        saved = server.store.get("optimizer")
-        optimizer = training.build(server.state, saved)
+        sizes = [size for client in fleet.attend() for size in _batch_sizes(server, client)]
+        pooled = [example for own in server.pooled.values() for example in own]
+        optimizer = training.build(server.state, server.store.get("optimizer"))
         trained = server.loop("train", server.state).run(
-            batches(server.pooled, budget, server.generator("batches")),
-            task_objective(server.task, server.pooled),
+            of_sizes(pooled, sizes, server.generator("batches")),
+            task_objective(server.task, pooled),
             optimizer,
             max_grad_norm=training.max_grad_norm,
-            learning_rate=lambda step: training.learning_rate(server.progress(step / num_steps)),
+            learning_rate=lambda step: training.learning_rate(server.progress(step / len(sizes))),
         )
         server.store["optimizer"] = optimizer.state_dict()
         return {"train_loss": trained.loss}
@@ -100,3 +111,10 @@ class Centralised(Framework, name="centralised"):
     def once_bytes(self, side: Side) -> dict[str, int]:
         """Return nothing: clients give their data away and hold no model."""
         return {}
+
+
+def _batch_sizes(server: Server, client: str) -> list[int]:
+    """Return how many examples each step of a client would see in this round."""
+    training = server.tiers[client].training(server.training)
+    draw = generator(server.seed, "batches", client, server.round)
+    return [len(chunk) for chunk in batches(server.pooled[client], training, draw)]

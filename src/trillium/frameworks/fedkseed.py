@@ -51,9 +51,9 @@ class FedKSeed(Framework, name="fedkseed"):
     """Exchange of scalars along seeded directions, found without backpropagation.
 
     Slow to learn, and meant for clients that can run the model but not train it. Local steps and
-    batches are those of `training`; its optimizer and clipping are of no effect, because a step is
-    plain descent along one direction: `-lr * (L(theta + epsilon z) - L(theta - epsilon z)) / (2
-    epsilon) * z`. Dropout is off. A client keeps nothing from round to round.
+    batches are those of `training`; a step is plain descent along one direction: `-lr * (L(theta +
+    epsilon z) - L(theta - epsilon z)) / (2 epsilon) * z`. Dropout is off. A client keeps nothing from
+    round to round.
 
     Attributes:
         num_seeds: K, how many directions there are in the whole run. A round takes less than 9 KB both
@@ -65,6 +65,18 @@ class FedKSeed(Framework, name="fedkseed"):
     num_seeds: int = Field(default=1024, ge=1, le=2**15)
     epsilon: float = Field(default=1e-3, gt=0)
     lr: float = Field(default=1e-5, gt=0)
+
+    def no_effect(self, config: Setting) -> Mapping[str, str]:
+        """Return what belongs to gradients."""
+        step = "a step is plain descent along one direction, by framework.lr"
+        off = "losses are measured without dropout, so that two of them differ by the step alone"
+        own = {"training.optimizer": step, "training.max_grad_norm": step}
+        return {
+            **super().no_effect(config),
+            **own,
+            "model.dropout": off,
+            "adapter.dropout": off,
+        }
 
     def check(self, config: Setting) -> None:
         """Refuse what replay cannot reproduce."""

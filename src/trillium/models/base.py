@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -50,6 +50,24 @@ class ModelConfig(BaseModel):
     quantize: Quantize = "none"
     device: str = "auto"
 
+    @model_validator(mode="after")
+    def _quantizes(self) -> Self:
+        """Refuse to quantise what cannot be."""
+        given = f"model.quantize={self.quantize}"
+        if self.quantize != "none" and self.random_weights:
+            raise UserError(
+                f"{given} with model.random_weights=true",
+                "weights are quantised as they are read from a checkpoint",
+                "Write model.quantize=none, or leave random_weights out",
+            )
+        if self.quantize != "none" and self.dtype == "float64":
+            raise UserError(
+                f"{given} with model.dtype=float64",
+                "no quantiser computes in float64",
+                "Write model.dtype=bfloat16, or float32",
+            )
+        return self
+
 
 def configured(config: ModelConfig, labels: Sequence[str]) -> tuple[Any, Any]:
     """Return the tokenizer, with a padding token, and the Hugging Face configuration.
@@ -85,12 +103,6 @@ def load_base(
     dtype = getattr(torch, config.dtype)
     options = {"dtype": dtype, "attn_implementation": config.attention}
     if config.random_weights:
-        if config.quantize != "none":
-            raise UserError(
-                f"model.quantize={config.quantize} with model.random_weights=true",
-                "weights are quantised as they are read from a checkpoint",
-                "Write model.quantize=none, or leave random_weights out",
-            )
         with explained(config.id):
             model = auto.from_config(hf_config, **options)
         heads = tuple(f"{name}." for name in head_modules(model))

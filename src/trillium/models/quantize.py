@@ -26,22 +26,13 @@ def quantization(
 
     `nf4` are 4-bit normal floats in blocks, whose scales are quantised again; `int8` has a scale
     per row. Activations, and what is not quantised, are of `dtype`.
+
+    Raises:
+        UserError: the package that does it is not installed.
     """
     if kind == "none":
         return {}
-    package = _PACKAGES[kind]
-    if importlib.util.find_spec(package) is None:
-        raise UserError(
-            f"model.quantize={kind}",
-            f"the package {package} is not installed",
-            'Run: pip install "trillium[quantization]"',
-        )
-    if dtype == torch.float64:
-        raise UserError(
-            f"model.quantize={kind} with model.dtype=float64",
-            f"{package} does not compute in float64",
-            "Write model.dtype=bfloat16, or float32",
-        )
+    check_package(kind)
     config: Any
     if kind == "nf4":
         config = BitsAndBytesConfig(
@@ -56,6 +47,16 @@ def quantization(
 
         config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=list(keep))
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def check_package(kind: Quantize) -> None:
+    """Refuse to quantise without the package that does it."""
+    if kind != "none" and importlib.util.find_spec(_PACKAGES[kind]) is None:
+        raise UserError(
+            f"model.quantize={kind}",
+            f"the package {_PACKAGES[kind]} is not installed",
+            'Run: pip install "trillium[quantization]"',
+        )
 
 
 def check_quantized(model: nn.Module, kind: Quantize) -> None:

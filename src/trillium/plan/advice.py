@@ -14,7 +14,6 @@ from trillium.frameworks.kd.protocol import KD
 from trillium.frameworks.split.protocol import Split
 from trillium.plan.arms import Arm
 from trillium.plan.data import assumed_texts
-from trillium.plan.grow import FEW
 from trillium.plan.places import Planning, quantity
 from trillium.plan.predict import bytes_of_a_round
 from trillium.report.human import prefixed
@@ -252,9 +251,6 @@ def _cost(arm: Arm, tree: Tree, planning: Planning, key: str, start: int) -> Cal
             section, name = key.split(".")
             changed = merge(tree, {section: {name: value}})
         config = experiment(changed)
-        if key != "plan.data.examples":  # then bytes do not depend on them
-            few_examples = min(assumed.examples, FEW * config.training.batch_size)
-            assumed = assumed.model_copy(update={"examples": few_examples})
         return bytes_of_a_round(config, assumed_texts(config, assumed), shared, shallow=shallow)
 
     def deep(value: int) -> float:

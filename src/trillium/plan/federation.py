@@ -106,7 +106,7 @@ class PaperFederation:
                 state=self.model.state(),
                 public=texts.public,
                 public_rows=texts.public_rows,
-                pooled=[example for own in texts.clients.values() for example in own],
+                pooled=texts.clients,
                 tiers=tiers,
                 groups=config.groups(sorted(texts.clients)),
                 dialects=texts.dialects,

@@ -11,7 +11,7 @@ from trillium.report import human
 from trillium.report.measures import BY_NAME
 from trillium.report.reach import Goal, quality
 from trillium.report.read import Run
-from trillium.report.summary import Row, shown
+from trillium.report.summary import Row, remarks, shown
 
 COLUMNS = (
     "accuracy",
@@ -57,6 +57,7 @@ def markdown(
         lines.append(cells)
     about = str(told.get("about") or "").strip()
     text = [f"# {name}", "", *([about, ""] if about else []), *table(titles, lines), ""]
+    text += [line for remark in remarks(rows) for line in (remark, "")]
     text += _tuned(told.get("tuning"))
     explained = [(m.title, m.definition) for m in measures]
     explained += [(goal.title, goal.definition) for goal in goals]

@@ -23,7 +23,7 @@ from trillium.report.progress import missing_clients, round_table
 from trillium.report.reach import Goal
 from trillium.report.read import Run, number
 from trillium.report.style import arm_styles
-from trillium.report.summary import Row, shown
+from trillium.report.summary import Row, remarks, shown
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -51,6 +51,7 @@ def render_page(
         rows=rows,
         colours={arm: style["color"] for arm, style in styles.items()},
         about=about.strip().split("\n\n") if about.strip() else [],
+        remarks=remarks(rows),
         results=[
             *((measure, [shown(row, measure.name) for row in rows]) for measure in measures),
             *((goal, [goal.shown(row.arm) for row in rows]) for goal in goals),

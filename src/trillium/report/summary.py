@@ -79,6 +79,32 @@ def summarise(runs: Iterable[Run]) -> list[Row]:
     return [_row(arm, group) for arm, group in arms.items()]
 
 
+def remarks(rows: Iterable[Row]) -> list[str]:
+    """Return what must be known of a figure to read it right."""
+    rows = [*rows]
+    redrawn = [
+        run
+        for row in rows
+        for run in row.counted
+        if len(row.counted) > 1 and run.config.get("data", {}).get("split_seed", 0) is None
+    ]
+    mixed = "Each seed has test rows of its own (data.split_seed=null): deviations are of both."
+    return [mixed] * bool(redrawn) + [
+        f"{row.arm}: the task head is new and drawn at random, so this is what guessing gives; it is "
+        "no baseline to beat."
+        for row in rows
+        if row.framework == "zero_shot"
+        and _name(row, "task") == "classification"
+        and _name(row, "head") == "random"
+    ]
+
+
+def _name(row: Row, key: str) -> str:
+    """Return which component stands at a key of an arm's configuration."""
+    found = row.runs[0].config.get(key)
+    return str(found.get("name", "") if isinstance(found, dict) else found or "")
+
+
 def _row(arm: str, runs: list[Run]) -> Row:
     counted = [run for run in runs if run.state == "finished"] or runs
     values = {

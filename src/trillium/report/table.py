@@ -15,7 +15,7 @@ from rich.text import Text
 from trillium.report.measure import Measure
 from trillium.report.measures import BY_NAME, MEASURES, QUALITY
 from trillium.report.reach import Goal
-from trillium.report.summary import Row, shown
+from trillium.report.summary import Row, remarks, shown
 
 # In the order of the columns; where the terminal is narrow those with the highest number go first.
 _COLUMNS = {
@@ -82,6 +82,7 @@ def terminal_table(rows: Sequence[Row], width: int = 120, goals: Sequence[Goal] 
     caption = f"mean ± standard deviation over {most} seeds" if most > 1 else ""
     if hidden:
         caption += ("; " if caption else "") + f"in table.csv also: {', '.join(hidden)}"
+    caption = "\n".join([*([caption] if caption else []), *remarks(rows)])
     table = Table(caption=Text(caption) if caption else None, caption_justify="left")
     table.add_column("Arm", max_width=arm_width, overflow="fold")
     for name in kept:

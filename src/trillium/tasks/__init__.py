@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 IGNORE = -100  # PyTorch's label for a position without supervision
+Adjustment = Callable[[Tensor], Tensor]
+"""Gives, for logits `(…, classes)`, what is added to them in training."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Task(Component, kind="task", package="trillium.tasks"):
         loss = functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
         return loss, int((targets != IGNORE).sum())
 
-    def adjustment(self, examples: Sequence[Example]) -> Callable[[Tensor], Tensor] | None:
+    def adjustment(self, examples: Sequence[Example]) -> Adjustment | None:
         """Return what is added to logits in training on these examples, if anything."""
         return None
 
@@ -122,3 +124,8 @@ class Task(Component, kind="task", package="trillium.tasks"):
     ) -> dict[str, float]:
         """Return the metrics of a model on held-out examples; the module is in eval mode."""
         raise NotImplementedError
+
+
+def adjusted(logits: Tensor, adjustment: Adjustment | None) -> Tensor:
+    """Return logits as the loss of training sees them."""
+    return logits if adjustment is None else logits + adjustment(logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Protocol, TypeVar
 
 import torch
@@ -57,14 +57,32 @@ def epoch(examples: Sequence[T], batch_size: int, generator: torch.Generator) ->
     Examples of similar length share a batch, so that little is spent on padding: the shuffled
     examples are sorted by length within windows of fifty batches, and the batches shuffled again.
     """
-    order = torch.randperm(len(examples), generator=generator).tolist()
-    window = WINDOW * batch_size
-    chunks: list[list[T]] = []
-    for start in range(0, len(order), window):
-        inside = [examples[index] for index in order[start : start + window]]
-        chunks += in_order(sorted(inside, key=lambda example: example.num_tokens), batch_size)
-    for index in torch.randperm(len(chunks), generator=generator).tolist():
-        yield chunks[index]
+    whole, rest = divmod(len(examples), batch_size)
+    yield from of_sizes(examples, [batch_size] * whole + [rest] * (rest > 0), generator)
+
+
+def of_sizes(
+    examples: Sequence[T], sizes: Sequence[int], generator: torch.Generator
+) -> Iterator[list[T]]:
+    """Yield random batches of these sizes as `epoch` does; no example comes again before all have."""
+    drawn: list[int] = []
+    first = 0
+    while first < len(sizes):
+        last, total = first, 0  # the batches of about one epoch
+        while last < len(sizes) and total < len(examples):
+            last, total = last + 1, total + sizes[last]
+        while len(drawn) < total:
+            drawn += torch.randperm(len(examples), generator=generator).tolist()
+        chunks: list[list[T]] = []
+        for start in range(first, last, WINDOW):
+            window = sizes[start : min(start + WINDOW, last)]
+            inside = [examples[index] for index in drawn[: sum(window)]]
+            ordered = iter(sorted(inside, key=lambda example: example.num_tokens))
+            chunks += [list(islice(ordered, size)) for size in window]
+            drawn = drawn[sum(window) :]
+        for index in torch.randperm(len(chunks), generator=generator).tolist():
+            yield chunks[index]
+        first = last
 
 
 def in_order(examples: Sequence[T], batch_size: int) -> Iterator[list[T]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trillium.tasks import IGNORE, Example, Task
+from trillium.tasks import IGNORE, Adjustment, Example, Task
 from trillium.tasks.batches import by_length, collate
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Classification(Task, name="classification"):
             for index, (tokens, label) in enumerate(zip(encoded, labels, strict=True))
         ]
 
-    def adjustment(self, examples: Sequence[Example]) -> Callable[[Tensor], Tensor] | None:
+    def adjustment(self, examples: Sequence[Example]) -> Adjustment | None:
         """Return what gives the scaled logarithm of the class frequencies, `(classes,)`."""
         if not self.logit_adjustment or not examples:
             return None

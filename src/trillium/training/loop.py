@@ -12,8 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from trillium.models.slots import State, matches
-from trillium.tasks import Batch, Example, Task
+from trillium.models.slots import State, matches, train_only
+from trillium.tasks import Batch, Example, Task, adjusted
 from trillium.tasks.batches import T, collate, epoch
 from trillium.training.meters import Meter, resident_tensors
 from trillium.training.optimizers import Optimizer, set_learning_rate
@@ -58,13 +58,18 @@ class Training(BaseModel):
         """Return by how much the learning rate of a tensor is multiplied."""
         return next((f for p, f in self.lr_factors.items() if matches(name, [p])), 1.0)
 
+    def trained(self, names: Iterable[str]) -> list[str]:
+        """Return those of the tensors that the learning rate does not freeze."""
+        return [name for name in names if self.factor(name) > 0]
+
     def build(self, state: State, saved: Mapping[str, Any] | None = None) -> torch.optim.Optimizer:
-        """Return an optimiser over those parameters of a state that train.
+        """Return an optimiser over those parameters of a state that train; freeze those of factor 0.
 
         Args:
             saved: `state_dict` of an earlier one over the same parameters, which it goes on from.
         """
         groups: dict[float, list[nn.Parameter]] = {}
+        train_only(state, self.trained(n for n, p in state.items() if p.requires_grad))
         for name, parameter in state.items():
             if parameter.requires_grad:
                 groups.setdefault(self.factor(name), []).append(parameter)
@@ -237,9 +242,7 @@ def task_objective(task: Task, examples: Sequence[Example]) -> Objective:
     adjustment = task.adjustment(examples)
 
     def objective(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        logits = module(**batch.inputs).logits
-        if adjustment is not None:
-            logits = logits + adjustment(logits)
+        logits = adjusted(module(**batch.inputs).logits, adjustment)
         return task.loss_sum(logits, batch.labels)
 
     return objective

@@ -24,6 +24,15 @@ Kind = Literal[
     "control",
 ]
 KINDS: Final = get_args(Kind)
+
+Nature = Literal[
+    "values",  # what the receiver goes on with: nothing makes up for what is lost
+    "changes",  # what is added to values that both sides hold
+    "gradients",
+    "activations",
+    "log_probabilities",
+]
+NATURES: Final[frozenset[Nature]] = frozenset(get_args(Nature))
 FLAT_KINDS: Final[tuple[Kind, ...]] = ("parameters", "gradients", "statistics", "snapshot")
 FLAT: Final = "flat"  # name of the one vector that the tensors of a kind may cross as
 DTYPES: Final = {

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from trillium.component import known
-from trillium.errors import UserError
+from trillium.errors import UserError, suggest
+from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.frameworks.fedllm.aggregators import Aggregator
 from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.models.adapters.lora import Lora
-from trillium.wire.codecs import Codec
+from trillium.models.slots import matches
 
 
 def check_fedllm(framework: FedLLMSettings, config: Setting) -> None:
@@ -134,13 +133,6 @@ def _check_tiers(framework: FedLLMSettings, config: Setting) -> None:
 
 def _check_codecs(framework: FedLLMSettings, config: Setting) -> None:
     for where, wire in config.wires().items():
-        for codec in _for_changes(wire.up):
-            if framework.upload == "parameters" and "parameters" in codec.kinds:
-                raise UserError(
-                    f"{where}.up: {codec.name} with framework.upload=parameters",
-                    "it keeps too little of a tensor to replace it; it is made for changes",
-                    "Write framework.upload=update",
-                )
         for codec in (c for c in wire.up if c.expands and "parameters" in c.kinds):
             if framework.feedback > 0:
                 raise UserError(
@@ -154,17 +146,38 @@ def _check_codecs(framework: FedLLMSettings, config: Setting) -> None:
                 "its error can be larger than the tensor, and the next download carries it over",
                 "Write a biased form of it: rounding=nearest",
             )
-        for codec in _for_changes(wire.down):
-            if framework.download.name != "change" and "parameters" in codec.kinds:
-                raise UserError(
-                    f"{where}.down: {codec.name} with framework.download={framework.download.name}",
-                    "it keeps too little of a tensor to replace it; it is made for changes",
-                    "Write framework.download=change",
-                )
 
 
-def _for_changes(stack: Sequence[Codec]) -> Iterable[Codec]:
-    return (codec for codec in stack if codec.for_changes)
+def check_shares(framework: FedLLMSettings, server: Server) -> None:
+    """Refuse patterns and layers that the model does not have, and clients that train nothing.
+
+    Raises:
+        UserError: before the first round, as soon as the model is there.
+    """
+    model = server.model
+    for pattern in framework.local:
+        if not any(matches(name, [pattern]) for name in model.initial):
+            parts = {part for name in model.initial for part in name.split(".")}
+            raise UserError(
+                f"framework.local={list(framework.local)}",
+                f"no tensor that trains is called {pattern}",
+                suggest(pattern, {"head", *parts}),
+            )
+    for tier in {id(tier): tier for tier in server.tiers.values()}.values():
+        given = f"a tier with layers={list(tier.layers or ())}"
+        if any(layer >= model.num_blocks or layer < 0 for layer in tier.layers or ()):
+            raise UserError(
+                given,
+                f"the model has {model.num_blocks} blocks",
+                f"Write layers from 0 to {model.num_blocks - 1}",
+            )
+        found = framework.share(server, tier)
+        if not found.trained:
+            raise UserError(
+                given if tier.layers is not None else f"framework.mask={framework.mask.name}",
+                "of what trains these clients hold nothing, so they could not learn",
+                "Name layers that have an adapter, or leave training.lr_factors=0 out",
+            )
 
 
 def _aggregators(accepts: object) -> str:

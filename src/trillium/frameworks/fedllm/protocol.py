@@ -11,8 +11,8 @@ weight. docs/fedllm.md says which published method is which setting.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import nn
@@ -24,28 +24,53 @@ from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics
 from trillium.frameworks import mean_metrics
+from trillium.frameworks.effects import DIRECTIONS, Crossing, Crossings, Direction
 from trillium.frameworks.fedllm.aggregators.mean import Mean
 from trillium.frameworks.fedllm.aggregators.product_sketch import ProductSketch
-from trillium.frameworks.fedllm.checks import check_fedllm
+from trillium.frameworks.fedllm.checks import check_fedllm, check_shares
 from trillium.frameworks.fedllm.drifts import Answered, Correction
 from trillium.frameworks.fedllm.folds import keep_fold, receive_folds, send_folds
 from trillium.frameworks.fedllm.outgoing import outgoing
 from trillium.frameworks.fedllm.settings import FedLLMSettings
+from trillium.frameworks.fedllm.shares import Share
 from trillium.models.factors import nonlinear_names
 from trillium.models.slots import train_only, values
 from trillium.training.loop import batches, task_objective
 from trillium.training.optimizers import Optimizer, set_learning_rate
 from trillium.wire.feedback import Feedback
-from trillium.wire.kinds import Tensors
+from trillium.wire.kinds import Kind, Tensors
 from trillium.wire.message import Message, named, scalar
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["gradients", "parameters"]
-
 
 class FedLLM(FedLLMSettings, name="fedllm"):
     """Exchange of trainable parameters (adapter and task head)."""
+
+    def crossings(self, config: Setting) -> Crossings:
+        """Return what goes up, and how the state comes down."""
+        sent: Crossing = {
+            "update": Crossing("changes"),
+            "parameters": Crossing("values", "framework.upload=update"),
+            "gradient": Crossing("gradients"),
+        }[self.upload]
+        found: dict[tuple[Direction, Kind], Crossing] = {
+            ("up", self._kind): sent,
+            ("down", "parameters"): Crossing(self.download.sends, "framework.download=change"),
+        }
+        if self.drift.answers:
+            found |= {(way, "gradients"): Crossing("gradients") for way in DIRECTIONS}
+        if self.aggregator.folds or self.download.sends == "changes":
+            found["down", "snapshot"] = Crossing("values")
+        return found
+
+    def no_effect(self, config: Setting) -> Mapping[str, str]:
+        """Return what the clients' optimiser is told where the server has its own."""
+        found = super().no_effect(config)
+        if self.upload != "gradient" or self.server_optimizer is None:
+            return found
+        why = "framework.server_optimizer steps along the gradient, with its own learning rate"
+        return {**found, "training.optimizer": why, "training.schedule": why}
 
     def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other."""
@@ -54,6 +79,7 @@ class FedLLM(FedLLMSettings, name="fedllm"):
 
     def start(self, server: Server, fleet: Fleet) -> None:
         """Begin from the values that all sides know."""
+        check_shares(self, server)
         server.state = server.model.state(server.initial)
         if nonlinear_names(server.model.module):
             log.warning(
@@ -204,17 +230,22 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         if share.local:
             client.store["tensors"] = values(state)
         control = {"control/weight": scalar(weight), "control/loss": scalar(trained.loss)}
-        return self._answer(client, tensors, correction, control)
+        return self._answer(client, share, tensors, correction, control)
 
     def _answer(
-        self, client: Client, tensors: Tensors, correction: Correction, control: Tensors
+        self,
+        client: Client,
+        share: Share,
+        tensors: Tensors,
+        correction: Correction,
+        control: Tensors,
     ) -> Message:
         """Return the reply, and keep what codecs take from it."""
         feedback = Feedback(client.store.setdefault("lost", {}), self.feedback)
         feeds = self.feedback > 0 and self.upload != "parameters"
         feeds = feeds and not client.wire.is_lossless(self._kind, "up")
         tensors = feedback.add(tensors) if feeds else tensors
-        extra = correction.answer()
+        extra = {n: tensor for n, tensor in correction.answer().items() if n in share.up}
         sent = {**named(self._kind, tensors), **named("gradients", extra), **control}
         reply = Message("train", sent, {"round": client.round})
         if feeds or extra:

@@ -9,6 +9,7 @@ from trillium.component import Component
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
+from trillium.frameworks.effects import Crossings
 
 
 class Head(Component, kind="head", package="trillium.frameworks.heads"):
@@ -17,6 +18,10 @@ class Head(Component, kind="head", package="trillium.frameworks.heads"):
     What it leaves: the values by parameter name in the `store["head"]` of every side, so that they
     are part of what `Side.initial` returns, and in the server's state.
     """
+
+    def crossings(self, config: Setting) -> Crossings:
+        """Return what crosses beside control, by direction and kind."""
+        return {}
 
     def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other."""

@@ -38,6 +38,7 @@ from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Side
+from trillium.frameworks.effects import Crossing, Crossings
 from trillium.frameworks.heads import Head
 from trillium.frameworks.heads.statistics import (
     Scaling,
@@ -81,6 +82,10 @@ class ClosedForm(Head):
     def solve(self, statistics: Statistics, intercept: bool) -> Solution:
         """Return the head on standardised features, which are centred only if it has an intercept."""
         raise NotImplementedError
+
+    def crossings(self, config: Setting) -> Crossings:
+        """Return that statistics go up, and the head comes down."""
+        return {("up", "statistics"): Crossing("values"), ("down", "snapshot"): Crossing("values")}
 
     def check(self, config: Setting) -> None:
         """Refuse tasks without classes."""

@@ -46,10 +46,12 @@ class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensem
     Class variables:
         needs_labels: it looks at the labels of the public set.
         needs_counts: clients tell how many examples of each class they have.
+        averages: it can average probabilities or logits.
     """
 
     needs_labels: ClassVar[bool] = False
     needs_counts: ClassVar[bool] = False
+    averages: ClassVar[bool] = True
 
     def weights(self, opinions: Opinions) -> Tensor:
         """Return weights that broadcast to `(clients, rows, classes)`, in any scale; here the same.
@@ -164,6 +166,8 @@ class NoisyMean(Ensemble, name="noisy_mean"):
         noise: standard deviation of the noise, in units of the sensitivity of one row.
     """
 
+    averages: ClassVar[bool] = False
+
     clip: float = Field(1.0, gt=0, le=1)
     noise: float = Field(1.0, ge=0)
 
@@ -210,6 +214,8 @@ class Vote(Ensemble, name="vote"):
 
     PATE (Papernot et al., 2017, arXiv 1610.05755), without its noise.
     """
+
+    averages: ClassVar[bool] = False
 
     def combine(self, opinions: Opinions, temperature: float, average: Average) -> Tensor:
         """Return the logarithms of the shares, whatever temperature and average."""

@@ -12,6 +12,7 @@ published method is which setting.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.frameworks import mean_metrics
+from trillium.frameworks.effects import Crossing, Crossings
 from trillium.frameworks.kd.cache import LabelCache
 from trillium.frameworks.kd.checks import check_kd
 from trillium.frameworks.kd.dialects import describe_dialects, read_classes, with_classes
@@ -54,6 +56,20 @@ from trillium.wire.soft_labels import Teacher
 
 class KD(KDSettings, name="kd"):
     """Exchange of soft labels on a public set."""
+
+    def crossings(self, config: Setting) -> Crossings:
+        """Return that the public set comes down, opinions go up, and lessons come down."""
+        said = Crossing("log_probabilities")
+        found: Crossings = {("down", "public"): Crossing("values"), ("up", "logits"): said}
+        return found if self.direction == "server" else {**found, ("down", "logits"): said}
+
+    def no_effect(self, config: Setting) -> Mapping[str, str]:
+        """Return that an ensemble of one form has one way to average."""
+        found = super().no_effect(config)
+        if self.ensemble.averages:
+            return found
+        why = f"framework.ensemble={self.ensemble.name} has a mean of its own"
+        return {**found, "framework.average": why}
 
     def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other."""

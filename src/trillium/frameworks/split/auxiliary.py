@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trillium.models.parts import Parts
-from trillium.tasks import Batch, Task
+from trillium.tasks import Adjustment, Batch, Task, adjusted
 from trillium.wire.kinds import Tensors
 
 WEIGHT, BIAS = "auxiliary.weight", "auxiliary.bias"
@@ -36,11 +36,18 @@ class Auxiliary:
         zeros = words.new_zeros(words.shape[1], self._width, device="cpu")
         return {WEIGHT: zeros.fill_diagonal_(1.0)}
 
-    def loss(self, state: Mapping[str, nn.Parameter], hidden: Tensor, batch: Batch) -> Loss:
+    def loss(
+        self,
+        state: Mapping[str, nn.Parameter],
+        hidden: Tensor,
+        batch: Batch,
+        adjustment: Adjustment | None,
+    ) -> Loss:
         """Return the summed loss of a batch and how many predictions it sums over.
 
         Args:
             hidden: activations at the cut `(batch, seq, hidden)`.
+            adjustment: what the task adds to the logits.
         """
         rows = functional.layer_norm(hidden, hidden.shape[-1:])
         if self._task.peft_task == "SEQ_CLS":
@@ -49,7 +56,7 @@ class Auxiliary:
             logits = functional.linear(mean, state[WEIGHT], state[BIAS])
         else:
             logits = functional.linear(rows, state[WEIGHT]) @ self._embeddings.T
-        return self._task.loss_sum(logits, batch.labels)
+        return self._task.loss_sum(adjusted(logits, adjustment), batch.labels)
 
 
 Loss = tuple[Tensor, int]

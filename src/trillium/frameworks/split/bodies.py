@@ -32,6 +32,7 @@ def shared_body(server: Server, parts: Parts, *, trains: bool) -> Body:
 
 def _body(server: Server, parts: Parts, state: State, owner: str, *, trains: bool) -> Body:
     names = parts.body.names
-    own = train_only({name: state[name] for name in names}, names if trains else ())
+    trained = server.training.trained(names) if trains else ()
+    own = train_only({name: state[name] for name in names}, trained)
     saved = server.store.get("optimizers", {}).get(owner)
-    return Body(owner, parts, own, server.training.optimizer, saved, server.meter)
+    return Body(owner, parts, own, server.training, saved, server.meter)

@@ -13,8 +13,9 @@ from trillium.frameworks.split.pooled import Pooled
 from trillium.models.parts import Parts
 from trillium.models.slots import State
 from trillium.tasks import Task
+from trillium.training.loop import Training
 from trillium.training.meters import Meter, resident_tensors
-from trillium.training.optimizers import Optimizer, set_learning_rate
+from trillium.training.optimizers import set_learning_rate
 from trillium.wire.kinds import has_values
 
 
@@ -46,13 +47,13 @@ class Body:
         owner: str,
         parts: Parts,
         state: State,
-        optimizer: Optimizer,
+        training: Training,
         saved: Mapping[str, Any] | None,
         meter: Meter,
     ) -> None:
         self.owner, self.parts, self.state, self.meter = owner, parts, state, meter
-        trained = [p for p in state.values() if p.requires_grad]
-        self._optimizer = optimizer.build(trained, saved) if trained else None
+        trains = any(parameter.requires_grad for parameter in state.values())
+        self._optimizer = training.build(state, saved) if trains else None
 
     def optimizer_state(self) -> dict[str, Any] | None:
         """Return what the next round goes on from."""

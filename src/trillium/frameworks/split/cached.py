@@ -33,6 +33,7 @@ from trillium.frameworks.split.activation_cache import (
     digest_of_all,
 )
 from trillium.frameworks.split.bodies import SHARED, shared_body
+from trillium.frameworks.split.checks import check_fixed
 from trillium.frameworks.split.pooled import Pooled, read_labels
 from trillium.frameworks.split.ragged import LENGTHS, mask_of, read_lengths, spread, strip
 from trillium.frameworks.split.settings import SplitSettings
@@ -217,7 +218,7 @@ def send_activations(split: SplitSettings, client: Client, message: Message) -> 
     if not positions or not all(0 <= p < len(client.examples) for p in positions):
         raise MessageError(f"{message.verb}: positions outside 0 … {len(client.examples) - 1}")
     parts = split.parts_of(client)
-    split.check_fixed(parts)
+    check_fixed(parts)
     if split.local_rounds and "blocks" not in client.store:
         raise MessageError(f"{message.verb}: the trained blocks have not come")
     parts.head.mount(client.model.state({**client.initial, **client.store.get("blocks", {})}))

@@ -7,18 +7,42 @@ from trillium.federation.setting import Setting
 from trillium.frameworks.split.delta import Delta
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts
+from trillium.training.loop import Training
 
 
 def check_split_settings(framework: SplitSettings, config: Setting) -> None:
     """Refuse a configuration that cannot work."""
     if framework.cache:
         _check_cache(framework)
+    if framework.tail is not None and framework.tail <= framework.cut:
+        raise UserError(
+            f"framework.tail={framework.tail} with framework.cut={framework.cut}",
+            "the server needs a block at least between the client's parts",
+            f"Write framework.tail={framework.cut + 1} or more",
+        )
+    if config.adapter.virtual_tokens:
+        raise UserError(
+            f"adapter={config.adapter.name} with framework=split",
+            "its virtual tokens enter beside the blocks and cannot be cut with them",
+            "Write adapter=lora, or framework=fedllm",
+        )
+    _check_dropout(framework, config)
     if framework.leakage and not config.data.public_size:
         raise UserError(
             "framework.leakage=true with data.public_size=0",
             "the attack trains on texts that are not the clients'",
             "Write data.public_size=200 or more",
         )
+    if framework.shape == "two_part" and getattr(config.task, "logit_adjustment", 0.0) > 0:
+        raise UserError(
+            f"task={config.task.to_config()} with framework.shape=two_part",
+            "the server computes the loss, and does not know how often a client's classes occur",
+            "Write framework.shape=u, where the client does, or leave task.logit_adjustment out",
+        )
+    if framework.shape == "two_part" and framework.mode == "coalesced" and framework.cache:
+        for label, tier in config.tiers.items():
+            if tier.local_steps is not None:
+                raise no_steps(label)
     for label, tier in config.tiers.items():
         if tier.cut is not None:
             _check_cut(framework, label, tier.cut)
@@ -30,6 +54,15 @@ def check_split_settings(framework: SplitSettings, config: Setting) -> None:
         check_staleness(framework, bool(framework.cache or framework.local_rounds))
 
 
+def no_steps(label: str) -> UserError:
+    """Return why clients take no steps of their own on activations that the server keeps."""
+    return UserError(
+        f"tiers.{label}.local_steps with activations that are sent once",
+        "the server trains on those of all clients in common, as long as training says",
+        "Write training.local_steps, or framework.mode=splitfed_v2, where clients take turns",
+    )
+
+
 def check_staleness(framework: SplitSettings, sends_once: bool) -> None:
     """Refuse to run batches ahead where there are none, or where their gradients would mix."""
     if sends_once:
@@ -38,6 +71,40 @@ def check_staleness(framework: SplitSettings, sends_once: bool) -> None:
             "the server takes batches from what it keeps, and waits for none of a client",
             "Leave framework.staleness out, or write framework.cache=false",
         )
+
+
+def _check_dropout(framework: SplitSettings, config: Setting) -> None:
+    """Refuse random activations where they are to be the same each time.
+
+    The model's own configuration may have more dropout than is set here.
+    """
+    adapters = getattr(config.adapter, "dropout", 0.0)
+    rates = {"model.dropout": config.model.dropout, "adapter.dropout": adapters}
+    random = next((f"{name}={rate}" for name, rate in rates.items() if rate), None)
+    cuts_differ = any(tier.cut is not None for tier in config.tiers.values())
+    if random and (framework.cache or framework.local_rounds or cuts_differ):
+        raise once_and_random(random)
+    if random and framework.delta is not None:
+        raise changes_and_random(random)
+
+
+def once_and_random(given: str) -> UserError:
+    """Return why random activations are not sent once."""
+    return UserError(
+        f"{given} with activations that are sent once",
+        "the activations of a sample would be others each time",
+        "Write model.dropout=0 and adapter.dropout=0, or leave framework.cache, "
+        "framework.local_rounds and the cuts of tiers out",
+    )
+
+
+def changes_and_random(given: str) -> UserError:
+    """Return why random activations are not sent as changes."""
+    return UserError(
+        f"framework.delta with {given}",
+        "activations of the same sample would differ each time, and changes never become small",
+        "Write model.dropout=0 and adapter.dropout=0, or leave framework.delta out",
+    )
 
 
 def _check_cache(framework: SplitSettings) -> None:
@@ -108,6 +175,16 @@ def _check_delta(framework: SplitSettings, delta: Delta, config: Setting) -> Non
             )
 
 
+def check_fixed(parts: Parts) -> None:
+    """Refuse to send activations once that would be others the next time.
+
+    Raises:
+        UserError: something in the client's blocks is random.
+    """
+    if parts.head_is_random:
+        raise once_and_random("dropout in the client's blocks")
+
+
 def check_delta(parts: Parts) -> None:
     """Refuse to send the noise of dropout as changes.
 
@@ -115,8 +192,25 @@ def check_delta(parts: Parts) -> None:
         UserError: something in the client's blocks is random.
     """
     if parts.head_is_random:
+        raise changes_and_random("dropout in the client's blocks")
+
+
+def check_parts(framework: SplitSettings, parts: Parts, training: Training) -> None:
+    """Refuse a cut model of which nothing trains, or not what is to train first.
+
+    Raises:
+        UserError: before the first round, as soon as the model is cut.
+    """
+    at_server = framework.train != "client" and training.trained(parts.body.names)
+    if not at_server and not framework.client_names(parts, training):
         raise UserError(
-            "framework.delta with dropout in the client's blocks",
-            "activations of the same sample would differ each time, and changes never become small",
-            "Write model.dropout=0 and adapter.dropout=0, or leave framework.delta out",
+            f"framework.train={framework.train} with framework.cut={framework.cut}",
+            "no tensor that trains lies in a part that is to train, so nothing could learn",
+            "Write framework.train=both, another cut, or an adapter in more layers",
+        )
+    if framework.local_rounds and not training.trained(parts.head.names):
+        raise UserError(
+            f"framework.local_rounds={framework.local_rounds} with framework.cut={framework.cut}",
+            "nothing in the clients' first blocks trains, so they would learn nothing by themselves",
+            "Write framework.local_rounds=0, a deeper cut, or an adapter in the first blocks",
         )

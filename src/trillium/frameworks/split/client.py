@@ -21,7 +21,7 @@ from trillium.frameworks.split.ragged import lengths_of, spread, strip
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import load_values
 from trillium.models.slots import State, train_only, values
-from trillium.tasks import Batch, Example
+from trillium.tasks import Batch, Example, adjusted
 from trillium.tasks.batches import collate
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
@@ -51,12 +51,11 @@ def begin(split: SplitSettings, client: Client, message: Message) -> Message:
     """Take the client part and prepare the batches of a round."""
     client.scratch = {}
     parts = split.parts(client.model, client.examples)
-    names, start = split.client_names(parts), client.initial
+    names, start = split.client_names(parts, client.training), client.initial
     received = message.expect("parameters", {name: start[name] for name in names})
     mounted = sorted({*names, *parts.head.names, *parts.tail.names})
     state = train_only(client.model.state({name: start[name] for name in mounted}), names)
     load_values(state, received)
-    trained = [state[name] for name in names]
     places = [replace(example, index=place) for place, example in enumerate(client.examples)]
     saved = client.store.get("optimizer")
     if split.delta is not None:
@@ -64,7 +63,7 @@ def begin(split: SplitSettings, client: Client, message: Message) -> Message:
         client.scratch["skip"] = message.not_negative("control/skip")
     client.scratch |= {
         "state": state,
-        "optimizer": client.training.optimizer.build(trained, saved) if trained else None,
+        "optimizer": client.training.build(state, saved) if names else None,
         "pending": deque(),
         "batches": batches(places, client.training, client.generator("batches")),
     }
@@ -81,10 +80,10 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
     pending: deque[Pending] = client.scratch["pending"]
     if len(pending) > split.staleness:
         raise MessageError(f"forward: {len(pending)} batches are under way")
-    trains = split.head_trains(parts)
+    trains = split.head_trains(parts, client.training)
     weights: State = client.scratch["state"]
     if trains and split.staleness:  # its gradient is taken after these have moved on
-        weights = {name: nn.Parameter(weights[name].detach().clone()) for name in parts.head.names}
+        weights = {name: _copy(weights[name]) for name in parts.head.names}
     parts.head.mount(weights)
     head, kept = parts.split.head.train(), list[Tensor]()
     noting = _noting(kept) if trains and split.staleness else nullcontext()
@@ -130,9 +129,10 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
     output = spread(flat.to(client.model.device, client.model.dtype), mask).requires_grad_()
     state: State = client.scratch["state"]
     parts.tail.mount(state)
+    adjustment = client.task.adjustment(client.examples)
 
     def run() -> Tensor:
-        logits = tail(output, **batch.inputs)
+        logits = adjusted(tail(output, **batch.inputs), adjustment)
         loss, count = client.task.loss_sum(logits, batch.labels)
         (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -141,7 +141,7 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
     fills = [output, *(state[name] for name in parts.tail.names)]
     loss = client.meter.run(key, run, resident, fills=fills)
     assert output.grad is not None
-    if not split.head_trains(parts):
+    if not split.head_trains(parts, client.training):
         pending.popleft()
     return Message(
         "finish_batch",
@@ -187,13 +187,17 @@ def backward(split: SplitSettings, client: Client, message: Message) -> Message:
 def finish(split: SplitSettings, client: Client, message: Message) -> Message:
     """Take the last step and hand back the client part."""
     _take_step(client, message)
-    names = split.client_names(split.parts(client.model, client.examples))
+    names = split.client_names(split.parts(client.model, client.examples), client.training)
     trained = values({name: client.scratch["state"][name] for name in names})
     if client.scratch["optimizer"] is not None:
         client.store["optimizer"] = client.scratch["optimizer"].state_dict()
     client.scratch = {}
     weight = {"control/weight": scalar(client.weight)}
     return Message("finish", {**named("parameters", trained), **weight})
+
+
+def _copy(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
 def _next_batch(client: Client, message: Message) -> tuple[list[Example], Batch]:

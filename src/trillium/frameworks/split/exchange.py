@@ -68,7 +68,10 @@ class Exchange:
     ) -> list[tuple[float, int]]:
         """Hand out the client part, train batch by batch, average what the clients hand back."""
         server, fleet = self.server, self.fleet
-        part = {n: server.state[n].detach() for n in self.split.client_names(self.parts)}
+        part = {
+            n: server.state[n].detach()
+            for n in self.split.client_names(self.parts, server.training)
+        }
         num_steps = self._open(clients, named("parameters", part))
         bodies = bodies_of(self.split, server, self.parts, sorted(num_steps))
 
@@ -144,7 +147,7 @@ class Exchange:
         rate: float,
     ) -> list[tuple[float, int]]:
         """Take one batch of each client through the model and back, and step every body."""
-        server, wanted = self.server, self.split.head_trains(self.parts)
+        server, wanted = self.server, self.split.head_trains(self.parts, self.server.training)
         work: list[tuple[Body, Pooled]] = []
         present = {c: batch for c, batch in batches.items() if c in self.fleet.cohort}
         for body in dict.fromkeys(bodies[client] for client in present):  # each body once, in order

@@ -57,7 +57,8 @@ def write_texts(
         RoundFailed: too few clients stayed.
     """
     parts = split.parts(server.model, server.test)
-    part = {name: server.state[name].detach() for name in split.text_names(parts)}
+    names = split.text_names(parts, server.training)
+    part = {name: server.state[name].detach() for name in names}
     rules = [writing.max_new_tokens, writing.temperature, writing.top_p]
     opening = Message(
         "begin_texts",
@@ -244,7 +245,8 @@ def begin_texts(split: SplitSettings, client: Client, message: Message) -> Messa
     if not prompts:
         raise MessageError(f"{message.verb}: this client has no prompts")
     parts = split.parts_of(client)
-    received = message.expect("parameters", {n: client.initial[n] for n in split.text_names(parts)})
+    names = split.text_names(parts, client.training)
+    received = message.expect("parameters", {name: client.initial[name] for name in names})
     writing = _read_writing(message)
     longest = max(map(len, prompts)) + writing.max_new_tokens
     bound = client.model.num_positions

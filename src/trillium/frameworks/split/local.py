@@ -64,9 +64,11 @@ def train_blocks(split: SplitSettings, client: Client, message: Message) -> Mess
     state = {name: nn.Parameter(t.to(device, copy=True)) for name, t in received.items()}
     parts.head.mount(train_only(state, names))
 
+    adjustment = client.task.adjustment(client.examples)
+
     def objective(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         hidden = module(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        return head.loss(state, hidden, batch)
+        return head.loss(state, hidden, batch, adjustment)
 
     pad_id = client.model.tokenizer.pad_token_id
     loop = Loop(parts.split.head, state, pad_id, device, client.meter, f"blocks to {split.cut}")

@@ -22,16 +22,25 @@ from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.frameworks import weigh
+from trillium.frameworks.effects import DIRECTIONS, Crossing, Crossings, Direction
 from trillium.frameworks.split import cached as split_cached
 from trillium.frameworks.split import client as split_client
 from trillium.frameworks.split import generate as split_generate
 from trillium.frameworks.split import local as split_local
 from trillium.frameworks.split.activation_cache import ActivationCache
-from trillium.frameworks.split.checks import check_delta, check_split_settings, check_staleness
+from trillium.frameworks.split.checks import (
+    check_delta,
+    check_fixed,
+    check_parts,
+    check_split_settings,
+    check_staleness,
+    no_steps,
+)
 from trillium.frameworks.split.exchange import Exchange
 from trillium.frameworks.split.kept import KeptBatches
 from trillium.frameworks.split.probe_leakage import leakage
 from trillium.frameworks.split.settings import SplitSettings
+from trillium.wire.kinds import Kind
 
 
 class Split(SplitSettings, name="split"):
@@ -44,6 +53,25 @@ class Split(SplitSettings, name="split"):
         split_generate,
     )
 
+    def crossings(self, config: Setting) -> Crossings:
+        """Return what crosses with each batch, and with the parts of the clients."""
+        trains = self.train != "server"
+        found: dict[tuple[Direction, Kind], Crossing] = {
+            ("up", "activations"): Crossing("activations" if self.delta is None else "changes")
+        }
+        if trains:
+            found["down", "gradients"] = Crossing("gradients")
+        if self.shape == "u":
+            found["down", "activations"] = Crossing("activations")
+            found["up", "gradients"] = Crossing("gradients")
+        else:
+            found["up", "labels"] = Crossing("values")
+        if trains or self.shape == "u" or self.local_rounds:
+            found |= {(way, "parameters"): Crossing("values") for way in DIRECTIONS}
+        if self.local_rounds:
+            found["down", "snapshot"] = Crossing("values")
+        return found
+
     def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other."""
         super().check(config)
@@ -52,13 +80,18 @@ class Split(SplitSettings, name="split"):
     def start(self, server: Server, fleet: Fleet) -> None:
         """Cut the model and hold the cut against the whole."""
         parts = self.parts(server.model, server.test)
+        check_parts(self, parts, server.training)
         cuts_differ = any(tier.cut is not None for tier in server.tiers.values())
         if self.cache or self.local_rounds or cuts_differ:
-            self.check_fixed(parts)
+            check_fixed(parts)
         if self.delta is not None:
             check_delta(parts)
         if self.staleness:
             check_staleness(self, self.caches(parts))
+        if self.caches(parts) and self.shape == "two_part" and self.mode == "coalesced":
+            for label, tier in server.tiers.items():
+                if tier.local_steps is not None:
+                    raise no_steps(label)
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Train with the cohort, or on what the cohort has sent once."""

@@ -16,6 +16,7 @@ from trillium.frameworks.split.delta import Delta
 from trillium.models.load import LanguageModel
 from trillium.models.parts import Parts
 from trillium.tasks import Example
+from trillium.training.loop import Training
 
 CACHE_BYTES = 16 * 1024**3
 
@@ -102,36 +103,22 @@ class SplitSettings(Framework):
             tail = model.num_blocks
         return model.parts(cut or self.cut, tail, examples[:2])
 
-    def head_trains(self, parts: Parts) -> bool:
+    def head_trains(self, parts: Parts, training: Training) -> bool:
         """Whether anything in the client's first blocks trains."""
-        return self.train != "server" and bool(parts.head.names)
+        return self.train != "server" and bool(training.trained(parts.head.names))
 
-    def client_names(self, parts: Parts) -> list[str]:
+    def client_names(self, parts: Parts, training: Training) -> list[str]:
         """Return the names of the parameters that train at the clients, sorted."""
-        head = parts.head.names if self.head_trains(parts) else ()
-        return sorted({*head, *parts.tail.names})
+        head = parts.head.names if self.train != "server" else ()
+        return sorted(training.trained({*head, *parts.tail.names}))
 
-    def text_names(self, parts: Parts) -> list[str]:
+    def text_names(self, parts: Parts, training: Training) -> list[str]:
         """Return the names of the values that a client lacks after the run to write text, sorted."""
-        learnt = self.head_trains(parts) or self.local_rounds > 0
-        return sorted({*(parts.head.names if learnt else ()), *parts.tail.names})
+        learnt = self.train != "server" or self.local_rounds > 0
+        return sorted(training.trained({*(parts.head.names if learnt else ()), *parts.tail.names}))
 
     def caches(self, parts: Parts) -> bool:
         """Whether activations are sent once."""
         if self.cache is not None:
             return self.cache
         return self.train == "server" and not parts.head_is_random
-
-    def check_fixed(self, parts: Parts) -> None:
-        """Refuse to send activations once that would be others the next time.
-
-        Raises:
-            UserError: something in the client's blocks is random, or trains.
-        """
-        if parts.head_is_random:
-            raise UserError(
-                "activations that are sent once, with dropout in the client's blocks",
-                "the activations of a sample would be others each time",
-                "Write model.dropout=0 and adapter.dropout=0, or leave framework.cache, "
-                "framework.local_rounds and the cuts of tiers out",
-            )

@@ -15,6 +15,11 @@ class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
 
     freezes: ClassVar[bool] = True
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many tokens stand in front of every text, and take positions of the model."""
+        return 0
+
     def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
         """Return the model with exactly the trainable parameters requiring gradients, or refuse it.
 

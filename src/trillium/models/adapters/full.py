@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from torch import nn
 
-from trillium.errors import UserError
 from trillium.models.adapters import Adapter
 
 
@@ -18,10 +17,4 @@ class Full(Adapter, name="full"):
 
     def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
         """Return the model itself with all parameters trainable."""
-        if getattr(model, "is_quantized", False):
-            raise UserError(
-                f"adapter full on a quantised {type(model).__name__}",
-                "quantised weights cannot be trained",
-                "Write adapter=lora, or model.quantize=none",
-            )
         return model.requires_grad_(True)

@@ -33,6 +33,11 @@ class Prompt(Adapter, name="prompt"):
     tokens: int = Field(default=20, ge=1)
     init: Literal["random", "vocabulary"] = "random"
 
+    @property
+    def virtual_tokens(self) -> int:
+        """The trained embeddings."""
+        return self.tokens
+
     def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
         """Return the model wrapped by PEFT; its base is frozen, embeddings and head train.
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from trillium.component import Component
-from trillium.wire.kinds import Kind
+from trillium.wire.kinds import NATURES, Kind, Nature
 
 
 class Codec(Component, kind="codec", package="trillium.wire.codecs"):
@@ -23,7 +23,7 @@ class Codec(Component, kind="codec", package="trillium.wire.codecs"):
         any_dtype: it also encodes integers; the others are given floats alone.
         row_wise: each row `(…, n)` of the last dimension is written by itself: all parts have the
             tensor's leading shape, but for those without dimensions, which hold for all rows.
-        for_changes: it drops so much that it makes sense only on changes with error feedback.
+        suits: what it may be applied to; the others it would leave too little of.
 
     Attributes:
         kinds: which kinds of tensors it encodes; the others pass untouched. Statistics are not among
@@ -33,7 +33,7 @@ class Codec(Component, kind="codec", package="trillium.wire.codecs"):
     lossless: ClassVar[bool] = False
     any_dtype: ClassVar[bool] = False
     row_wise: ClassVar[bool] = False
-    for_changes: ClassVar[bool] = False
+    suits: ClassVar[frozenset[Nature]] = NATURES
 
     kinds: tuple[Kind, ...] = ("parameters", "gradients", "logits", "activations")
 

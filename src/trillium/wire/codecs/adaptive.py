@@ -20,6 +20,7 @@ from trillium.wire.codecs.cast import Cast
 from trillium.wire.codecs.integers import Int2, Int4, Int8
 from trillium.wire.codecs.rows import RowCodec
 from trillium.wire.codecs.stack import decode_stack, encode_stack
+from trillium.wire.kinds import NATURES, Nature
 
 Steps = tuple[tuple[Choice[Codec], ...], ...]
 
@@ -73,9 +74,9 @@ class Adaptive(Codec, name="adaptive"):
         return all(not step or step[0].any_dtype for step in self.steps)
 
     @property
-    def for_changes(self) -> bool:  # type: ignore[override]
-        """Whether any step makes sense only on changes with error feedback."""
-        return any(codec.for_changes for step in self.steps for codec in step)
+    def suits(self) -> frozenset[Nature]:  # type: ignore[override]
+        """What every step may be applied to."""
+        return NATURES.intersection(*(codec.suits for step in self.steps for codec in step))
 
     @property
     def expands(self) -> bool:

@@ -23,6 +23,7 @@ from trillium.wire.codecs.parts import (
     vector_of_floats,
 )
 from trillium.wire.codecs.seeded import choose
+from trillium.wire.kinds import Nature
 
 
 class RandomK(Codec, name="random_k"):
@@ -36,7 +37,7 @@ class RandomK(Codec, name="random_k"):
         fraction: how many entries are kept, of all; rounded up.
     """
 
-    for_changes: ClassVar[bool] = True
+    suits: ClassVar[frozenset[Nature]] = frozenset({"changes", "gradients"})
 
     fraction: float = Field(0.05, gt=0, le=1)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trillium.wire.codecs import Codec
+from trillium.wire.kinds import Nature
 
 Precision = Literal["uint8", "float16", "float32"]
 
@@ -26,6 +27,7 @@ class RowCodec(Codec):
     A later codec that takes any dtype, such as `zstd`, gets the records of all rows as one tensor.
     """
 
+    suits: ClassVar[frozenset[Nature]] = frozenset({"log_probabilities"})
     unbiased: ClassVar[bool] = False  # the mean of what is decoded is what was encoded
 
     kinds: tuple[Literal["logits"], ...] = ("logits",)

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trillium.wire.codecs import Codec, blocks
+from trillium.wire.kinds import Nature
 
 
 class Sign(Codec, name="sign"):
@@ -26,7 +27,7 @@ class Sign(Codec, name="sign"):
     """
 
     row_wise: ClassVar[bool] = True
-    for_changes: ClassVar[bool] = True
+    suits: ClassVar[frozenset[Nature]] = frozenset({"changes", "gradients", "activations"})
 
     block: int = Field(256, ge=1)
 

@@ -21,6 +21,7 @@ from trillium.wire.codecs.parts import (
     shape_part,
     vector_of_floats,
 )
+from trillium.wire.kinds import Nature
 
 
 class TopK(Codec, name="top_k"):
@@ -33,7 +34,7 @@ class TopK(Codec, name="top_k"):
         fraction: how many entries are kept, of all; rounded up.
     """
 
-    for_changes: ClassVar[bool] = True
+    suits: ClassVar[frozenset[Nature]] = frozenset({"changes", "gradients", "activations"})
 
     fraction: float = Field(0.05, gt=0, le=1)
 

@@ -6,13 +6,13 @@ import hashlib
 import re
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from trillium.component import Component
-from trillium.wire.kinds import Kind, MessageError, Tensors, has_values
+from trillium.wire.kinds import Kind, MessageError, Nature, Tensors, has_values
 from trillium.wire.message import Message, named
 from trillium.wire.wire import Wire
 
@@ -52,6 +52,9 @@ class Download(Component, kind="download", package="trillium.frameworks.fedllm.d
     Nobody is sent what all sides know from the seed: a message names the tensors that it brings, and
     carries a digest of the start values, so that a client which drew others refuses to go on.
     """
+
+    sends: ClassVar[Nature] = "values"
+    """What crosses as `parameters`, where codecs are lossy."""
 
     def send(self, store: dict[str, Any], parcel: Parcel) -> Sent:
         """The server's half: return what to send; `store` is what this object keeps there."""

@@ -8,7 +8,7 @@ without a buffer of its own, as in the downlink of Double-Squeeze (Tang et al., 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from trillium.frameworks.fedllm.downloads import (
     marked,
     since_start,
 )
-from trillium.wire.kinds import MessageError, Tensors
+from trillium.wire.kinds import MessageError, Nature, Tensors
 from trillium.wire.message import Message, named
 from trillium.wire.wire import Wire
 
@@ -37,6 +37,8 @@ class ChangeDownload(Download, name="change"):
     Attributes:
         resync_after: a client that has missed this many rounds or more gets a snapshot, too.
     """
+
+    sends: ClassVar[Nature] = "changes"
 
     resync_after: int = Field(default=10, ge=1)
 
