@@ -17,7 +17,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from trillium.config.experiment import ExperimentConfig, experiment, merge, parse_overrides
+from trillium.config.experiment import (
+    ExperimentConfig,
+    acting,
+    experiment,
+    merge,
+    parse_overrides,
+)
 from trillium.experiment.run import Experiment, build
 from trillium.federation.fleet import Gathered, Lost
 from trillium.frameworks.kd.protocol import KD
@@ -128,7 +134,8 @@ def experiment_config(
             f"adapter={{name: lora, r: 3, alpha: 5, target_modules: {TARGETS[model]}}}",
         ]
     )
-    return experiment(merge(defaults, parse_overrides(words)))
+    own = parse_overrides(words)
+    return experiment(acting(merge(defaults, own), own)[0])
 
 
 def perturb(federation: Experiment) -> Experiment:
@@ -285,3 +292,8 @@ def frozen_digest(federation: Experiment) -> str:
     module = federation.model.module
     frozen = {n: p for n, p in module.named_parameters() if not p.requires_grad}
     return tensors_digest({**frozen, **dict(module.named_buffers())})
+
+
+def without_seconds(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations of a run, without what differs each time."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]

@@ -59,7 +59,7 @@ class Variant:
         """The words for dropout, before its own: what is kept or sent as changes may not be random."""
         text = " ".join(self.words)
         once = "train: server" in text and "cache: false" not in text
-        if once or "delta" in text:
+        if once or "delta" in text or self.framework == "fedkseed":  # which has none
             return ()
         adapters = () if "adapter=" in text else ("adapter.dropout=0.2",)
         return ("model.dropout=0.2", *adapters)
@@ -67,6 +67,8 @@ class Variant:
     @property
     def fewest(self) -> str:
         """The word for as few rounds as there can be."""
+        if self.framework == "zero_shot":
+            return "evaluation.batch_size=64"  # there are none
         return "rounds=2" if "local_rounds" in " ".join(self.words) else "rounds=1"
 
 
@@ -162,7 +164,7 @@ SPLIT: dict[str, tuple[str, ...]] = {
     "cache, int4": (
         "framework={train: server}",
         "head=class_means",
-        "wire={up: [int4], down: [cast]}",
+        "wire={up: [int4]}",
     ),
     "cache of a cohort": ("framework={train: server}", COHORT, "rounds=3"),
     "cache, failures": ("framework={train: server}", FAILURES, "rounds=3"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tiny import Recorder, digest, distance, federation, tensors_digest
+from tiny import Recorder, digest, distance, federation, tensors_digest, without_seconds
 from trillium.experiment.run import Experiment
 from trillium.federation.client import Client
 from trillium.federation.fleet import RoundFailed
@@ -40,10 +40,6 @@ def numbers(value: object) -> Iterator[float]:
         yield float(value)
 
 
-def without_seconds(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
 @each
 def test_a_run_has_finite_figures_and_a_ledger(hub: Path, variant: Variant) -> None:
     """And the same seed gives the same run, with dropout, whatever else drew random numbers."""
@@ -69,7 +65,7 @@ def test_a_run_has_finite_figures_and_a_ledger(hub: Path, variant: Variant) -> N
 @pytest.mark.usefixtures("uncounted")
 @pytest.mark.parametrize("framework", ["fedllm", "zero_shot", "centralised"])
 def test_another_seed_gives_another_run(hub: Path, framework: str) -> None:
-    words = (f"framework={framework}", "rounds=1")
+    words = VARIANTS[framework].words
     runs = [federation(hub, *words, f"seed={seed}") for seed in (0, 1)]
     first, second = (without_seconds(fed.run()) for fed in runs)
     assert first != second

@@ -112,6 +112,42 @@ def test_one_client_is_unsplit_adamw_with_clipping(
         assert moved == chosen(shape, train)(name), name
 
 
+FACTORS = {
+    "faster head": {"head": 3.0},
+    "frozen head": {"head": 0.0},
+    "frozen client": {"*.0.*": 0.0},
+    "lora plus": {"lora_B": 16.0, "head": 0.5},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("factors", "staleness"),
+    # A batch ahead is another algorithm, unless the client's first blocks rest.
+    [*((name, 0) for name in FACTORS), ("frozen client", 1)],
+)
+def test_learning_rates_differ_by_tensor_as_in_the_unsplit_model(
+    hub: Path, shape: str, factors: str, staleness: int
+) -> None:
+    chosen = FACTORS[factors]
+    words = (f"training.lr_factors={chosen}", f"framework.staleness={staleness}")
+    fed = split(hub, *SHAPES[shape], *words, "framework.cache=false")
+    training = fed.config.training
+    plain = unsplit(fed, lambda name: training.factor(name) > 0)
+    run_rounds(fed, ROUNDS)
+    groups = [
+        {"params": [parameter], "lr": 0.01 * training.factor(name)}
+        for name, parameter in trained(plain).items()
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    for number in range(ROUNDS):
+        plain_steps(plain, round_batches(fed, number + 1), optimizer, CLIP)
+    after = {name: p for name, p in plain.named_parameters() if name in fed.server.state}
+    assert distance(fed.server.state, after) < EXACT["gpt2"]
+    for name, parameter in fed.server.state.items():
+        assert torch.equal(parameter, fed.model.initial[name]) == (training.factor(name) == 0)
+
+
 def test_in_float32_the_gap_is_that_of_rounding(hub: Path) -> None:
     fed = split(hub, "model.dtype=float32")
     plain = unsplit(fed)

@@ -87,7 +87,7 @@ TREES = [
     (),
     ("framework=kd", "framework.temperature=3", "data.partition={name: dirichlet, alpha: 0.5}"),
     ("framework={name: split, shape: u, tail: 2}", "training.optimizer={name: sgd, momentum: 0.9}"),
-    ("wire.up=[cast, {name: int8, kinds: [logits]}]", "adapter=full", "task=causal_lm"),
+    ("wire.up=[cast, {name: int8, kinds: [parameters]}]", "adapter=full", "task=causal_lm"),
     ("framework.server_optimizer=adam", "fleet.min_replies=2", "training.max_grad_norm=null"),
 ]
 

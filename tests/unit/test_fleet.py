@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from trillium.errors import UserError
 from trillium.federation.fleet import Fleet, FleetConfig, Gathered, Lost, RoundFailed
 from trillium.wire.kinds import MessageError
 from trillium.wire.ledger import Ledger
@@ -223,10 +222,9 @@ def test_the_ledger_has_both_directions_and_the_cost() -> None:
     ],
 )
 def test_contradictions_are_refused_before_the_run(options: dict[str, Any], instead: str) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ValueError, match=instead) as caught:  # pydantic tells what a model refuses
         fleet(**options)
-    assert caught.match(instead)
-    assert caught.value.given.startswith("fleet.")
+    assert "fleet." in str(caught.value)
 
 
 def test_clients_that_are_away_are_sampled_last() -> None:
