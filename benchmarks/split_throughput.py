@@ -133,7 +133,7 @@ class Unsplit:
         split = trillium.config.framework
         assert isinstance(split, Split)
         parts = split.parts(trillium.model, trillium.server.test)
-        frozen = () if split.head_trains(parts) else parts.head.names
+        frozen = () if split.head_trains(parts, self.training) else parts.head.names
         trains = trillium.server.state.keys() - {*frozen}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trains)

@@ -13,6 +13,8 @@ import re
 import types
 import typing
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from trillium.component import Component, known
 from trillium.config.experiment import ExperimentConfig
+from trillium.frameworks import Framework
 from trillium.training.optimizers import Optimizer
 from trillium.wire.codecs import Codec
 
@@ -64,6 +67,10 @@ component that is already chosen can be set alone: `trillium run framework=split
 Naming another component replaces the whole one, options included. Lists are written in brackets:
 `wire.up=[int8]`, or `'wire.up=[{name: cast, dtype: float16}]'` with its options. `null` switches off
 what can be switched off: `training.max_grad_norm=null`. `LABEL` in a key is a label of your own.
+
+A key that is set acts, or is refused with what to write instead: tables say under which frameworks, as
+they are by default, a key has no effect. In a comparison an arm goes without what acts nowhere in it,
+as long as it acts in another one.
 
 Unknown keys, unknown names and values out of range are refused before anything is loaded. The tree
 of a run, with every default filled in, is written to `config.yaml` in its run folder, and runs again
@@ -137,9 +144,40 @@ def _table(path: str, model: type[BaseModel]) -> Iterator[str]:
             where = "below" if place.startswith(full) else f"`{place}`"
             anchor = re.sub(r"[^\w-]", "", place).lower()
             meaning = f"{remark}See [{where}](#{anchor})."
+        if idle := _idle(full):
+            meaning += f" No effect under {', '.join(f'`{name}`' for name in idle)}."
         cells = [f"`{full}`", _type(field), _default(field), meaning]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
+
+
+@cache
+def _unread() -> dict[str, list[str]]:
+    """Return, by framework as it is by default, the patterns of settings that it never reads."""
+    found = {}
+    for name in known(Framework):
+        config = ExperimentConfig(framework=name)
+        patterns = [*config.framework.no_effect(config)]
+        crosses = {way for way, _ in config.framework.crossings(config)}
+        patterns += [f"*.{way}" for way in ("up", "down") if way not in crosses]
+        found[name] = patterns
+    return found
+
+
+def _idle(path: str) -> list[str]:
+    """Return the frameworks that do not read a setting; where codecs have nothing to do, theirs too."""
+    path = path.replace(".LABEL", ".*")
+    if path.startswith(("tiers.*.link", "plan.")):
+        return []
+    return [
+        name
+        for name, patterns in _unread().items()
+        if any(
+            fnmatchcase(path, pattern)
+            or (not pattern.startswith("*") and fnmatchcase(path, f"{pattern}.*"))
+            for pattern in patterns
+        )
+    ]
 
 
 def _place(path: str, field: FieldInfo) -> tuple[str, type[BaseModel] | None]:
