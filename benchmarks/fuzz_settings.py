@@ -3,8 +3,9 @@
     python benchmarks/fuzz_settings.py 5000            so many, from seed 0; ends with what was found
     python benchmarks/fuzz_settings.py 1 --seed 1234   the draw that a finding names
 
-What runs, runs again to the same bits; is killed in a round, and resumed to the same bits; and what it
-has exported is what it has evaluated. Models, rows and rounds are tiny.
+What runs, sends and computes what its plan says; runs again to the same bits; is killed in a round, and
+resumed to the same bits; and what it has exported is what it has evaluated. Models, rows and rounds are
+tiny.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import tiny
+from papers import hold
 from resumed import assert_resumes
 from trillium.component import known
 from trillium.config.experiment import ExperimentConfig, Tree, acting, experiment, merge
@@ -124,11 +126,11 @@ def judge(tree: Tree, folder: Path) -> str:
 
 
 def _promises(config: ExperimentConfig, run: Experiment, folder: Path) -> None:
-    """Hold a run to itself: again, resumed, and exported."""
+    """Hold a run to its plan, and to itself: again, resumed, and exported."""
     if getattr(config.framework, "defence", NoDefence()).name == "gaussian":
         return  # its noise is not of the run's seed, on purpose
-    again = build(config, RunFolder(folder / "again", "again"))
-    again.run()
+    again = build(config)
+    hold(again, peaks=False)
     assert print_of(run) == print_of(again), "the same run gives something else"
     if (folder / "first" / "adapter").is_dir():
         exported, measured = evaluate_run(folder / "first", {}), run.history[-1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from trillium.experiment.run import Experiment
+from trillium.plan.bounds import reasons
 from trillium.plan.federation import PaperFederation, Shared
 from trillium.plan.models import Models
 from trillium.plan.result import texts_of
@@ -29,15 +31,23 @@ def identity(entry: Entry) -> tuple[Any, ...]:
     )
 
 
+def total(entries: Sequence[Entry], direction: str) -> int:
+    return sum(e.bytes for e in entries if e.direction == direction and e.purpose != "evaluate")
+
+
 def hold(run: Experiment, *, peaks: bool = True) -> None:
-    """Run on paper and for real, and expect the same of both.
+    """Run on paper and for real, and expect the same of both, or bounds where values decide.
 
     Args:
         peaks: whether peaks of memory are equal; else they are within a fifth.
     """
-    paper = on_paper(run)
+    paper, why = on_paper(run), reasons(run.config)
     run.run()
     expected, found = run.fleet.ledger.entries, paper.course.entries
+    if why:
+        for direction in ("up", "down"):
+            assert total(found, direction) >= total(expected, direction), why
+        return
     assert [*map(identity, found)] == [*map(identity, expected)]
     real, planned = run.server.meter.read(), paper.server.meter.read()
     assert planned.flops == real.flops

@@ -6,18 +6,16 @@ ledgers are held to each other message by message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import tiny
 import variants
-from papers import hold, on_paper
+from papers import hold
 from trillium.plan.bounds import reasons
 from trillium.plan.predict import predict
 from trillium.plan.result import texts_of
-from trillium.wire.ledger import Entry
 from variants import Variant
 
 FAST = {
@@ -31,24 +29,12 @@ PEAKS = {"split ahead, turns": "a batch under way is met in another order"}
 """Variants of which some peak is not equal, and why; it is within a fifth."""
 
 
-def total(entries: Sequence[Entry], direction: str) -> int:
-    return sum(e.bytes for e in entries if e.direction == direction and e.purpose != "evaluate")
-
-
 @pytest.mark.parametrize("variant", variants.cases(FAST))
 def test_a_run_on_paper_has_the_ledger_of_the_run(
     hub: Path, variant: Variant, request: pytest.FixtureRequest
 ) -> None:
     run = tiny.federation(hub, *variant.words, model=variant.model, task=variant.task)
-    why = reasons(run.config)
-    if not why:
-        hold(run, peaks=request.node.callspec.id not in PEAKS)
-        return
-    paper = on_paper(run)
-    run.run()
-    for direction in ("up", "down"):
-        most = total(paper.course.entries, direction)
-        assert most >= total(run.fleet.ledger.entries, direction), why
+    hold(run, peaks=request.node.callspec.id not in PEAKS)
 
 
 @pytest.mark.parametrize("variant", variants.cases({"fedllm", "kd", "split u"}))
