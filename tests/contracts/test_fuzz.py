@@ -1,4 +1,4 @@
-"""A few dozen configurations drawn at random: each is refused before the first round, or keeps all promises.
+"""A few dozen configurations drawn at random: each is refused in time, or keeps its promises.
 
 `benchmarks/fuzz_settings.py` draws as many as one likes; a finding of it is repeated by its seed.
 """
