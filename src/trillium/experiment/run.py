@@ -32,6 +32,8 @@ from trillium.models.load import LanguageModel, load_model
 from trillium.models.slots import values
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
+from trillium.tasks.causal_lm import CausalLM
+from trillium.tasks.ends import warn_unless_ended
 from trillium.training.meters import Cost, CostCache, Meter
 from trillium.wire.ledger import Entry, Ledger
 
@@ -262,6 +264,9 @@ def build_server(
         check_names(config, {*model.initial, *(n for c in clients for n in c.model.initial)})
     check_lengths(config.of(None), model, [public, test])
     check_answers(config.of(None), model, test)
+    if isinstance(config.task, CausalLM):
+        taught = [example for client in clients for example in client.examples]
+        warn_unless_ended(taught or test, model.tokenizer)
     server = Server(
         model=model,
         task=config.task,

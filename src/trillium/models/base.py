@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 import transformers
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from trillium.errors import UserError
 from trillium.models.heads import drawn_modules, head_modules
@@ -105,6 +107,7 @@ def load_base(
     if config.random_weights:
         with explained(config.id):
             model = auto.from_config(hf_config, **options)
+            _add_generation(model, locate(config.id))
         heads = tuple(f"{name}." for name in head_modules(model))
         return model, {n for n, _ in model.named_parameters() if n.startswith(heads)}
 
@@ -131,3 +134,9 @@ def load_base(
         model, drawn = read(*heads, *drawn_modules(model, drawn))
     check_quantized(model, config.quantize)
     return model, drawn
+
+
+def _add_generation(model: nn.Module, location: str) -> None:
+    """Give a model without weights the generation settings of its folder; they name its ends."""
+    if model.can_generate() and (Path(location) / GENERATION_CONFIG_NAME).is_file():  # type: ignore[operator]
+        model.generation_config = GenerationConfig.from_pretrained(location)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from trillium.tasks.ends import end_ids
+
 
 @dataclass(frozen=True)
 class Writing:
@@ -68,17 +70,23 @@ def write_whole(
     The settings are those of Hugging Face's `GenerationConfig`.
     """
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
+    ends = end_ids(tokenizer, module)
     # Checkpoints bring settings of their own, such as a penalty: what is left open, they fill in.
     config = GenerationConfig(
         **settings,
         repetition_penalty=1.0,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends or None,
         use_cache=True,
     )
     with torch.inference_mode():
         found: Tensor = module.generate(  # type: ignore[operator]
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
         )
-    end, rows = tokenizer.eos_token_id, found[:, ids.shape[1] :].tolist()
-    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+    return [until_end(row, ends) for row in found[:, ids.shape[1] :].tolist()]
+
+
+def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Return the tokens up to the first that ends a text, with it."""
+    last = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: last + 1]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trillium.errors import UserError
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_length, collate
+from trillium.tasks.ends import end_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,7 +107,7 @@ class CausalLM(Task, name="causal_lm"):
 
     def _exact_match(self, module: nn.Module, examples: list[Example], tokenizer: Any) -> float:
         device = next(module.parameters()).device
-        matches = 0
+        matches, ends = 0, end_ids(tokenizer, module)
         for example in examples:
             prompt = example.input_ids[: example.prompt_tokens][None].to(device)
             answer = module.generate(  # type: ignore[operator]
@@ -115,7 +116,7 @@ class CausalLM(Task, name="causal_lm"):
                 max_new_tokens=self.max_new_tokens,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends or None,
             )[0, prompt.shape[1] :]
             # Only the first response counts; later turns of a chat are supervised but not generated.
             wanted = example.labels[example.prompt_tokens :]

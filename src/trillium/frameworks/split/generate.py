@@ -27,6 +27,7 @@ from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.generate import Writing, pad_left, prompt_mask
 from trillium.models.parts import Parts
 from trillium.models.slots import State
+from trillium.tasks.ends import end_ids
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, named
 
@@ -117,7 +118,7 @@ class _Batch:
     ) -> None:
         self._parts, self._server, self._writing, self._draw = parts, server, writing, draw
         self._at_client = parts.split.tail is not None  # where texts end
-        self._end = server.model.tokenizer.eos_token_id
+        self._ends = end_ids(server.model.tokenizer, server.model.module)
         self.rows = [
             (client, n) for client, (sizes, _) in opened.items() for n in range(len(sizes))
         ]
@@ -137,7 +138,7 @@ class _Batch:
         if self._at_client:
             return {c: (self._output(output, o), self._reader(o, last)) for c, o in places.items()}
         tokens = self._writing.choose(output[:, -1], self._draw)
-        going = [not last and token != self._end for token in tokens.tolist()]
+        going = [not last and token not in self._ends for token in tokens.tolist()]
         for (client, number), token in zip(self.rows, tokens.tolist(), strict=True):
             self.written[client][number].append(token)
         asks = {}
@@ -224,6 +225,7 @@ class _Texts:
         state: see `parts`.
         head, tail: what the client runs; no tail in two parts.
         draw: draws them in the U shape.
+        ends: tokens that end a text.
         going: numbers of the texts that have not ended.
     """
 
@@ -234,6 +236,7 @@ class _Texts:
     mask: Tensor
     writing: Writing
     draw: torch.Generator
+    ends: list[int]
     going: list[int]
     num_new: int = 0
 
@@ -262,7 +265,8 @@ def begin_texts(split: SplitSettings, client: Client, message: Message) -> Messa
     draw = client.generator("tokens")
     client.scratch["written"] = [[] for _ in prompts]
     going = list(range(len(prompts)))
-    client.scratch["texts"] = _Texts(parts, state, head, tail, mask, writing, draw, going)
+    ends = end_ids(client.model.tokenizer, client.model.module)
+    client.scratch["texts"] = _Texts(parts, state, head, tail, mask, writing, draw, ends, going)
     rows = split.defence.apply(strip(head.step(ids), mask))
     return Message("begin_texts", {_HIDDEN: rows, **lengths_of(mask)})
 
@@ -277,8 +281,8 @@ def next_tokens(split: SplitSettings, client: Client, message: Message) -> Messa
     texts.num_new += 1
     for number, token in zip(texts.going, tokens, strict=True):
         client.scratch["written"][number].append(token)
-    end, last = client.model.tokenizer.eos_token_id, texts.num_new == texts.writing.max_new_tokens
-    going = [not last and token != end for token in tokens]
+    last = texts.num_new == texts.writing.max_new_tokens
+    going = [not last and token not in texts.ends for token in tokens]
     reply: dict[str, Tensor] = {}
     if texts.tail is not None:
         reply[_GOING] = torch.tensor(going, dtype=torch.uint8)
