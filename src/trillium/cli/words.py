@@ -60,7 +60,9 @@ def parse(words: list[str] | None, model: str | None, data: str | None) -> tuple
 
 
 def _source(data: str) -> dict[str, str]:
-    if Path(data).suffix.lower() in (".csv", ".json", ".jsonl", ".parquet"):
+    from trillium.data.sources.files import is_table
+
+    if is_table(Path(data)):
         return {"name": "files", "train": data}
     return {"name": "hub", "path": data}
 
