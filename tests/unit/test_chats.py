@@ -49,6 +49,7 @@ FORMS: dict[str, Any] = {
     "text and turns": {"prompt": "hi", "completion": [YES]},
     "turns and text": {"prompt": [HI], "completion": "yes"},
     "only turns": {"prompt": [], "completion": [HI, YES]},
+    "JSON in a text": {"messages": json.dumps([HI, YES])},
     "prompt beside": {"prompt": "unread", "messages": [HI, YES]},
 }  # fmt: skip
 
@@ -56,6 +57,14 @@ FORMS: dict[str, Any] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form_is_the_same_chat(form: str, tmp_path: Path) -> None:
     assert runs(tmp_path, FORMS[form]) == [ANSWERED]
+
+
+@pytest.mark.parametrize("name", ["system", "history"])
+def test_turns_in_a_column_that_nobody_names_are_not_lost(name: str, tmp_path: Path) -> None:
+    for row in (FORMS["sharegpt"], {"instruction": "Add.", "output": "3"}):
+        with pytest.raises(UserError, match=f"column {name} in a.jsonl: what stands there"):
+            runs(tmp_path, {**row, name: "be brief"})
+        assert runs(tmp_path, {**row, name: ""})
 
 
 def test_instructions_are_prompts(tmp_path: Path) -> None:

@@ -140,6 +140,12 @@ def test_separators_of_a_csv_are_those_of_its_header(tmp_path: Path) -> None:
     assert load(tmp_path / "a.tsv").labels == ("x", "y")
 
 
+def test_a_file_of_no_known_format_is_no_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    source = parse(None, None, str(tmp_path / "a.xlsx"))[1]["data"]["source"]
+    assert source == {"name": "files", "train": str(tmp_path / "a.xlsx")}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [

@@ -147,6 +147,13 @@ def test_a_wrong_encoding_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "a.parquet", encoding="latin-1")
 
 
+def test_utf_8_with_a_wrong_byte_is_called_so(tmp_path: Path) -> None:
+    """To read it as latin-1 would spoil all that is right."""
+    (tmp_path / "a.csv").write_bytes("text,label\ncafé crème,x\nnaïve ".encode() + b"\xe9,y\n")
+    with pytest.raises(UserError, match="line 3: it is UTF-8 but for 1 bytes"):
+        load(tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 @pytest.mark.parametrize(
     ("suffix", "content"),

@@ -62,7 +62,7 @@ def parse(words: list[str] | None, model: str | None, data: str | None) -> tuple
 def _source(data: str) -> dict[str, str]:
     from trillium.data.sources.files import is_table
 
-    if is_table(Path(data)):
+    if is_table(Path(data)) or Path(data).is_file():
         return {"name": "files", "train": data}
     return {"name": "hub", "path": data}
 

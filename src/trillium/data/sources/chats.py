@@ -39,12 +39,14 @@ def read_chat(value: object, system: System) -> list[Turn]:
     """Return the turns of a chat.
 
     Args:
-        value: a list of `{role, content}` or `{from, value}`.
+        value: a list of `{role, content}` or `{from, value}`, or such a list as JSON, as a csv has it.
         system: whether to fold a system turn into the user's turn behind it.
 
     Raises:
         ChatError: it is no chat.
     """
+    if isinstance(value, str):
+        value = _parsed(value)
     if not isinstance(value, list) or not value:
         raise ChatError("each row must be a list of turns {role: …, content: …}")
     turns = []
@@ -80,10 +82,7 @@ def read_tools(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ChatError("tools are a list of objects, and this is no JSON") from error
+        value = _parsed(value)
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise ChatError("tools are a list of objects, each with the schema of a function")
     return _dumped(value) if value else ""
@@ -94,6 +93,14 @@ def even(chats: Sequence[list[Turn]]) -> list[list[Turn]]:
     if not any("more" in turn for chat in chats for turn in chat):
         return list(chats)
     return [[{**turn, "more": turn.get("more", "")} for turn in chat] for chat in chats]
+
+
+def _parsed(text: str) -> object:
+    try:
+        found: object = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ChatError("a list of objects is wanted, and this text is not JSON of one") from None
+    return found
 
 
 def _turn(turn: object) -> Turn:

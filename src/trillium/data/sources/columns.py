@@ -125,6 +125,7 @@ class Columns(BaseModel):
         chats = self.messages
         fallback = not self.names_pairs and not {"prompt", "completion"} <= has
         if chats is None and fallback:
+            _check_whole(rows)
             chats = next((name for name in ("messages", "conversations") if name in has), None)
             if chats is None and {"instruction", "output"} <= has:
                 return self._instructions(rows)
@@ -207,6 +208,18 @@ class Columns(BaseModel):
             empty = [place for place, text in enumerate(texts) if not text.strip()]
             rows.check_gaps(field, pattern, empty)
         return texts
+
+
+def _check_whole(rows: Table) -> None:
+    """Refuse rows that keep some of their turns in columns that nobody has named."""
+    for name in ("system", "history"):
+        if name in rows.names and any(value is not None for value in rows.column(name, name)):
+            raise UserError(
+                f"column {name} in {rows.origin}",
+                "what stands there is part of the chats, and would be left out",
+                "Write it as turns of messages; or name the columns to be read, with "
+                "data.source.messages, or data.source.prompt and completion",
+            )
 
 
 _BESIDE = ("tools", "client", "label")  # columns that one split may have and the other not

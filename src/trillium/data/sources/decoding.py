@@ -67,17 +67,25 @@ def read_text(path: Path, encoding: str | None) -> str:
             ) from error
         found = found_encoding(data)
         line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
+        wide = [letter for letter in data.decode(errors="replace") if letter > "\x7f"]
+        wrong = wide.count("\ufffd")
+        if 2 * wrong < len(wide):
+            raise UserError(
+                f"file {path}, line {line}",
+                f"it is UTF-8 but for {wrong} bytes",
+                "Correct these; no other encoding would read the rest",
+            ) from error
         raise UserError(
             f"file {path}, line {line}",
             f"it is not UTF-8, but probably {found}",
             f"Save it as UTF-8, or write data.source.encoding={found}",
         ) from error
-    wide = _utf_16(data)
-    if encoding is None and wide is not None:
+    unmarked = _utf_16(data)
+    if encoding is None and unmarked is not None:
         raise UserError(
             f"file {path}",
-            f"it is not UTF-8, but probably {wide}",
-            f"Save it as UTF-8, or write data.source.encoding={wide}",
+            f"it is not UTF-8, but probably {unmarked}",
+            f"Save it as UTF-8, or write data.source.encoding={unmarked}",
         )
     return text.removeprefix("\ufeff")
 
