@@ -42,9 +42,9 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Whose accuracy is reported."""
         return SERVER_MODEL
 
-    def crossings(self, config: Setting) -> Crossings | None:
-        """Return what crosses beside control, by direction and kind; None lets all codecs be."""
-        return None
+    def crossings(self, config: Setting) -> Crossings:
+        """Return what crosses beside control, by direction and kind."""
+        return {}
 
     def no_effect(self, config: Setting) -> Mapping[str, str]:
         """Return the settings that a run never reads, by path, and why."""
@@ -55,18 +55,15 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     def without_effect(self, config: Setting) -> Iterator[NoEffect]:
         """Yield what is set and acts nowhere in this run."""
         yield from unread(self.name, config, self.no_effect(config))
-        if (found := self._all_crossings(config)) is not None:
-            yield from idle(self.name, config, found)
+        yield from idle(self.name, config, self._all_crossings(config))
 
-    def _all_crossings(self, config: Setting) -> Crossings | None:
+    def _all_crossings(self, config: Setting) -> Crossings:
         assert isinstance(config.head, Crosses)
-        own = self.crossings(config)
-        return None if own is None else {**config.head.crossings(config), **own}
+        return {**config.head.crossings(config), **self.crossings(config)}
 
     def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other."""
-        if (found := self._all_crossings(config)) is not None:
-            check_codecs(self.name, config, found)
+        check_codecs(self.name, config, self._all_crossings(config))
         for label, tier in config.tiers.items():
             has_part = tier.rank is not None or tier.layers is not None
             if has_part and not self.slices_adapters:

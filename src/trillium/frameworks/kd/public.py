@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 # The columns that a public set may have, by the form of the task's data.
 _COLUMNS: Final[dict[str, tuple[frozenset[str], ...]]] = {
     "classification": (frozenset({"text"}), frozenset({"text", "label"})),
-    "causal_lm": (
-        frozenset({"prompt", "completion"}),
-        frozenset({"messages"}),
-        frozenset({"messages", "tools"}),
-    ),
+    "causal_lm": (frozenset({"prompt", "completion"}), frozenset({"messages"})),
 }
 
 
@@ -67,7 +63,7 @@ def _is_value(column: str, value: Any, num_classes: int) -> bool:
         return isinstance(value, str)
     return isinstance(value, list) and all(
         isinstance(turn, dict)
-        and turn.keys() | {"more"} == {"role", "content", "more"}
+        and turn.keys() == {"role", "content"}
         and all(isinstance(part, str) for part in turn.values())
         for turn in value
     )
