@@ -158,7 +158,7 @@ def _unread() -> dict[str, list[str]]:
     for name in known(Framework):
         config = ExperimentConfig(framework=name)
         patterns = [*config.framework.no_effect(config)]
-        crosses = {way for way, _ in config.framework.crossings(config)}
+        crosses = {way for way, _ in config.framework.crossings(config) or ()}
         patterns += [f"*.{way}" for way in ("up", "down") if way not in crosses]
         found[name] = patterns
     return found

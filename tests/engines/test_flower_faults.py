@@ -82,7 +82,7 @@ def test_nodes_go_and_come(deployed: tuple[Deployment, dict[str, dict[str, Value
 
     run.until_there(GOOD, SHAKY, LATE)
     for name, why in (
-        (UNKNOWN, "the federation has no class class unheard-of"),
+        (UNKNOWN, "the federation lacks the class of"),
         (EMPTY, "there is no such file"),
     ):
         run.until_told(f"{name}: its session has ended: the node cannot take part: {why}")

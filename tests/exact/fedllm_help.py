@@ -20,7 +20,8 @@ from trillium.wire.wire import Direction
 SGD = ("training.optimizer={name: sgd, lr: 0.1}", "training.max_grad_norm=null")
 SIGN = ("framework.download=change", "wire.up=[sign]", "wire.down=[sign]")
 SMALL = "tiers={small: {clients: [client-0], rank: 1}, mid: {clients: [client-1], rank: 2}}"
-UNEQUAL = ("data.partition={name: size_skewed, power: 1.0}", "training.local_epochs=2")
+SKEWED = "data.partition={name: size_skewed, power: 1.0}"
+UNEQUAL = (SKEWED, "training.local_epochs=2")
 
 
 def crossed(log: Recorder, fed: Experiment, direction: Direction) -> list[tuple[str, Message]]:

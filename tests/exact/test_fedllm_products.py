@@ -8,6 +8,7 @@ import pytest
 import torch
 from fedllm_help import (
     SGD,
+    SKEWED,
     SMALL,
     UNEQUAL,
     change,
@@ -139,7 +140,7 @@ def test_clients_of_lower_rank_hold_the_first_components(hub: Path) -> None:
 
 def test_fedsvd_is_ffa_with_orthonormal_a(hub: Path) -> None:
     """Under SGD the rotations of FedSVD (arXiv 2505.12805) change nothing: an independent run of it."""
-    words = (*SGD, *UNEQUAL, "training.lr_factors={head: 0}", "training.local_steps=2")
+    words = (*SGD, SKEWED, "training.lr_factors={head: 0}", "training.local_steps=2")
     fed = federation(hub, *words, "framework.mask=ffa", "adapter.init=orthonormal", "rounds=6",
                      model="bert")  # fmt: skip
     factors, state = fed.model.factors, fed.model.state()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedllm_help import SGD, SMALL, UNEQUAL, crossed, numel, run_round, size
+from fedllm_help import SGD, SKEWED, SMALL, crossed, numel, run_round, size
 
 from tiny import (
     Recorder,
@@ -52,13 +52,13 @@ def test_prox_adds_the_gradient_of_its_term(hub: Path) -> None:
 
 def test_scaffold_is_federated_averaging_at_first_and_for_one_step(hub: Path) -> None:
     def final(rounds: int, *words: str) -> Tensors:
-        fed = perturb(federation(hub, *SGD, *UNEQUAL, *words))
+        fed = perturb(federation(hub, *SGD, SKEWED, *words))
         run_rounds(fed, rounds)
         return values(fed.server.state)
 
-    scaffold = "framework.drift=scaffold"
-    assert distance(final(1), final(1, scaffold)) == 0.0
-    assert distance(final(2), final(2, scaffold)) > 1e-6
+    scaffold, epochs = "framework.drift=scaffold", "training.local_epochs=2"
+    assert distance(final(1, epochs), final(1, epochs, scaffold)) == 0.0
+    assert distance(final(2, epochs), final(2, epochs, scaffold)) > 1e-6
     one = ("training.local_steps=1", "training.batch_size=64")
     # With one step of the whole data, c - c_k moves clients apart and their mean not at all.
     assert distance(final(2, *one), final(2, *one, scaffold)) < 1e-12
@@ -66,7 +66,7 @@ def test_scaffold_is_federated_averaging_at_first_and_for_one_step(hub: Path) ->
 
 def test_scaffold_keeps_the_paper_s_variates(hub: Path) -> None:
     """`c_k - c + (x - y) / (K lr)` under plain SGD; and the server keeps their mean."""
-    words = (*SGD, *UNEQUAL, "training.local_steps=3", "framework.drift=scaffold")
+    words = (*SGD, SKEWED, "training.local_steps=3", "framework.drift=scaffold")
     fed = perturb(federation(hub, *words))
     run_rounds(fed, 1)
     before = [dict(c.store["drift"]["own"]) for c in fed.clients]
@@ -161,8 +161,8 @@ def test_a_very_cautious_adam_steps_like_sgd(hub: Path) -> None:
         (("tiers={a: {rank: 2}}", "adapter=full"), "no rank"),
         (("tiers={a: {layers: [0]}}", "framework.aggregator=median"), "whole updates"),
         (("tiers={a: {rank: 2}}", "framework=kd"), "only fedllm"),
-        (("wire.up=[sign]", "framework.upload=parameters"), "made for changes"),
-        (("wire.down=[{name: top_k, fraction: 0.1}]",), "made for changes"),
+        (("wire.up=[sign]", "framework.upload=parameters"), "values themselves cross"),
+        (("wire.down=[{name: top_k, fraction: 0.1}]",), "values themselves cross"),
         (("framework.drift=scaffold", "framework.upload=gradient"), "cannot drift"),
         (("framework.aggregator=fedex",
           "tiers={a: {down: [{name: int8, kinds: [snapshot]}]}}"), "same on all sides"),

@@ -230,9 +230,8 @@ def test_what_would_change_is_refused_before_anything_is_loaded(
 
 @pytest.mark.parametrize("word", ["model.dropout=0.001", "adapter.dropout=0.2"])
 def test_dropout_in_front_of_the_cut_is_refused_or_sends_every_batch(hub: Path, word: str) -> None:
-    fed = cached(hub, word, "framework.cache=true")
     with pytest.raises(UserError, match="others each time"):
-        run_rounds(fed, 1)
+        cached(hub, word, "framework.cache=true")
     fed = cached(hub, word)
     run_rounds(fed, 1)
     assert "cache" not in fed.server.scratch

@@ -93,8 +93,10 @@ def test_few_bits_become_exact_as_training_settles(hub: Path) -> None:
     assert errors[2] < 0.01 * errors[0]
 
 
-@pytest.mark.parametrize("codecs", ["[int4]", "[hadamard, int2]", "[{name: top_k, fraction: 0.3}]",
-                                    "[]"])  # fmt: skip
+SOME = "{name: top_k, fraction: 0.3, kinds: [activations]}"
+
+
+@pytest.mark.parametrize("codecs", ["[int4]", "[hadamard, int2]", f"[{SOME}]", "[]"])
 def test_both_sides_hold_the_same_copies(hub: Path, codecs: str) -> None:
     fed = split(hub, DELTA, "model.dtype=float32", f"wire.up={codecs}", "wire.down=[int8]")
     run_rounds(fed, 3)

@@ -107,7 +107,7 @@ def test_chats_keep_roles_and_contents(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     path = jsonl(tmp_path / "a.jsonl", [{"chat": [{**turn, "id": 7} for turn in turns]}])
     raw = Files(train=path, messages="chat").load("causal_lm", 0)
-    assert list(raw.train) == [{"messages": turns}]
+    assert list(raw.train) == [{"messages": turns, "row": "row 1 of a.jsonl"}]
 
 
 def test_a_chat_of_another_form_is_refused(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_row_without_label_is_refused(gap: object, tmp_path: Path) -> None:
 
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": 0.5}])
-    with pytest.raises(UserError, match=r"0\.5 is not a class"):
+    with pytest.raises(UserError, match=r"row 1 of a\.jsonl, which holds 0\.5: a class is"):
         Files(train=path).load("classification", 0)
 
 
@@ -169,7 +169,7 @@ def test_rows_marked_as_unlabelled_are_refused(folder: Path) -> None:
     features = Dataset.from_parquet(str(next(folder.glob("data/train*")))).features
     unlabelled = Dataset.from_dict({"utterance": ["d"], "intent": [-1]}, features)
     unlabelled.to_parquet(next(folder.glob("data/test*")))
-    with pytest.raises(UserError, match="test split: some rows are marked -1"):
+    with pytest.raises(UserError, match="the test split: some rows are marked -1"):
         Hub(path=str(folder), text="utterance", label="intent").load("classification", 0)
 
 

@@ -99,15 +99,10 @@ def test_a_chat_without_answers_supervises_nothing(chatty: Any) -> None:
     assert CausalLM().num_targets(example) == 0
 
 
-def test_chats_that_cannot_be_told_apart_are_refused(tokenizer: Any, hub: Path) -> None:
+def test_a_chat_needs_a_template(tokenizer: Any) -> None:
     chat = turns(("user", "w1"), ("assistant", "w2"))
     with pytest.raises(UserError, match="has no chat template"):
         tokenize(tokenizer, chat)
-    rewriting = AutoTokenizer.from_pretrained(hub / "gpt2")
-    rewriting.chat_template = "{{ messages | length }}w " + TEMPLATE
-    rewriting.chat_template = "w{{ messages | length }} " + TEMPLATE
-    with pytest.raises(UserError, match="rewrites earlier turns"):
-        tokenize(rewriting, chat)
 
 
 def test_classification_truncates_and_keeps_labels(tokenizer: Any) -> None:

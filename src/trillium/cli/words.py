@@ -35,16 +35,6 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a 
 Workers = Annotated[
     int, typer.Option(min=1, help="Runs at a time, each in a process with one thread.")
 ]
-Client = Annotated[
-    str | None,
-    typer.Option(help="Whose model, where the clients of the run have models of their own."),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings that are to be others than in the run."
-    ),
-]
 Reach = Annotated[
     str | None,
     typer.Option(help="Per cent of accuracy to tell the bytes to, with commas: 80,90."),
@@ -69,24 +59,10 @@ def parse(words: list[str] | None, model: str | None, data: str | None) -> tuple
     return (Path(recipes[0]) if recipes else None), tree
 
 
-def settings_of(words: list[str] | None, data: str | None) -> Tree:
-    """Return the settings that a verb which takes no recipe is given.
-
-    Raises:
-        UserError: a word is no setting.
-    """
-    recipe, tree = parse(words, None, data)
-    if recipe is not None:
-        raise UserError(
-            str(recipe),
-            "this verb takes the folder of a run, and settings beside it",
-            "Write settings as key=value; name a file of rows with --data",
-        )
-    return tree
-
-
 def _source(data: str) -> dict[str, str]:
-    if Path(data).suffix.lower() in (".csv", ".json", ".jsonl", ".parquet"):
+    from trillium.data.sources.files import is_table
+
+    if is_table(Path(data)) or Path(data).is_file():
         return {"name": "files", "train": data}
     return {"name": "hub", "path": data}
 

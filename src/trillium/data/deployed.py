@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trillium.data.federated import FederatedData
 from trillium.data.sources import Source
 from trillium.data.sources.columns import Columns
-from trillium.data.sources.files import read_table
+from trillium.data.sources.files import Files, read_table
 from trillium.errors import UserError
 from trillium.files import write_atomic
 
@@ -26,7 +26,7 @@ def write_server_data(folder: Path, data: FederatedData) -> None:
     write_atomic(folder / LABELS, json.dumps(list(data.labels), ensure_ascii=False, indent=1))
     for name, rows in (("test", data.test), ("public", data.public)):
         if len(rows):
-            write_atomic(folder / f"{name}.jsonl", _json_lines(rows, data.labels))
+            write_atomic(folder / f"{name}.jsonl", _json_lines(rows, data.labels, Columns()))
 
 
 def read_server_data(folder: Path, task: str) -> FederatedData:
@@ -43,7 +43,7 @@ def read_server_data(folder: Path, task: str) -> FederatedData:
     for name in ("test", "public"):
         path = folder / f"{name}.jsonl"
         rows = read_table(path) if name == "test" or path.is_file() else None
-        splits[name] = None if rows is None else Columns().to_rows(rows, name, task, labels)
+        splits[name] = None if rows is None else Columns().to_rows(rows, task, labels)
     test, public = splits["test"], splits["public"]
     assert test is not None
     return FederatedData({}, test, test.select([]) if public is None else public, tuple(labels))
@@ -51,12 +51,11 @@ def read_server_data(folder: Path, task: str) -> FederatedData:
 
 def write_rows(path: Path, rows: Dataset, labels: Sequence[str], source: Source) -> None:
     """Write the rows of one client as JSON lines, in the columns that `source` has."""
-    columns = columns_of(source)
-    names = {"text": columns.text, "label": columns.label, "messages": columns.messages}
-    names |= {"prompt": columns.prompt, "completion": columns.completion, "client": columns.client}
-    own = [name for name in rows.column_names if name == "client"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, _json_lines(rows.remove_columns(own), labels, names))
+    encoding = source.encoding if isinstance(source, Files) else None
+    # What other files of the recipe are in, this one must be in, too.
+    text = _json_lines(rows, labels, columns_of(source), is_ascii=encoding is not None)
+    write_atomic(path, text.encode(encoding or "utf-8"))
 
 
 def read_rows(path: Path, source: Source, task: str, labels: Sequence[str]) -> Dataset:
@@ -64,7 +63,8 @@ def read_rows(path: Path, source: Source, task: str, labels: Sequence[str]) -> D
 
     The file is csv, jsonl, json or parquet, in the columns that the recipe's source names.
     """
-    return columns_of(source).to_rows(read_table(path), path.name, task, labels)
+    encoding = source.encoding if isinstance(source, Files) else None
+    return columns_of(source).to_rows(read_table(path, encoding), task, labels)
 
 
 def columns_of(source: Source) -> Columns:
@@ -73,13 +73,40 @@ def columns_of(source: Source) -> Columns:
 
 
 def _json_lines(
-    rows: Dataset, labels: Sequence[str], names: dict[str, str | None] | None = None
+    rows: Dataset, labels: Sequence[str], columns: Columns, *, is_ascii: bool = False
 ) -> str:
-    names = names or {}
-    lines = []
-    for row in rows:
-        named = {names.get(key) or key: value for key, value in row.items()}
-        if "label" in row:
-            named[names.get("label") or "label"] = labels[row["label"]]
-        lines.append(json.dumps(named, ensure_ascii=False))
+    lines = [
+        json.dumps(_named(row, labels, columns), ensure_ascii=is_ascii)
+        for row in rows.remove_columns([c for c in ("client", "row") if c in rows.column_names])
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _named(row: Mapping[str, Any], labels: Sequence[str], columns: Columns) -> dict[str, Any]:
+    """Return a row in the canonical columns as `columns` reads it."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        name = getattr(columns, key) or key
+        if key == "label":
+            found[name] = labels[value]
+        elif key == "messages":
+            found |= _chat(value, columns)
+        elif key == "tools":
+            found |= {name: json.loads(value)} if value else {}
+        else:
+            found[name] = value
+    return found
+
+
+def _chat(turns: Sequence[Mapping[str, str]], columns: Columns) -> dict[str, Any]:
+    whole = [
+        {"role": turn["role"], "content": turn["content"], **json.loads(turn.get("more") or "{}")}
+        for turn in turns
+    ]
+    if columns.messages is not None or not columns.names_pairs:
+        return {columns.messages or "messages": whole}
+    return (
+        {columns.prompt: [], columns.completion: whole}
+        if columns.prompt
+        else {columns.completion: whole}
+    )

@@ -133,7 +133,7 @@ def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
     return FederatedData(
         clients={f"client-{i:0{width}d}": rest.select(part) for i, part in enumerate(parts)},
         test=raw.test,
-        public=public.remove_columns([c for c in ("client",) if c in public.column_names]),
+        public=public.remove_columns([c for c in ("client", "row") if c in public.column_names]),
         labels=raw.labels,
         removed={"same_text_as_test": num_leaks, "same_text_as_public": num_duplicates},
     )
@@ -144,7 +144,15 @@ def row_keys(rows: Dataset) -> list[str]:
     if "text" in rows.column_names:
         return [text.strip().casefold() for text in rows["text"]]
     if "messages" in rows.column_names:
-        chats = [[turn["content"] for turn in chat] for chat in rows["messages"]]
+        chats = [
+            [
+                part
+                for turn in chat
+                for part in (turn["content"], turn.get("more"))
+                if part is not None
+            ]
+            for chat in rows["messages"]
+        ]
     else:
         chats = [list(pair) for pair in zip(rows["prompt"], rows["completion"], strict=True)]
     return [json.dumps([text.strip().casefold() for text in chat]) for chat in chats]

@@ -49,12 +49,20 @@ def with_public(
         return data
     path = None if folder is None else folder / PUBLIC
     if resumes and path is not None and path.is_file():
-        return replace(data, public=read_table(path), public_from=public.name)
+        return replace(data, public=_kept(path), public_from=public.name)
     rows = _write(config, model, data, meter)
     if path is not None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         write_atomic(path, "".join(lines))
     return replace(data, public=rows, public_from=public.name)
+
+
+def _kept(path: Path) -> Dataset:
+    """Return the rows that `with_public` kept."""
+    from datasets import Dataset
+
+    table = read_table(path)
+    return Dataset.from_dict({name: table.read(name) for name in table.names})
 
 
 def _write(

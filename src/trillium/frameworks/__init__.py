@@ -42,9 +42,9 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Whose accuracy is reported."""
         return SERVER_MODEL
 
-    def crossings(self, config: Setting) -> Crossings:
-        """Return what crosses beside control, by direction and kind."""
-        return {}
+    def crossings(self, config: Setting) -> Crossings | None:
+        """Return what crosses beside control, by direction and kind; None lets all codecs be."""
+        return None
 
     def no_effect(self, config: Setting) -> Mapping[str, str]:
         """Return the settings that a run never reads, by path, and why."""
@@ -55,15 +55,18 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     def without_effect(self, config: Setting) -> Iterator[NoEffect]:
         """Yield what is set and acts nowhere in this run."""
         yield from unread(self.name, config, self.no_effect(config))
-        yield from idle(self.name, config, self._all_crossings(config))
+        if (found := self._all_crossings(config)) is not None:
+            yield from idle(self.name, config, found)
 
-    def _all_crossings(self, config: Setting) -> Crossings:
+    def _all_crossings(self, config: Setting) -> Crossings | None:
         assert isinstance(config.head, Crosses)
-        return {**config.head.crossings(config), **self.crossings(config)}
+        own = self.crossings(config)
+        return None if own is None else {**config.head.crossings(config), **own}
 
     def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other."""
-        check_codecs(self.name, config, self._all_crossings(config))
+        if (found := self._all_crossings(config)) is not None:
+            check_codecs(self.name, config, found)
         for label, tier in config.tiers.items():
             has_part = tier.rank is not None or tier.layers is not None
             if has_part and not self.slices_adapters:

@@ -16,6 +16,7 @@ from trillium.frameworks import (
     OwnModels,
     mean_metrics,
 )
+from trillium.frameworks.effects import Crosses, Crossings
 from trillium.models.slots import values
 from trillium.rng import generator
 from trillium.tasks.batches import of_sizes
@@ -32,11 +33,23 @@ class ZeroShot(Framework, name="zero_shot"):
 
     trains: ClassVar[bool] = False
 
+    def crossings(self, config: Setting) -> Crossings:
+        """Nothing beside control."""
+        return {}
+
     def no_effect(self, config: Setting) -> Mapping[str, str]:
         """Return what rounds and training are set to."""
         names = [f"training.{name}" for name in type(config.training).model_fields]
         names.remove("training.max_length")
-        names += ["rounds", "evaluation.every", "fleet", "tiers.*.local_steps"]
+        names += ["rounds", "evaluation.every", "tiers.*.local_steps", "model.dropout"]
+        names += [
+            f"adapter.{name}" for name in ("dropout", "r", "alpha", "rslora")
+        ]  # their B is zero
+        assert isinstance(config.head, Crosses)
+        if not config.head.crossings(
+            config
+        ):  # a head in closed form is solved from what clients send
+            names.append("fleet")
         return dict.fromkeys(names, "nothing trains, and there are no rounds")
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
@@ -48,6 +61,10 @@ class LocalOnly(OwnModels, name="local_only"):
     """Every client trains alone and shares nothing: what a client has without the federation."""
 
     mixes_models: ClassVar[bool] = True
+
+    def crossings(self, config: Setting) -> Crossings:
+        """Nothing beside control."""
+        return {}
 
     @property
     def ships(self) -> str:
@@ -91,6 +108,10 @@ class Centralised(Framework, name="centralised"):
     sizes of theirs: it sees as many examples. These are drawn from all of the data, shuffled. One
     optimiser, kept from round to round.
     """
+
+    def crossings(self, config: Setting) -> Crossings:
+        """Nothing beside control."""
+        return {}
 
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Take the steps of one round on pooled data."""

@@ -33,6 +33,7 @@ from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.frameworks import Framework
+from trillium.frameworks.effects import Crossings
 from trillium.models.slots import State
 from trillium.rng import derive_seed
 from trillium.tasks.batches import collate
@@ -65,6 +66,10 @@ class FedKSeed(Framework, name="fedkseed"):
     num_seeds: int = Field(default=1024, ge=1, le=2**15)
     epsilon: float = Field(default=1e-3, gt=0)
     lr: float = Field(default=1e-5, gt=0)
+
+    def crossings(self, config: Setting) -> Crossings:
+        """Nothing beside control."""
+        return {}
 
     def no_effect(self, config: Setting) -> Mapping[str, str]:
         """Return what belongs to gradients."""

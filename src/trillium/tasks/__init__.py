@@ -29,6 +29,7 @@ class Example:
     """One tokenised example.
 
     Attributes:
+        index: its number among all that were tokenised with it.
         input_ids: token ids `(seq,)`, int64.
         labels: the class `()`, or the token ids `(seq,)` with `IGNORE` where nothing is supervised.
         prompt_tokens: how many tokens a generation starts from; 0 for classification.
@@ -58,7 +59,7 @@ class Batch:
         input_ids: `(batch, seq)` int64.
         attention_mask: `(batch, seq)` int64, 0 where padded.
         labels: `(batch,)` or `(batch, seq)` int64, `IGNORE` where nothing is supervised.
-        indices: row of each example in the data it comes from.
+        indices: number of each example among those it comes from.
     """
 
     input_ids: Tensor

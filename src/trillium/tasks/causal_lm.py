@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trillium.errors import UserError
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_length, collate
+from trillium.tasks.chats import Spans, chat_spans, prompt_tokens
 from trillium.tasks.ends import end_ids
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class CausalLM(Task, name="causal_lm"):
     """Predict the tokens of a response from what stands before them.
 
     Rows hold `prompt` and `completion`, or `messages` in the chat form, where every turn of the
-    assistant is supervised and the tokenizer's chat template sets the text.
+    assistant is supervised and the tokenizer's chat template sets the text (`trillium.tasks.chats`).
 
     Metrics: `loss` (mean over response tokens, nats), `perplexity` (its exponential),
     `token_accuracy` (teacher-forced), and `exact_match` of greedy generations where `generate` > 0.
@@ -41,22 +40,18 @@ class CausalLM(Task, name="causal_lm"):
     data_form: ClassVar[str] = "causal_lm"
 
     def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
-        """Tokenise the columns `prompt` and `completion`, or `messages`."""
-        spans = _chat_spans if "messages" in rows.column_names else _prompt_spans
-        examples = []
-        for index, row in enumerate(rows):
-            pieces = spans(row, tokenizer)
-            tokens = [token for piece, _ in pieces for token in piece]
-            labels = [t if seen else IGNORE for piece, seen in pieces for t in piece]
-            prompt = next((at for at, label in enumerate(labels) if label != IGNORE), len(tokens))
-            # The prompt is truncated first, on its left: without response nothing is learnt.
-            excess = max(0, len(tokens) - max_length)
-            drop = min(excess, max(prompt - 1, 0))
-            tokens, labels = tokens[drop:][:max_length], labels[drop:][:max_length]
-            examples.append(
-                Example(index, torch.tensor(tokens), torch.tensor(labels), prompt - drop)
+        """Tokenise the columns `prompt` and `completion`, or `messages`; a chat may be several."""
+        chats = "messages" in rows.column_names
+        return [
+            _example(index, pieces, max_length)
+            for index, pieces in enumerate(
+                pieces
+                for row in rows
+                for pieces in (
+                    chat_spans(row, tokenizer) if chats else [_pair_spans(row, tokenizer)]
+                )
             )
-        return examples
+        ]
 
     def prompt_tokens(self, prompt: str, tokenizer: Any, *, chat: bool) -> list[int]:
         """Return the tokens from which a text is written on, as they are in training.
@@ -64,23 +59,8 @@ class CausalLM(Task, name="causal_lm"):
         Of a chat, the prompt is what the user says first.
         """
         if chat:
-            return _render(tokenizer, [{"role": "user", "content": prompt}], prompt=True)
+            return prompt_tokens(tokenizer, prompt)
         return _plain_prompt(prompt, tokenizer)
-
-    def prompt_of(self, row: Mapping[str, Any], tokenizer: Any, *, chat: bool) -> list[int]:
-        """Return the tokens from which the answer to a row is written.
-
-        Of `messages` they are all turns; an answer of the assistant at their end is left out.
-
-        Args:
-            chat: whether a `prompt` is what the user of a chat says.
-        """
-        if "messages" not in row:
-            return self.prompt_tokens(row["prompt"], tokenizer, chat=chat)
-        turns = list(row["messages"])
-        while turns and turns[-1]["role"] == "assistant":
-            turns.pop()
-        return _render(tokenizer, turns, prompt=True)
 
     def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits at t with the label at t + 1, where that label is supervised."""
@@ -145,10 +125,19 @@ def _text(tokenizer: Any, tokens: Tensor) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
-Spans = list[tuple[list[int], bool]]  # runs of tokens, and whether they are supervised
+def _example(index: int, spans: Spans, max_length: int) -> Example:
+    """Return tokens as an example that is cut to a length."""
+    tokens = [token for piece, _ in spans for token in piece]
+    labels = [t if seen else IGNORE for piece, seen in spans for t in piece]
+    prompt = next((at for at, label in enumerate(labels) if label != IGNORE), len(tokens))
+    # The prompt is truncated first, on its left: without response nothing is learnt.
+    excess = max(0, len(tokens) - max_length)
+    drop = min(excess, max(prompt - 1, 0))
+    tokens, labels = tokens[drop:][:max_length], labels[drop:][:max_length]
+    return Example(index, torch.tensor(tokens), torch.tensor(labels), prompt - drop)
 
 
-def _prompt_spans(row: dict[str, Any], tokenizer: Any) -> Spans:
+def _pair_spans(row: dict[str, Any], tokenizer: Any) -> Spans:
     """Tokenise prompt and completion apart, so that the border between them is a token border."""
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
@@ -159,37 +148,3 @@ def _plain_prompt(prompt: str, tokenizer: Any) -> list[int]:
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     tokens: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     return start + tokens
-
-
-def _chat_spans(row: dict[str, Any], tokenizer: Any) -> Spans:
-    """Tokenise a chat by its template, turn by turn; the assistant's turns are supervised."""
-    if not tokenizer.chat_template:
-        raise UserError(
-            "rows in the chat form (column messages)",
-            "the tokenizer of this model has no chat template",
-            "Choose an instruction-tuned model, or name the columns prompt and completion",
-        )
-    spans: Spans = []
-    done: list[int] = []
-    turns = row["messages"]
-    for position, turn in enumerate(turns):
-        if turn["role"] == "assistant":
-            before = _render(tokenizer, turns[:position], prompt=True)
-            spans.append((before[len(done) :], False))
-            done = before
-        until = _render(tokenizer, turns[: position + 1], prompt=False)
-        if until[: len(done)] != done:
-            raise UserError(
-                f"a chat whose turn {position + 1} is by {turn['role']!r}",
-                "the chat template rewrites earlier turns, so the response cannot be told apart",
-                "Name the columns prompt and completion instead",
-            )
-        spans.append((until[len(done) :], turn["role"] == "assistant"))
-        done = until
-    return spans
-
-
-def _render(tokenizer: Any, turns: list[dict[str, str]], *, prompt: bool) -> list[int]:
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jinja2 import TemplateError
@@ -14,7 +14,7 @@ from trillium.tasks import IGNORE, Example
 
 log = logging.getLogger(__name__)
 
-_ANSWER = "trillium-answer"  # stands where a template is asked what comes behind a response
+ANSWER: Final = "trillium-answer"  # stands where a template is asked what comes behind a response
 
 
 def end_ids(tokenizer: Any, module: nn.Module) -> list[int]:
@@ -32,12 +32,12 @@ def end_ids(tokenizer: Any, module: nn.Module) -> list[int]:
 
 def template_end(tokenizer: Any) -> int | None:
     """Return the special or added token that the chat template writes first behind a response."""
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": _ANSWER}]
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": ANSWER}]
     try:
         text: str = tokenizer.apply_chat_template(turns, tokenize=False)
     except (TemplateError, ValueError, TypeError, KeyError):
         return None  # no template, or one that wants other turns: rows will show it
-    behind = text.rpartition(_ANSWER)[2] if _ANSWER in text else ""
+    behind = text.rpartition(ANSWER)[2] if ANSWER in text else ""
     known = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     known -= {tokenizer.unk_token_id}
     tokens: list[int] = tokenizer(behind, add_special_tokens=False)["input_ids"]

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from trillium.data.sources import RawData
-from trillium.errors import UserError, suggest
+from trillium.data.sources.chats import (
+    ChatError,
+    System,
+    Turn,
+    even,
+    read_chat,
+    read_pair,
+    read_tools,
+)
+from trillium.data.sources.table import Table
+from trillium.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,14 +30,19 @@ class Columns(BaseModel):
     """Says which of the user's columns hold what; part of every source that reads tables.
 
     `text`, `prompt` and `completion` are a column name, or a template over columns such as
-    `"{premise} {hypothesis}"`; an empty `prompt` means that the rows have none.
+    `"{premise} {hypothesis}"`; an empty `prompt` means that the rows have none. Prompt and completion
+    may hold lists of turns, and are a chat then. Rows without these columns may have `messages`,
+    `conversations`, or `instruction`, `input` and `output` instead.
 
     Attributes:
         text: what is classified.
-        label: the class: strings, integers or a `ClassLabel`.
+        label: the class: texts, whole numbers, true and false, or a `ClassLabel`.
         prompt: what the model is given.
         completion: what the model must write.
         messages: chat turns, `list[{role, content}]`; where given, replaces prompt and completion.
+        tools: of chats, what the assistant may call; read where there is such a column.
+        system: of chats, whether the system's turns are kept, or folded into the user's (`fold`), for
+            templates that refuse them.
         client: the natural owner of a row, for the partition `natural`.
     """
 
@@ -35,13 +51,15 @@ class Columns(BaseModel):
     prompt: str = "prompt"
     completion: str = "completion"
     messages: str | None = None
+    tools: str = "tools"
+    system: System = "keep"
     client: str | None = None
 
-    def to_raw(self, train: Dataset, test: Dataset | None, task: str) -> RawData:
+    def to_raw(self, train: Table, test: Table | None, task: str) -> RawData:
         """Return both splits in the canonical columns of `task`.
 
-        Refused are an empty split, a column that is not there or has gaps, a label of the test
-        split that the training split does not have.
+        Refused are an empty split, a column that is not there, has gaps or other values than it must
+        have, a label of the test split that the training split does not have.
         """
         splits = {"train": train} if test is None else {"train": train, "test": test}
         for split, rows in splits.items():
@@ -49,97 +67,187 @@ class Columns(BaseModel):
                 raise UserError(
                     f"{split} split", "it has no rows", "Give a split with at least one row"
                 )
-        columns = {split: self._columns(rows, split, task) for split, rows in splits.items()}
+        columns = {split: self._columns(rows, task, split) for split, rows in splits.items()}
+        if test is not None and columns["test"].keys() - {*_BESIDE} != (
+            columns["train"].keys() - {*_BESIDE}
+        ):
+            raise UserError(
+                "train and test split",
+                "one holds chats, the other prompts and completions",
+                "Write both in the same form",
+            )
         labels: tuple[str, ...] = ()
         if task == "classification":
-            names = {split: _class_names(rows, self.label, split) for split, rows in splits.items()}
-            space = _label_space(train, self.label, names["train"])
-            for split in splits:
-                columns[split]["label"] = _to_ids(names[split], space, split, self.label)
-            labels = tuple(str(name) for name in space)
+            names = {split: _class_names(rows, self.label) for split, rows in splits.items()}
+            labels = tuple(_label_space(train, self.label, names["train"]))
+            ids = {name: index for index, name in enumerate(labels)}
+            for split, rows in splits.items():
+                _check_known(rows, self.label, names[split], labels, "the training split")
+                columns[split]["label"] = [ids[name] for name in names[split]]
         return RawData(
             train=_dataset(columns["train"]),
             test=_dataset(columns["test"]) if "test" in columns else None,
             labels=labels,
         )
 
-    def to_rows(self, rows: Dataset, split: str, task: str, labels: Sequence[str]) -> Dataset:
+    def to_rows(self, rows: Table, task: str, labels: Sequence[str]) -> Dataset:
         """Return the rows of one owner in the canonical columns, classes numbered by `labels`."""
-        columns = self._columns(rows, split, task)
+        columns = self._columns(rows, task, "own")
         if task == "classification":
-            names = [str(name) for name in _class_names(rows, self.label, split)]
-            unknown = sorted({*names} - {*labels})
-            if unknown:
-                raise UserError(
-                    f"label: {self.label} in the {split} rows",
-                    f"the federation has no class {', '.join(unknown[:5])}",
-                    f"Its {len(labels)} classes are {', '.join(labels[:5])}, …: correct the spelling, "
-                    "leave these rows out, or have the class added by the server",
-                )
-            columns["label"] = [labels.index(name) for name in names]
-        columns.pop("client", None)
+            names = _class_names(rows, self.label)
+            _check_known(rows, self.label, names, labels, "the federation")
+            ids = {name: index for index, name in enumerate(labels)}
+            columns["label"] = [ids[name] for name in names]
         return _dataset(columns)
 
-    def inputs(self, rows: Dataset, split: str, task: str) -> Dataset:
-        """Return what a model is asked about in rows that need have no answer."""
-        if task == "classification":
-            return _dataset({"text": self._texts(rows, "text", split)})
-        if self.messages is not None:
-            return _dataset({"messages": self._chats(rows, self.messages, split)})
-        return _dataset({"prompt": self._texts(rows, "prompt", split)})
+    @property
+    def names_pairs(self) -> bool:
+        """Whether other columns than those of the default are named for prompt and completion."""
+        return (self.prompt, self.completion) != ("prompt", "completion")
 
-    def _columns(self, rows: Dataset, split: str, task: str) -> dict[str, list[Any]]:
+    def _columns(self, rows: Table, task: str, split: str) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]]
         if task == "classification":
-            _require(rows, self.label, "label", split)
-            columns = {"text": self._texts(rows, "text", split)}
-        elif self.messages is not None:
-            columns = {"messages": self._chats(rows, self.messages, split)}
+            columns = {"text": self._texts(rows, "text", blank=False)}
         else:
-            columns = {
-                "prompt": self._texts(rows, "prompt", split),
-                "completion": self._texts(rows, "completion", split),
-            }
+            columns = self._language(rows)
+        if "messages" in columns:
+            columns["row"] = [f"row {n + 1} of {rows.origin}" for n in range(len(rows))]
         # Test rows are nobody's, and often come without an owner.
         if self.client is not None and split == "train":
-            _require(rows, self.client, "client", split)
-            columns["client"] = [str(owner) for owner in _full(rows, self.client, "client", split)]
+            owners = rows.full_column("client", self.client)
+            columns["client"] = _names(rows, "client", self.client, owners)
         return columns
 
-    def _texts(self, rows: Dataset, field: str, split: str) -> list[str]:
-        pattern: str = getattr(self, field)
-        if pattern in rows.column_names:
-            return [str(value) for value in _full(rows, pattern, field, split)]
-        try:
-            used = [name for _, name, _, _ in Formatter().parse(pattern) if name is not None]
-        except ValueError as error:
+    def _language(self, rows: Table) -> dict[str, list[Any]]:
+        """Return chats, or prompts and completions, whichever the rows have."""
+        has = {*rows.names}
+        chats = self.messages
+        fallback = not self.names_pairs and not {"prompt", "completion"} <= has
+        if chats is None and fallback:
+            _check_whole(rows)
+            chats = next((name for name in ("messages", "conversations") if name in has), None)
+            if chats is None and {"instruction", "output"} <= has:
+                return self._instructions(rows)
+        if chats is not None:
+            values = rows.full_column("messages", chats)
+            found = self._chats(
+                rows, "messages", chats, values, lambda value: read_chat(value, self.system)
+            )
+            return {"messages": even(found), **self._tools(rows)}
+        return self._pairs(rows)
+
+    def _instructions(self, rows: Table) -> dict[str, list[Any]]:
+        """Read instructions with or without an input, as Alpaca has them."""
+        tasks = rows.texts("prompt", "instruction", rows.full_column("prompt", "instruction"))
+        given = rows.column("prompt", "input") if "input" in rows.names else [None] * len(rows)
+        given = rows.texts("prompt", "input", given)
+        answers = self._texts(rows, "completion", blank=False, name="output")
+        prompts = ["\n\n".join(filter(None, pair)) for pair in zip(tasks, given, strict=True)]
+        return {"prompt": prompts, "completion": answers}
+
+    def _pairs(self, rows: Table) -> dict[str, list[Any]]:
+        names = [name for name in (self.prompt, self.completion) if name in rows.names]
+        values = {name: rows.column("prompt", name) for name in names}
+        if not any(isinstance(value, list) for column in values.values() for value in column):
+            return {
+                "prompt": self._texts(rows, "prompt"),
+                "completion": self._texts(rows, "completion", blank=False),
+            }
+        before: Sequence[Any] = values.get(self.prompt) or self._texts(rows, "prompt")
+        after = rows.full_column("completion", self.completion)
+        pairs = list(zip(before, after, strict=True))
+        found = self._chats(
+            rows,
+            "completion",
+            self.completion,
+            pairs,
+            lambda pair: read_pair(pair[0], pair[1], self.system),
+        )
+        return {"messages": even(found), **self._tools(rows)}
+
+    def _chats(
+        self,
+        rows: Table,
+        what: str,
+        name: str,
+        values: Sequence[Any],
+        read: Callable[[Any], list[Turn]],
+    ) -> list[list[Turn]]:
+        found = []
+        for place, value in enumerate(values):
+            try:
+                found.append(read(value))
+            except ChatError as error:
+                raise rows.wrong(what, name, place, value, str(error)) from None
+        return found
+
+    def _tools(self, rows: Table) -> dict[str, list[str]]:
+        if self.tools not in rows.names:
+            return {}
+        values, found = rows.column("tools", self.tools), []
+        for place, value in enumerate(values):
+            try:
+                found.append(read_tools(value))
+            except ChatError as error:
+                raise rows.wrong("tools", self.tools, place, value, str(error)) from None
+        return {"tools": found} if any(found) else {}
+
+    def _texts(
+        self, rows: Table, field: str, *, blank: bool = True, name: str | None = None
+    ) -> list[str]:
+        """Return the texts of a column or template; `blank` ones are allowed of templates alone."""
+        pattern: str = name or getattr(self, field)
+        if pattern and (pattern in rows.names or not {*"{}"} & {*pattern}):
+            # A column that is called like a template holds what the template gave, or nothing.
+            read = rows.column if {*"{}"} & {*pattern} else rows.full_column
+            texts = [text or "" for text in rows.texts(field, pattern, read(field, pattern))]
+        else:
+            texts = _filled(rows, field, pattern)
+        if not blank:
+            empty = [place for place, text in enumerate(texts) if not text.strip()]
+            rows.check_gaps(field, pattern, empty)
+        return texts
+
+
+def _check_whole(rows: Table) -> None:
+    """Refuse rows that keep some of their turns in columns that nobody has named."""
+    for name in ("system", "history"):
+        if name in rows.names and any(value is not None for value in rows.column(name, name)):
             raise UserError(
-                f"{field}: {pattern}", f"it is no template, {error}", 'Write "{column} {column}"'
-            ) from error
-        if not used and pattern:
-            used = [pattern]
-        for name in used:
-            _require(rows, name, field, split)
-        values = {name: ["" if v is None else v for v in rows[name]] for name in used}
-        return [
-            pattern.format(**{name: values[name][i] for name in used}) for i in range(len(rows))
-        ]
-
-    def _chats(self, rows: Dataset, name: str, split: str) -> list[Any]:
-        _require(rows, name, "messages", split)
-        chats = _full(rows, name, "messages", split)
-        for chat in chats:
-            turns = chat if isinstance(chat, list) and chat else [None]
-            if not all(isinstance(turn, dict) and set(_TURN) <= set(turn) for turn in turns):
-                raise UserError(
-                    f"messages: {name} in the {split} split",
-                    f"a row holds {str(chat)[:60]!r}",
-                    "Each row must be a list of turns {role: …, content: …}",
-                )
-        return [[{key: str(turn[key]) for key in _TURN} for turn in chat] for chat in chats]
+                f"column {name} in {rows.origin}",
+                "what stands there is part of the chats, and would be left out",
+                "Write it as turns of messages; or name the columns to be read, with "
+                "data.source.messages, or data.source.prompt and completion",
+            )
 
 
-_TURN = ("role", "content")
+_BESIDE = ("tools", "client", "label")  # columns that one split may have and the other not
+
+
+def _filled(rows: Table, field: str, pattern: str) -> list[str]:
+    """Fill a template with the texts of each row; a column without a value gives none."""
+    try:
+        parts = list(Formatter().parse(pattern))
+    except ValueError as error:
+        raise UserError(
+            f"{field}: {pattern}", f"it is no template, {error}", 'Write "{column} {column}"'
+        ) from error
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise UserError(
+            f"{field}: {pattern}",
+            "a template names columns, and has no formats",
+            'Write "{column} {column}", and braces that stand for themselves twice',
+        )
+    values: dict[str, list[str]] = {}
+    for _, name, _, _ in parts:
+        if name is not None and name not in values:
+            found = rows.texts(field, name, rows.column(field, name))
+            values[name] = [text or "" for text in found]
+    return [
+        "".join(text + ("" if name is None else values[name][place]) for text, name, _, _ in parts)
+        for place in range(len(rows))
+    ]
 
 
 def _dataset(columns: dict[str, list[Any]]) -> Dataset:
@@ -148,68 +256,69 @@ def _dataset(columns: dict[str, list[Any]]) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def _require(rows: Dataset, name: str, field: str, split: str) -> None:
-    if name not in rows.column_names:
-        raise UserError(
-            f"{field}: {name}",
-            f"the {split} split has no such column, it has: {', '.join(rows.column_names)}",
-            suggest(name, rows.column_names),
-        )
-
-
-def _full(rows: Dataset, name: str, field: str, split: str) -> list[Any]:
-    values = list(rows[name])
-    gaps = [i for i, value in enumerate(values) if value is None or value == ""]
-    if gaps:
-        raise UserError(
-            f"{field}: {name} in the {split} split",
-            f"{len(gaps)} of {len(values)} rows have no value, the first is row {gaps[0] + 1}",
-            "Fill in these rows or leave them out",
-        )
-    return values
-
-
-def _class_names(rows: Dataset, name: str, split: str) -> list[str | int]:
+def _class_names(rows: Table, name: str) -> list[str]:
     """Return each row's class by name, or by number where the classes have no names."""
-    from datasets import ClassLabel
+    values = rows.full_column("label", name)
+    if name not in rows.class_names:
+        return _names(rows, "label", name, values)
+    if any(value == -1 for value in values):
+        raise UserError(
+            f"label: {name} in {rows.origin}",
+            "some rows are marked -1, that is, unlabelled",
+            "Choose a split with labels, or none, and test rows are held back from train",
+        )
+    known = rows.class_names[name]
+    return [str(known[value]) for value in values]
 
-    feature, values = rows.features[name], _full(rows, name, "label", split)
-    if isinstance(feature, ClassLabel):
-        if min(values) < 0:
-            raise UserError(
-                f"label: {name} in the {split} split",
-                "some rows are marked -1, that is, unlabelled",
-                "Choose a split with labels, or none, and test rows are held back from train",
+
+def _names(rows: Table, what: str, name: str, values: Sequence[Any]) -> list[str]:
+    """Return the names of classes or owners as they stand in the file, numbers as they are counted."""
+    found = []
+    for place, value in enumerate(values):
+        if type(value) is bool:
+            found.append("true" if value else "false")
+        elif type(value) is int:
+            found.append(str(value))
+        elif type(value) is str and value.strip():
+            found += rows.texts(what, name, [value])
+        elif type(value) is str:
+            rows.check_gaps(what, name, [place])
+        else:
+            kind = {"label": "a class", "client": "an owner"}[what]
+            raise rows.wrong(
+                what,
+                name,
+                place,
+                value,
+                f"{kind} is a text, a whole number, true or false, not of type {type(value).__name__}",
             )
-        return [feature.names[value] for value in values]
-    if all(isinstance(value, float) and value.is_integer() for value in values):
-        return [int(value) for value in values]
-    if not all(isinstance(value, str | int) for value in values):
-        raise UserError(
-            f"label: {name}",
-            f"{values[0]!r} is not a class",
-            "Name a column of strings or whole numbers",
-        )
-    return values
+    return found
 
 
-def _label_space(train: Dataset, name: str, names: Sequence[str | int]) -> list[str | int]:
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+
+
+def _label_space(train: Table, name: str, names: Sequence[str]) -> list[str]:
     """The classes in the order of their ids: the schema's order, or sorted."""
-    from datasets import ClassLabel
+    if name in train.class_names:
+        return [str(known) for known in train.class_names[name]]
+    found = sorted({*names})
+    # So 10 stands behind 2; 01 is no number, and another class than 1.
+    return sorted(found, key=int) if all(map(_INTEGER.fullmatch, found)) else found
 
-    feature = train.features[name]
-    return list(feature.names) if isinstance(feature, ClassLabel) else sorted(set(names))
 
-
-def _to_ids(
-    names: Sequence[str | int], space: Sequence[str | int], split: str, column: str
-) -> list[int]:
-    ids = {name: index for index, name in enumerate(space)}
-    unseen = sorted({str(name) for name in names if name not in ids})
-    if unseen:
+def _check_known(
+    rows: Table, column: str, names: Sequence[str], labels: Sequence[str], who: str
+) -> None:
+    known = {*labels}
+    places = [place for place, name in enumerate(names) if name not in known]
+    if places:
+        first = places[0] + 1
+        unseen = ", ".join(sorted({names[place] for place in places})[:5])
         raise UserError(
-            f"label: {column} in the {split} split",
-            f"the training split has no row of class {', '.join(unseen[:5])}",
-            "Correct the spelling, leave out these rows, or add training rows of that class",
+            f"label: {column} in {rows.origin}",
+            f"{who} lacks the class of {len(places)} rows, the first is row {first}",
+            f"It has no row of class {unseen}; it has {', '.join(labels[:5])}"
+            f"{', …' * (len(labels) > 5)}. Correct the spelling, leave these rows out, or add rows of "
+            "that class to the training split",
         )
-    return [ids[name] for name in names]

@@ -1,20 +1,20 @@
-"""Rows from a dataset on the Hugging Face Hub, or from a folder in the hub's format."""
+"""Rows from the Hugging Face hub, or from a folder in its format."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from trillium.data.sources import RawData, Source
 from trillium.data.sources.columns import Columns
+from trillium.data.sources.files import is_table, read_table
+from trillium.data.sources.table import Table, joined, of_dataset, part
 from trillium.errors import UserError
-from trillium.files import PathOrName
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 class Hub(Columns, Source, name="hub"):
-    """Read a dataset with `datasets.load_dataset`.
+    """Read a dataset with `datasets.load_dataset`, or a folder of splits that `save_to_disk` wrote.
 
     Attributes:
         path: `org/name` on the hub, or a local folder.
@@ -24,7 +24,7 @@ class Hub(Columns, Source, name="hub"):
         revision: a branch, tag or commit of the dataset.
     """
 
-    path: PathOrName
+    path: str
     subset: str | None = None
     train_split: str = "train"
     test_split: str | None = "test"
@@ -35,18 +35,14 @@ class Hub(Columns, Source, name="hub"):
         test = None if self.test_split is None else self._read("test_split", self.test_split)
         return self.to_raw(self._read("train_split", self.train_split), test, task)
 
-    def held_out(self) -> tuple[Dataset, str]:
-        """Return the rows of the test split, or of the training split if there is none, and which."""
-        if self.test_split is None:
-            return self._read("train_split", self.train_split), self.train_split
-        return self._read("test_split", self.test_split), self.test_split
-
-    def _read(self, field: str, split: str) -> Dataset:
-        from datasets import Dataset, load_dataset
-
+    def _read(self, field: str, split: str) -> Table:
         try:
-            rows = load_dataset(self.path, self.subset, split=split, revision=self.revision)
-        except (ValueError, OSError) as error:
+            if (Path(self.path) / "dataset_dict.json").is_file():
+                return self._read_saved(split)
+            return self._read_loaded(split)
+        except UserError:
+            raise
+        except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
             given, instead = f"path: {self.path}", "Check path, subset and revision"
             if "split" in str(error).lower():
                 given = f"{field}: {split}"
@@ -54,5 +50,51 @@ class Hub(Columns, Source, name="hub"):
                 if field == "test_split":
                     instead += ", or test_split: null to hold test rows back from train"
             raise UserError(given, str(error).rstrip("."), instead) from error
+
+    def _read_saved(self, split: str) -> Table:
+        from datasets import load_from_disk
+
+        found = load_from_disk(self.path)
+        tables = {name: of_dataset(rows, f"the {name} split") for name, rows in found.items()}
+        return _sliced(tables, split)
+
+    def _read_loaded(self, split: str) -> Table:
+        """Read a split with the library, but text tables as they are: it would guess their types."""
+        from datasets import Dataset, Features, Value, load_dataset, load_dataset_builder
+
+        options: dict[str, Any] = {"revision": self.revision}
+        builder = load_dataset_builder(self.path, self.subset, **options)
+        is_declared, files = builder.info.features is not None, builder.config.data_files or {}
+        paths = {name: [Path(path) for path in found] for name, found in files.items()}
+        is_text = type(builder).__module__.endswith((".csv.csv", ".json.json"))
+        here = all(path.is_file() and is_table(path) for found in paths.values() for path in found)
+        if is_text and not is_declared and here:
+            tables = {
+                str(name): joined([read_table(path) for path in found], f"the {name} split")
+                for name, found in paths.items()
+            }
+            return _sliced(tables, split)
+        rows = load_dataset(self.path, self.subset, split=split, **options)
+        if type(builder).__module__.endswith(".csv.csv") and not is_declared:
+            texts = Features(dict.fromkeys(rows.column_names, Value("string")))
+            options |= {"features": texts, "keep_default_na": False, "na_filter": False}
+            rows = load_dataset(self.path, self.subset, split=split, **options)
         assert isinstance(rows, Dataset)
-        return rows
+        return of_dataset(rows, f"the {split} split")
+
+
+def _sliced(tables: Mapping[str, Table], split: str) -> Table:
+    """Return a split, a slice of one, or several, as `load_dataset` names them."""
+    from datasets import ReadInstruction
+
+    wanted = ReadInstruction.from_spec(split)
+    found = wanted.to_absolute({name: len(table) for name, table in tables.items()})
+    parts = [
+        part(
+            tables[one.splitname],
+            one.from_ or 0,
+            len(tables[one.splitname]) if one.to is None else one.to,
+        )
+        for one in found
+    ]
+    return joined(parts, f"the {split} split")

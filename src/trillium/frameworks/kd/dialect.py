@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trillium.errors import UserError
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.frameworks.kd.alignment.pieces import Pieces
@@ -70,6 +71,13 @@ def find_dialects(
         if dialect is None:
             tokenizer, hf_config = configured(wanted, ())
             examples = config.task.tokenize(rows, tokenizer, config.training.max_length)
+            if len(examples) != len(public):
+                raise UserError(
+                    f"{client}'s model {wanted.id} with a public set of chats",
+                    "its chat template makes an example of each response, or the server's does, and "
+                    "not both, so predictions do not match",
+                    "Choose models whose templates agree, or chats of one response",
+                )
             size = int(hf_config.get_text_config().vocab_size)
             dialect = Dialect(tokenizer, size, examples)
             dialect = next((other for _, other in known if other.equals(dialect)), dialect)

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 # The columns that a public set may have, by the form of the task's data.
 _COLUMNS: Final[dict[str, tuple[frozenset[str], ...]]] = {
     "classification": (frozenset({"text"}), frozenset({"text", "label"})),
-    "causal_lm": (frozenset({"prompt", "completion"}), frozenset({"messages"})),
+    "causal_lm": (
+        frozenset({"prompt", "completion"}),
+        frozenset({"messages"}),
+        frozenset({"messages", "tools"}),
+    ),
 }
 
 
@@ -63,7 +67,7 @@ def _is_value(column: str, value: Any, num_classes: int) -> bool:
         return isinstance(value, str)
     return isinstance(value, list) and all(
         isinstance(turn, dict)
-        and turn.keys() == {"role", "content"}
+        and turn.keys() | {"more"} == {"role", "content", "more"}
         and all(isinstance(part, str) for part in turn.values())
         for turn in value
     )
