@@ -74,7 +74,7 @@ def test_instructions_are_prompts(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "image": ({"content": [{"type": "image", "url": "x"}]}, "part of type 'image'"),
+    "image": ({"content": [{"type": "image", "url": "x"}]}, "a part that is no text"),
     "no role": ({"role": None}, "turn 2: it has no role"),
     "misspelt": ({"role": "asistant"}, "Did you mean 'assistant'"),
     "no content": ({"content": None}, "turn 2: it has no content"),
@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "object": ({"content": {"a": 1}}, "no text"),
     "empty parts": ({"content": []}, "empty list"),
     "weight": ({"weight": 0.5}, "weight is not 0 or 1"),
-    "function call": ({"function_call": {"name": "f"}}, "'function_call'"),
+    "function call": ({"function_call": {"name": "f"}}, "a function_call"),
     "calls": ({"tool_calls": "f"}, "tool_calls are no list"),
 }
 

@@ -133,7 +133,7 @@ def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
     return FederatedData(
         clients={f"client-{i:0{width}d}": rest.select(part) for i, part in enumerate(parts)},
         test=raw.test,
-        public=public.remove_columns([c for c in ("client", "row") if c in public.column_names]),
+        public=public.remove_columns([c for c in ("client",) if c in public.column_names]),
         labels=raw.labels,
         removed={"same_text_as_test": num_leaks, "same_text_as_public": num_duplicates},
     )

@@ -92,6 +92,7 @@ class _Template:
 
     def __init__(self, tokenizer: Any, chat: Chat) -> None:
         self._tokenizer, self._chat = tokenizer, chat
+        self._known: dict[tuple[int, bool], str] = {}
         try:
             self._source: str = tokenizer.get_chat_template(None, chat.tools)
         except ValueError as error:
@@ -103,7 +104,10 @@ class _Template:
 
     def text(self, num_turns: int, *, prompt: bool = False) -> str:
         """Return the text of the first turns, with what asks for a response behind it if wanted."""
-        return self._render(self._chat.turns[:num_turns], prompt=prompt)[0]
+        key = (num_turns, prompt)
+        if key not in self._known:
+            self._known[key] = self._render(self._chat.turns[:num_turns], prompt=prompt)[0]
+        return self._known[key]
 
     def responses(self, place: int, until: str) -> list[Range]:
         """Return what of the text up to a turn of the assistant is its response."""

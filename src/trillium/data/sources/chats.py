@@ -32,7 +32,15 @@ _UNREAD: Final = ("function_call", "audio")
 
 
 class ChatError(ValueError):
-    """Why a value is no chat."""
+    """Why a value is no chat.
+
+    Attributes:
+        value: what of it is wrong, where it is a part; it may be named where the user alone reads.
+    """
+
+    def __init__(self, why: str, value: object = None) -> None:
+        super().__init__(why)
+        self.value = value
 
 
 def read_chat(value: object, system: System) -> list[Turn]:
@@ -54,7 +62,7 @@ def read_chat(value: object, system: System) -> list[Turn]:
         try:
             turns.append(_turn(turn))
         except ChatError as error:
-            raise ChatError(f"turn {number}: {error}") from None
+            raise ChatError(f"turn {number}: {error}", error.value) from None
     return _folded(turns) if system == "fold" else turns
 
 
@@ -107,7 +115,7 @@ def _turn(turn: object) -> Turn:
     if not isinstance(turn, dict):
         raise ChatError("it is no object {role: …, content: …}")
     if isinstance(turn, Doubled):
-        raise ChatError(f"it has the key {turn.doubled[0]!r} twice")
+        raise ChatError("it has a key twice", turn.doubled[0])
     role_key, content_key = ("from", "value") if turn.get("from") else ("role", "content")
     more = _more(turn)
     content = _content(turn.get(content_key), optional="tool_calls" in more)
@@ -120,7 +128,7 @@ def _role(role: object) -> str:
         raise ChatError("it has no role (the key role, or from)")
     found = _ALIASES.get(role, role)
     if found not in ROLES:
-        raise ChatError(f"there is no role {role[:40]!r}. {suggest(role, (*ROLES, *_ALIASES))}")
+        raise ChatError(f"there is no such role. {suggest(role, (*ROLES, *_ALIASES))}", role)
     return found
 
 
@@ -135,9 +143,7 @@ def _content(content: object, optional: bool) -> str:
     for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         if kind != "text":
-            raise ChatError(
-                f"its content has a part of type {str(kind)[:40]!r}, and only texts train"
-            )
+            raise ChatError("its content has a part that is no text, and only texts train", kind)
         parts.append(_text(part.get("text") if isinstance(part, dict) else part))
     if not parts:
         raise ChatError("its content is an empty list")
@@ -158,14 +164,14 @@ def _more(turn: dict[str, Any]) -> dict[str, Any]:
     """Return what a turn has that a template or the loss may need."""
     for key in _UNREAD:
         if turn.get(key):
-            raise ChatError(f"it has {key!r}, which no template reads; write tool_calls for calls")
+            raise ChatError(f"it has a {key}, which no template reads; write tool_calls for calls")
     more: dict[str, Any] = {}
     for key in _TEXTS:
         if turn.get(key) is not None:
             more[key] = _text(turn[key])
     if turn.get("weight") is not None:
         if turn["weight"] not in (0, 1):
-            raise ChatError("its weight is not 0 or 1")
+            raise ChatError("its weight is not 0 or 1", turn["weight"])
         if turn["weight"] == 0:
             more["weight"] = 0
     if turn.get("tool_calls"):

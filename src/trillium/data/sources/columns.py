@@ -179,7 +179,8 @@ class Columns(BaseModel):
             try:
                 found.append(read(value))
             except ChatError as error:
-                raise rows.wrong(what, name, place, value, str(error)) from None
+                wrong = value if error.value is None else error.value
+                raise rows.wrong(what, name, place, wrong, str(error)) from None
         return found
 
     def _tools(self, rows: Table) -> dict[str, list[str]]:

@@ -33,7 +33,9 @@ _COLUMNS: Final[dict[str, tuple[frozenset[str], ...]]] = {
 
 def encode_public(rows: Dataset, *, labelled: bool) -> Message:
     """Return the message that carries the public set."""
-    names = [name for name in rows.column_names if labelled or name != "label"]
+    # Where a row comes from is for errors of this side.
+    own = {"row"} if labelled else {"row", "label"}
+    names = [name for name in rows.column_names if name not in own]
     columns = {name: list(rows[name]) for name in sorted(names)}
     data = json.dumps(columns, ensure_ascii=False, separators=(",", ":")).encode()
     return Message(
