@@ -29,8 +29,7 @@ from sacrebleu.significance import PairedTest
 
 from e2e_nlg_report import markdown
 from trillium.experiment.folder import environment
-from trillium.experiment.run import Experiment, build
-from trillium.experiment.trained import run_config, trained_state
+from trillium.experiment.trained import Trained, load_trained
 from trillium.files import write_atomic
 from trillium.quiet import quiet
 from trillium.report.measures import bytes_per_client
@@ -115,11 +114,10 @@ def write_rows(data: Path, folder: Path) -> None:
 
 
 @torch.inference_mode()
-def describe(built: Experiment, folder: Path, asked: Sequence[Meaning]) -> list[str]:
+def describe(trained: Trained, asked: Sequence[Meaning]) -> list[str]:
     """Return how the model that a run has trained describes each meaning, greedily."""
-    model = built.model
-    module: Any = model.mount(trained_state(built, folder)).eval()
-    tokenizer = model.tokenizer
+    module: Any = trained.model.mount(trained.state).eval()
+    tokenizer = trained.model.tokenizer
     found = []
     for chunk in in_order(asked, BATCH):  # type: ignore[type-var]
         ids = [[tokenizer.bos_token_id, *tokenizer(own.prompt)["input_ids"]] for own in chunk]
@@ -176,8 +174,7 @@ def p_values(runs: Mapping[str, Any], arms: list[str], asked: Meanings) -> dict[
 
 def figures(run: Run, asked: Meanings) -> dict[str, Any]:
     """Return what is told of a run."""
-    built = build(run_config(run.folder))
-    answers = describe(built, run.folder, list(asked.values()))
+    answers = describe(load_trained(run.folder), list(asked.values()))
     return {
         "arm": run.arm,
         "seed": run.seed,

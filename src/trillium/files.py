@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class MayBePath:
+    """Marks a setting that names a file or folder of this machine, if there is one of that name."""
+
+
+PathOrName = Annotated[str, MayBePath()]
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

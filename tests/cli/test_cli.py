@@ -79,6 +79,7 @@ def test_run_leaves_a_complete_folder(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "config.yaml", "env.json", "status.json", "data.json", "once.json", "plan.json",
         "metrics.jsonl", "wire.jsonl", "adapter", "report.html", "plots", "table.csv", "table.md",
+        "test.parquet",
     }  # fmt: skip
     assert json.loads((finished / "status.json").read_text())["state"] == "finished"
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").open()]

@@ -18,6 +18,7 @@ from trillium.cli import compare as cli_compare
 from trillium.cli import deploy as cli_deploy
 from trillium.cli import generate as cli_generate
 from trillium.cli import plan as cli_plan
+from trillium.cli import trained as cli_trained
 from trillium.cli.show import run_all, run_single, show, show_runs
 from trillium.cli.words import (
     AsJson,
@@ -177,41 +178,7 @@ def new(
     print(f"{target} written. Run it with: trillium {verb} {target}")
 
 
-@app.command(name="eval")
-def evaluate(
-    folder: Folder, words: Words = None, data: Data = None, as_json: AsJson = False
-) -> None:
-    """Measure the model of a run on its held-out data, or on other data."""
-    from trillium.experiment.trained import evaluate_run
-    from trillium.quiet import quiet
-
-    _, tree = parse(words, None, data)
-    quiet()
-    metrics = evaluate_run(folder, tree)
-    if as_json:
-        print(json.dumps(metrics, indent=1))
-    else:
-        for key, value in metrics.items():
-            print(f"{key:16} {value:.4f}" if isinstance(value, float) else f"{key:16} {value}")
-
-
-@app.command()
-def export(
-    folder: Folder,
-    to: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Fold the adapter into the model's weights.")
-    ] = False,
-) -> None:
-    """Write the model of a run: a PEFT adapter, or with --merge a whole Hugging Face model."""
-    from trillium.experiment.trained import export_run
-    from trillium.quiet import quiet
-
-    quiet()
-    export_run(folder, to, merge=merge)
-    print(f"{to} written.")
-
-
+cli_trained.register(app)
 cli_generate.register(app)
 cli_plan.register(app)
 cli_deploy.register(app)

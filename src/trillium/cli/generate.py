@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trillium.cli.words import AsJson, Client, Folder
+
 if TYPE_CHECKING:
     from trillium.experiment.generation import Crossed
 
 
 def generate(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a finished run.")],
+    folder: Folder,
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to write on from.")
     ] = None,
@@ -27,9 +29,8 @@ def generate(
     top_p: Annotated[
         float, typer.Option(help="Draw from the most probable tokens with so much probability.")
     ] = 1.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
-    ] = False,
+    client: Client = None,
+    as_json: AsJson = False,
 ) -> None:
     """Let the trained language model of a run write on from prompts.
 
@@ -48,7 +49,7 @@ def generate(
     from trillium.quiet import quiet
 
     quiet()
-    found = generate_run(folder, texts, Writing(max_new_tokens, temperature, top_p))
+    found = generate_run(folder, texts, Writing(max_new_tokens, temperature, top_p), client)
     if as_json:
         lines = [
             {"prompt": prompt, "text": text, "num_tokens": size}

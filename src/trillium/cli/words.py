@@ -35,6 +35,16 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a 
 Workers = Annotated[
     int, typer.Option(min=1, help="Runs at a time, each in a process with one thread.")
 ]
+Client = Annotated[
+    str | None,
+    typer.Option(help="Whose model, where the clients of the run have models of their own."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings that are to be others than in the run."
+    ),
+]
 Reach = Annotated[
     str | None,
     typer.Option(help="Per cent of accuracy to tell the bytes to, with commas: 80,90."),
@@ -57,6 +67,22 @@ def parse(words: list[str] | None, model: str | None, data: str | None) -> tuple
         tree = merge(tree, {"data": {"source": _source(data)}})
     tree = merge(tree, parse_overrides(word for word in words or [] if "=" in word))
     return (Path(recipes[0]) if recipes else None), tree
+
+
+def settings_of(words: list[str] | None, data: str | None) -> Tree:
+    """Return the settings that a verb which takes no recipe is given.
+
+    Raises:
+        UserError: a word is no setting.
+    """
+    recipe, tree = parse(words, None, data)
+    if recipe is not None:
+        raise UserError(
+            str(recipe),
+            "this verb takes the folder of a run, and settings beside it",
+            "Write settings as key=value; name a file of rows with --data",
+        )
+    return tree
 
 
 def _source(data: str) -> dict[str, str]:

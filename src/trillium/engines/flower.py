@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from trillium.config.experiment import ExperimentConfig, experiment
+from trillium.config.places import located
 from trillium.data.deployed import read_server_data
 from trillium.engines.distributed import Patience, SessionEngine
 from trillium.engines.messages import MessageEngine
@@ -123,7 +124,7 @@ def _folder(config: ExperimentConfig, settings: Settings) -> RunFolder:
     parent.mkdir(parents=True, exist_ok=True)
     if not settings.resume:
         return RunFolder(new_folder(parent, name), config.framework.name)
-    tree = config.tree()
+    tree = located(config).tree()
     for path in sorted(parent.glob(f"*_{name}*"), reverse=True):
         # One that was stopped before its first checkpoint holds nothing to go on from.
         if Checkpoints(path / "checkpoints").numbers(SERVER) and not is_finished(path):

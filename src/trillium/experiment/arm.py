@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trillium.config.experiment import ExperimentConfig, experiment, read_yaml
+from trillium.config.places import located
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Observer, build
@@ -56,7 +57,7 @@ def run_arm(
         run_folder = RunFolder(path, key[0])
     else:
         written = path / "config.yaml"
-        if written.is_file() and experiment(read_yaml(written)) != config:
+        if written.is_file() and experiment(read_yaml(written)) != located(config):
             raise UserError(
                 str(path), "it holds a run of other settings", "Remove it, and it is made anew"
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trillium.config.experiment import ExperimentConfig, experiment, read_yaml
+from trillium.config.places import located
 from trillium.errors import UserError
 from trillium.experiment.arm import Begin, Key, place, run_arm
 from trillium.experiment.folder import claim, is_finished, to_yaml
@@ -45,7 +46,7 @@ def prepare(
 ) -> None:
     """Write what a comparison will consist of into a new folder."""
     claim(folder)
-    arms = {f"{arm}_s{seed}": config.tree() for (arm, seed), config in experiments.items()}
+    arms = {f"{arm}_s{seed}": located(config).tree() for (arm, seed), config in experiments.items()}
     write_atomic(folder / COMPARE_FILE, to_yaml(arms))
     if told:
         write_atomic(folder / ABOUT_FILE, to_yaml(told))

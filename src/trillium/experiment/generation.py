@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trillium.errors import UserError
-from trillium.experiment.run import Experiment, build
-from trillium.experiment.trained import run_config, trained_state
+from trillium.experiment.kept import find_model
+from trillium.experiment.run import Experiment
+from trillium.experiment.trained import Trained, about_data, load_trained, rebuild, run_config
 from trillium.frameworks.split.generate import give_prompts, texts_of, write_texts
 from trillium.frameworks.split.protocol import Split
 from trillium.models.generate import Writing, write_whole
+from trillium.models.load import LanguageModel
 from trillium.rng import scoped_rng
 from trillium.tasks.causal_lm import CausalLM
 from trillium.wire.ledger import Entry
@@ -47,12 +49,15 @@ class Generated:
     crossed: Crossed | None = None
 
 
-def generate_run(folder: Path, prompts: Sequence[str], writing: Writing) -> Generated:
-    """Let the model of a run write on from prompts, all as one batch.
+def generate_run(
+    folder: Path, prompts: Sequence[str], writing: Writing, client: str | None = None
+) -> Generated:
+    """Let the model of a run, or that of a client, write on from prompts, all as one batch.
 
     Raises:
-        UserError: the folder holds no trained language model, or a prompt cannot be written on.
+        UserError: the folder holds no such language model, or a prompt cannot be written on.
     """
+    find_model(folder, client)
     config = run_config(folder)
     if not isinstance(config.task, CausalLM):
         raise UserError(
@@ -60,41 +65,52 @@ def generate_run(folder: Path, prompts: Sequence[str], writing: Writing) -> Gene
             f"its model was trained for task={config.task.name}, and a classifier cannot write",
             "Give the folder of a run with task=causal_lm",
         )
-    built = build(config)
-    built.server.state = trained_state(built, folder)
-    given = _tokens(built, config.task, prompts, writing)
+    chat = "messages" in about_data(folder).get("columns", ())
+    entries: Sequence[Entry] = ()
     if isinstance(config.framework, Split):
+        built = rebuild(folder)
+        model, given = built.model, _tokens(built.model, config.task, prompts, writing, chat=chat)
         written = _across(built, config.framework, given, writing)
+        entries = built.fleet.ledger.entries
     else:
-        written = _whole(built, given, writing)
-    texts = [built.model.tokenizer.decode(t, skip_special_tokens=True) for t in written]
+        found = load_trained(folder, client)
+        model, given = found.model, _tokens(found.model, config.task, prompts, writing, chat=chat)
+        written = write_on(found, given, writing)
+    texts = [model.tokenizer.decode(t, skip_special_tokens=True) for t in written]
     sizes = [len(tokens) for tokens in written]
-    entries = built.fleet.ledger.entries
     return Generated(texts, sizes, _crossed(entries, sum(sizes)) if entries else None)
 
 
 def _tokens(
-    built: Experiment, task: CausalLM, prompts: Sequence[str], writing: Writing
+    model: LanguageModel, task: CausalLM, prompts: Sequence[str], writing: Writing, *, chat: bool
 ) -> list[list[int]]:
     """Return prompts as tokens, after a look at whether there is anything, and room behind it."""
     if not prompts:
         raise UserError("no prompt", "there is nothing to write on from", "Write a text, in quotes")
-    chat = "messages" in built.data.test.column_names
-    bound, found = built.model.num_positions, []
+    found = []
     for prompt in prompts:
         if not prompt.strip():
             raise UserError(
                 f"the prompt {prompt!r}", "there is nothing to write on from", "Write some words"
             )
-        tokens = task.prompt_tokens(prompt, built.model.tokenizer, chat=chat)
-        if bound is not None and len(tokens) + writing.max_new_tokens > bound:
-            raise UserError(
-                f"a prompt of {len(tokens)} tokens with --max-new-tokens {writing.max_new_tokens}",
-                f"the model has {bound} positions",
-                f"Write a shorter prompt, or --max-new-tokens {max(1, bound - len(tokens))}",
-            )
-        found.append(tokens)
+        found.append(task.prompt_tokens(prompt, model.tokenizer, chat=chat))
+    check_room(model, found, writing.max_new_tokens)
     return found
+
+
+def check_room(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Refuse prompts behind which the model has not so many positions.
+
+    Raises:
+        UserError: there is such a one.
+    """
+    bound, longest = model.num_positions, max(map(len, prompts), default=0)
+    if bound is not None and longest + max_new_tokens > bound:
+        raise UserError(
+            f"a prompt of {longest} tokens with --max-new-tokens {max_new_tokens}",
+            f"the model has {bound} positions",
+            f"Write a shorter prompt, or --max-new-tokens {max(1, bound - longest)}",
+        )
 
 
 def _across(
@@ -107,9 +123,9 @@ def _across(
     return texts_of(client)
 
 
-def _whole(built: Experiment, prompts: list[list[int]], writing: Writing) -> list[list[int]]:
-    """Let the whole model write, in this process."""
-    model = built.model
+def write_on(found: Trained, prompts: Sequence[Sequence[int]], writing: Writing) -> list[list[int]]:
+    """Let a whole model write, in this process."""
+    model = found.model
     settings: dict[str, object] = {"do_sample": False}
     if writing.temperature:
         settings = {
@@ -118,8 +134,8 @@ def _whole(built: Experiment, prompts: list[list[int]], writing: Writing) -> lis
             "top_p": writing.top_p,
             "top_k": 0,
         }
-    module = model.mount(built.server.state).eval()
-    with scoped_rng(built.config.seed, "tokens"):
+    module = model.mount(found.state).eval()
+    with scoped_rng(found.config.seed, "tokens"):
         return write_whole(
             module,
             model.tokenizer,

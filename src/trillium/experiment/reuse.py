@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trillium.config.experiment import ExperimentConfig, read_yaml
+from trillium.config.places import located
 from trillium.errors import UserError
 from trillium.experiment.arm import Key, place
 from trillium.experiment.folder import digest, versions
@@ -33,7 +34,7 @@ def take_finished(
         folder: of the comparison, prepared.
         earlier: where to look, at any depth.
     """
-    wanted = {digest(config.tree()): key for key, config in experiments.items()}
+    wanted = {digest(located(config).tree()): key for key, config in experiments.items()}
     found: dict[Key, Path] = {}
     for status_file in sorted(earlier.rglob("status.json")):
         path = status_file.parent

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from trillium.config.experiment import ExperimentConfig
+from trillium.config.places import located
 from trillium.data.federated import FederatedData, load_data
+from trillium.experiment.card import write_cards
 from trillium.experiment.fit import (
     check_answers,
     check_lengths,
@@ -19,6 +21,8 @@ from trillium.experiment.fit import (
     check_tiers,
 )
 from trillium.experiment.folder import RunFolder, environment
+from trillium.experiment.held_out import about, keep_rows
+from trillium.experiment.kept import keep_models
 from trillium.experiment.written import with_public
 from trillium.federation.client import Client, verbs_of
 from trillium.federation.fleet import Engine, Fleet
@@ -26,7 +30,7 @@ from trillium.federation.local import LocalEngine
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics
 from trillium.federation.tiers import tier_of
-from trillium.frameworks import SERVER_MODEL, once_bytes
+from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
 from trillium.models.load import LanguageModel, load_model
 from trillium.models.slots import values
@@ -173,8 +177,8 @@ class Experiment:
     def _finish(self) -> None:
         if self.folder is None:
             return
-        if self.config.framework.ships == SERVER_MODEL:
-            self.model.save(self.server.state, self.folder.path / "adapter", self.server.folds)
+        keep_models(self.config.framework, self.server, self.clients, self.folder.path)
+        write_cards(self.folder.path)
         self.folder.status("finished")
         self.config.framework.finish_run(self.server)
         self.folder.checkpoints.clear()
@@ -199,6 +203,17 @@ def build(
     """
     check_ready(config)
     data = load_data(config.data, config.task.data_form, config.seed)
+    return assemble(config, data, folder, watch, argv)
+
+
+def assemble(
+    config: ExperimentConfig,
+    data: FederatedData,
+    folder: RunFolder | None = None,
+    watch: Callable[[Entry], None] | None = None,
+    argv: Sequence[str] = (),
+) -> Experiment:
+    """Load the model and set up both sides in this process; the arguments are those of `build`."""
     check_tiers(config, data.clients)
     residents = Residents(config, data)
     clients = []
@@ -286,10 +301,11 @@ def build_server(
     )
     if folder is not None:
         folder.cut({} if newest is None else newest[1]["positions"])
-        folder.config(config.tree())
+        folder.config(located(config).tree())
         if newest is None:
             folder.json("env.json", environment(device_name(model.device), argv))
-        folder.json("data.json", data.summary())
+        keep_rows(folder.path, data)
+        folder.json("data.json", about(data))
         folder.json("once.json", once_bytes(config.framework, server, clients))
     ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
     made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}

@@ -43,6 +43,6 @@ class Server(Side):
     folder: Path | None = None
 
     @property
-    def folds(self) -> list[Fold]:
+    def folds(self) -> Sequence[Fold]:
         """What the run has added to base weights, one round after the other."""
         return [as_fold(content) for content in self.store.get("folds", [])]

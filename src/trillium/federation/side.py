@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from trillium.models.folds import Fold, whole_fold
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
 from trillium.rng import generator
@@ -54,6 +55,12 @@ class Side:
         """Frozen weights that the run has changed, by name; empty unless an aggregator folds."""
         found: Tensors = self.store.get("base", {})
         return found
+
+    @property
+    def folds(self) -> Sequence[Fold]:
+        """What the run has added to base weights, as an adapter can hold it."""
+        model = self.model
+        return [whole_fold(self.base, model.factors, model.base)] if self.base else []
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a generator for one purpose of this side in this round."""

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from trillium.errors import UserError
+from trillium.files import PathOrName
 from trillium.models.heads import drawn_modules, head_modules
 from trillium.models.hub import BUILTIN, explained, locate, set_dropout
 from trillium.models.quantize import Quantize, check_quantized, quantization
@@ -42,7 +43,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str = BUILTIN
+    id: PathOrName = BUILTIN
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     attention: Literal["sdpa", "eager"] = "sdpa"

@@ -78,3 +78,10 @@ class LowRank:
     def dense(self) -> Tensor:
         """Return the matrix itself, `(out, in)`."""
         return self.left @ self.right
+
+
+def low_rank_of(matrix: Tensor) -> LowRank:
+    """Return any matrix as a product: itself, and an identity on its shorter side."""
+    out, width = matrix.shape
+    identity = torch.eye(min(out, width), dtype=matrix.dtype, device=matrix.device)
+    return LowRank(identity, matrix) if out <= width else LowRank(matrix, identity)

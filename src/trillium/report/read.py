@@ -57,9 +57,20 @@ class Run:
         framework = self.config.get("framework")
         return str(framework.get("name", "") if isinstance(framework, dict) else framework or "")
 
+    @property
+    def kept_round(self) -> int:
+        """The round whose model the run ships: the last, or the best where that one is kept."""
+        last = self.evaluations[-1]["round"] if self.evaluations else 0
+        return int(number(self.status.get("kept_round", last)) or 0)
+
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """The evaluations until that round."""
+        return [line for line in self.evaluations if line["round"] <= self.kept_round]
+
     def last(self, metric: str) -> float | None:
-        """The last value of a metric that was evaluated, None where it never was."""
-        values = (number(line.get(metric)) for line in reversed(self.evaluations))
+        """The last value of a metric until the round that is kept, None where there is none."""
+        values = (number(line.get(metric)) for line in reversed(self.kept))
         return next((value for value in values if value is not None), None)
 
 

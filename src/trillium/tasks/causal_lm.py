@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_length, collate
-from trillium.tasks.chats import Spans, chat_spans, prompt_tokens
+from trillium.tasks.chats import Spans, answer_tokens, chat_spans, prompt_tokens
 from trillium.tasks.ends import end_ids
 
 if TYPE_CHECKING:
@@ -61,6 +62,18 @@ class CausalLM(Task, name="causal_lm"):
         if chat:
             return prompt_tokens(tokenizer, prompt)
         return _plain_prompt(prompt, tokenizer)
+
+    def prompt_of(self, row: Mapping[str, Any], tokenizer: Any, *, chat: bool) -> list[int]:
+        """Return the tokens from which the answer to a row is written.
+
+        Of `messages` they are all turns; an answer of the assistant at their end is left out.
+
+        Args:
+            chat: whether a `prompt` is what the user of a chat says.
+        """
+        if "messages" not in row:
+            return self.prompt_tokens(row["prompt"], tokenizer, chat=chat)
+        return answer_tokens(tokenizer, row)
 
     def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits at t with the label at t + 1, where that label is supervised."""

@@ -62,6 +62,16 @@ def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
     return _ids(tokenizer, _Template(tokenizer, chat).text(1, prompt=True))
 
 
+def answer_tokens(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
+    """Return the tokens from which the next response of a chat is written.
+
+    What the assistant says at its end is left out: that is what is asked for.
+    """
+    chat = Chat.of(row)
+    said = [place for place, turn in enumerate(chat.turns, 1) if not _answers(turn)]
+    return _ids(tokenizer, _Template(tokenizer, chat).text(max(said, default=0), prompt=True))
+
+
 def chat_spans(row: Mapping[str, Any], tokenizer: Any) -> list[Spans]:
     """Return the examples of a row: one, or one for each response if the template wants it so.
 

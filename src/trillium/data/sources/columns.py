@@ -100,6 +100,27 @@ class Columns(BaseModel):
             columns["label"] = [ids[name] for name in names]
         return _dataset(columns)
 
+    def inputs(self, rows: Table, task: str) -> Dataset:
+        """Return what a model is asked about in rows that need have no answer."""
+        if task == "classification":
+            return _dataset({"text": self._texts(rows, "text", blank=False)})
+        has, chats = {*rows.names}, self.messages
+        if chats is None and not self.names_pairs and "prompt" not in has:
+            _check_whole(rows)
+            chats = next((name for name in ("messages", "conversations") if name in has), None)
+            if chats is None and "instruction" in has:
+                return _dataset({"prompt": self._instructed(rows)})
+        if chats is None and not any(isinstance(value, list) for value in self._prompts(rows)):
+            return _dataset({"prompt": self._texts(rows, "prompt")})
+        what, name = ("prompt", self.prompt) if chats is None else ("messages", chats)
+        values = rows.full_column(what, name)
+        found = self._chats(rows, what, name, values, lambda value: read_chat(value, self.system))
+        origins = [f"row {n + 1} of {rows.origin}" for n in range(len(rows))]
+        return _dataset({"messages": even(found), "row": origins, **self._tools(rows)})
+
+    def _prompts(self, rows: Table) -> Sequence[Any]:
+        return rows.column("prompt", self.prompt) if self.prompt in rows.names else ()
+
     @property
     def names_pairs(self) -> bool:
         """Whether other columns than those of the default are named for prompt and completion."""
@@ -139,12 +160,14 @@ class Columns(BaseModel):
 
     def _instructions(self, rows: Table) -> dict[str, list[Any]]:
         """Read instructions with or without an input, as Alpaca has them."""
+        answers = self._texts(rows, "completion", blank=False, name="output")
+        return {"prompt": self._instructed(rows), "completion": answers}
+
+    def _instructed(self, rows: Table) -> list[str]:
         tasks = rows.texts("prompt", "instruction", rows.full_column("prompt", "instruction"))
         given = rows.column("prompt", "input") if "input" in rows.names else [None] * len(rows)
         given = rows.texts("prompt", "input", given)
-        answers = self._texts(rows, "completion", blank=False, name="output")
-        prompts = ["\n\n".join(filter(None, pair)) for pair in zip(tasks, given, strict=True)]
-        return {"prompt": prompts, "completion": answers}
+        return ["\n\n".join(filter(None, pair)) for pair in zip(tasks, given, strict=True)]
 
     def _pairs(self, rows: Table) -> dict[str, list[Any]]:
         names = [name for name in (self.prompt, self.completion) if name in rows.names]

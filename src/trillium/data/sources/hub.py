@@ -11,6 +11,7 @@ from trillium.data.sources.columns import Columns
 from trillium.data.sources.files import is_table, read_table
 from trillium.data.sources.table import Table, joined, of_dataset, part
 from trillium.errors import UserError
+from trillium.files import PathOrName
 
 
 class Hub(Columns, Source, name="hub"):
@@ -24,7 +25,7 @@ class Hub(Columns, Source, name="hub"):
         revision: a branch, tag or commit of the dataset.
     """
 
-    path: str
+    path: PathOrName
     subset: str | None = None
     train_split: str = "train"
     test_split: str | None = "test"
@@ -34,6 +35,12 @@ class Hub(Columns, Source, name="hub"):
         """Return the rows of the splits; `seed` changes nothing."""
         test = None if self.test_split is None else self._read("test_split", self.test_split)
         return self.to_raw(self._read("train_split", self.train_split), test, task)
+
+    def held_out(self) -> Table:
+        """Return the rows of the test split, or of the training split if there is none."""
+        if self.test_split is None:
+            return self._read("train_split", self.train_split)
+        return self._read("test_split", self.test_split)
 
     def _read(self, field: str, split: str) -> Table:
         try:

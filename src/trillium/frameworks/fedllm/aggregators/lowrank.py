@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trillium.federation.means import Contribution
-from trillium.models.factors import Factors, LowRank
+from trillium.models.factors import Factors, LowRank, low_rank_of
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,7 @@ def low_rank(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> LowRank:
     beside an identity, is smaller than the stacks.
     """
     if not _is_low(lefts, rights):
-        matrix = dense(lefts, rights)
-        out, width = matrix.shape
-        identity = torch.eye(min(out, width), dtype=matrix.dtype, device=matrix.device)
-        return LowRank(identity, matrix) if out <= width else LowRank(matrix, identity)
+        return low_rank_of(dense(lefts, rights))
     return LowRank(torch.cat(list(lefts), 1), torch.cat(list(rights), 0))
 
 
