@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from cli_help import trillium
+
+from trillium.config.experiment import experiment
+from trillium.experiment import workers
+from trillium.frameworks.kd.protocol import KD
 
 ADAPTER = "adapter/adapter_model.safetensors"
 # A shell that runs its commands in the background lets them ignore interrupts.
@@ -194,3 +199,69 @@ def test_an_interrupt_ends_all_processes(words: list[str], tmp_path: Path) -> No
     for path in out.glob("*/*/status.json"):
         status = json.loads(path.read_text())
         assert (status["state"], status["error"]) == ("failed", "KeyboardInterrupt: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory (CUDA out of memory)"),
+        (MemoryError(), "out of memory (it says nothing more)"),
+        (ZeroDivisionError("by zero\nmore"), "ZeroDivisionError: by zero (all of it"),
+    ],
+)
+def test_whatever_ends_one_arm_does_not_end_the_others(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    told: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(KD, "round", fail)
+    command = ["compare", *words, "rounds=1", "--only=kd,fedllm", "--json", "--out", tmp_path]
+    assert trillium(monkeypatch, *command) == 1
+    out, said = capsys.readouterr()
+    assert f"kd, seed 0, failed: {told}" in said
+    assert "Traceback" not in said
+    found = json.loads(out)
+    arms = {arm["arm"]: arm for arm in found["arms"]}
+    assert arms["fedllm"]["state"] == "finished"
+    assert arms["kd"]["state"] == "failed"
+    assert type(error).__name__ in arms["kd"]["failed"]["0"]
+    folder = Path(found["folder"])
+    for name in ("table.md", "table.csv", "report.html"):
+        assert type(error).__name__ in (folder / name).read_text(encoding="utf-8")
+    assert "test_cli_compare" in (folder / "kd_s0" / "traceback.txt").read_text()
+
+
+def test_nor_does_it_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    class Pipe:
+        """Brings one run, and takes what comes of it."""
+
+        def __init__(self) -> None:
+            self.jobs = [(("kd", 0), experiment({}).tree(), tmp_path, [])]
+            self.ends: list[object] = []
+
+        def recv(self) -> object:
+            if not self.jobs:
+                raise EOFError
+            return self.jobs.pop()
+
+        def send(self, message: tuple[object, object, object]) -> None:
+            self.ends.append(message[2])
+
+    monkeypatch.setattr(workers, "run_arm", fail)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    pipe, threads = Pipe(), torch.get_num_threads()
+    workers.work(pipe)  # type: ignore[arg-type]
+    torch.set_num_threads(threads)
+    [end] = pipe.ends
+    assert str(end).startswith("ZeroDivisionError: by zero")

@@ -102,7 +102,7 @@ def run_single(config: ExperimentConfig, folder: RunFolder, as_json: bool) -> No
         Exit: it has failed, and was said to have.
     """
     from trillium.cli.screen import Screen
-    from trillium.experiment.arm import run_one
+    from trillium.experiment.arm import is_out_of_memory, reason_of, run_one
     from trillium.federation.fleet import RoundFailed
     from trillium.quiet import quiet
 
@@ -116,7 +116,9 @@ def run_single(config: ExperimentConfig, folder: RunFolder, as_json: bool) -> No
         ):
             seen = screen.begin(*key)
             run_one(config, folder, seen.observe, seen.watch, sys.argv)
-    except RoundFailed as error:
-        print(f"{folder.path} failed: {error}", file=sys.stderr)
+    except Exception as error:
+        if not isinstance(error, RoundFailed) and not is_out_of_memory(error):
+            raise
+        print(f"{folder.path} failed: {reason_of(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
     show(folder.path, as_json)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+import torch
 
 from trillium.config.experiment import ExperimentConfig, experiment, read_yaml
 from trillium.config.places import located
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Observer, build
+from trillium.federation.fleet import RoundFailed
 from trillium.federation.side import Metrics
+from trillium.files import write_atomic
 from trillium.wire.ledger import Entry
 
+TRACEBACK: Final = "traceback.txt"  # of an error that is nobody's choice
 Key = tuple[str, int]
 """The label of an arm, and a seed."""
 
@@ -78,7 +84,27 @@ def run_one(
     """Build, plan and run one experiment into its folder.
 
     Whatever fails is written there, then raised.
+
+    Raises:
+        RoundFailed: too few clients stayed in a round.
+        UserError: it cannot be run.
     """
+    try:
+        _run(config, folder, observe, watch, argv)
+    except (RoundFailed, UserError):
+        raise
+    except Exception:
+        write_atomic(folder.path / TRACEBACK, traceback.format_exc())
+        raise
+
+
+def _run(
+    config: ExperimentConfig,
+    folder: RunFolder,
+    observe: Observer | None,
+    watch: Callable[[Entry], None] | None,
+    argv: Sequence[str],
+) -> None:
     try:
         experiment = build(config, folder, watch, argv)
         if not (folder.path / "plan.json").exists():
@@ -90,3 +116,22 @@ def run_one(
         folder.status("failed", f"{type(error).__name__}: {error}")
         raise
     experiment.run(observe)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one line why a run has failed."""
+    if isinstance(error, RoundFailed | UserError):
+        return str(error)
+    first = (str(error).strip() or "it says nothing more").splitlines()[0]
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({first}). Take a smaller training.batch_size or evaluation.batch_size, "
+            "fewer --workers, or model.dtype=bfloat16"
+        )
+    return f"{type(error).__name__}: {first} (all of it: {TRACEBACK} in the run folder)"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory left, on whichever device."""
+    no_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return no_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)

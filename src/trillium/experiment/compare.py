@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trillium.config.experiment import ExperimentConfig, experiment, read_yaml
 from trillium.config.places import located
 from trillium.errors import UserError
-from trillium.experiment.arm import Begin, Key, place, run_arm
+from trillium.experiment.arm import Begin, Key, place, reason_of, run_arm
 from trillium.experiment.folder import claim, is_finished, to_yaml
 from trillium.experiment.workers import side_by_side
-from trillium.federation.fleet import RoundFailed
 from trillium.files import write_atomic
 from trillium.report.read import ABOUT_FILE, COMPARE_FILE
 
@@ -28,8 +30,7 @@ def compare(
 ) -> dict[Key, str]:
     """Run each arm with each seed and return the failures.
 
-    An arm that fails, in a round or because the model does not allow it, is written down as failed,
-    and the others go on.
+    An arm that fails, whatever the reason, is written down as failed, and the others go on.
 
     Args:
         folder: made, or empty; gets `compare.yaml` and a run folder for each arm and seed.
@@ -76,12 +77,21 @@ def run_arms(
         progress = begin(*key) if begin is not None else None
         try:
             run_arm(key, config, folder, progress, argv)
-        except (RoundFailed, UserError) as error:
-            failures[key] = str(error)
+        except Exception as error:  # whatever it is, the other arms are not to blame
+            failures[key] = reason_of(error)
         finally:
             if progress is not None:
                 progress.end()
+        if key in failures:
+            let_go()
     return failures
+
+
+def let_go() -> None:
+    """Give back what a run held that has failed, memory of a GPU above all."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def stopped(folder: Path) -> dict[Key, ExperimentConfig]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from typing import Any
 
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.errors import UserError
-from trillium.experiment.arm import Begin, Key, Progress, place, run_arm
+from trillium.experiment.arm import Begin, Key, Progress, place, reason_of, run_arm
 from trillium.experiment.folder import RunFolder
-from trillium.federation.fleet import RoundFailed
 from trillium.federation.side import Metrics
 from trillium.wire.ledger import Entry
 
@@ -48,11 +46,7 @@ def side_by_side(
     begin: Begin | None,
     argv: Sequence[str],
 ) -> dict[Key, str]:
-    """Run so many arms of a comparison at a time, and return the failures.
-
-    Raises:
-        RuntimeError: a run has met an error that is nobody's choice; all others are stopped.
-    """
+    """Run so many arms of a comparison at a time, and return the failures."""
     failures: dict[Key, str] = {}
     waiting = list(experiments)[::-1]
     with _pool() as pool:
@@ -103,8 +97,6 @@ def _take(worker: Worker, pool: list[Worker], folder: Path, failures: dict[Key, 
         return
     if isinstance(end, str):
         failures[worker.key] = end
-    elif isinstance(end, BaseException):
-        raise RuntimeError(f"{worker.key[0]}, seed {worker.key[1]}: {end}")
     if worker.progress is not None:
         worker.progress.end()
     worker.key = worker.progress = None
@@ -158,7 +150,7 @@ class _Sent:
     def end(self) -> None:
         self.ended(True)
 
-    def ended(self, how: bool | str | BaseException) -> None:
+    def ended(self, how: bool | str) -> None:
         self._send(None, how)
 
     def _send(self, line: Metrics | None, end: Any) -> None:
@@ -181,11 +173,9 @@ def work(pipe: Connection) -> None:
         while True:
             key, tree, folder, argv = pipe.recv()
             sent = _Sent(pipe)
-            end: bool | str | BaseException = True
+            end: bool | str = True
             try:
                 run_arm(key, experiment(tree), folder, sent, argv)
-            except (RoundFailed, UserError) as error:
-                end = str(error)
-            except Exception:
-                end = RuntimeError(traceback.format_exc())
+            except Exception as error:  # whatever it is, the other arms are not to blame
+                end = reason_of(error)
             sent.ended(end)

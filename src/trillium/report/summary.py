@@ -12,6 +12,8 @@ from trillium.report import human
 from trillium.report.measures import BY_NAME, MEASURES
 from trillium.report.read import Run
 
+_MOST = 400  # letters of a reason in a table
+
 
 @dataclass(frozen=True)
 class Stat:
@@ -55,6 +57,12 @@ class Row:
         return ", ".join(f"{states[state]} {state}" for state in order)
 
     @property
+    def reasons(self) -> dict[str, str]:
+        """Why runs have failed, by seed."""
+        failed = [run for run in self.runs if run.state == "failed"]
+        return {str(run.seed): _first_line(run.status.get("error")) for run in failed}
+
+    @property
     def is_finished(self) -> bool:
         """Whether the figures are of finished runs."""
         return any(run.state == "finished" for run in self.runs)
@@ -89,14 +97,30 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         if len(row.counted) > 1 and run.config.get("data", {}).get("split_seed", 0) is None
     ]
     mixed = "Each seed has test rows of its own (data.split_seed=null): deviations are of both."
-    return [mixed] * bool(redrawn) + [
-        f"{row.arm}: the task head is new and drawn at random, so this is what guessing gives; it is "
-        "no baseline to beat."
+    failed = [
+        f"{row.arm}, seed {seed}, failed: {reason}"
         for row in rows
-        if row.framework == "zero_shot"
-        and _name(row, "task") == "classification"
-        and _name(row, "head") == "random"
+        for seed, reason in row.reasons.items()
     ]
+    return (
+        failed
+        + [mixed] * bool(redrawn)
+        + [
+            f"{row.arm}: the task head is new and drawn at random, so this is what guessing gives; it "
+            "is no baseline to beat."
+            for row in rows
+            if row.framework == "zero_shot"
+            and _name(row, "task") == "classification"
+            and _name(row, "head") == "random"
+        ]
+    )
+
+
+def _first_line(error: object) -> str:
+    """Return what is said of an error in a table."""
+    text = str(error or "it is not known why").strip().removeprefix("UserError: ")
+    line = text.partition("\n")[0]
+    return line if len(line) <= _MOST else f"{line[:_MOST]} …"
 
 
 def _name(row: Row, key: str) -> str:

@@ -118,7 +118,7 @@ def to_csv(rows: Sequence[Row], goals: Sequence[Goal] = ()) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    header = ["arm", "framework", "shipped", "state", "num_runs", "num_counted", "seeds"]
+    header = ["arm", "framework", "shipped", "state", "num_runs", "num_counted", "seeds", "failed"]
     for measure in MEASURES:
         header += [measure.name, f"{measure.name}_sd"]
     header += [goal.name for goal in goals]
@@ -126,7 +126,8 @@ def to_csv(rows: Sequence[Row], goals: Sequence[Goal] = ()) -> str:
     for row in rows:
         seeds = " ".join(str(run.seed) for run in row.counted if run.seed is not None)
         line: list[object] = [row.arm, row.framework, row.shipped, row.state]
-        line += [len(row.runs), len(row.counted), seeds]
+        failed = "; ".join(f"seed {seed}: {reason}" for seed, reason in row.reasons.items())
+        line += [len(row.runs), len(row.counted), seeds, failed]
         for measure in MEASURES:
             stat = row.values.get(measure.name)
             line += ["", ""] if stat is None else [stat.mean, "" if stat.sd is None else stat.sd]
@@ -147,6 +148,7 @@ def to_dict(rows: Sequence[Row], goals: Sequence[Goal] = ()) -> dict[str, Any]:
                 "num_runs": len(row.runs),
                 "num_counted": len(row.counted),
                 "seeds": [run.seed for run in row.counted],
+                "failed": row.reasons,
                 "measures": {
                     name: {"mean": _finite(stat.mean), "sd": _finite(stat.sd), "num": stat.num}
                     for name, stat in row.values.items()
