@@ -226,3 +226,24 @@ def test_hub_names_the_split_that_is_not_there(folder: Path) -> None:
 def test_hub_names_the_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         Hub(path=str(tmp_path / "nowhere")).load("classification", 0)
+
+
+def test_a_broken_file_of_a_hub_folder_is_refused(folder: Path) -> None:
+    next(folder.glob("data/train*")).write_bytes(b"PAR1 but not more")
+    with pytest.raises(UserError, match=r"Check path, subset and revision|its splits"):
+        Hub(path=str(folder), text="utterance", label="intent").load("classification", 0)
+
+
+def test_a_folder_of_several_sets_asks_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = "".join(f"- config_name: {n}\n  data_files: {n}.csv\n" for n in ("one", "two"))
+    write_csv(tmp_path / "one.csv", TRAIN)
+    write_csv(tmp_path / "two.csv", TRAIN[::-1])
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
+    with pytest.raises(UserError, match="Check path, subset and revision") as found:
+        Hub(path=str(tmp_path), test_split=None).load("classification", 0)
+    assert "'one', 'two'" in found.value.why
+    raw = Hub(path=str(tmp_path), subset="two", test_split=None).load("classification", 0)
+    assert raw.train["text"][0] == "None"

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from tiny import federation
 from trillium.models.generate import write_whole
 from trillium.tasks.causal_lm import CausalLM
-from trillium.tasks.ends import end_ids, template_end
+from trillium.tasks.ends import before_end, end_ids, template_end
 
 TURN_END = "[BOS]"  # a special token that is not the tokenizer's end token
 TEMPLATE = (
@@ -76,6 +76,7 @@ def test_generation_stops_at_every_end_of_the_models_list(folder: Path) -> None:
     written = write_whole(module, tokenizer, torch.device("cpu"), [[4]], max_new_tokens=6)
     assert written == [[5, 6, 7]]
     assert module.asked.eos_token_id == [3, 7, 9]
+    assert before_end(written[0], [3, 7, 9]) == [5, 6]
     CausalLM(generate=1)._exact_match(
         module, federation(folder, task="causal_lm").server.test, tokenizer
     )

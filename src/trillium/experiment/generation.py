@@ -16,6 +16,7 @@ from trillium.models.generate import Writing, write_whole
 from trillium.models.load import LanguageModel
 from trillium.rng import scoped_rng
 from trillium.tasks.causal_lm import CausalLM
+from trillium.tasks.ends import before_end, end_ids
 from trillium.wire.ledger import Entry
 
 NEXT = "next_tokens"  # the verb of all that crosses after the prompts
@@ -76,7 +77,9 @@ def generate_run(
         found = load_trained(folder, client)
         model, given = found.model, _tokens(found.model, config.task, prompts, writing, chat=chat)
         written = write_on(found, given, writing)
-    texts = [model.tokenizer.decode(t, skip_special_tokens=True) for t in written]
+    ends = end_ids(model.tokenizer, model.module)
+    said = [before_end(tokens, ends) for tokens in written]
+    texts = [model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
     sizes = [len(tokens) for tokens in written]
     return Generated(texts, sizes, _crossed(entries, sum(sizes)) if entries else None)
 

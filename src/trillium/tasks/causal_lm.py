@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_length, collate
 from trillium.tasks.chats import Spans, answer_tokens, chat_spans, prompt_tokens
-from trillium.tasks.ends import end_ids
+from trillium.tasks.ends import before_end, end_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -130,11 +130,12 @@ class CausalLM(Task, name="causal_lm"):
             # Only the first response counts; later turns of a chat are supervised but not generated.
             wanted = example.labels[example.prompt_tokens :]
             end = int((wanted == IGNORE).nonzero()[0]) if (wanted == IGNORE).any() else len(wanted)
-            matches += _text(tokenizer, answer) == _text(tokenizer, wanted[:end])
+            said, meant = before_end(answer.tolist(), ends), before_end(wanted[:end].tolist(), ends)
+            matches += _text(tokenizer, said) == _text(tokenizer, meant)
         return matches / max(len(examples), 1)
 
 
-def _text(tokenizer: Any, tokens: Tensor) -> str:
+def _text(tokenizer: Any, tokens: list[int]) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 import torch
@@ -28,6 +29,11 @@ def end_ids(tokenizer: Any, module: nn.Module) -> list[int]:
     own = named if isinstance(named, list | tuple) else [named]
     found = [tokenizer.eos_token_id, template_end(tokenizer), *own]
     return sorted({int(token) for token in found if token is not None})
+
+
+def before_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Return the tokens in front of the first that ends a response: what was said."""
+    return list(takewhile(lambda token: token not in ends, tokens))
 
 
 def template_end(tokenizer: Any) -> int | None:

@@ -43,13 +43,15 @@ class Hub(Columns, Source, name="hub"):
         return self._read("test_split", self.test_split)
 
     def _read(self, field: str, split: str) -> Table:
+        from datasets.exceptions import DatasetsError
+
         try:
             if (Path(self.path) / "dataset_dict.json").is_file():
                 return self._read_saved(split)
             return self._read_loaded(split)
         except UserError:
             raise
-        except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
+        except (DatasetsError, ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
             given, instead = f"path: {self.path}", "Check path, subset and revision"
             if "split" in str(error).lower():
                 given = f"{field}: {split}"
