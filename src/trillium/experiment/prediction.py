@@ -17,6 +17,7 @@ from trillium.experiment.trained import MOVED, Trained, load_trained, refuse_oth
 from trillium.models.generate import Writing
 from trillium.tasks.batches import by_length, collate
 from trillium.tasks.causal_lm import CausalLM
+from trillium.tasks.ends import before_end, end_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -105,9 +106,11 @@ def _answered(found: Trained, task: CausalLM, rows: Dataset, writing: Writing) -
     chat = "messages" in found.columns
     prompts = [task.prompt_of(row, model.tokenizer, chat=chat) for row in rows]
     check_room(model, prompts, writing.max_new_tokens)
+    ends = end_ids(model.tokenizer, model.module)
     for start in range(0, len(prompts), size):
         written = write_on(found, prompts[start : start + size], writing)
-        texts += model.tokenizer.batch_decode(written, skip_special_tokens=True)
+        said = [before_end(tokens, ends) for tokens in written]
+        texts += model.tokenizer.batch_decode(said, skip_special_tokens=True)
     return [
         Predicted(number, dict(row), response=text)
         for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=1)

@@ -22,6 +22,7 @@ from trillium.models.generate import write_whole
 from trillium.models.load import LanguageModel
 from trillium.rng import scoped_rng
 from trillium.tasks import Task
+from trillium.tasks.ends import before_end, end_ids
 from trillium.training.meters import Meter, resident_tensors
 
 
@@ -123,7 +124,9 @@ class Sampled(Public, name="sampled"):
             top_p=1.0,
             max_new_tokens=self.max_new_tokens,
         )
-        texts: list[str] = author.tokenizer.batch_decode(found, skip_special_tokens=True)
+        ends = end_ids(author.tokenizer, author.module)
+        said = [before_end(tokens, ends) for tokens in found]
+        texts: list[str] = author.tokenizer.batch_decode(said, skip_special_tokens=True)
         return texts
 
 
