@@ -40,6 +40,23 @@ TOOLS = (
     "{% for c in m.tool_calls or [] %}<call>{{ c.function.arguments | tojson }}</call>{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# As those of models that see: a content is a list of parts, and a text is not shown at all.
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}"
+    "{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As DeepSeek-V3's: arguments of calls are texts, which it joins.
+JOINED = TOOLS.replace("c.function.arguments | tojson", "'' + c.function.arguments")
+# As Qwen3.5's: without a turn of the user there is no chat; answers are asked for without a thought.
+ASKED = (
+    "{% if not messages | selectattr('role', 'equalto', 'user') | list %}"
+    "{{ raise_exception('no user') }}{% endif %}"
+) + CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
+REASONING = CHATML.replace(
+    "{{ m['content'] }}",
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m['content'] }}",
+)
 
 
 @cache

@@ -10,11 +10,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatty import CHATML, MARKED, OPENING, STRICT, THINKING, TOOLS, byte_level, texts
+from chatty import (
+    ASKED,
+    CHATML,
+    JOINED,
+    MARKED,
+    OPENING,
+    PARTS,
+    REASONING,
+    STRICT,
+    THINKING,
+    TOOLS,
+    byte_level,
+    texts,
+)
 from trillium.data.deployed import read_rows, write_rows
 from trillium.data.sources.files import Files
 from trillium.errors import UserError
 from trillium.tasks.causal_lm import CausalLM
+from trillium.tasks.ends import template_end
 
 HI = {"role": "user", "content": "hi"}
 YES = {"role": "assistant", "content": "yes"}
@@ -189,11 +203,47 @@ def test_tools_and_calls_go_through_the_template(tools: Any, tmp_path: Path) -> 
     ]
 
 
+def test_arguments_are_as_the_template_wants_them(tmp_path: Path) -> None:
+    """Objects, which it writes as JSON, or texts, which it joins."""
+    for arguments in ('{"a": 1, "b": 2}', {"a": 1, "b": 2}):
+        call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+        chat = [HI, {"role": "assistant", "tool_calls": [call]}]
+        for template in (TOOLS, JOINED):
+            [example] = runs(tmp_path, {"messages": chat}, template)
+            assert example[1] == ('<call>{"a": 1, "b": 2}</call><|im_end|>\n', True)
+
+
+def test_what_the_assistant_thinks_is_not_lost(tmp_path: Path) -> None:
+    row = {"messages": [HI, {**YES, "reasoning_content": "hm"}]}
+    [example] = runs(tmp_path, row, REASONING)
+    assert example[1] == ("<think>hm</think>yes<|im_end|>\n", True)
+    with pytest.raises(UserError, match="leaves out reasoning_content"):
+        runs(tmp_path, row)
+
+
+def test_a_template_that_wants_parts_gets_them(tmp_path: Path) -> None:
+    assert runs(tmp_path, {"messages": [HI, YES]}, PARTS) == [ANSWERED]
+    assert template_end(byte_level(PARTS)) == byte_level().convert_tokens_to_ids("<|im_end|>")
+
+
+def test_a_template_may_take_the_whole_chat_alone(tmp_path: Path) -> None:
+    [example] = runs(tmp_path, {"messages": [YES, HI, NO]}, ASKED)
+    assert [text for text, seen in example if seen] == ["yes<|im_end|>\n", "no<|im_end|>\n"]
+    marked = ASKED.replace(
+        "{{ m['content'] }}", "{% generation %}{{ m['content'] }}{% endgeneration %}"
+    )
+    [example] = runs(tmp_path, {"messages": [YES, HI, NO]}, marked)
+    assert ("yes", True) in example
+    with pytest.raises(UserError, match="no user"):
+        runs(tmp_path, {"messages": [YES]}, ASKED)
+
+
 def test_a_template_that_leaves_out_calls_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"row 1 of a\.jsonl.*leaves out tool_calls"):
         runs(tmp_path, {"messages": CALLS})
     with pytest.raises(UserError, match=r"row 1 of a\.jsonl.*leaves out the tools"):
         runs(tmp_path, {"messages": [HI, YES], "tools": [TOOL]})
+    assert runs(tmp_path, {"messages": [HI, YES], "tools": [TOOL]}, tools=None) == [ANSWERED]
     with pytest.raises(UserError, match=r"tools: tools, row 1 of a\.jsonl"):
         runs(tmp_path, {"messages": [HI, YES], "tools": "add"})
 
@@ -226,7 +276,7 @@ SAID = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).map(
 @settings(max_examples=60, deadline=None)
 @given(
     said=st.lists(SAID | st.sampled_from(["\n", "\n\nyes", " ", "\n \n"]), min_size=2, max_size=5),
-    template=st.sampled_from([CHATML, THINKING, OPENING, MARKED, TOOLS]),
+    template=st.sampled_from([CHATML, THINKING, OPENING, MARKED, TOOLS, PARTS]),
     first=st.booleans(),
 )
 def test_any_text_survives_from_file_to_example_and_back(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from typing import Any, Final
+from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import nn
 
 from trillium.tasks import IGNORE, Example
+from trillium.tasks.templates import Template, TemplateError
 
 log = logging.getLogger(__name__)
-
-ANSWER: Final = "trillium-answer"  # stands where a template is asked what comes behind a response
 
 
 def end_ids(tokenizer: Any, module: nn.Module) -> list[int]:
@@ -38,12 +36,10 @@ def before_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
 
 def template_end(tokenizer: Any) -> int | None:
     """Return the special or added token that the chat template writes first behind a response."""
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": ANSWER}]
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    except (TemplateError, ValueError, TypeError, KeyError):
-        return None  # no template, or one that wants other turns: rows will show it
-    behind = text.rpartition(ANSWER)[2] if ANSWER in text else ""
+        behind = Template.of(tokenizer).behind
+    except TemplateError:
+        return None
     known = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     known -= {tokenizer.unk_token_id}
     tokens: list[int] = tokenizer(behind, add_special_tokens=False)["input_ids"]

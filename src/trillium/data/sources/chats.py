@@ -178,23 +178,8 @@ def _more(turn: dict[str, Any]) -> dict[str, Any]:
         calls = turn["tool_calls"]
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
             raise ChatError("its tool_calls are no list of objects")
-        more["tool_calls"] = [_call(call) for call in calls]
+        more["tool_calls"] = calls
     return more
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    """Return a call whose arguments are an object: as a text, a template would quote them once more."""
-    function = call.get("function")
-    if isinstance(function, dict):
-        return {**call, "function": _call(function)}
-    arguments = call.get("arguments")
-    if not isinstance(arguments, str):
-        return call
-    try:
-        found = json.loads(arguments)
-    except ValueError:
-        return call
-    return {**call, "arguments": found} if isinstance(found, dict) else call
 
 
 def _folded(turns: list[Turn]) -> list[Turn]:

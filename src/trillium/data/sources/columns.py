@@ -51,7 +51,7 @@ class Columns(BaseModel):
     prompt: str = "prompt"
     completion: str = "completion"
     messages: str | None = None
-    tools: str = "tools"
+    tools: str | None = "tools"
     system: System = "keep"
     client: str | None = None
 
@@ -207,7 +207,7 @@ class Columns(BaseModel):
         return found
 
     def _tools(self, rows: Table) -> dict[str, list[str]]:
-        if self.tools not in rows.names:
+        if self.tools is None or self.tools not in rows.names:
             return {}
         values, found = rows.column("tools", self.tools), []
         for place, value in enumerate(values):
