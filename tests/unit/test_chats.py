@@ -221,6 +221,19 @@ def test_what_the_assistant_thinks_is_not_lost(tmp_path: Path) -> None:
         runs(tmp_path, row)
 
 
+def test_a_template_that_leaves_out_what_is_said_is_refused(tmp_path: Path) -> None:
+    deaf = "{% for m in messages if m['role'] != 'system' %}" + CHATML.partition("%}")[2]
+    with pytest.raises(UserError, match=r"leaves out the turns of the system\. Write data.source"):
+        runs(tmp_path, {"messages": [BRIEF, HI, YES]}, deaf)
+    assert runs(tmp_path, {"messages": [HI, YES]}, deaf) == [ANSWERED]
+    either = TOOLS.replace(
+        "{{ m['content'] }}", "{% if not m.tool_calls %}{{ m['content'] }}{% endif %}"
+    )
+    said = {**YES, "tool_calls": [CALL]}
+    with pytest.raises(UserError, match="leaves out content"):
+        runs(tmp_path, {"messages": [HI, said]}, either)
+
+
 def test_a_template_that_wants_parts_gets_them(tmp_path: Path) -> None:
     assert runs(tmp_path, {"messages": [HI, YES]}, PARTS) == [ANSWERED]
     assert template_end(byte_level(PARTS)) == byte_level().convert_tokens_to_ids("<|im_end|>")

@@ -157,13 +157,20 @@ class _Said:
         return [(first, last) for first, last in marks if last > start]
 
     def check_whole(self) -> None:
-        """Refuse a template that leaves out tools, calls of them, or what the assistant thinks."""
+        """Refuse a template that leaves out turns, tools, calls, or what the assistant thinks."""
         turns = self.chat.turns
-        for key in _NEEDED:
-            place = max((n for n, turn in enumerate(turns) if key in turn), default=None)
-            if place is None:
+        unread = [turn["role"] for turn in turns if turn["role"] in self._template.unread]
+        if unread:
+            raise self._refused(f"the chat template leaves out the turns of the {unread[0]}")
+        # Beside a call, a template may leave out what is said.
+        needed = {key: [n for n, turn in enumerate(turns) if key in turn] for key in _NEEDED}
+        needed["content"] = [n for n in needed["tool_calls"] if turns[n]["content"]]
+        for key, places in needed.items():
+            if not places:
                 continue
-            without = {name: value for name, value in turns[place].items() if name != key}
+            place = places[-1]
+            kept = {name: value for name, value in turns[place].items() if name != key}
+            without = {"content": "", **kept}
             shown = (self._shown([*turns[:place], turn]) for turn in (turns[place], without))
             if len({*shown}) == 1:
                 raise self._refused(f"the chat template leaves out {key}")

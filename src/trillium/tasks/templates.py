@@ -55,6 +55,20 @@ class Template:
         return not self._shows(turn) and self._shows(_in_parts(turn))
 
     @cached_property
+    def unread(self) -> frozenset[str]:
+        """The roles of an instructor whose turns it leaves out, without a word."""
+        rest = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+        found = set()
+        for role in ("system", "developer"):
+            try:
+                text, _ = self.render([{"role": role, "content": ANSWER}, *rest])
+            except TemplateError:
+                continue  # which it does say
+            if ANSWER not in text:
+                found.add(role)
+        return frozenset(found)
+
+    @cached_property
     def behind(self) -> str:
         """What it writes behind a response that ends a chat; empty if it does not say."""
         turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": ANSWER}]
