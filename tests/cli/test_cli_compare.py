@@ -247,7 +247,7 @@ def test_nor_does_it_in_a_process_of_its_own(
         """Brings one run, and takes what comes of it."""
 
         def __init__(self) -> None:
-            self.jobs = [(("kd", 0), experiment({}).tree(), tmp_path, [])]
+            self.jobs: list[object] = [(("kd", 0), experiment({}).tree(), tmp_path, [])]
             self.ends: list[object] = []
 
         def recv(self) -> object:

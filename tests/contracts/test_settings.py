@@ -43,6 +43,8 @@ OUTSIDE = {
 # No effect by mathematics, or because they bound what is smaller.
 NO_EFFECT = {
     "evaluation.batch_size": "measures are sums over examples",
+    "evaluation.keep": "the last of so few rounds is the best one, mostly",
+    "evaluation.patience": "a bound: no round is without a gain, mostly",
     "fleet.min_replies": "a bound: everybody replies",
     "framework.cache_bytes": "a bound of the file",
     "framework.cache": "false is what null stands for where the clients' blocks train",

@@ -132,8 +132,8 @@ def list_runs(
                 "framework": found.framework,
                 "seed": found.seed,
                 "state": found.state,
-                "accuracy": found.last("accuracy"),
-                "loss": found.last("loss"),
+                "accuracy": found.shipped("accuracy"),
+                "loss": found.shipped("loss"),
             }
         )
     if as_json:

@@ -90,10 +90,11 @@ def _measures(run: Run, client: str | None) -> Iterator[tuple[str, float]]:
     """Yield what was measured of the model, at the round that it is of."""
     line: Mapping[str, Any] = run.kept[-1] if run.kept else {}
     found = line if client is None else (line.get("clients") or {}).get(client, {})
-    told = (*_QUALITY, *_COUNTS)
-    for name, value in found.items():
-        known = number(value)
-        if known is not None and (name in told or name.startswith("epsilon")):
+    for name in (*_QUALITY, *_COUNTS):
+        if (known := number(found.get(name))) is not None:
+            yield name, known
+    for name, value in (run.evaluations[-1] if run.evaluations else {}).items():
+        if name.startswith("epsilon") and (known := number(value)) is not None:
             yield name, known
 
 

@@ -41,6 +41,7 @@ class RunFolder:
 
     Attributes:
         path: the folder; it is made, or is empty.
+        kept_round: the round whose model is shipped, once that is known.
     """
 
     def __init__(self, path: Path, arm: str) -> None:
@@ -48,6 +49,7 @@ class RunFolder:
         self.path, self.arm = path, arm
         self._started, self._resumed = time.time(), 0
         self._digest: str | None = None
+        self.kept_round: int | None = None
         self._lock = _locked(path)
         self.status("running")
 
@@ -64,6 +66,7 @@ class RunFolder:
         found.path, found.arm, found._lock = path, str(status["arm"]), lock
         found._started = datetime.fromisoformat(status["started"]).timestamp()
         found._resumed, found._digest = int(status["resumed"]) + 1, status.get("config")
+        found.kept_round = None
         found.status("running")
         return found
 
@@ -76,6 +79,7 @@ class RunFolder:
             "seconds": time.time() - self._started,
             "resumed": self._resumed,
             "config": self._digest,
+            "kept_round": self.kept_round,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(
                 timespec="milliseconds"
             ),

@@ -12,6 +12,7 @@ import torch
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.places import located
 from trillium.data.federated import FederatedData, load_data
+from trillium.experiment.best import Rounds, check_measured
 from trillium.experiment.card import write_cards
 from trillium.experiment.fit import (
     check_answers,
@@ -74,6 +75,11 @@ class Experiment:
         """The resident model."""
         return self.server.model
 
+    @property
+    def rounds(self) -> Rounds:
+        """Which of the rounds is the best one."""
+        return Rounds(self.config, self.server, self.clients)
+
     def run(self, observe: Observer | None = None) -> list[Metrics]:
         """Run the rounds that are left and return all evaluations.
 
@@ -93,6 +99,8 @@ class Experiment:
                 self._evaluate({}, observe)
                 self._checkpoint()
             for number in range(self.server.round + 1, (rounds if framework.trains else 0) + 1):
+                if self.rounds.have_ended:
+                    break
                 start = time.perf_counter()
                 self.server.round = number
                 self.fleet.begin_round(number)
@@ -115,7 +123,7 @@ class Experiment:
     def _evaluate(self, figures: Metrics, observe: Observer | None) -> None:
         """Measure the model that would be shipped, and write a line."""
         framework, number = self.config.framework, self.server.round
-        last = number == self.config.rounds or not framework.trains
+        last = number == self.config.rounds or not framework.trains or self.rounds.may_end(number)
         missing = dict(self.fleet.missing)
         batch_size = self.config.evaluation.batch_size
         found = framework.evaluate(self.server, self.fleet, batch_size, last)
@@ -130,6 +138,7 @@ class Experiment:
             "seconds": self._seconds,
             "server_flops": self.server.meter.read().flops,
         }
+        self.rounds.note(line)
         self.history.append(line)
         if self.folder is not None:
             self.folder.metrics(line)
@@ -175,8 +184,12 @@ class Experiment:
         self._started = True
 
     def _finish(self) -> None:
+        kept = self.rounds.kept
+        self.rounds.take()
         if self.folder is None:
             return
+        self.folder.kept_round = kept
+        self.folder.status("running")
         keep_models(self.config.framework, self.server, self.clients, self.folder.path)
         write_cards(self.folder.path)
         self.folder.status("finished")
@@ -279,6 +292,7 @@ def build_server(
         check_names(config, {*model.initial, *(n for c in clients for n in c.model.initial)})
     check_lengths(config.of(None), model, [public, test])
     check_answers(config.of(None), model, test)
+    check_measured(config, clients)
     if isinstance(config.task, CausalLM):
         taught = [example for client in clients for example in client.examples]
         warn_unless_ended(taught or test, model.tokenizer)

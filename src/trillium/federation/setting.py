@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,12 +27,18 @@ class Evaluation(BaseModel):
     Attributes:
         every: rounds from one evaluation to the next; the last round is always evaluated.
         batch_size: examples at once.
+        keep: whether the model of the `last` round is shipped, or that of the `best` one: by accuracy;
+            in language modelling by loss, or by exact match where answers are generated. The best is
+            chosen by the rows that it is measured on.
+        patience: ends the run when so many rounds have brought no gain in that; null runs all rounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=1)
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = Field(default=None, ge=1)
 
 
 class Setting(BaseModel):

@@ -41,7 +41,14 @@ class ZeroShot(Framework, name="zero_shot"):
         """Return what rounds and training are set to."""
         names = [f"training.{name}" for name in type(config.training).model_fields]
         names.remove("training.max_length")
-        names += ["rounds", "evaluation.every", "tiers.*.local_steps", "model.dropout"]
+        names += [
+            "rounds",
+            "evaluation.every",
+            "evaluation.keep",
+            "evaluation.patience",
+            "tiers.*.local_steps",
+            "model.dropout",
+        ]
         names += [
             f"adapter.{name}" for name in ("dropout", "r", "alpha", "rslora")
         ]  # their B is zero

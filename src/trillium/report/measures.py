@@ -34,9 +34,14 @@ def _last(metric: str) -> Callable[[Run], float | None]:
     return lambda run: run.last(metric)
 
 
+def _shipped(metric: str) -> Callable[[Run], float | None]:
+    """A metric of the model that is shipped."""
+    return lambda run: run.shipped(metric)
+
+
 def client_values(run: Run, metric: str) -> list[float]:
-    """Return a metric of the clients' own models at the last evaluation that has it."""
-    for line in reversed(run.evaluations):
+    """Return a metric of the clients' own models at the kept round, or the last one that has it."""
+    for line in [*reversed(run.kept), *reversed(run.evaluations)]:
         clients = line.get("clients") or {}
         found = [number(values.get(metric)) for values in clients.values()]
         if known := [value for value in found if value is not None]:
@@ -91,7 +96,7 @@ QUALITY = (
         "Accuracy",
         "Share of held-out examples that the model which would be shipped gets right, "
         "at the last evaluation.",
-        _last("accuracy"),
+        _shipped("accuracy"),
         human.percent,
     ),
     Measure(
@@ -99,7 +104,7 @@ QUALITY = (
         "F1",
         "F1 (macro)",
         "Harmonic mean of precision and recall on the held-out examples, averaged over the labels.",
-        _last("f1"),
+        _shipped("f1"),
         human.percent,
     ),
     Measure(
@@ -107,7 +112,7 @@ QUALITY = (
         "Exact match",
         "Exact match",
         "Share of held-out examples whose generated answer equals the reference.",
-        _last("exact_match"),
+        _shipped("exact_match"),
         human.percent,
     ),
     Measure(
@@ -115,7 +120,7 @@ QUALITY = (
         "Perplexity",
         "Perplexity",
         "Exponential of the mean loss per token on held-out text; lower is better.",
-        _last("perplexity"),
+        _shipped("perplexity"),
         human.plain,
     ),
     Measure(
@@ -123,7 +128,7 @@ QUALITY = (
         "Token acc.",
         "Token accuracy",
         "Share of held-out tokens that the model predicts right from the true text before them.",
-        _last("token_accuracy"),
+        _shipped("token_accuracy"),
         human.percent,
     ),
     Measure(
@@ -131,7 +136,7 @@ QUALITY = (
         "Loss",
         "Loss",
         "Mean cross-entropy on the held-out examples, in nats; lower is better.",
-        _last("loss"),
+        _shipped("loss"),
         human.plain,
     ),
     Measure(

@@ -34,9 +34,12 @@ class Held:
 
 
 def held(run: Run) -> list[Held]:
-    """Return the figures of a run's plan beside what the ledger says; none without either."""
+    """Return the figures of a run's plan beside what the ledger says; none without either.
+
+    Nor is there anything to hold of a run that has ended before the rounds that were planned.
+    """
     plan, traffic = run.plan, run.traffic
-    if "total" not in plan or traffic is None:
+    if "total" not in plan or traffic is None or run.ended_early:
         return []
     total, until = plan["total"], traffic.until()
     server = run.last("server_flops")

@@ -61,7 +61,15 @@ class Run:
     def kept_round(self) -> int:
         """The round whose model the run ships: the last, or the best where that one is kept."""
         last = self.evaluations[-1]["round"] if self.evaluations else 0
-        return int(number(self.status.get("kept_round", last)) or 0)
+        found = number(self.status.get("kept_round"))
+        return last if found is None else int(found)
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether it has finished before its last round."""
+        rounds = number(self.config.get("rounds"))
+        last = self.evaluations[-1]["round"] if self.evaluations else 0
+        return self.state == "finished" and rounds is not None and 0 < last < rounds
 
     @property
     def kept(self) -> list[dict[str, Any]]:
@@ -69,9 +77,17 @@ class Run:
         return [line for line in self.evaluations if line["round"] <= self.kept_round]
 
     def last(self, metric: str) -> float | None:
+        """The last value of a metric that was evaluated, None where it never was."""
+        return _last(self.evaluations, metric)
+
+    def shipped(self, metric: str) -> float | None:
         """The last value of a metric until the round that is kept, None where there is none."""
-        values = (number(line.get(metric)) for line in reversed(self.kept))
-        return next((value for value in values if value is not None), None)
+        return _last(self.kept, metric)
+
+
+def _last(lines: list[dict[str, Any]], metric: str) -> float | None:
+    values = (number(line.get(metric)) for line in reversed(lines))
+    return next((value for value in values if value is not None), None)
 
 
 def number(value: object) -> float | None:

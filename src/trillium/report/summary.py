@@ -102,8 +102,23 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         for row in rows
         for seed, reason in row.reasons.items()
     ]
+    chosen = [
+        f"{row.arm}: the figures are those of the best round (evaluation.keep=best), which was chosen "
+        "by the rows that it is measured on."
+        for row in rows
+        if any(_evaluation(run, "keep") == "best" for run in row.counted)
+    ]
+    ended = [
+        f"{row.arm}, seed {run.seed}: ended at round {run.evaluations[-1]['round']} of "
+        f"{run.config['rounds']}, as {_evaluation(run, 'patience')} rounds had brought no gain."
+        for row in rows
+        for run in row.counted
+        if run.ended_early
+    ]
     return (
         failed
+        + chosen
+        + ended
         + [mixed] * bool(redrawn)
         + [
             f"{row.arm}: the task head is new and drawn at random, so this is what guessing gives; it "
@@ -121,6 +136,11 @@ def _first_line(error: object) -> str:
     text = str(error or "it is not known why").strip().removeprefix("UserError: ")
     line = text.partition("\n")[0]
     return line if len(line) <= _MOST else f"{line[:_MOST]} …"
+
+
+def _evaluation(run: Run, key: str) -> object:
+    found = run.config.get("evaluation")
+    return found.get(key) if isinstance(found, dict) else None
 
 
 def _name(row: Row, key: str) -> str:

@@ -89,6 +89,16 @@ class Task(Component, kind="task", package="trillium.tasks"):
     peft_task: ClassVar[str]
     data_form: ClassVar[str]  # the columns that sources deliver, "classification" or "causal_lm"
 
+    @property
+    def measure(self) -> str:
+        """Return the metric by which one model is better than another."""
+        return "loss"
+
+    @property
+    def more_is_better(self) -> bool:
+        """Whether more of that metric is better."""
+        return self.measure != "loss"
+
     def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
         """Turn rows of the canonical columns into examples of at most `max_length` tokens."""
         raise NotImplementedError

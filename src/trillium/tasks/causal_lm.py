@@ -40,6 +40,11 @@ class CausalLM(Task, name="causal_lm"):
     peft_task: ClassVar[str] = "CAUSAL_LM"
     data_form: ClassVar[str] = "causal_lm"
 
+    @property
+    def measure(self) -> str:
+        """The exact match of answers, where some are generated."""
+        return "exact_match" if self.generate else "loss"
+
     def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
         """Tokenise the columns `prompt` and `completion`, or `messages`; a chat may be several."""
         chats = "messages" in rows.column_names

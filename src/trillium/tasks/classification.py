@@ -34,6 +34,11 @@ class Classification(Task, name="classification"):
     peft_task: ClassVar[str] = "SEQ_CLS"
     data_form: ClassVar[str] = "classification"
 
+    @property
+    def measure(self) -> str:
+        """Accuracy."""
+        return "accuracy"
+
     def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
         """Tokenise the columns `text` and `label`; without a label an example counts for nothing."""
         texts = list(rows["text"])
