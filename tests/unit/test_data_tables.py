@@ -267,7 +267,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     rows=ROWS,
     task=st.sampled_from(["classification", "causal_lm"]),
@@ -285,7 +285,7 @@ def test_any_table_is_read_or_refused_in_three_parts(
     assert raw is None or len(raw.train) == len(row_keys(raw.train)) == len(rows)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     content=st.binary(max_size=60)
     | st.text(alphabet='ab,;"\n\r\t|\0é', max_size=60).map(str.encode),

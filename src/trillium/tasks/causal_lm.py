@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_length, collate
-from trillium.tasks.chats import Spans, answer_tokens, chat_spans, prompt_tokens
+from trillium.tasks.chats import answer_tokens, chat_spans, prompt_tokens
 from trillium.tasks.ends import before_end, end_ids
+from trillium.tasks.spans import Spans
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,14 +12,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, Final
 
 from trillium.errors import UserError
+from trillium.tasks.spans import Spans, spans_of, token_ids
 from trillium.tasks.templates import ANSWER, Range, Template, TemplateError, Turn
-
-Spans = list[tuple[list[int], bool]]
-"""Runs of tokens, and whether they are supervised."""
 
 _NEEDED: Final = ("tool_calls", "reasoning_content", "thinking", "reasoning")
 _ANOTHER_FORM: Final = "Correct the row, or choose a model whose template takes it"
@@ -56,7 +53,7 @@ class Chat:
 def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
     """Return the tokens of a chat in which the user has said one thing."""
     chat = Chat([{"role": "user", "content": prompt}], [False], None, "the prompt")
-    return _ids(tokenizer, _Said(tokenizer, chat).text(1, prompt=True))
+    return token_ids(tokenizer, _Said(tokenizer, chat).text(1, prompt=True))
 
 
 def answer_tokens(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
@@ -66,7 +63,7 @@ def answer_tokens(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
     """
     chat = Chat.of(row)
     said = [place for place, turn in enumerate(chat.turns, 1) if not _answers(turn)]
-    return _ids(tokenizer, _Said(tokenizer, chat).text(max(said, default=0), prompt=True))
+    return token_ids(tokenizer, _Said(tokenizer, chat).text(max(said, default=0), prompt=True))
 
 
 def chat_spans(row: Mapping[str, Any], tokenizer: Any) -> list[Spans]:
@@ -80,11 +77,11 @@ def chat_spans(row: Mapping[str, Any], tokenizer: Any) -> list[Spans]:
     wanted = [place for place, is_wanted in enumerate(said.chat.supervised) if is_wanted]
     if all(said.whole.startswith(said.until(place) or "") for place in wanted):
         found = [own for place in wanted for own in said.in_whole(place)]
-        return [_tokens(tokenizer, said.whole, found)]
+        return [spans_of(tokenizer, said.whole, found)]
     examples = []
     for place in wanted:
         until = said.text(place + 1)
-        examples.append(_tokens(tokenizer, until, said.responses(place, until)))
+        examples.append(spans_of(tokenizer, until, said.responses(place, until)))
     return examples
 
 
@@ -278,39 +275,3 @@ def _roles(turns: Sequence[Turn]) -> str:
 
 def _answers(turn: Turn) -> bool:
     return bool(turn["role"] == "assistant")
-
-
-def _tokens(tokenizer: Any, text: str, supervised: Sequence[Range]) -> Spans:
-    """Return a text as tokens, with the borders of what is supervised between two of them.
-
-    Where a token would reach across a border (an answer that begins with a blank line), both sides are
-    tokenised apart: so a model meets them when it writes.
-    """
-    borders = sorted({0, len(text), *(border for found in supervised for border in found)})
-    pieces = list(pairwise(borders))
-    seen = [any(s <= first and last <= e for s, e in supervised) for first, last in pieces]
-    whole = _ids(tokenizer, text)
-    spans: Spans = []
-    done = 0
-    for (_, last), is_seen in zip(pieces, seen, strict=True):
-        until = whole if last == len(text) else _ids(tokenizer, text[:last])
-        if whole[: len(until)] != until or len(until) < done:
-            break
-        spans.append((until[done:], is_seen))
-        done = len(until)
-    else:
-        return spans
-    return [
-        (_ids(tokenizer, text[first:last], continues=first > 0), is_seen)
-        for (first, last), is_seen in zip(pieces, seen, strict=True)
-    ]
-
-
-def _ids(tokenizer: Any, text: str, *, continues: bool = False) -> list[int]:
-    """Return the tokens of a text; of one that continues another, without what begins a text."""
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not continues:
-        return found
-    line: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    behind: list[int] = tokenizer("\n" + text, add_special_tokens=False)["input_ids"]
-    return behind[len(line) :] if behind[: len(line)] == line else found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from string import Formatter
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from trillium.data.sources.chats import (
     read_pair,
     read_tools,
 )
+from trillium.data.sources.labels import check_known, class_names, label_space, names_of
 from trillium.data.sources.table import Table
 from trillium.errors import UserError
 
@@ -78,11 +78,11 @@ class Columns(BaseModel):
             )
         labels: tuple[str, ...] = ()
         if task == "classification":
-            names = {split: _class_names(rows, self.label) for split, rows in splits.items()}
-            labels = tuple(_label_space(train, self.label, names["train"]))
+            names = {split: class_names(rows, self.label) for split, rows in splits.items()}
+            labels = tuple(label_space(train, self.label, names["train"]))
             ids = {name: index for index, name in enumerate(labels)}
             for split, rows in splits.items():
-                _check_known(rows, self.label, names[split], labels, "the training split")
+                check_known(rows, self.label, names[split], labels, "the training split")
                 columns[split]["label"] = [ids[name] for name in names[split]]
         return RawData(
             train=_dataset(columns["train"]),
@@ -94,8 +94,8 @@ class Columns(BaseModel):
         """Return the rows of one owner in the canonical columns, classes numbered by `labels`."""
         columns = self._columns(rows, task, "own")
         if task == "classification":
-            names = _class_names(rows, self.label)
-            _check_known(rows, self.label, names, labels, "the federation")
+            names = class_names(rows, self.label)
+            check_known(rows, self.label, names, labels, "the federation")
             ids = {name: index for index, name in enumerate(labels)}
             columns["label"] = [ids[name] for name in names]
         return _dataset(columns)
@@ -137,7 +137,7 @@ class Columns(BaseModel):
         # Test rows are nobody's, and often come without an owner.
         if self.client is not None and split == "train":
             owners = rows.full_column("client", self.client)
-            columns["client"] = _names(rows, "client", self.client, owners)
+            columns["client"] = names_of(rows, "client", self.client, owners)
         return columns
 
     def _language(self, rows: Table) -> dict[str, list[Any]]:
@@ -278,71 +278,3 @@ def _dataset(columns: dict[str, list[Any]]) -> Dataset:
     from datasets import Dataset
 
     return Dataset.from_dict(columns)
-
-
-def _class_names(rows: Table, name: str) -> list[str]:
-    """Return each row's class by name, or by number where the classes have no names."""
-    values = rows.full_column("label", name)
-    if name not in rows.class_names:
-        return _names(rows, "label", name, values)
-    if any(value == -1 for value in values):
-        raise UserError(
-            f"label: {name} in {rows.origin}",
-            "some rows are marked -1, that is, unlabelled",
-            "Choose a split with labels, or none, and test rows are held back from train",
-        )
-    known = rows.class_names[name]
-    return [str(known[value]) for value in values]
-
-
-def _names(rows: Table, what: str, name: str, values: Sequence[Any]) -> list[str]:
-    """Return the names of classes or owners as they stand in the file, numbers as they are counted."""
-    found = []
-    for place, value in enumerate(values):
-        if type(value) is bool:
-            found.append("true" if value else "false")
-        elif type(value) is int:
-            found.append(str(value))
-        elif type(value) is str and value.strip():
-            found += rows.texts(what, name, [value])
-        elif type(value) is str:
-            rows.check_gaps(what, name, [place])
-        else:
-            kind = {"label": "a class", "client": "an owner"}[what]
-            raise rows.wrong(
-                what,
-                name,
-                place,
-                value,
-                f"{kind} is a text, a whole number, true or false, not of type {type(value).__name__}",
-            )
-    return found
-
-
-_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
-
-
-def _label_space(train: Table, name: str, names: Sequence[str]) -> list[str]:
-    """The classes in the order of their ids: the schema's order, or sorted."""
-    if name in train.class_names:
-        return [str(known) for known in train.class_names[name]]
-    found = sorted({*names})
-    # So 10 stands behind 2; 01 is no number, and another class than 1.
-    return sorted(found, key=int) if all(map(_INTEGER.fullmatch, found)) else found
-
-
-def _check_known(
-    rows: Table, column: str, names: Sequence[str], labels: Sequence[str], who: str
-) -> None:
-    known = {*labels}
-    places = [place for place, name in enumerate(names) if name not in known]
-    if places:
-        first = places[0] + 1
-        unseen = ", ".join(sorted({names[place] for place in places})[:5])
-        raise UserError(
-            f"label: {column} in {rows.origin}",
-            f"{who} lacks the class of {len(places)} rows, the first is row {first}",
-            f"It has no row of class {unseen}; it has {', '.join(labels[:5])}"
-            f"{', …' * (len(labels) > 5)}. Correct the spelling, leave these rows out, or add rows of "
-            "that class to the training split",
-        )
