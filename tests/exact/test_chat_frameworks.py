@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from chatty import THINKING, TOOLS, byte_level
 from tiny import CONFIGS, federation, run_rounds
 from trillium.data.deployed import read_server_data, write_server_data
 from trillium.errors import UserError
+from trillium.frameworks.kd.public import decode_public
 from trillium.models.generate import until_end
 from trillium.tasks.ends import end_ids
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -88,3 +92,29 @@ def test_models_whose_templates_make_other_examples_do_not_distil(tmp_path: Path
             model="llama",
             task="causal_lm",
         )
+
+
+@pytest.mark.parametrize(
+    ("turn", "tools"),
+    [
+        ({"more": "{"}, ""),
+        ({"more": "[]"}, ""),
+        ({"more": 7}, ""),
+        ({"weight": "0"}, ""),
+        ({}, "{}"),
+        ({}, "[" * 10_000),
+        ({}, None),
+    ],
+)
+def test_a_public_set_of_broken_chats_is_refused(turn: dict[str, Any], tools: Any) -> None:
+    said = {"role": "user", "content": "hi"}
+
+    def received(turn: dict[str, Any], tools: Any) -> dict[str, list[Any]]:
+        columns = {"messages": [[{**said, **turn}]], "tools": [tools]}
+        data = bytearray(json.dumps(columns).encode())
+        tensor = torch.frombuffer(data, dtype=torch.uint8)
+        return decode_public(Message("receive_public", {"public/rows": tensor}), "causal_lm", 0)
+
+    assert received({"more": '{"weight": 0}'}, "[]")["tools"] == ["[]"]
+    with pytest.raises(MessageError, match="that is none"):
+        received(turn, tools)

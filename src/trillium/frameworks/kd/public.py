@@ -65,14 +65,25 @@ def decode_public(message: Message, data_form: str, num_classes: int) -> dict[st
 def _is_value(column: str, value: Any, num_classes: int) -> bool:
     if column == "label":
         return type(value) is int and 0 <= value < num_classes
+    if column == "tools":
+        return isinstance(value, str) and _is_json(value, list)
     if column != "messages":
         return isinstance(value, str)
     return isinstance(value, list) and all(
         isinstance(turn, dict)
         and turn.keys() | {"more"} == {"role", "content", "more"}
         and all(isinstance(part, str) for part in turn.values())
+        and _is_json(turn.get("more", ""), dict)
         for turn in value
     )
+
+
+def _is_json(text: str, kind: type[list[Any]] | type[dict[str, Any]]) -> bool:
+    """Whether a text is empty, or JSON of a kind."""
+    try:
+        return not text or isinstance(json.loads(text), kind)
+    except (ValueError, RecursionError):
+        return False
 
 
 def row_slices(task: Task, public: Sequence[Example]) -> dict[int, slice]:
