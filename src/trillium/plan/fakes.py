@@ -22,9 +22,10 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trillium.plan.known import Known
+from trillium.plan.known import Call, Known
+from trillium.plan.operations import Operation, Operations
 from trillium.plan.values import Values
-from trillium.training.meters import Count, is_made_of_others
+from trillium.training.meters import Count
 
 aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
@@ -139,6 +140,7 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.watch: Count | None = None
         self._known, self._values = known, values
+        self._operations = Operations(_RULES)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -151,52 +153,53 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self.watch is None and FakeTensor not in types:
             return func(*args, **kwargs)
-        if func.namespace == "prim":
-            return self._answer(func, args, kwargs)
-        if is_made_of_others(func, "CPU"):
+        operation = self._operations.of(func)
+        if operation.is_composite:
             with self:
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        if self.watch is not None:
-            return self.watch.follow(self._answer, func, args, kwargs)
-        result = self._answer(func, args, kwargs)
-        self._values.note(func, args, kwargs, result)
-        return result
+        if self.watch is None or func.namespace == "prim":
+            result, call = self._answer(operation, args, kwargs)
+            self._values.note(operation, args, kwargs, result, call)
+            return result
+        return self.watch.follow(self._watched, func, args, kwargs)
 
-    def _answer(self, func: Any, args: Any, kwargs: Any) -> Any:
-        rule = _RULES.get(func.overloadpacket)
-        if rule is not None and any(map(_has_fake, args)):
-            found = rule(self._values, func, args)
+    def _watched(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return self._answer(self._operations.of(func), args, kwargs)[0]
+
+    def _answer(self, operation: Operation, args: Any, kwargs: Any) -> tuple[Any, Call | None]:
+        """Return the result of an operation, and the call if that is remembered."""
+        func = operation.func
+        if operation.rule is not None and any(map(_has_fake, args)):
+            found = operation.rule(self._values, args)
             if found is not None:
-                return found
-            if func.overloadpacket in _BY_MASK:
-                args = (args[0], _places(args[1]), *args[2:])
-        is_real = isinstance(args[0], Tensor) and not is_fake(args[0]) if args else False
-        if is_real and func._schema.is_mutable and any(map(_has_fake, args[1:])):
-            raise TypeError(f"{func}: a tensor with values cannot take any from one without")
-        result = self._known.call(func, args, kwargs)
-        if func.overloadpacket in _SORTS and is_fake(args[0]):
+                return found, None
+            args = (args[0], _places(args[1]), *args[2:])
+        if operation.is_mutable and isinstance(args[0], Tensor) and not is_fake(args[0]):
+            if any(map(_has_fake, args[1:])):
+                raise TypeError(f"{func}: a tensor with values cannot take any from one without")
+        result, call = self._known.call(operation, args, kwargs)
+        if operation.sorts and is_fake(args[0]):
             order = torch.arange(result[1].shape[-1]).expand(result[1].shape).contiguous()
-            return type(result)((result[0], order))
-        return result
+            return type(result)((result[0], order)), None
+        return result, call
 
 
 _BY_MASK = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
-_SORTS = (aten.sort, aten.topk)
 
 
-def _number(values: Values, func: Any, args: Any) -> Any:
+def _number(values: Values, args: Any) -> Any:
     return _one(args[0].dtype) if is_fake(args[0]) else None
 
 
-def _equal(values: Values, func: Any, args: Any) -> Any:
+def _equal(values: Values, args: Any) -> Any:
     return values.equal(*args[:2])
 
 
-def _all_places(values: Values, func: Any, args: Any) -> Any:
+def _all_places(values: Values, args: Any) -> Any:
     return torch.ones(args[0].shape, dtype=torch.bool).nonzero()
 
 
-def _largest(values: Values, func: Any, args: Any) -> Any:
+def _largest(values: Values, args: Any) -> Any:
     tensor, dim = args[0], args[1] if len(args) > 1 else None
     if dim is None:
         return torch.tensor(values.turn(tensor.numel()))
@@ -207,7 +210,7 @@ def _largest(values: Values, func: Any, args: Any) -> Any:
     return found if keeps else found.squeeze(dim)
 
 
-def _as_it_is(values: Values, func: Any, args: Any) -> Any:
+def _as_it_is(values: Values, args: Any) -> Any:
     return None
 
 

@@ -10,30 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_impls import op_implementations_checks
 from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
     in_kernel_invocation_manager,
 )
 
-_VALUE_TAGS = (
-    torch.Tag.data_dependent_output,
-    torch.Tag.dynamic_output_shape,
-    torch.Tag.inplace_view,
-)
-_PLAIN = (
+from trillium.plan.operations import Operation
+
+_CPU = torch.device("cpu")
+_PLAIN = {
     *(int, float, bool, str, type(None)),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-)
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Form:
     """The form of a tensor."""
 
@@ -44,6 +40,19 @@ class _Form:
 
 class _UnknownError(Exception):
     """An argument or a result is of a kind that is not remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is remembered of a call.
+
+    Attributes:
+        key: all that the form of its result depends on.
+        tensors: its arguments that are tensors, in their order.
+    """
+
+    key: Any
+    tensors: Sequence[Tensor]
 
 
 class Known:
@@ -70,48 +79,43 @@ class Known:
             FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=_CPU
         )
         torch._C._set_throw_on_mutable_data_ptr(made)
-        vars(made).update(self._like)
+        made.__dict__.update(self._like)
         return made
 
-    def call(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return what an operation returns."""
-        kind = _kind(func)
+    def call(
+        self, operation: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, Call | None]:
+        """Return what an operation returns; and of new tensors that are remembered, the call."""
+        kind, func = operation.kind, operation.func
         if kind == "views" and isinstance(args[0], FakeTensor):
-            return self._view(func, args, kwargs)
-        if kind is None and not _is_by_places(func, args):
-            return func(*args, **kwargs)
+            return self._view(func, args, kwargs), None
+        if kind == "views" or (kind is None and not _is_by_places(func, args)):
+            return func(*args, **kwargs), None
+        tensors: list[Tensor] = []
         try:
-            tensors: list[Tensor] = []
-            key: Any = (func, _key(args, tensors), _key(tuple(kwargs.items()), tensors))
+            key: Any = (id(func), _key(args, tensors))
+            if kwargs:
+                key = (*key, _key(tuple(kwargs.items()), tensors))
         except _UnknownError:
-            return func(*args, **kwargs)
-        if kind == "views" or not any(isinstance(tensor, FakeTensor) for tensor in tensors):
-            return func(*args, **kwargs)
+            return func(*args, **kwargs), None
+        if not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            return func(*args, **kwargs), None
+        known = self._results.get(key)
         if kind == "writes":
-            return self._write(func, args, kwargs, key, tensors)
-        if key in self._results:
-            return self._made(self._results[key])
-        result = self._run(func, args, kwargs, tensors)
+            if known is not None and isinstance(args[0], FakeTensor):
+                return args[0], None  # it stays what it is
+            result = self._run(operation, args, kwargs, tensors)
+            if result is args[0]:
+                self._results[key] = True
+            return result, None
+        if known is not None:
+            return self._made(known), Call(key, tensors)
+        result = self._run(operation, args, kwargs, tensors)
         storages = {id(tensor.untyped_storage()) for tensor in tensors}
         with suppress(_UnknownError):
             self._results[key] = _forms(result, storages)
-        return result
-
-    def _write(
-        self,
-        func: Any,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        key: Any,
-        tensors: Sequence[Tensor],
-    ) -> Any:
-        """Return the tensor that is written to, which stays what it is."""
-        if key in self._results and isinstance(args[0], FakeTensor):
-            return args[0]
-        result = self._run(func, args, kwargs, tensors)
-        if result is args[0]:
-            self._results[key] = True
-        return result
+            return result, Call(key, tensors)
+        return result, None
 
     def _view(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return views of a fake tensor: their geometry is the same on all devices."""
@@ -120,15 +124,20 @@ class Known:
         return self._wrapped(found, args[0].fake_device)
 
     def _run(
-        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]
+        self,
+        operation: Operation,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        tensors: Sequence[Tensor],
     ) -> Any:
         """Return what an operation returns that is seen for the first time.
 
         Where it has a kernel for tensors without values, and PyTorch no other rule for fake ones, this
-        kernel is called at once; the mode would do so in the end. Copies have the form of their source.
+        kernel is called at once; the mode would do so in the end.
         """
-        copies = func in _COPIES and kwargs.get("device") in (None, _CPU)
-        if not (copies or _has_kernel(func)) or not all(map(_is_on_cpu, tensors)):
+        func = operation.func
+        copies = operation.has_form and kwargs.get("device") in (None, _CPU)
+        if not (copies or operation.has_kernel) or not all(map(_is_on_cpu, tensors)):
             return func(*args, **kwargs)
         try:
             with in_kernel_invocation_manager(self._mode):
@@ -159,48 +168,6 @@ class Known:
         return form
 
 
-_CPU = torch.device("cpu")
-
-
-@cache
-def _kind(func: Any) -> str | None:
-    """Return whether an operation `makes` new tensors, `views` its first argument or `writes` to it."""
-    if any(tag in func.tags for tag in _VALUE_TAGS) or func.namespace != "aten":
-        return None
-    if func is torch.ops.aten._unsafe_view.default:
-        return "views"  # shares the storage, though its schema does not say so
-    name, has_kernel = func.name(), torch._C._dispatch_has_kernel_for_dispatch_key
-    if has_kernel(name, "CompositeImplicitAutograd"):
-        return None  # may return an argument as it is
-    first, *others = [argument.alias_info for argument in func._schema.arguments] or [None]
-    returned = [found.alias_info for found in func._schema.returns]
-    if any(found is not None for found in others):
-        return None
-    if first is None:
-        return "makes" if returned and all(found is None for found in returned) else None
-    if not first.is_write and returned and all(found is not None for found in returned):
-        return "views"
-    writes = first.is_write and len(returned) == 1 and name.split(".")[0].endswith("_")
-    return "writes" if writes else None
-
-
-@cache
-def _has_kernel(func: Any) -> bool:
-    """Whether the form of a result is what the kernel for the meta device says, and it alone."""
-    if any(argument.name == "device" for argument in func._schema.arguments):
-        return False
-    is_ruled = any(applies(func) for applies, _ in op_implementations_checks)
-    return not is_ruled and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "Meta")
-
-
-_COPIES = {
-    torch.ops.aten._to_copy.default,
-    torch.ops.aten.clone.default,
-    torch.ops.aten.zeros_like.default,
-    torch.ops.aten.ones_like.default,
-}
-
-
 def _is_on_cpu(tensor: Tensor) -> bool:
     return tensor.fake_device == _CPU if isinstance(tensor, FakeTensor) else True  # see `_key`
 
@@ -223,22 +190,27 @@ def _is_by_places(func: Any, args: Sequence[Any]) -> bool:
     )
 
 
-def _key(value: Any, tensors: list[Tensor]) -> Any:
+def _key(values: Sequence[Any], tensors: list[Tensor]) -> Any:
     """Return what the form of a result depends on; tensors are added to a list.
 
     Raises:
         _UnknownError: it may depend on more.
     """
-    if isinstance(value, Tensor):
-        if not isinstance(value, FakeTensor) and value.device.type != "cpu":
+    found: list[Any] = []
+    for value in values:
+        kind = type(value)
+        if kind is FakeTensor or isinstance(value, Tensor):
+            if kind is not FakeTensor and value.device.type != "cpu":
+                raise _UnknownError
+            tensors.append(value)
+            found += (value.shape, value.stride(), value.dtype)
+        elif kind in _PLAIN:
+            found += (kind, value)
+        elif isinstance(value, list | tuple):
+            found.append(_key(value, tensors))
+        else:
             raise _UnknownError
-        tensors.append(value)
-        return value.shape, value.stride(), value.dtype
-    if isinstance(value, list | tuple):
-        return tuple(_key(part, tensors) for part in value)
-    if isinstance(value, _PLAIN):
-        return type(value), value
-    raise _UnknownError
+    return tuple(found)
 
 
 def _forms(result: Any, storages: set[int]) -> Any:

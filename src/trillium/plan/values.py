@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import weakref
 from ctypes import string_at
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-aten = torch.ops.aten
-_COPIES = (aten._to_copy.default, aten.clone.default)
+from trillium.plan.known import Call
+from trillium.plan.operations import Operation
+
+_NUMBER = "trillium_value"  # marks the storages of fake tensors, with the version of their values
 _SMALL = 2**18  # bytes of a real tensor; of larger ones the storage stands for the values
 
 
@@ -20,7 +20,6 @@ class Values:
     """Numbers values: a copy has that of its source, and what is written to gets a new one."""
 
     def __init__(self) -> None:
-        self._numbers: dict[int, tuple[object, int, Any]] = {}  # number, version, end of a storage
         self._made: dict[Any, object] = {}
         self._turns: dict[int, int] = {}
         self._real: dict[int, torch.UntypedStorage] = {}
@@ -45,39 +44,53 @@ class Values:
         self._turns[count] = self._turns.get(count, -1) + 1
         return self._turns[count] % count
 
-    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Note how a tensor was made."""
-        if not _is_pure(func) or (_may_draw(func) and draws(func, args, kwargs)):
+    def note(
+        self, operation: Operation, args: Any, kwargs: Any, result: Any, call: Call | None
+    ) -> None:
+        """Note how a tensor was made.
+
+        Args:
+            call: what is remembered of the operation that made it, if anything is.
+        """
+        if operation.kind in ("views", "writes") or operation.is_mutable:
             return
         made = [result] if isinstance(result, Tensor) else result
-        if not isinstance(made, list | tuple) or not made:
+        if not isinstance(made, list | tuple) or not made or not isinstance(made[0], FakeTensor):
             return
-        given = {id(t.untyped_storage()) for t in args if isinstance(t, FakeTensor)}
-        if not isinstance(made[0], FakeTensor) or id(made[0].untyped_storage()) in given:
+        if operation.draws(args, kwargs):
+            return
+        if call is None and id(made[0].untyped_storage()) in _storages(args):
             return  # views
-        if func in _COPIES and _is_whole_copy(args[0], result):
+        if operation.is_copy and _is_whole_copy(args[0], result):
             self._set(result, self._number(args[0]))
             return
         try:
-            key = func, self._key(args), self._key(tuple(kwargs.items()))
-            number = self._made.setdefault(key, object())
+            if call is None:
+                key: Any = operation.func, self._key(args), self._key(tuple(kwargs.items()))
+            else:
+                key = call.key, tuple(map(self._value, call.tensors))
         except TypeError:  # an argument that cannot be told from others
             return
+        number = self._made.setdefault(key, object())
         for place, tensor in enumerate(made):
             if isinstance(tensor, FakeTensor):
                 self._set(tensor, (number, place))
 
+    def _value(self, tensor: Tensor) -> Any:
+        """Return the same as `of` where the form of the tensor is known."""
+        if type(tensor) is FakeTensor:
+            return self._number(tensor), tensor.storage_offset()
+        return self.of(tensor)
+
     def _number(self, tensor: Tensor) -> object:
-        found = self._numbers.get(id(tensor.untyped_storage()))
+        found = vars(tensor.untyped_storage()).get(_NUMBER)
         if found is None or found[1] != _version(tensor):
             return self._set(tensor, object())
         return found[0]
 
     def _set(self, tensor: Tensor, number: object) -> object:
-        untyped = tensor.untyped_storage()
-        key = id(untyped)
-        gone = weakref.ref(untyped, lambda _: self._numbers.pop(key, None))
-        self._numbers[key] = number, _version(tensor), gone
+        # PyTorch keeps the Python object of a storage for as long as the storage lives.
+        vars(tensor.untyped_storage())[_NUMBER] = number, _version(tensor)
         return number
 
     def _key(self, value: Any) -> Any:
@@ -89,24 +102,8 @@ class Values:
         return type(value), value
 
 
-@cache
-def _is_pure(func: Any) -> bool:
-    return not func._schema.is_mutable
-
-
-@cache
-def _may_draw(func: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in func.tags
-
-
-def draws(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operation draws random numbers; fused attention without dropout does not."""
-    if not _may_draw(func):
-        return False
-    arguments = func._schema.arguments
-    given = {argument.name: argument.default_value for argument in arguments}
-    given |= {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
-    return bool(given.get("dropout_p", 1.0) > 0)
+def _storages(values: Any) -> set[int]:
+    return {id(t.untyped_storage()) for t in values if isinstance(t, FakeTensor)}
 
 
 def _is_whole_copy(source: Any, made: Tensor) -> bool:
