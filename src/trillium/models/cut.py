@@ -158,6 +158,8 @@ class Part(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, as on the unsplit model."""
+        if mode == self.training == self._root.training:  # asked before every batch
+            return self
         self._root.training = mode
         return super().train(mode)
 

@@ -102,7 +102,7 @@ class PaperFederation:
             self.server = PaperServer(
                 **self._side("server", self.model, meter, texts.public),
                 training=on_paper(config.training, self._paper),
-                test=texts.test or _some(texts),
+                test=_some(texts),
                 state=self.model.state(),
                 public=texts.public,
                 public_rows=texts.public_rows,
@@ -164,7 +164,7 @@ class PaperFederation:
         return PaperClient(
             **self._side(name, model, self._meter(model, "client"), public),
             training=on_paper(tier.training(config.training), self._paper),
-            test=self.texts.test or _some(self.texts),
+            test=_some(self.texts),
             examples=self.texts.clients[name],
             describe=_raise,
             verbs=verbs_of(self.framework, config.head),
@@ -206,5 +206,5 @@ def _raise(error: Exception) -> str:
 
 
 def _some(texts: Texts) -> list[Example]:
-    """Return some examples, for a look at a model."""
-    return (texts.public or next(iter(texts.clients.values()), []))[:2]
+    """Return some examples, for a look at a model: what is measured has no value here, but a name."""
+    return (texts.test or texts.public or next(iter(texts.clients.values()), []))[:2]

@@ -20,22 +20,13 @@ from torch._subclasses.fake_tensor import (
     in_kernel_invocation_manager,
 )
 
-from trillium.plan.operations import Operation
+from trillium.plan.operations import Form, Operation
 
 _CPU = torch.device("cpu")
 _PLAIN = {
     *(int, float, bool, str, type(None)),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """The form of a tensor."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
 
 
 class _UnknownError(Exception):
@@ -87,6 +78,12 @@ class Known:
     ) -> tuple[Any, Call | None]:
         """Return what an operation returns; and of new tensors that are remembered, the call."""
         kind, func = operation.kind, operation.func
+        if operation.writes_by_place and type(args[0]) is FakeTensor:
+            return args[0], None
+        if operation.direct is not None and type(args[0]) is FakeTensor:
+            form = operation.direct(args, kwargs)
+            if form is not None:
+                return self._made(form), None
         if kind == "views" and isinstance(args[0], FakeTensor):
             return self._view(func, args, kwargs), None
         if kind == "views" or (kind is None and not _is_by_places(func, args)):
@@ -160,7 +157,7 @@ class Known:
 
     def _made(self, form: Any) -> Any:
         """Return a new tensor of a form."""
-        if isinstance(form, _Form):
+        if isinstance(form, Form):
             meta = torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device="meta")
             return self.fake(meta)
         if isinstance(form, list | tuple):
@@ -222,7 +219,7 @@ def _forms(result: Any, storages: set[int]) -> Any:
     if isinstance(result, FakeTensor):
         if id(result.untyped_storage()) in storages or result.storage_offset():
             raise _UnknownError
-        return _Form(tuple(result.shape), result.stride(), result.dtype)
+        return Form(tuple(result.shape), result.stride(), result.dtype)
     if isinstance(result, list | tuple):
         return type(result)(_forms(part, storages) for part in result)
     if result is None or type(result) in (int, float, bool):

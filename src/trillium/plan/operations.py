@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,6 +22,21 @@ _COPIES = (aten._to_copy.default, aten.clone.default)
 _LIKES = (aten.zeros_like.default, aten.ones_like.default)
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The form of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def dense(cls, shape: Sequence[int], dtype: torch.dtype) -> Form:
+        """Return the form of a contiguous tensor."""
+        strides = accumulate(reversed(shape[1:]), lambda size, own: size * max(own, 1), initial=1)
+        return cls(tuple(shape), tuple(reversed([*strides])) if shape else (), dtype)
+
+
 class Operation:
     """An operation, and what is known of it.
 
@@ -34,6 +51,8 @@ class Operation:
         has_kernel: whether the form of a result is what the kernel for the meta device says, and it
             alone.
         may_draw: whether it may draw random numbers.
+        direct: gives the form of a result at once, or `None` where it cannot tell.
+        writes_by_place: whether it writes to entries by their places.
         sorts: whether it returns entries in order, and their places.
         rule: how what it asks of values is answered, if it asks.
     """
@@ -46,6 +65,8 @@ class Operation:
         self.is_copy = func in _COPIES
         self.has_form = self.is_copy or func in _LIKES
         self.has_kernel = _has_kernel(func)
+        self.direct = _DIRECT.get(func)
+        self.writes_by_place = func is aten.index_put_.default
         self.sorts = func.overloadpacket in (aten.sort, aten.topk)
         self.may_draw = torch.Tag.nondeterministic_seeded in func.tags
 
@@ -102,3 +123,45 @@ def _has_kernel(func: Any) -> bool:
         return False
     is_ruled = any(applies(func) for applies, _ in op_implementations_checks)
     return not is_ruled and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "Meta")
+
+
+# Of what the form is clear. How many places are chosen, and how long new tensors are, depends on texts:
+# few such calls are met again, and to ask PyTorch takes a millisecond.
+
+
+def _chosen(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form | None:
+    """Entries at places along the first dimensions."""
+    whole, places = args[:2]
+    along = [own for own in places if own is not None and own.dtype == torch.int64]
+    numbers = {own.numel() for own in along if own.dim() == 1}
+    rest = whole.shape[len(places) :]
+    found = Form.dense((*numbers, *rest), whole.dtype)
+    is_plain = len(along) == len(places) and len(numbers) == 1
+    return found if is_plain and whole.stride()[len(places) :] == found.stride[1:] else None
+
+
+def _new(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form | None:
+    """A tensor like another one but for its size."""
+    if not {*kwargs} <= {"dtype", "device", "pin_memory"} or kwargs.get("device") not in _ON_CPU:
+        return None
+    return Form.dense(args[1], kwargs.get("dtype") or args[0].dtype)
+
+
+def _normalised(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Form, ...] | None:
+    """What a layer norm returns: the rows, and the mean and the deviation of each."""
+    rows, dtypes = args[0], {own.dtype for own in args[:4] if isinstance(own, torch.Tensor)}
+    if not rows.is_contiguous() or dtypes != {torch.float32}:
+        return None
+    shape = (*rows.shape[: -len(args[1])], *(1 for _ in args[1]))
+    stats = Form.dense(shape, torch.float32)
+    return Form.dense(rows.shape, torch.float32), stats, stats
+
+
+_ON_CPU = (None, torch.device("cpu"))
+_DIRECT: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Any]] = {
+    aten.index.Tensor: _chosen,
+    aten.native_layer_norm.default: _normalised,
+    **dict.fromkeys(
+        (aten.new_empty.default, aten.new_zeros.default, aten.new_full.default), _new
+    ),
+}

@@ -163,8 +163,8 @@ def _is_finite(tensor: Tensor) -> bool:
     """Whether nothing in a tensor is NaN or infinite."""
     if not tensor.is_floating_point() or not has_values(tensor):
         return True
-    if tensor.numel() == 1:
-        return math.isfinite(tensor.item())
+    if tensor.numel() <= 8:  # of so few, Python is faster than the operations on tensors
+        return all(map(math.isfinite, tensor.flatten().tolist()))
     return bool(torch.isfinite(tensor).all())
 
 
