@@ -9,6 +9,7 @@ import pytest
 import tiny
 from trillium.data.publics.rows import Rows
 from trillium.experiment.run import Experiment
+from trillium.plan import rounds
 from trillium.plan.data import Assumptions, assumed_texts
 from trillium.plan.models import Models
 from trillium.plan.phases import Known, PhaseMeter
@@ -75,3 +76,49 @@ def test_a_tier_that_is_cut_elsewhere_holds_its_own_part(hub: Path) -> None:
     for client, memory in plan.memory.items():
         assert min(vars(memory).values()) >= 0
         assert memory.peak == plan.clients[client].peak_bytes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["framework=fedllm", "fleet={clients_per_round: 2}"],
+        ["framework=fedllm", "fleet={min_replies: 1, failure_rate: 0.1}"],
+        ["framework={name: fedllm, mask: rolora}"],
+        ["framework={name: fedkseed, num_seeds: 16}"],
+        ["framework={name: kd, cache_rounds: 3}"],
+        ["framework=split", "fleet={clients_per_round: 2}"],
+    ],
+    ids=" ".join,
+)
+def test_a_long_run_of_unlike_rounds_is_told_from_some_of_them(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    common = ("rounds=14", "data.num_clients=3", "training.batch_size=8")
+    run = tiny.federation(hub, *common, *words)
+    whole = planned(run)
+    assert whole.planned_rounds == 14
+    assert not whole.estimate
+    monkeypatch.setattr(rounds, "ROUNDS", 6)
+    found = planned(run)
+    assert 6 <= found.planned_rounds < 14
+    assert f"after round {found.planned_rounds} is an estimate" in found.estimate
+    for name, own in found.clients.items():
+        for mine, theirs in (
+            (own.up, whole.clients[name].up),
+            (own.down, whole.clients[name].down),
+        ):
+            assert round(mine.messages, 6) == theirs.messages
+            assert mine.bytes == pytest.approx(theirs.bytes, rel=0.05)
+        assert own.flops == pytest.approx(whole.clients[name].flops, rel=0.05)
+
+
+def test_a_long_run_with_many_messages_is_told_from_few_rounds(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "MESSAGES", 100)
+    monkeypatch.setattr(rounds, "SAMPLE", 20)
+    words = ("framework=fedllm", "rounds=12", "data.num_clients=12", "fleet.clients_per_round=6")
+    plan = planned(tiny.federation(hub, *words))
+    assert plan.planned_rounds == rounds.LEAST
+    assert plan.total.up.messages == pytest.approx(12 * 6)
+    assert {*plan.clients} == {*plan.later} == {*plan.memory}  # also who was asked only later

@@ -189,7 +189,7 @@ def _tier(
     joules = None
     if place.device.watts is not None and spent:
         joules = place.device.watts * max(spent)
-    run = _mean([found.clients[name] for name in names])
+    run = Sums.mean([found.clients[name] for name in names])
     misfit = ""
     if place.device.memory is not None and run.peak_bytes > place.device.memory:
         largest = max(vars(memory).items(), key=lambda item: item[1])
@@ -200,7 +200,7 @@ def _tier(
     return TierPlan(
         label,
         len(names),
-        _mean(later),
+        Sums.mean(later),
         run,
         memory,
         place,
@@ -223,13 +223,6 @@ def _need(count: float, room: float) -> str:
     while digits < 12 and f"{count:.{digits}g}" == f"{room:.{digits}g}":
         digits += 1
     return f"needs {count / 1e9:.{digits}g} GB of {room / 1e9:.{digits}g} GB"
-
-
-def _mean(sums: list[Sums]) -> Sums:
-    mean = Sums()
-    for one in sums:
-        mean.merge(one, 1 / len(sums))
-    return mean
 
 
 def _accuracy(folder: str | None) -> float | None:

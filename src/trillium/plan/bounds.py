@@ -1,4 +1,4 @@
-"""Where a plan cannot be exact, because what happens depends on values that nobody knows before."""
+"""Where a plan cannot be exact: what happens depends on values that nobody knows, or on the round."""
 
 from __future__ import annotations
 
@@ -40,13 +40,26 @@ def reasons(config: ExperimentConfig) -> list[str]:
     return [why for why, holds in found.items() if holds]
 
 
-def is_steady(config: ExperimentConfig, number: int) -> bool:
-    """Whether all rounds after this one take what it takes."""
+def first_alike(config: ExperimentConfig) -> int:
+    """Return the first round that others can be like."""
     framework = config.framework
-    if number < 2 or config.fleet != FleetConfig() or isinstance(framework, FedKSeed):
-        return False
-    if isinstance(framework, FedLLMSettings):
-        return framework.mask.name == "all"
-    if isinstance(framework, SplitSettings):
-        return number > framework.local_rounds + 1
-    return not isinstance(framework, KDSettings) or framework.cache_rounds == 1
+    return 2 + (framework.local_rounds if isinstance(framework, SplitSettings) else 0)
+
+
+def unsteady(config: ExperimentConfig) -> str:
+    """Return why rounds are not alike; empty where all after the first ones are."""
+    framework = config.framework
+    if config.fleet != FleetConfig():
+        return "clients are drawn or fail"
+    if isinstance(framework, FedKSeed):
+        return "directions add up"
+    if isinstance(framework, FedLLMSettings) and framework.mask.name != "all":
+        return "what is trained takes turns"
+    if isinstance(framework, KDSettings) and framework.cache_rounds > 1:
+        return "soft labels serve several rounds"
+    return ""
+
+
+def grows(config: ExperimentConfig) -> bool:
+    """Whether messages grow from round to round, until they are as long as they get."""
+    return isinstance(config.framework, FedKSeed)

@@ -174,9 +174,9 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if found is not None:
                 return found, None
             args = (args[0], _places(args[1]), *args[2:])
-        if operation.is_mutable and isinstance(args[0], Tensor) and not is_fake(args[0]):
-            if any(map(_has_fake, args[1:])):
-                raise TypeError(f"{func}: a tensor with values cannot take any from one without")
+        is_real = operation.is_mutable and isinstance(args[0], Tensor) and not is_fake(args[0])
+        if is_real and any(map(_has_fake, args[1:])):
+            raise TypeError(f"{func}: a tensor with values cannot take any from one without")
         result, call = self._known.call(operation, args, kwargs)
         if operation.sorts and is_fake(args[0]):
             order = torch.arange(result[1].shape[-1]).expand(result[1].shape).contiguous()

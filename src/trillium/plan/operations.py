@@ -161,7 +161,5 @@ _ON_CPU = (None, torch.device("cpu"))
 _DIRECT: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Any]] = {
     aten.index.Tensor: _chosen,
     aten.native_layer_norm.default: _normalised,
-    **dict.fromkeys(
-        (aten.new_empty.default, aten.new_zeros.default, aten.new_full.default), _new
-    ),
+    **dict.fromkeys((aten.new_empty.default, aten.new_zeros.default, aten.new_full.default), _new),
 }

@@ -103,6 +103,7 @@ def to_dict(prediction: Prediction) -> dict[str, Any]:
         "num_trained": prediction.num_trained,
         "rounds": config.rounds,
         "planned_rounds": prediction.planned_rounds,
+        **({"estimate": prediction.estimate} if prediction.estimate else {}),
         "assumed": prediction.texts.assumed,
         "upper_bound": prediction.upper_bound,
         "once_bytes": dict(prediction.once_bytes),

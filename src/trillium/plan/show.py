@@ -83,6 +83,8 @@ def memory_lines(arms: Sequence[Arm]) -> list[str]:
         for tier in arm.tiers:
             label = arm.label if len(arm.tiers) == 1 else f"{arm.label} {tier.label}"
             lines.append(f"{label}: {_memory(tier.memory)}{_course(arm, tier)}{_range(tier.run)}")
+        if arm.prediction is not None and arm.prediction.estimate:
+            lines.append(f"{arm.label}: {arm.prediction.estimate}")
     return lines
 
 

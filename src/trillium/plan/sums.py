@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trillium.plan.paper import Weighed
@@ -78,6 +79,14 @@ class Sums:
         self.once.merge(other.once, times)
         self.flops += other.flops * times
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
+
+    @classmethod
+    def mean(cls, every: Sequence[Sums]) -> Sums:
+        """Return the mean of sums; of none, nothing."""
+        mean = cls()
+        for one in every:
+            mean.merge(one, 1 / len(every))
+        return mean
 
     def _of(self, direction: Direction, purpose: Purpose) -> Traffic:
         if purpose == "once":
