@@ -23,6 +23,7 @@ from trillium.plan.phases import Known, PhaseMeter
 from trillium.plan.sizes import Scales
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
+from trillium.training.loop import Training
 from trillium.wire.ledger import Ledger
 
 
@@ -93,7 +94,7 @@ class PaperFederation:
         self._num_blocks, self._paper = num_blocks, shared.models.paper
         self.model = self._model(None)
         self.framework = forming(config.framework, self._paper)
-        meter = self._meter(self.model, "server")
+        meter = self._meter(self.model, "server", config.training)
         self.course = Course(lambda: meter.read().flops)
         with self._paper.running():
             tiers = {name: tier_of(config.tiers, name) for name in texts.clients}
@@ -130,13 +131,22 @@ class PaperFederation:
             model.tokenizer = tokenizer
         return model
 
-    def _meter(self, model: LanguageModel, side: str) -> PhaseMeter:
+    def _meter(self, model: LanguageModel, side: str, training: Training) -> PhaseMeter:
         # What learns from public examples may hold something for all of them.
         alike = "" if self.texts.assumed else side  # batches of one layout may differ in a run
         own = id(model), alike, repr(self.config.framework)
         first = self.shared.known.setdefault(own, Known())
         known = self.shared.known.setdefault((*own, len(self.texts.public)), first.elsewhere())
-        return PhaseMeter(self._paper, known)
+        return PhaseMeter(self._paper, known, self._plain(model, training))
+
+    def _plain(self, model: LanguageModel, training: Training) -> Known | None:
+        """Return what is known of the task's own steps, if their layouts say what they cost."""
+        if not (self.texts.assumed or self.config.task.peft_task == "SEQ_CLS"):
+            return None
+        some = _some(self.texts)[:1] if self.texts.assumed else []
+        tokens = [(example.num_tokens, example.prompt_tokens) for example in some]
+        key = id(model), repr((training.optimizer, training.max_grad_norm, tokens))
+        return self.shared.models.plain.setdefault(key, Known())
 
     def _wire(self, wire: Any) -> PaperWire:
         size = len(self.model.tokenizer)
@@ -161,9 +171,10 @@ class PaperFederation:
         config, tier = self.config, tier_of(self.config.tiers, name)
         model = self._model(name)
         public = self.texts.public_of.get(name, self.texts.public)
+        training = tier.training(config.training)
         return PaperClient(
-            **self._side(name, model, self._meter(model, "client"), public),
-            training=on_paper(tier.training(config.training), self._paper),
+            **self._side(name, model, self._meter(model, "client", training), public),
+            training=on_paper(training, self._paper),
             test=_some(self.texts),
             examples=self.texts.clients[name],
             describe=_raise,

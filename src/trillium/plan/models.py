@@ -18,6 +18,7 @@ from trillium.models.heads import straighten, train_last_only
 from trillium.models.hub import explained, locate, set_dropout
 from trillium.models.load import LanguageModel
 from trillium.plan.fakes import Paper
+from trillium.plan.phases import Known
 from trillium.plan.shapes import shapes
 
 
@@ -114,9 +115,11 @@ class Models:
 
     Attributes:
         paper: makes their tensors.
+        plain: what work costs that is alike in every framework, by model and training.
     """
 
     paper: Paper = field(default_factory=Paper)
+    plain: dict[tuple[object, ...], Known] = field(default_factory=dict)
     _made: dict[str, LanguageModel] = field(default_factory=dict)
 
     def get(

@@ -58,6 +58,10 @@ class Known:
         """Return what some work costs, if that is known."""
         return self.costs.get(key) or self.others.get(key)
 
+    def take(self, other: Known, key: Hashable, whole: Hashable) -> None:
+        """Take from another what work costs that looks at nothing else, and what it returned."""
+        self.costs[key], self.returned[whole] = other.costs[key], other.returned[whole]
+
     def elsewhere(self) -> Known:
         """Return what is known where work that looks at other things may find them in other sizes."""
         return Known(self.costs, returned=self.returned)
@@ -72,11 +76,12 @@ class PhaseMeter(Meter):
     Args:
         paper: on which it runs.
         known: what others have done.
+        plain: the same of work that is alike in every framework.
     """
 
-    def __init__(self, paper: Paper, known: Known) -> None:
+    def __init__(self, paper: Paper, known: Known, plain: Known | None = None) -> None:
         super().__init__({}, "cpu")
-        self._paper, self._known = paper, known
+        self._paper, self._known, self._plain = paper, known, plain
         self._flops, self._peak = 0.0, 0
         self._again: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.most: dict[str, Phases] = {}
@@ -114,9 +119,12 @@ class PhaseMeter(Meter):
         moves: Iterable[nn.Parameter] = (),
         fills: Iterable[Tensor] = (),
         needs: Sequence[Tensor] = (),
+        plain: bool = False,
     ) -> T:
         """Return what some work returns, or something of its form where it has been done before."""
         whole, fills = (key, form), list(fills)
+        if plain and self._plain is not None and key in self._plain.costs:
+            self._known.take(self._plain, key, whole)
         if self._known.cost(key) is not None and whole in self._known.returned:
             self._add(key)
             moved = list(moves)
@@ -132,6 +140,8 @@ class PhaseMeter(Meter):
         with self.measure(key, resident):
             done = work(*needs)
         self._known.returned[whole] = _form(done), [t.grad is not None for t in fills]
+        if plain and self._plain is not None and key in self._known.costs:
+            self._plain.take(self._known, key, whole)
         return done
 
     def _add(self, key: Hashable) -> None:

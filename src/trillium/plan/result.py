@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from trillium.config.experiment import ExperimentConfig
@@ -30,7 +31,8 @@ def plan_of_run(config: ExperimentConfig, server: Server, clients: Sequence[Clie
     """
     try:
         with scoped_rng(config.seed, "plan"):
-            texts, models = texts_of(config, server, clients), Models()
+            texts, models = texts_of(config, server, clients), _models(repr(config.model))
+            models.paper.values.forget()
             for side in (server, *clients):
                 _check_trained(
                     config.of(None if side is server else side.name), side, texts, models
@@ -40,6 +42,12 @@ def plan_of_run(config: ExperimentConfig, server: Server, clients: Sequence[Clie
         return {"not_planned": f"{error.given}: {error.why}"}
     except Exception as error:
         return {"not_planned": f"{type(error).__name__}: {error}"}
+
+
+@lru_cache(maxsize=1)
+def _models(base: str) -> Models:
+    """Return what makes models on paper; the runs of a comparison share it."""
+    return Models()
 
 
 def _check_trained(config: ExperimentConfig, side: Side, texts: Texts, models: Models) -> None:

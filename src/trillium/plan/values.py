@@ -24,6 +24,10 @@ class Values:
         self._turns: dict[int, int] = {}
         self._real: dict[int, torch.UntypedStorage] = {}
 
+    def forget(self) -> None:
+        """Forget how tensors were made: those that are made from now on are equal to none before."""
+        self.__init__()  # type: ignore[misc]
+
     def of(self, tensor: Tensor) -> Any:
         """Return something that is equal for equal values."""
         place = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()

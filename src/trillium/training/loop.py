@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from trillium.models.slots import State, matches, train_only
-from trillium.tasks import Batch, Example, Task, adjusted
+from trillium.tasks import Adjustment, Batch, Example, Task, adjusted
 from trillium.tasks.batches import T, collate, epoch
 from trillium.training.meters import Meter, resident_tensors
 from trillium.training.optimizers import Optimizer, set_learning_rate
@@ -165,7 +165,8 @@ class Loop:
                 return loss.detach(), count
 
             key, resident = self._cost(batch, optimizer)
-            loss, count = self.meter.run(key, one_step, resident, moves=moved)
+            plain = isinstance(objective, TaskLoss)
+            loss, count = self.meter.run(key, one_step, resident, moves=moved, plain=plain)
             total += float(loss)
             weight, steps = weight + count, steps + 1
         self.module.eval()
@@ -237,12 +238,23 @@ class Loop:
         return key, resident
 
 
+@dataclass(frozen=True)
+class TaskLoss:
+    """The task's own loss: what sides minimise where no framework has anything to add.
+
+    Attributes:
+        adjustment: of the logits, by the data of the side that trains.
+    """
+
+    task: Task
+    adjustment: Adjustment | None
+
+    def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """Return the summed loss of a batch and how many predictions it sums over."""
+        logits = adjusted(module(**batch.inputs).logits, self.adjustment)
+        return self.task.loss_sum(logits, batch.labels)
+
+
 def task_objective(task: Task, examples: Sequence[Example]) -> Objective:
     """Return the task's own loss, for a side that trains on these examples."""
-    adjustment = task.adjustment(examples)
-
-    def objective(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        logits = adjusted(module(**batch.inputs).logits, adjustment)
-        return task.loss_sum(logits, batch.labels)
-
-    return objective
+    return TaskLoss(task, task.adjustment(examples))

@@ -128,6 +128,7 @@ class Meter:
         moves: Iterable[nn.Parameter] = (),
         fills: Iterable[Tensor] = (),
         needs: Sequence[Tensor] = (),
+        plain: bool = False,
     ) -> T:
         """Return what some work returns, and add its cost to the total, as `measure` does.
 
@@ -140,6 +141,7 @@ class Meter:
             moves: parameters that it steps.
             fills: tensors whose `grad` it fills.
             needs: tensors whose way back it goes.
+            plain: whether it is the same work under this key in every framework.
         """
         with self.measure(key, resident):
             return work(*needs)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trillium.models.factors import Factors
 from trillium.rng import generator
-from trillium.wire.kinds import Tensors
+from trillium.wire.kinds import Tensors, has_values
 
 NUM_DIRECTIONS = 16
 
@@ -32,7 +32,7 @@ class ProductSketch:
         """Take what one client holds after training; a layer of which a factor lacks is left out."""
         self._total += weight
         for layer in self._factors:
-            if layer.a in tensors and layer.b in tensors:
+            if layer.a in tensors and layer.b in tensors and has_values(tensors[layer.a]):
                 a, b = tensors[layer.a].double(), tensors[layer.b].double() * layer.scale
                 self._add(layer, "a", weight * a)
                 self._add(layer, "b", weight * b)
