@@ -17,12 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from chatty import STRICT, byte_level
 from trillium.cli.words import parse
+from trillium.data.deployed import read_rows
 from trillium.data.federated import row_keys
 from trillium.data.sources import RawData
 from trillium.data.sources.files import Files
 from trillium.data.sources.hub import Hub
+from trillium.engines.node import shareable
 from trillium.errors import UserError
+from trillium.tasks.causal_lm import CausalLM
 
 GOOD = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
 
@@ -243,6 +247,49 @@ def read_or_refused(path: Path, task: str = "classification", **options: Any) ->
     with suppress(UserError):
         return load(path, task, **options)
     return None
+
+
+SECRET = "Ada born 1815"
+PLACES = (
+    "role",
+    "content",
+    "from",
+    "value",
+    "weight",
+    "tool_calls",
+    "function_call",
+    "name",
+    "type",
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    turn=st.dictionaries(
+        st.sampled_from((*PLACES, SECRET)),
+        st.sampled_from(
+            (SECRET, "user", "assistant", 7, [SECRET], {SECRET: SECRET}, [{"type": SECRET}])
+        ),
+        max_size=4,
+    ),
+    column=st.sampled_from(("messages", "text", "label", "tools", "prompt", SECRET)),
+    task=st.sampled_from(("classification", "causal_lm")),
+)
+def test_nothing_of_a_chat_is_in_what_a_node_may_say(
+    turn: dict[str, Any], column: str, task: str, tmp_path_factory: Any
+) -> None:
+    row = {"text": SECRET, "label": SECRET, "completion": [turn], column: [turn]}
+    path = jsonl(tmp_path_factory.getbasetemp() / f"{SECRET}.jsonl", [row])
+    said = ""
+    try:
+        rows = read_rows(path, Files(train=path), task, ["other"])
+        CausalLM().tokenize(rows, byte_level(STRICT), 1000)
+    except UserError as error:
+        said = shareable(error)
+    except KeyError:  # a classifier's rows are no chats
+        assert task == "classification"
+    assert "Ada" not in said
+    assert "1815" not in said
 
 
 VALUES = st.recursive(
