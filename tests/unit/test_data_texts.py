@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,18 @@ def test_a_csv_of_a_hub_folder_is_text_too(tmp_path: Path, monkeypatch: pytest.M
     assert raw.labels == ("NA", "true")
     assert raw.test is not None
     assert list(raw.test["text"]) == ["7"]
+
+
+def test_a_csv_that_the_library_alone_can_unpack_is_text_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "hub").mkdir()
+    packed = lzma.compress(b"text,label\n001,NA\n1.50,true\n")
+    (tmp_path / "hub" / "train.csv.xz").write_bytes(packed)
+    raw = Hub(path=str(tmp_path / "hub"), test_split=None).load("classification", 0)
+    assert list(raw.train["text"]) == ["001", "1.50"]
+    assert raw.labels == ("NA", "true")
 
 
 TEXTS = st.lists(
