@@ -27,6 +27,7 @@ from trillium.config.comparison import comparison
 from trillium.config.experiment import read_yaml, recipe_path
 from trillium.data.federated import load_data
 from trillium.experiment.folder import environment
+from trillium.experiment.texts import Texts
 from trillium.files import write_atomic
 from trillium.models.adapters.full import Full
 from trillium.models.base import ModelConfig
@@ -80,7 +81,7 @@ def references(tree: Mapping[str, Any], seed: int, model: LanguageModel) -> Foun
         train[0].extend(rows["text"])
         train[1].extend(rows["label"])
     test: Rows = (list(data.test["text"]), list(data.test["label"]))
-    length = config.training.max_length
+    length = Texts(config, data.labels).fit(data).training.limit
     classifier = LogisticRegression(C=10.0, max_iter=2000)
     classifier.fit(features(model, train[0], length), train[1])
     return {

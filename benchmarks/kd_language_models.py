@@ -49,7 +49,7 @@ def scores(config: ExperimentConfig, client: str | None, metrics: Mapping[str, f
     kept = {name: metrics[name] for name in ("loss", "perplexity", "token_accuracy")}
     folder, rows = Path(config.of(client).model.id), load_data(config.data, "causal_lm", 0).test
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    bits = bits_per_byte(kept["loss"], rows, tokenizer, config.training.max_length)
+    bits = bits_per_byte(kept["loss"], rows, tokenizer, config.training.limit)
     return {"model": folder.name, **kept, "bits_per_byte": bits}
 
 

@@ -59,7 +59,6 @@ def configuration(num_clients: int, num_examples: int, num_rounds: int) -> Exper
                     "num_test": 38,
                 },
                 "num_clients": num_clients,
-                "public_size": 0,
             },
             "adapter": {"name": "lora", "r": RANK, "alpha": ALPHA},
             "training": {

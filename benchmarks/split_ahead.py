@@ -41,7 +41,7 @@ def configuration(
             "rounds": num_rounds,
             "framework": {"name": "split", "cut": cut, "staleness": staleness},
             "model": {"id": model, "dropout": 0.0},
-            "data": {"source": source, "num_clients": 1, "public_size": 0},
+            "data": {"source": source, "num_clients": 1},
             "training": {"batch_size": BATCH},
         }
     )

@@ -37,7 +37,7 @@ def configuration(num_nodes: int, num_examples: int, num_rounds: int) -> Experim
             "rounds": num_rounds,
             "framework": {"name": "split", "shape": "two_part", "mode": "coalesced"},
             "model": {"id": "minilm"},
-            "data": {"source": source, "num_clients": num_nodes, "public_size": 0},
+            "data": {"source": source, "num_clients": num_nodes},
             "training": {"batch_size": 16, "local_epochs": 1},
         }
     )

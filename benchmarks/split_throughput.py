@@ -88,7 +88,7 @@ class Case:
                 "rounds": num_rounds,
                 "framework": {"name": "split", "cut": 1, **self.framework},
                 "model": {"id": model, "dropout": 0.0},
-                "data": {"source": source, "num_clients": self.num_clients, "public_size": 0},
+                "data": {"source": source, "num_clients": self.num_clients},
                 "training": {"batch_size": own, "max_grad_norm": MAX_NORM, **self.training},
                 "wire": self.wire,
             }

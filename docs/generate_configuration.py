@@ -135,7 +135,8 @@ def _table(path: str, model: type[BaseModel]) -> Iterator[str]:
     yield "| key | type | default | meaning |"
     yield "|---|---|---|---|"
     meanings = attributes(model)
-    for key, field in model.model_fields.items():
+    for name, field in model.model_fields.items():
+        key = field.alias or name
         full = f"{path}.{key}" if path else key
         meaning = meanings[key]
         place, found = _place(full, field)

@@ -73,7 +73,6 @@ SETTINGS = {
     "data": {
         "source": {"name": "builtin", "num_train": 200, "num_test": 60},
         "num_clients": 4,
-        "public_size": 0,
     },
     "training": {
         "batch_size": 8,

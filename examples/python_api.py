@@ -25,7 +25,6 @@ SETTINGS = {
         "source": {"name": "builtin", "num_train": 300, "num_test": 60},
         "partition": {"name": "dirichlet", "alpha": 0.5},
         "num_clients": 3,
-        "public_size": 50,
     },
     "adapter": {"name": "lora", "r": 4},
     "training": {"batch_size": 8, "local_steps": 6, "max_length": 32},

@@ -62,14 +62,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def rows_read_once(hub: Path) -> Iterator[None]:
     """Read and divide the hub's files once for all federations that divide them alike."""
-    found: dict[tuple[str, str, int], FederatedData] = {}
+    found: dict[tuple[str, str, int, int], FederatedData] = {}
 
-    def once(config: DataConfig, task: str, seed: int) -> FederatedData:
-        key = (config.model_dump_json(), task, seed)
+    def once(config: DataConfig, task: str, seed: int, public_size: int) -> FederatedData:
+        key = (config.model_dump_json(), task, seed, public_size)
         if config.source.name != "files" or str(hub) not in key[0]:
-            return load_data(config, task, seed)
+            return load_data(config, task, seed, public_size)
         if key not in found:
-            found[key] = load_data(config, task, seed)
+            found[key] = load_data(config, task, seed, public_size)
         return replace(found[key], clients=dict(found[key].clients))
 
     with pytest.MonkeyPatch.context() as patched:

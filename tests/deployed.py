@@ -26,6 +26,7 @@ from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import Handler, Summary, serve_session
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import SERVER, Experiment, build_server, resident_model
+from trillium.experiment.texts import Texts
 from trillium.federation.fleet import Lost
 from trillium.federation.side import Metrics
 
@@ -137,6 +138,8 @@ def run_in_threads(
     monkeypatch.setattr(distributed, "GOODBYE_SECONDS", 0.0)  # nobody answers the invitations
     monkeypatch.setattr(distributed, "POLL_SECONDS", 0.01)
     data = load_data(config.data, config.task.data_form, config.seed)
+    texts = Texts(config, data.labels)
+    config, data = texts.fit(data), texts.counted(data)
     newest = folder.checkpoints.newest(SERVER)
     opening = Opening("run", config.tree(), list(data.labels), 0 if newest is None else newest[0])
     nodes = Nodes(keys, sorted(data.clients), folder.path / "nodes")

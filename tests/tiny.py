@@ -135,7 +135,10 @@ def experiment_config(
         ]
     )
     own = parse_overrides(words)
-    return experiment(acting(merge(defaults, own), own)[0])
+    tree = acting(merge(defaults, own), own)[0]
+    config = experiment(tree)
+    # Whether or not there is a public set, clients have the same rows.
+    return config if config.public_size else experiment(merge({"data": {"set_aside": 12}}, tree))
 
 
 def perturb(federation: Experiment) -> Experiment:

@@ -57,7 +57,7 @@ class Component(BaseModel):
 
     def to_config(self) -> dict[str, Any]:
         """Return the plain form that `resolve` reads back: `{"name": …, **options}`."""
-        return {"name": self.name, **self.model_dump(mode="json")}
+        return {"name": self.name, **self.model_dump(mode="json", by_alias=True)}
 
 
 @cache

@@ -69,6 +69,8 @@ def silent(base: ExperimentConfig, within: str = "") -> list[str]:
     """The fields below a path that take another value and change nothing."""
     tree, before, found = base.tree(), printed(base), []
     for path, annotation, value in leaves(base):
+        if path == "data.public_size" and not base.framework.needs_public:
+            continue  # nothing needs a public set, so there is none; the report says so
         if listed(path, OUTSIDE) or listed(path, NO_EFFECT) or not path.startswith(within):
             continue
         acts = refused = taken = False

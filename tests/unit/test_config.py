@@ -128,7 +128,9 @@ def test_slips_are_explained_in_three_parts(word: str, given: str, instead: str)
 def test_distillation_needs_a_public_set() -> None:
     with pytest.raises(UserError, match=r"framework=kd with data\.public_size=0"):
         config("framework=kd", "data.public_size=0")
-    assert config("data.public_size=0").data.public_size == 0
+    assert config("framework=kd").public_size == 256
+    assert config().public_size == 0
+    assert config("data.public_size=20").public_size == 0
 
 
 def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:

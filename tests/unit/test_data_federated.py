@@ -147,7 +147,7 @@ def test_summary_without_labels() -> None:
 
 @pytest.mark.parametrize("size", [300, 1000])
 def test_a_public_set_that_leaves_nothing_is_refused(size: int) -> None:
-    with pytest.raises(UserError, match=f"public_size: {size}"):
+    with pytest.raises(UserError, match=f"data.public_size={size}"):
         load_data(config(public_size=size), "classification", 0)
 
 

@@ -150,6 +150,9 @@ def test_a_file_of_no_known_format_is_no_hub_id(tmp_path: Path) -> None:
     assert source == {"name": "files", "train": str(tmp_path / "a.xlsx")}
 
 
+PACKED = gzip.compress(b"text,label\na,x\n" * 9, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
@@ -171,7 +174,7 @@ def test_a_file_of_no_known_format_is_no_hub_id(tmp_path: Path) -> None:
         ("a.parquet", b"", "cannot be read"),
         ("a.csv", b"PAR1 and more", "it is a Parquet file"),
         ("a.csv", b"PK\x03\x04", "a spreadsheet"),
-        ("a.csv.gz", gzip.compress(b"text,label\na,x\n" * 9)[:-9], "packed by gzip, and broken"),
+        ("a.csv.gz", PACKED[:-9], "packed by gzip, and broken"),
         ("a.jsonl.gz", b"\x1f\x8bnonsense", "packed by gzip, and broken"),
         ("a.csv.zst", b"", "names no known format"),
     ],

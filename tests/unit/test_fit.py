@@ -137,9 +137,12 @@ def test_before_the_first_round(hub: Path, words: tuple[str, ...], said: str) ->
 
 
 def test_texts_that_leave_no_room_for_virtual_tokens(hub: Path) -> None:
-    with pytest.raises(UserError, match="60 virtual ones, and the model has 64 positions"):
+    with pytest.raises(UserError, match=r"60 virtual tokens.*64 positions"):
         federation(hub, "adapter={name: prompt, tokens: 60}", model="bert")
     federation(hub, "adapter={name: prompt, tokens: 40}", model="bert")
+    words = ("adapter={name: prompt, tokens: 52}", "training.max_length=12")
+    with pytest.raises(UserError, match=r"behind 52 virtual ones.*64 positions"):
+        federation(hub, *words, model="bert")
 
 
 def test_answers_that_leave_the_model_behind(hub: Path) -> None:

@@ -40,7 +40,7 @@ def ids(tokenizer: Any, text: str) -> list[int]:
     return found
 
 
-def tokenize(tokenizer: Any, row: dict[str, Any], max_length: int = 64) -> Example:
+def tokenize(tokenizer: Any, row: dict[str, Any], max_length: int | None = 64) -> Example:
     (example,) = CausalLM().tokenize(Dataset.from_list([row]), tokenizer, max_length)
     return example
 
@@ -54,19 +54,20 @@ def test_only_the_completion_is_supervised(tokenizer: Any) -> None:
     assert CausalLM().num_targets(example) == 2
 
 
-def test_the_prompt_is_truncated_first_and_on_its_left(tokenizer: Any) -> None:
+def test_the_prompt_is_cut_first_behind_its_first_token_and_never_away(tokenizer: Any) -> None:
     row = {"prompt": "w1 w2 w3 w4", "completion": "w5 w6"}
-    w3, w4, w5, w6 = ids(tokenizer, "w3 w4 w5 w6")
+    w4, w5, w6 = ids(tokenizer, "w4 w5 w6")
     example = tokenize(tokenizer, row, max_length=5)
-    assert example.input_ids.tolist() == [w3, w4, w5, w6, EOS]
+    assert example.input_ids.tolist() == [BOS, w4, w5, w6, EOS]
     assert example.labels.tolist() == [IGNORE, IGNORE, w5, w6, EOS]
     assert example.prompt_tokens == 2
-    # One token of the prompt stays, so that the first of the response is predicted at all.
+    # Half of the room is the prompt's.
     short = tokenize(tokenizer, row, max_length=4)
-    assert short.input_ids.tolist() == [w4, w5, w6, EOS]
+    assert short.input_ids.tolist() == [BOS, w4, w5, w6]
     shorter = tokenize(tokenizer, row, max_length=3)
-    assert shorter.input_ids.tolist() == [w4, w5, w6]
+    assert shorter.input_ids.tolist() == [BOS, w5, w6]
     assert CausalLM().num_targets(shorter) == 2
+    assert tokenize(tokenizer, row, max_length=None).num_tokens == 8
 
 
 @pytest.fixture(scope="module")

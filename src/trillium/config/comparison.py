@@ -82,7 +82,7 @@ class CompareConfig(BaseModel):
         return {
             (label, seed): experiment(merge(tree, {"seed": seed}))
             for seed in wanted
-            for label, tree in trees.items()
+            for label, tree in of_equal_rows(trees).items()
         }
 
     def told(self) -> Tree:
@@ -114,6 +114,17 @@ def acting_arms(
         if all(path in other for other in idle):
             raise error
     return found
+
+
+def of_equal_rows(trees: Mapping[str, Tree]) -> dict[str, Tree]:
+    """Return the trees of arms, of which those without a public set go without its rows, too."""
+    found = {label: experiment(tree) for label, tree in trees.items()}
+    sizes = [0 if c.data.public.is_written else c.public_size for c in found.values()]
+    aside = {"data": {"set_aside": max(sizes)}}
+    return {
+        label: tree if found[label].public_size else merge(tree, aside)
+        for label, tree in trees.items()
+    }
 
 
 def comparison(

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from trillium.component import Choice, Component
+from trillium.config.continued import with_adapters
 from trillium.errors import UserError, suggest
 from trillium.federation.setting import Setting
 from trillium.frameworks import Framework
@@ -91,7 +92,9 @@ def _leave_out(tree: Any, path: str) -> None:
 
 
 def _checked(tree: Mapping[str, Any]) -> ExperimentConfig:
-    merged = _with_common(merge(ExperimentConfig().tree(), tree))
+    merged = _with_common(
+        merge(ExperimentConfig().tree(), with_adapters(copy.deepcopy(dict(tree))))
+    )
     try:
         config = ExperimentConfig.model_validate(merged)
     except ValidationError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -33,12 +34,17 @@ class DataConfig(BaseModel):
         partition: how the training rows are divided among the clients.
         num_clients: number of clients.
         public: where the public set comes from.
-        public_size: number of rows that all sides hold.
+        public_size: rows that all sides hold, where something needs a public set; 256 where left out.
+            Where nothing does, no row is taken from the clients.
+        set_aside: training rows that nobody has, so that a run without a public set has the same others
+            as one with so large a set. Comparisons set it.
         test_size: most test rows to keep, a random sample; null keeps all.
         test_fraction: share of the training rows held back where the source has no test split.
         split_seed: draws the test and validation rows, and rows that are generated, so that runs of
             several seeds are measured on the same ones; null takes the seed of the run, and a deviation
             over seeds is then also one of test rows.
+        unusable: what becomes of a client of whose rows nothing can be learnt, because all answers are
+            empty or cut away: `refuse` the run, or `leave_out` the client.
         validation_fraction: to choose settings by: share of the training rows that are measured in
             place of the test rows, which no run of this configuration sees.
     """
@@ -49,10 +55,12 @@ class DataConfig(BaseModel):
     partition: Choice[Partition] = IID()
     num_clients: int = Field(default=4, ge=1)
     public: Choice[Public] = Rows()
-    public_size: int = Field(default=256, ge=0)
+    public_size: int | None = Field(default=None, ge=0)
+    set_aside: int = Field(default=0, ge=0)
     test_size: int | None = Field(default=None, ge=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     split_seed: int | None = Field(default=0, ge=0)
+    unusable: Literal["refuse", "leave_out"] = "refuse"
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -67,6 +75,9 @@ class FederatedData:
             server writes come later (`trillium.experiment.written`), and have no `label`.
         labels: class names, indexed by `label`; `()` for `causal_lm`.
         removed: number of training rows left out, by reason.
+        counts: how many texts are cut, and how many left out, by client and for `test`.
+        useless: clients that are left out.
+        head: what is to be said of the task head, if anything.
     """
 
     clients: dict[str, Dataset]
@@ -75,6 +86,29 @@ class FederatedData:
     labels: tuple[str, ...]
     removed: dict[str, int] = field(default_factory=dict)
     public_from: str = Rows.name
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    useless: tuple[str, ...] = ()
+    head: str = ""
+
+    def in_order(self, labels: Sequence[str]) -> FederatedData:
+        """Return the same with the classes in another order."""
+        if tuple(labels) == self.labels:
+            return self
+        place = [labels.index(label) for label in self.labels]
+
+        def renumbered(rows: Dataset) -> Dataset:
+            if "label" not in rows.column_names:
+                return rows
+            numbers = [place[label] for label in rows["label"]]
+            return rows.remove_columns("label").add_column("label", numbers)
+
+        return replace(
+            self,
+            clients={name: renumbered(rows) for name, rows in self.clients.items()},
+            test=renumbered(self.test),
+            public=renumbered(self.public),
+            labels=tuple(labels),
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return sizes and label histograms in a form that JSON can hold.
@@ -83,13 +117,19 @@ class FederatedData:
         """
         return {
             "clients": {
-                client: {"num_examples": len(rows), "labels": self._label_counts(rows)}
+                client: {
+                    "num_examples": len(rows),
+                    **self.counts.get(client, {}),
+                    "labels": self._label_counts(rows),
+                }
                 for client, rows in self.clients.items()
             },
-            "test": {"num_examples": len(self.test)},
+            "test": {"num_examples": len(self.test), **self.counts.get("test", {})},
             "public": {"num_examples": len(self.public), "from": self.public_from},
             "labels": list(self.labels),
             "removed": dict(self.removed),
+            "useless": list(self.useless),
+            "head": self.head,
         }
 
     def _label_counts(self, rows: Dataset) -> dict[str, int]:
@@ -97,7 +137,9 @@ class FederatedData:
         return {self.labels[label]: counts[label] for label in sorted(counts)}
 
 
-def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
+def load_data(
+    config: DataConfig, task: str, seed: int, public_size: int | None = None
+) -> FederatedData:
     """Load the rows, hold back test and public set, and divide the rest among the clients.
 
     Every random choice follows from `seed`, that of the test rows from `data.split_seed`; partition,
@@ -106,6 +148,7 @@ def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
 
     Args:
         task: `classification` or `causal_lm`.
+        public_size: how many rows all sides are to hold; as `config` says where left out.
 
     Raises:
         UserError: the task is unknown, or the rows cannot be found, read or divided as asked.
@@ -117,16 +160,26 @@ def load_data(config: DataConfig, task: str, seed: int) -> FederatedData:
         raise UserError(f"task {task!r}", "there is no such task", suggest(task, get_args(Task)))
     split_seed = seed if config.split_seed is None else config.split_seed
     raw = config.source.load(task, split_seed)
+    if task == "classification" and len(raw.labels) < 2:
+        raise UserError(
+            f"rows of one class ({', '.join(raw.labels)})",
+            "there is nothing to tell apart",
+            "Name the column that holds the class with data.source.label, or add rows of another class",
+        )
     raw, num_leaks = _with_test(raw, config, derive_seed(split_seed, "test"))
     pool = raw.train
-    public_size = 0 if config.public.is_written else config.public_size
-    if public_size >= len(pool):
+    wanted = config.public_size if public_size is None else public_size
+    public_size = 0 if config.public.is_written else wanted or 0
+    held = max(public_size, config.set_aside)
+    name = "public_size" if held == public_size else "set_aside"
+    if held >= len(pool):
         raise UserError(
-            f"public_size: {public_size}",
+            f"data.{name}={held}",
             f"{len(pool)} training rows would leave nothing for the clients",
-            "Write a smaller public_size, or use more data",
+            f"Write a smaller data.{name}, or use more data",
         )
-    public, rest, num_duplicates = _draw_public(pool, public_size, derive_seed(seed, "public"))
+    public, rest, num_duplicates = _draw_public(pool, held, name, derive_seed(seed, "public"))
+    public = public.select(range(public_size))
     parts = config.partition.assign(rest, config.num_clients, derive_seed(seed, "partition"))
     width = len(str(len(parts) - 1))
     assert raw.test is not None
@@ -201,7 +254,7 @@ def _without(rows: Dataset, held: Dataset) -> tuple[Dataset, int]:
     return rows.select(kept), len(rows) - len(kept)
 
 
-def _draw_public(rows: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset, int]:
+def _draw_public(rows: Dataset, size: int, name: str, seed: int) -> tuple[Dataset, Dataset, int]:
     """Return a public set of distinct texts, the rows without these, and how many more that cost."""
     keys = row_keys(rows)
     chosen: dict[str, int] = {}
@@ -212,9 +265,9 @@ def _draw_public(rows: Dataset, size: int, seed: int) -> tuple[Dataset, Dataset,
     rest = [i for i, key in enumerate(keys) if key not in chosen]
     if len(chosen) < size or not rest:
         raise UserError(
-            f"public_size: {size}",
+            f"data.{name}={size}",
             f"the training rows have {len(set(keys))} different texts, and clients need some, too",
-            f"Write public_size: {max(len(set(keys)) // 2, 0)} or less",
+            f"Write data.{name}={max(len(set(keys)) // 2, 0)} or less",
         )
     public = rows.select(list(chosen.values()))
     return public, rows.select(rest), len(rows) - len(rest) - len(chosen)

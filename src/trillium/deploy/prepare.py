@@ -17,6 +17,7 @@ from trillium.deploy.launch import HOST, Federation
 from trillium.deploy.processes import free_port
 from trillium.errors import UserError
 from trillium.experiment.folder import to_yaml
+from trillium.experiment.texts import Texts, in_model_order
 
 RUNS: Final = Path("server") / "runs"
 
@@ -31,7 +32,9 @@ def deploy(
 
     The rows that would be the clients' are not written anywhere.
     """
-    data = load_data(config.data, config.task.data_form, config.seed)
+    data = load_data(config.data, config.task.data_form, config.seed, config.public_size)
+    data = in_model_order(config, data)
+    config = Texts(config, data.labels).fit(data)
     recipe = to_yaml(config.tree())
     write_app(target, recipe_text=recipe, settings=settings, names=names)
     write_server_data(target / "server" / "data", data)

@@ -31,6 +31,7 @@ from trillium.engines.settings import Settings
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder, is_finished, new_folder
 from trillium.experiment.run import SERVER, build_server, resident_model
+from trillium.experiment.texts import Texts
 from trillium.federation.checkpoint import Checkpoints, dump, load
 from trillium.federation.side import Metrics
 from trillium.quiet import quiet
@@ -69,6 +70,8 @@ def main(grid: Grid, context: Context) -> None:
             "framework=centralised", "there are no data in one place", "Choose another framework"
         )
     data = read_server_data(settings.server_data, config.task.data_form)
+    texts = Texts(config, data.labels)
+    config, data = texts.fit(data), texts.counted(data)
     folder = _folder(config, settings)
     newest = folder.checkpoints.newest(SERVER)
     number = 0 if newest is None else newest[0]

@@ -23,7 +23,8 @@ from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.data.deployed import read_rows
 from trillium.data.federated import load_data
 from trillium.errors import UserError, suggest
-from trillium.experiment.run import build_client, resident_model, tokenize
+from trillium.experiment.run import build_client, resident_model
+from trillium.experiment.texts import Texts
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
 from trillium.models.load import LanguageModel
@@ -224,7 +225,7 @@ def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:
         name, rows = settings.name, read_rows(settings.data, source, form, labels)
         test = None if settings.test is None else read_rows(settings.test, source, form, labels)
     else:
-        data = load_data(config.data, form, config.seed)
+        data = load_data(config.data, form, config.seed, config.public_size)
         names = sorted(data.clients)
         if settings.partition_id >= len(names):
             raise UserError(
@@ -234,19 +235,18 @@ def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:
             )
         name = names[settings.partition_id]
         rows, test = data.clients[name], data.test
-    model = _model_of(config, name, settings, opening)
-    held_out = [] if test is None else tokenize(config, model, test)
-    return name, build_client(config, model, name, rows, test=held_out)
-
-
-def _model_of(
-    config: ExperimentConfig, name: str, settings: NodeConfig, opening: Opening
-) -> LanguageModel:
     own = config.of(name)
     if settings.model is not None:
-        model = own.model.model_copy(update={"id": settings.model})
-        own = own.model_copy(update={"model": model})
-    return _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels))
+        changes = {"id": settings.model}
+        own = own.model_copy(update={"model": own.model.model_copy(update=changes)})
+    texts = Texts(config, labels)
+    examples, counts = texts.examples(own.model, rows), texts.count(own.model, rows)
+    if not examples:
+        raise texts.useless(name, rows)
+    log.info("%s: %s", name, ", ".join(f"{count} texts {what}" for what, count in counts.items()))
+    held_out = [] if test is None else texts.examples(own.model, test)
+    model = _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels))
+    return name, build_client(config, model, name, examples, test=held_out)
 
 
 @lru_cache(maxsize=1)

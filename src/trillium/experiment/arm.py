@@ -9,10 +9,10 @@ from typing import Final, Protocol
 
 import torch
 
-from trillium.config.experiment import ExperimentConfig, experiment, read_yaml
+from trillium.config.experiment import ExperimentConfig
 from trillium.config.places import located
 from trillium.errors import UserError
-from trillium.experiment.folder import RunFolder
+from trillium.experiment.folder import RunFolder, is_of
 from trillium.experiment.run import Observer, build
 from trillium.federation.fleet import RoundFailed
 from trillium.federation.side import Metrics
@@ -63,7 +63,7 @@ def run_arm(
         run_folder = RunFolder(path, key[0])
     else:
         written = path / "config.yaml"
-        if written.is_file() and experiment(read_yaml(written)) != located(config):
+        if written.is_file() and not is_of(path, located(config).tree()):
             raise UserError(
                 str(path), "it holds a run of other settings", "Remove it, and it is made anew"
             )
@@ -111,7 +111,8 @@ def _run(
             # Imported here: tensors without values take a second to load.
             from trillium.plan.result import plan_of_run
 
-            folder.json("plan.json", plan_of_run(config, experiment.server, experiment.clients))
+            plan = plan_of_run(experiment.config, experiment.server, experiment.clients)
+            folder.json("plan.json", plan)
     except BaseException as error:
         folder.status("failed", f"{type(error).__name__}: {error}")
         raise

@@ -16,6 +16,7 @@ from trillium.models.load import LanguageModel
 from trillium.models.quantize import check_package
 from trillium.models.slots import matches
 from trillium.tasks import Example
+from trillium.tasks.batches import MULTIPLE, padded
 from trillium.tasks.causal_lm import CausalLM
 
 
@@ -84,12 +85,14 @@ def check_lengths(
     if bound is None or not longest:
         return
     virtual = config.adapter.virtual_tokens
-    if longest + virtual > bound:
+    if padded(longest) + virtual > bound:
         before = f", behind {virtual} virtual ones" if virtual else ""
+        room = max((bound - virtual) // MULTIPLE * MULTIPLE, 4)
         raise UserError(
             f"training.max_length={config.training.max_length}",
-            f"there are texts of {longest} tokens{before}, and the model has {bound} positions",
-            f"Write training.max_length={max(bound - virtual, 4)} or less",
+            f"there are texts of {longest} tokens{before}, in batches of whole eights, and the "
+            f"model has {bound} positions",
+            f"Leave it out, or write training.max_length={room} or less",
         )
 
 

@@ -90,9 +90,13 @@ class RunFolder:
         if state != "running":
             self._lock.release()
 
+    def asked(self, tree: Mapping[str, Any]) -> None:
+        """Note what the run was asked for, before data was read: it is known by that."""
+        self._digest = self._digest or digest(tree)
+
     def config(self, tree: Mapping[str, Any]) -> None:
         """Write the resolved configuration."""
-        self._digest = digest(tree)
+        self.asked(tree)
         write_atomic(self.path / "config.yaml", to_yaml(tree))
 
     def json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -155,6 +159,12 @@ def is_finished(path: Path) -> bool:
     """Whether the run of a folder has come to its end."""
     status = json.loads((path / "status.json").read_text(encoding="utf-8"))
     return bool(status["state"] == "finished")
+
+
+def is_of(path: Path, tree: Mapping[str, Any]) -> bool:
+    """Whether the run of a folder was begun with this configuration."""
+    status = json.loads((path / "status.json").read_text(encoding="utf-8"))
+    return bool(status.get("config") == digest(tree))
 
 
 def digest(tree: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from trillium.experiment.fit import (
 from trillium.experiment.folder import RunFolder, environment
 from trillium.experiment.held_out import about, keep_rows
 from trillium.experiment.kept import keep_models
+from trillium.experiment.texts import Texts, in_model_order, usable
 from trillium.experiment.written import with_public
 from trillium.federation.client import Client, verbs_of
 from trillium.federation.fleet import Engine, Fleet
@@ -215,7 +216,11 @@ def build(
         UserError: data, model and framework do not fit together.
     """
     check_ready(config)
-    data = load_data(config.data, config.task.data_form, config.seed)
+    if folder is not None:
+        folder.asked(located(config).tree())
+    data = load_data(config.data, config.task.data_form, config.seed, config.public_size)
+    check_tiers(config, data.clients)
+    data = in_model_order(config, data)
     return assemble(config, data, folder, watch, argv)
 
 
@@ -227,12 +232,15 @@ def assemble(
     argv: Sequence[str] = (),
 ) -> Experiment:
     """Load the model and set up both sides in this process; the arguments are those of `build`."""
-    check_tiers(config, data.clients)
-    residents = Residents(config, data)
+    texts = Texts(config, data.labels)
+    config, data = texts.fit(data), texts.counted(data)
+    residents = Residents(texts, data)
     clients = []
     for name, rows in data.clients.items():
-        own = residents.of(name)
-        clients.append(build_client(config, own.model, name, rows, cache=own.cache, test=own.test))
+        own, examples = residents.of(name), texts.examples(config.of(name).model, rows)
+        clients.append(
+            build_client(config, own.model, name, examples, cache=own.cache, test=own.test)
+        )
     engine = LocalEngine(clients, None if folder is None else folder.checkpoints)
     model = residents.of(None).model
     return build_server(config, model, data, engine, folder, watch, argv, clients)
@@ -250,18 +258,18 @@ class Resident:
 class Residents:
     """The models of this process, each loaded when it is first asked for."""
 
-    def __init__(self, config: ExperimentConfig, data: FederatedData) -> None:
-        self._config, self._data = config, data
+    def __init__(self, texts: Texts, data: FederatedData) -> None:
+        self._texts, self._data = texts, data
         self._found: list[tuple[ExperimentConfig, Resident]] = []
 
     def of(self, client: str | None) -> Resident:
         """Return the model of a client, or of the server for `None`."""
-        own = self._config.of(client)
+        own = self._texts.config.of(client)
         for config, resident in self._found:
             if config == own:
                 return resident
         model = resident_model(own, self._data.labels)
-        resident = Resident(model, {}, tokenize(own, model, self._data.test))
+        resident = Resident(model, {}, self._texts.examples(own.model, self._data.test))
         self._found.append((own, resident))
         return resident
 
@@ -287,7 +295,8 @@ def build_server(
     newest = None if folder is None else folder.checkpoints.newest(SERVER)
     path = None if folder is None else folder.path
     data = with_public(config, model, data, meter, path, resumes=newest is not None)
-    public, test = tokenize(config, model, data.public), tokenize(config, model, data.test)
+    public = tokenize(config, model, data.public)
+    test = usable(config, tokenize(config, model, data.test))
     if clients or not config.has_other_models:
         check_names(config, {*model.initial, *(n for c in clients for n in c.model.initial)})
     check_lengths(config.of(None), model, [public, test])
@@ -335,7 +344,7 @@ def build_client(
     config: ExperimentConfig,
     model: LanguageModel,
     name: str,
-    rows: Dataset,
+    examples: list[Example],
     *,
     cache: CostCache | None = None,
     test: Sequence[Example] = (),
@@ -346,7 +355,6 @@ def build_client(
         test: held-out data, if the client has any, to look at its own model.
     """
     tier = tier_of(config.tiers, name)
-    examples = tokenize(config, model, rows)
     check_lengths(config.of(name), model, [examples, test])
     return Client(
         name=name,
@@ -390,4 +398,4 @@ def device_name(device: torch.device) -> str:
 
 def tokenize(config: ExperimentConfig, model: LanguageModel, rows: Dataset) -> list[Example]:
     """Return rows in the columns of the task as examples."""
-    return config.task.tokenize(rows, model.tokenizer, config.training.max_length)
+    return config.task.tokenize(rows, model.tokenizer, config.training.limit)

@@ -21,6 +21,7 @@ from trillium.experiment.fit import check_answers, check_lengths
 from trillium.experiment.held_out import kept_rows
 from trillium.experiment.kept import find_model
 from trillium.experiment.run import Experiment, assemble, resident_model, tokenize
+from trillium.experiment.texts import usable
 from trillium.federation.side import Metrics
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
@@ -90,7 +91,7 @@ def evaluate_run(folder: Path, changes: Tree, client: str | None = None) -> Metr
         rows = rows_of(config.data.source, form, found.labels)
     else:
         rows = kept_rows(folder, config)
-    examples = tokenize(config, found.model, rows)
+    examples = usable(config, tokenize(config, found.model, rows))
     check_lengths(config, found.model, [examples])
     check_answers(config, found.model, examples)
     module = found.model.mount(found.state).eval()

@@ -71,7 +71,7 @@ def _write(
     """Return rows with different texts, none of them a text of the data."""
     from datasets import Dataset
 
-    public, size = config.data.public, config.data.public_size
+    public, size = config.data.public, config.public_size
     if "messages" in data.test.column_names:
         raise UserError(
             f"data.public={public.name} with rows in the chat form",

@@ -20,6 +20,8 @@ from trillium.tasks.classification import Classification
 from trillium.training.loop import Training
 from trillium.wire.wire import Wire
 
+PUBLIC = 256  # rows of a public set, where none are named
+
 
 class Evaluation(BaseModel):
     """When and how the shipped model is measured on held-out data.
@@ -86,6 +88,20 @@ class Setting(BaseModel):
     def of(self, client: str | None) -> Self:
         """Return the same with model and adapter of one client, or of the server for `None`."""
         return self._with(self.server if client is None else tier_of(self.tiers, client))
+
+    @property
+    def public_size(self) -> int:
+        """How many rows all sides hold: none where nothing needs them."""
+        if not getattr(self.framework, "needs_public", False):
+            return 0
+        return PUBLIC if self.data.public_size is None else self.data.public_size
+
+    def with_length(self, tokens: int) -> Self:
+        """Return the same with the most tokens of an example, if it names none."""
+        if self.training.max_length is not None:
+            return self
+        training = self.training.model_copy(update={"max_length": tokens})
+        return self.model_copy(update={"training": training})
 
     def _with(self, own: OwnModel) -> Self:
         changes = {"model": own.model or self.model, "adapter": own.adapter or self.adapter}

@@ -76,7 +76,7 @@ class Side:
         from datasets import Dataset
 
         rows = Dataset.from_dict(dict(columns))
-        return self.task.tokenize(rows, self.model.tokenizer, self.training.max_length)
+        return self.task.tokenize(rows, self.model.tokenizer, self.training.limit)
 
     def loop(self, label: str, state: State) -> Loop:
         """Return the local loop over a state, mounted into the model."""

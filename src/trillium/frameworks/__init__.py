@@ -30,12 +30,16 @@ CLIENT_MODELS = "mean of the clients' models"
 class Framework(Component, kind="framework", package="trillium.frameworks"):
     """How a federation learns; the object is the configuration, state is with server and clients."""
 
-    needs_public: ClassVar[bool] = False
     cuts_models: ClassVar[bool] = False  # whether clients may hold fewer blocks than others
     slices_adapters: ClassVar[bool] = False  # whether clients may hold parts of the adapter
     mixes_models: ClassVar[bool] = False  # whether sides may have different models
     trains: ClassVar[bool] = True
     client_half: ClassVar[Sequence[ModuleType]] = ()  # modules of verbs, beside its own methods
+
+    @property
+    def needs_public(self) -> bool:
+        """Whether there is to be a public set."""
+        return False
 
     @property
     def ships(self) -> str:
@@ -88,7 +92,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
                 "it exchanges parameters or activations, which have a meaning in one model only",
                 "Leave model and adapter out there, or write framework=kd",
             )
-        if self.needs_public and config.data.public_size == 0:
+        if self.needs_public and config.public_size == 0:
             raise UserError(
                 f"framework={self.name} with data.public_size=0",
                 "clients share what they learn through predictions on a public set",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,13 +9,13 @@ import torch
 import transformers
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from trillium.errors import UserError
 from trillium.files import PathOrName
 from trillium.models.heads import drawn_modules, head_modules
-from trillium.models.hub import BUILTIN, explained, locate, set_dropout
+from trillium.models.hub import BUILTIN, explained, locate
 from trillium.models.quantize import Quantize, check_quantized, quantization
 
 
@@ -38,6 +36,9 @@ class ModelConfig(BaseModel):
             or are the identity, if the checkpoint has none and they are square.
         quantize: hold the frozen base in 4-bit normal floats (`nf4`, QLoRA) or in 8-bit integers
             (`int8`), and compute in `dtype`; needs the extra `trillium[quantization]`.
+        resize_embeddings: where the tokenizer has more tokens than the model has embeddings, add rows,
+            which are trained, exchanged and exported.
+        trust_remote_code: run the code that comes with a model whose architecture Transformers lacks.
         device: `auto` takes a GPU where there is one.
     """
 
@@ -51,6 +52,8 @@ class ModelConfig(BaseModel):
     random_weights: bool = False
     head: Literal["linear", "own"] = "linear"
     quantize: Quantize = "none"
+    resize_embeddings: bool = False
+    trust_remote_code: bool = False
     device: str = "auto"
 
     @model_validator(mode="after")
@@ -72,28 +75,6 @@ class ModelConfig(BaseModel):
         return self
 
 
-def configured(config: ModelConfig, labels: Sequence[str]) -> tuple[Any, Any]:
-    """Return the tokenizer, with a padding token, and the Hugging Face configuration.
-
-    `labels` names the classes; there are none for language modelling.
-    """
-    location = locate(config.id)
-    with explained(config.id):
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=config.revision)
-        hf_config = AutoConfig.from_pretrained(location, revision=config.revision)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    hf_config = copy.deepcopy(hf_config)
-    if labels:
-        hf_config.id2label = dict(enumerate(labels))
-        hf_config.label2id = {label: index for index, label in enumerate(labels)}
-    hf_config.pad_token_id = tokenizer.pad_token_id
-    hf_config.use_cache = False
-    if config.dropout is not None:
-        set_dropout(hf_config, config.dropout)
-    return tokenizer, hf_config
-
-
 def load_base(
     config: ModelConfig, auto_class: str, hf_config: Any, device: torch.device
 ) -> tuple[nn.Module, set[str]]:
@@ -104,7 +85,11 @@ def load_base(
     """
     auto, classifies = getattr(transformers, auto_class), "Classification" in auto_class
     dtype = getattr(torch, config.dtype)
-    options = {"dtype": dtype, "attn_implementation": config.attention}
+    options = {
+        "dtype": dtype,
+        "attn_implementation": config.attention,
+        "trust_remote_code": config.trust_remote_code,
+    }
     if config.random_weights:
         with explained(config.id):
             model = auto.from_config(hf_config, **options)

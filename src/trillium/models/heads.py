@@ -6,9 +6,11 @@ that outweighs all of LoRA. With `model.head=linear` only the last layer trains 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
 
 from trillium.errors import UserError
@@ -47,6 +49,34 @@ def head_layer(module: nn.Module) -> tuple[str, nn.Linear]:
             "Choose a model for sequence classification, or write model.head=own",
         )
     return found[-1]
+
+
+def keep_classes(model: nn.Module, order: Sequence[int], labels: Sequence[str]) -> None:
+    """Leave in the head of a checkpoint the classes of that order, under these names."""
+    name, layer = head_layer(model)
+    if [*order] != [*range(layer.out_features)]:
+        kept = nn.Linear(layer.in_features, len(order), layer.bias is not None)
+        kept.to(layer.weight).requires_grad_(layer.weight.requires_grad)
+        with torch.no_grad():
+            kept.weight.copy_(layer.weight[[*order]])
+            if layer.bias is not None:
+                kept.bias.copy_(layer.bias[[*order]])
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, kept)
+        if hasattr(model, "num_labels"):
+            model.num_labels = len(order)  # type: ignore[assignment]
+    config: Any = model.config
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+
+
+def draw_head(model: nn.Module) -> set[str]:
+    """Draw the last layer of the head anew, and return the names of its parameters."""
+    name, layer = head_layer(model)
+    nn.init.normal_(layer.weight, std=getattr(model.config, "initializer_range", None) or 0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return {f"{name}.{own}" for own, _ in layer.named_parameters()}
 
 
 def straighten(model: nn.Module, drawn: Collection[str]) -> None:

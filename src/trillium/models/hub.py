@@ -37,12 +37,19 @@ def explained(model_id: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # whatever a folder holds, its reader may fail at
         if "scaled_dot_product_attention" in str(error):
             raise UserError(
                 f"model.id={model_id} with model.attention=sdpa",
                 "Transformers has only eager attention for this architecture",
                 "Write model.attention=eager",
+            ) from error
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"model.id={model_id}",
+                "its architecture is not part of Transformers: it comes with code of its own, which "
+                "would run on every machine of the federation",
+                "Choose another model, or read that code and write model.trust_remote_code=true",
             ) from error
         is_folder = Path(model_id).is_dir()
         first_line = (str(error).strip() or repr(error)).splitlines()[0]

@@ -16,13 +16,21 @@ from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.models.adapters import Adapter
-from trillium.models.base import ModelConfig, configured, load_base
+from trillium.models.adapters.lora import Lora
+from trillium.models.base import ModelConfig, load_base
 from trillium.models.blocks import base_model, find_blocks, text_config
 from trillium.models.cut import check_split, split_model
 from trillium.models.factors import Factors, lora_factors
 from trillium.models.folds import BaseWeights, Fold, room_for_wide, wide_adapter
-from trillium.models.heads import drawn_modules, straighten, train_last_only
+from trillium.models.heads import (
+    draw_head,
+    drawn_modules,
+    keep_classes,
+    straighten,
+    train_last_only,
+)
 from trillium.models.hub import find_device
+from trillium.models.inputs import positions_of, read_inputs
 from trillium.models.merge import differs, is_half, merged, probe
 from trillium.models.parts import Parts
 from trillium.models.shipped import replacing, write
@@ -109,8 +117,7 @@ class LanguageModel:
     @property
     def num_positions(self) -> int | None:
         """How many tokens a text may have, where the model says so."""
-        found = getattr(text_config(self.module), "max_position_embeddings", None)
-        return None if found is None else int(found)
+        return positions_of(self.module, base_model(self.module).config)
 
     @cached_property
     def num_blocks(self) -> int:
@@ -203,6 +210,51 @@ class LanguageModel:
         return state
 
 
+def _go_on(module: nn.Module, source: str) -> None:
+    """Give an adapter the values of another one.
+
+    Raises:
+        UserError: it cannot be read, or does not fit.
+    """
+    try:
+        found = set_peft_model_state_dict(module, load_peft_weights(source, device="cpu"))
+        unknown = list(found.unexpected_keys)
+    except Exception as error:  # whatever a folder holds
+        why = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(
+            f"adapter.from={source}",
+            f"its values do not fit ({why})",
+            "Give an adapter of this base model and task, with the same options and classes",
+        ) from error
+    if unknown:
+        raise UserError(
+            f"adapter.from={source}",
+            f"it has values that have no place here, such as {unknown[0]}",
+            "Give an adapter of this base model and task",
+        )
+
+
+@torch.inference_mode()
+def _check_causal(model: nn.Module, name: str) -> None:
+    """Refuse a language model in which a later token changes what is predicted before it.
+
+    Such a model sees in training what it is to predict.
+    """
+    size = int(text_config(model).vocab_size)
+    one = (torch.arange(6, device=next(model.parameters()).device) % size)[None]
+    other = one.clone()
+    other[0, -1] = (other[0, -1] + 1) % size
+    was, _ = model.training, model.eval()
+    first, second = (model(input_ids=tokens).logits[0, :-1].float() for tokens in (one, other))
+    model.train(was)
+    if (first - second).abs().max() > 1e-3 * first.abs().max():
+        raise UserError(
+            f"model.id={name} with task=causal_lm",
+            "it is an encoder that sees the tokens which it would have to predict",
+            "Write a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct, or task=classification",
+        )
+
+
 def load_model(
     config: ModelConfig,
     adapter: Adapter,
@@ -216,17 +268,38 @@ def load_model(
 
     `labels` names the classes; there are none for language modelling.
     """
-    tokenizer, hf_config = configured(config, labels)
+    inputs = read_inputs(config, labels)
     classifies = peft_task == "SEQ_CLS"
     device = find_device(config.device)
     with scoped_rng(seed, "model"):
-        model, drawn = load_base(config, auto_class, hf_config, device)
+        model, drawn = load_base(config, auto_class, inputs.hf_config, device)
+        if inputs.order is not None:
+            keep_classes(model, inputs.order, labels)
+        elif len(inputs.classes) == len(labels) and classifies:
+            drawn |= draw_head(model)  # its rows are other classes
+        new_tokens = range(0)
+        if config.resize_embeddings and inputs.num_tokens > inputs.num_embeddings:
+            new_tokens = range(inputs.num_embeddings, inputs.num_tokens)
+            model.resize_token_embeddings(inputs.num_tokens)  # type: ignore[operator]
+        if not classifies:
+            _check_causal(model, config.id)
         narrow = classifies and adapter.freezes and config.head == "linear"
         if narrow:
             straighten(model, drawn)
         # Without a checkpoint the whole base is drawn, and cannot be told from the seed's next draw.
         keep = () if config.random_weights else drawn_modules(model, drawn)
-        module = adapter.apply(model, peft_task, keep)
+        if new_tokens and isinstance(adapter, Lora):
+            module = adapter.apply(model, peft_task, keep, new_tokens)
+        elif new_tokens and adapter.freezes:
+            raise UserError(
+                f"model.resize_embeddings=true with adapter={adapter.name}",
+                "it has no way to train the embeddings of new tokens",
+                "Write adapter=lora or adapter=full",
+            )
+        else:
+            module = adapter.apply(model, peft_task, keep)
+        if adapter.goes_on_from is not None:
+            _go_on(module, adapter.goes_on_from)
         if narrow:
             train_last_only(module)
-    return LanguageModel(module.to(device).eval(), tokenizer, device, peft_task)
+    return LanguageModel(module.to(device).eval(), inputs.tokenizer, device, peft_task)

@@ -223,7 +223,7 @@ def _about(arm: Arm, other: Arm) -> tuple[str, str, int] | None:
     mine, theirs = arm.config.framework, other.config.framework
     if isinstance(mine, KD) and isinstance(theirs, FedLLM):
         whole = mine.public_per_round is None and mine.cache_rounds == 1
-        size = arm.config.data.public_size
+        size = arm.config.public_size
         return ("data.public_size", "the public set has at most", size) if whole else None
     if isinstance(mine, FedLLM) and isinstance(theirs, KD) and arm.config.adapter.name == "lora":
         return "adapter.r", "its rank is at most", int(arm.config.adapter.r)  # type: ignore[attr-defined]

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+TOKENS = 64  # of a text that nobody has looked at
+
+
 class Assumptions(BaseModel):
     """What a plan assumes of the data.
 
     Attributes:
         examples: of each client.
-        tokens: of every example; `training.max_length` where it is left out.
+        tokens: of every example; `training.max_length` where it is left out, or 64.
         response: of these the supervised ones, in language modelling; half of them where left out.
         classes: to tell apart, in classification.
         token_bytes: of the text of a token; the public set crosses as text.
@@ -119,7 +122,8 @@ def _alike(count: int, length: int, prompt: int, classes: int) -> list[Example]:
 def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
     """Return examples of one length for all clients, and for the public set."""
     classifies = config.task.data_form == "classification"
-    length = min(assumed.tokens or config.training.max_length, config.training.max_length)
+    bounds = [b for b in (assumed.tokens, config.training.max_length) if b is not None]
+    length = min(bounds, default=TOKENS)
     response = min(assumed.response or -(-length // 2), length - 1)
     prompt = 0 if classifies else length - response
     texts = partial(_alike, length=length, prompt=prompt, classes=assumed.classes)
@@ -128,7 +132,7 @@ def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
     width = len(str(count - 1))
     return Texts(
         clients={f"client-{index:0{width}d}": own for index in range(count)},
-        public=texts(config.data.public_size),
+        public=texts(config.public_size),
         num_classes=assumed.classes if classifies else 0,
         assumed=True,
         token_bytes=assumed.token_bytes,

@@ -16,7 +16,7 @@ from trillium.frameworks import OwnModels, once_bytes
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
 from trillium.plan.course import Course, PaperEngine
-from trillium.plan.data import Texts
+from trillium.plan.data import TOKENS, Texts
 from trillium.plan.models import Models
 from trillium.plan.paper import PaperWire, forming, on_paper
 from trillium.plan.phases import Known, PhaseMeter
@@ -90,6 +90,8 @@ class PaperFederation:
     def __init__(
         self, config: ExperimentConfig, texts: Texts, shared: Shared, num_blocks: int | None = None
     ) -> None:
+        longest = max((e.num_tokens for own in texts.clients.values() for e in own), default=TOKENS)
+        config = config.with_length(longest)
         self.config, self.texts, self.shared = config, texts, shared
         self._num_blocks, self._paper = num_blocks, shared.models.paper
         self.model = self._model(None)

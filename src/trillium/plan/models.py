@@ -54,7 +54,11 @@ def architecture(config: ExperimentConfig, num_labels: int) -> Any:
         found = shape.config()
     else:
         with explained(name):
-            found = AutoConfig.from_pretrained(locate(name), revision=config.model.revision)
+            found = AutoConfig.from_pretrained(
+                locate(name),
+                revision=config.model.revision,
+                trust_remote_code=config.model.trust_remote_code,
+            )
     found = copy.deepcopy(found)
     if num_labels:
         found.num_labels = num_labels

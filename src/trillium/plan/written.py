@@ -38,7 +38,7 @@ def writing(
         flops = spent(prompt, 0)
         if steps:
             flops += steps * (spent(1, prompt) + spent(1, prompt + steps - 1)) / 2
-    return -(-config.data.public_size // rows) * flops, meter.most
+    return -(-config.public_size // rows) * flops, meter.most
 
 
 def _author(

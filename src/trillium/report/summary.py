@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from trillium.report import human
@@ -115,20 +115,56 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         for run in row.counted
         if run.ended_early
     ]
-    return (
-        failed
-        + chosen
-        + ended
-        + [mixed] * bool(redrawn)
-        + [
-            f"{row.arm}: the task head is new and drawn at random, so this is what guessing gives; it "
-            "is no baseline to beat."
-            for row in rows
-            if row.framework == "zero_shot"
-            and _name(row, "task") == "classification"
-            and _name(row, "head") == "random"
-        ]
-    )
+    guesses = [
+        f"{row.arm}: the task head is new and drawn at random, so this is what guessing gives; it is "
+        "no baseline to beat."
+        for row in rows
+        if row.framework == "zero_shot"
+        and _name(row, "task") == "classification"
+        and _name(row, "head") == "random"
+    ]
+    return failed + chosen + ended + [mixed] * bool(redrawn) + _of_data(rows) + guesses
+
+
+def _of_data(rows: Sequence[Row]) -> list[str]:
+    """Return what the data of the runs came to: each thing once, with its arms if not all have it."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for text in _said(row.counted[0]):
+            found.setdefault(text, []).append(row.arm)
+    return [
+        text if len(arms) == len(rows) else f"{', '.join(arms)}: {text}"
+        for text, arms in found.items()
+    ]
+
+
+def _said(run: Run) -> Iterator[str]:
+    """Yield what one run's data came to: what was cut, and what was left out."""
+    data = run.data
+    clients, test = data.get("clients") or {}, data.get("test") or {}
+    for name, whose in (
+        ("truncated", "were cut"),
+        ("left_out", "were left out, with nothing to learn"),
+    ):
+        own = {c: number for c, of in clients.items() if (number := of.get(name, 0))}
+        rows = sum(of.get("num_examples", 0) for of in clients.values())
+        if own:
+            most = sorted(own, key=own.__getitem__, reverse=True)[:3]
+            by = ", ".join(f"{own[c]} of {clients[c]['num_examples']} of {c}" for c in most)
+            more = " …" * (len(own) > 3)
+            yield f"{sum(own.values())} of {rows} training texts {whose} ({by}{more})."
+        if test.get(name):
+            yield f"{test[name]} of {test['num_examples']} test texts {whose}."
+    if data.get("useless"):
+        yield f"Left out, with nothing to learn from: {', '.join(data['useless'])}."
+    own, public = run.config.get("data") or {}, data.get("public") or {}
+    if own.get("public_size") and not own.get("set_aside") and public.get("num_examples") == 0:
+        yield (
+            f"Nothing needs a public set, so data.public_size={own['public_size']} took no rows from "
+            "the clients; data.set_aside would."
+        )
+    if data.get("head"):
+        yield str(data["head"])
 
 
 def _first_line(error: object) -> str:

@@ -99,8 +99,8 @@ class Task(Component, kind="task", package="trillium.tasks"):
         """Whether more of that metric is better."""
         return self.measure != "loss"
 
-    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
-        """Turn rows of the canonical columns into examples of at most `max_length` tokens."""
+    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int | None) -> list[Example]:
+        """Turn rows of the canonical columns into examples; longer ones are cut to `max_length`."""
         raise NotImplementedError
 
     def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

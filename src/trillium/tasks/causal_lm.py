@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from trillium.errors import UserError
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_length, collate
 from trillium.tasks.chats import answer_tokens, chat_spans, prompt_tokens
@@ -46,7 +47,7 @@ class CausalLM(Task, name="causal_lm"):
         """The exact match of answers, where some are generated."""
         return "exact_match" if self.generate else "loss"
 
-    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
+    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int | None) -> list[Example]:
         """Tokenise the columns `prompt` and `completion`, or `messages`; a chat may be several."""
         chats = "messages" in rows.column_names
         return [
@@ -109,11 +110,17 @@ class CausalLM(Task, name="causal_lm"):
             loss += float(nn.functional.cross_entropy(rows.float(), targets, reduction="sum"))
             hits += int((rows.argmax(-1) == targets).sum())
             count += len(targets)
-        mean = loss / max(count, 1)
+        if not count:
+            raise UserError(
+                f"{len(examples)} held-out examples",
+                "none has a supervised token, and a mean over nothing is no measure",
+                "Look at the columns that are named, or write a longer training.max_length",
+            )
+        mean = loss / count
         metrics = {
             "loss": mean,
             "perplexity": math.exp(min(mean, 700.0)),
-            "token_accuracy": hits / max(count, 1),
+            "token_accuracy": hits / count,
             "num_examples": len(examples),
         }
         if self.generate:
@@ -145,16 +152,29 @@ def _text(tokenizer: Any, tokens: list[int]) -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
-def _example(index: int, spans: Spans, max_length: int) -> Example:
+def _example(index: int, spans: Spans, max_length: int | None) -> Example:
     """Return tokens as an example that is cut to a length."""
     tokens = [token for piece, _ in spans for token in piece]
     labels = [t if seen else IGNORE for piece, seen in spans for t in piece]
     prompt = next((at for at, label in enumerate(labels) if label != IGNORE), len(tokens))
-    # The prompt is truncated first, on its left: without response nothing is learnt.
-    excess = max(0, len(tokens) - max_length)
-    drop = min(excess, max(prompt - 1, 0))
-    tokens, labels = tokens[drop:][:max_length], labels[drop:][:max_length]
-    return Example(index, torch.tensor(tokens), torch.tensor(labels), prompt - drop)
+    kept = range(len(tokens)) if max_length is None else _kept(len(tokens), prompt, max_length)
+    return Example(
+        index,
+        torch.tensor(tokens, dtype=torch.int64)[[*kept]],
+        torch.tensor(labels, dtype=torch.int64)[[*kept]],
+        sum(at < prompt for at in kept),
+    )
+
+
+def _kept(length: int, prompt: int, most: int) -> list[int]:
+    """Return which tokens are kept of a text that is too long.
+
+    Without a response nothing is learnt, and without what was asked nothing of use: the prompt is cut
+    first, behind its first token, down to half of the room, and then the response at its end.
+    """
+    drop = min(max(0, length - most), max(0, prompt - max(most // 2, 1)))
+    start = min(prompt, 1)  # what begins every text
+    return [*range(start), *range(start + drop, length)][:most]
 
 
 def _pair_spans(row: dict[str, Any], tokenizer: Any) -> Spans:

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from trillium.errors import UserError
 from trillium.tasks import IGNORE, Adjustment, Example, Task
 from trillium.tasks.batches import by_length, collate
 
@@ -39,13 +40,14 @@ class Classification(Task, name="classification"):
         """Accuracy."""
         return "accuracy"
 
-    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int) -> list[Example]:
+    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int | None) -> list[Example]:
         """Tokenise the columns `text` and `label`; without a label an example counts for nothing."""
         texts = list(rows["text"])
         if not texts:
             return []
         labels = rows["label"] if "label" in rows.column_names else [IGNORE] * len(texts)
-        encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        options = {"truncation": max_length is not None, "max_length": max_length}
+        encoded = tokenizer(texts, **options, verbose=False)["input_ids"]
         return [
             Example(index, torch.tensor(tokens), torch.tensor(label))
             for index, (tokens, label) in enumerate(zip(encoded, labels, strict=True))
@@ -82,6 +84,10 @@ class Classification(Task, name="classification"):
         self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
     ) -> dict[str, float]:
         """Return accuracy, macro F1 and loss."""
+        if not examples:
+            raise UserError(
+                "no held-out examples", "a mean over nothing is no measure", "Give some test rows"
+            )
         device = next(module.parameters()).device
         loss, predicted, expected = 0.0, [], []
         for chunk in by_length(examples, batch_size):

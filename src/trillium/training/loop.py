@@ -34,7 +34,9 @@ class Training(BaseModel):
         lr_factors: multiplies the learning rate of tensors by a pattern of their names: `head`, a part
             of the name such as `lora_B` (LoRA+ gives it 16), or a pattern with `*`. 0 freezes them.
         max_grad_norm: gradients are scaled down to this global l2 norm; null does not clip.
-        max_length: tokens of an example; longer ones are truncated.
+        max_length: tokens of an example; longer ones are cut, and counted. Null takes what the texts of
+            the run need: the longest, or 99 % where few are far longer; at most 1,024, and what the
+            model has positions for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,7 +48,13 @@ class Training(BaseModel):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
     max_grad_norm: float | None = Field(default=1.0, gt=0)
-    max_length: int = Field(default=64, ge=4)
+    max_length: int | None = Field(default=None, ge=4)
+
+    @property
+    def limit(self) -> int:
+        """Tokens of an example at most; known once the data has been read."""
+        assert self.max_length is not None, "texts have not been counted"
+        return self.max_length
 
     def num_steps(self, num_examples: int) -> int:
         """Return the optimiser steps of one round on so many examples."""

@@ -17,8 +17,9 @@ from torch import nn
 
 from trillium.data.publics import Public, Row
 from trillium.errors import UserError
-from trillium.models.base import ModelConfig, configured, load_base
+from trillium.models.base import ModelConfig, load_base
 from trillium.models.generate import write_whole
+from trillium.models.inputs import read_inputs
 from trillium.models.load import LanguageModel
 from trillium.rng import scoped_rng
 from trillium.tasks import Task
@@ -100,8 +101,10 @@ class Sampled(Public, name="sampled"):
         wanted = base.model_copy(update=changes)
         given = f"data.public.model={self.model}"
         try:
-            tokenizer, hf_config = configured(wanted, ())
-            module, drawn = load_base(wanted, "AutoModelForCausalLM", hf_config, model.device)
+            inputs = read_inputs(wanted, ())
+            module, drawn = load_base(
+                wanted, "AutoModelForCausalLM", inputs.hf_config, model.device
+            )
         except UserError as error:
             raise UserError(given, error.why, error.instead) from error
         if drawn:
@@ -110,7 +113,7 @@ class Sampled(Public, name="sampled"):
                 f"its checkpoint lacks weights of a causal language model, such as {min(drawn)}",
                 "Name a causal language model, such as gpt2",
             )
-        return Author(module.to(model.device).eval(), tokenizer, model.device)
+        return Author(module.to(model.device).eval(), inputs.tokenizer, model.device)
 
     def _texts(self, author: Author, prompts: list[list[int]]) -> list[str]:
         found = write_whole(

@@ -26,11 +26,11 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
             "Write framework.ensemble=confidence",
         )
     size = framework.public_per_round
-    if size is not None and size > config.data.public_size:
+    if size is not None and size > config.public_size:
         raise UserError(
-            f"framework.public_per_round={size} with data.public_size={config.data.public_size}",
+            f"framework.public_per_round={size} with data.public_size={config.public_size}",
             "a round cannot be about more examples than there are",
-            f"Write at most {config.data.public_size}, or raise data.public_size",
+            f"Write at most {config.public_size}, or raise data.public_size",
         )
     for where, wire in config.wires().items():
         up, down = wire.row_codec("up"), wire.row_codec("down")

@@ -13,7 +13,7 @@ from trillium.errors import UserError
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.frameworks.kd.alignment.pieces import Pieces
-from trillium.models.base import configured
+from trillium.models.inputs import read_inputs
 from trillium.models.load import LanguageModel
 from trillium.tasks import Example
 
@@ -69,8 +69,8 @@ def find_dialects(
         wanted = config.of(client).model
         dialect = next((dialect for model_config, dialect in known if model_config == wanted), None)
         if dialect is None:
-            tokenizer, hf_config = configured(wanted, ())
-            examples = config.task.tokenize(rows, tokenizer, config.training.max_length)
+            inputs = read_inputs(wanted, ())
+            examples = config.task.tokenize(rows, inputs.tokenizer, config.training.limit)
             if len(examples) != len(public):
                 raise UserError(
                     f"{client}'s model {wanted.id} with a public set of chats",
@@ -78,8 +78,8 @@ def find_dialects(
                     "not both, so predictions do not match",
                     "Choose models whose templates agree, or chats of one response",
                 )
-            size = int(hf_config.get_text_config().vocab_size)
-            dialect = Dialect(tokenizer, size, examples)
+            size = int(inputs.hf_config.get_text_config().vocab_size)
+            dialect = Dialect(inputs.tokenizer, size, examples)
             dialect = next((other for _, other in known if other.equals(dialect)), dialect)
             known.append((wanted, dialect))
         if dialect is not own:

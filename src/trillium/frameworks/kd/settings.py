@@ -41,8 +41,12 @@ class KDSettings(OwnModels):
     cache_rounds: int = Field(default=1, ge=1)
     distill_epochs: int = Field(default=1, ge=1)
 
-    needs_public: ClassVar[bool] = True
     mixes_models: ClassVar[bool] = True
+
+    @property
+    def needs_public(self) -> bool:
+        """To predict on."""
+        return True
 
     @property
     def ships(self) -> str:

@@ -157,7 +157,7 @@ def _reader(
     """Return what checks the activations of so many samples: their lengths, rows and labels."""
 
     def read(reply: Message) -> Answer:
-        lengths = read_lengths(reply, num_rows, server.training.max_length)
+        lengths = read_lengths(reply, num_rows, server.training.limit)
         if len(lengths) != num_rows:
             raise MessageError(f"{reply.verb}: {len(lengths)} samples, asked for {num_rows}")
         tokens = int(lengths.sum())

@@ -27,7 +27,7 @@ def check_split_settings(framework: SplitSettings, config: Setting) -> None:
             "Write adapter=lora, or framework=fedllm",
         )
     _check_dropout(framework, config)
-    if framework.leakage and not config.data.public_size:
+    if framework.leakage and not config.public_size:
         raise UserError(
             "framework.leakage=true with data.public_size=0",
             "the attack trains on texts that are not the clients'",

@@ -55,7 +55,7 @@ class Forwarded:
         Raises:
             MessageError: something is missing, larger than agreed, or out of range.
         """
-        lengths = read_lengths(reply, training.batch_size, training.max_length)
+        lengths = read_lengths(reply, training.batch_size, training.limit)
         mask, tokens = mask_of(lengths), int(lengths.sum())
         samples: tuple[int, ...] = ()
         if changes is None:

@@ -120,7 +120,7 @@ class Split(SplitSettings, name="split"):
         parts, training = self.parts(server.model, server.test), server.training
         passes = server.num_rounds * (training.local_steps or training.local_epochs)
         num_releases = 1 if self.caches(parts) else passes
-        found |= self.defence.epsilon(training.max_length, num_releases)
+        found |= self.defence.epsilon(training.limit, num_releases)
         if self.leakage:
             found["leakage"] = leakage(self, server, fleet, batch_size)
         return found

@@ -90,6 +90,11 @@ class SplitSettings(Framework):
             )
         return self
 
+    @property
+    def needs_public(self) -> bool:
+        """For the attacker to learn from."""
+        return self.leakage
+
     def parts_of(self, client: Client) -> Parts:
         """Return the model as a client cuts it, which may hold fewer blocks than others."""
         return self.parts(client.model, client.examples, client.tier.cut)

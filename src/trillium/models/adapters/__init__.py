@@ -20,6 +20,11 @@ class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
         """How many tokens stand in front of every text, and take positions of the model."""
         return 0
 
+    @property
+    def goes_on_from(self) -> str | None:
+        """Folder or hub id of the adapter whose values it starts with, if of any."""
+        return None
+
     def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
         """Return the model with exactly the trainable parameters requiring gradients, or refuse it.
 

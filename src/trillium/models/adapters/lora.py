@@ -11,7 +11,7 @@ Variants: rsLoRA (Kalajdzievski, 2023, arXiv 2312.03732) scales by `alpha / sqrt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -19,6 +19,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from pydantic import Field
 from torch import nn
 
+from trillium.files import PathOrName
 from trillium.models.adapters import Adapter
 from trillium.models.adapters.attach import attach
 
@@ -36,6 +37,8 @@ class Lora(Adapter, name="lora"):
         rslora: scale by `alpha / sqrt(r)` instead.
         dora: also train the norms of the rows of each changed weight (DoRA). The result is not linear
             in what is exchanged, whichever tensors are fixed.
+        from: folder, or id on the hub, of a LoRA adapter in PEFT's format, from which training goes on.
+            Of a folder the options above are read; of the hub they must be written.
         init: how `A` is drawn: PEFT's `default`, or with `orthonormal` rows.
     """
 
@@ -46,10 +49,25 @@ class Lora(Adapter, name="lora"):
     layers: tuple[int, ...] | None = None
     rslora: bool = False
     dora: bool = False
+    from_: PathOrName | None = Field(default=None, alias="from")
     init: Literal["default", "orthonormal"] = "default"
 
-    def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
-        """Return the model wrapped by PEFT; its base is frozen, LoRA factors and head train."""
+    @property
+    def goes_on_from(self) -> str | None:
+        """Folder or hub id of the adapter to go on from."""
+        return self.from_
+
+    def apply(
+        self,
+        model: nn.Module,
+        peft_task: str,
+        keep: Sequence[str] = (),
+        new_tokens: Sequence[int] = (),
+    ) -> nn.Module:
+        """Return the model wrapped by PEFT; its base is frozen, LoRA factors and head train.
+
+        So do the rows of `new_tokens`, in the embeddings and in front of the logits.
+        """
         targets = self.target_modules
         known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
         if targets is None and getattr(model.config, "model_type", None) not in known:
@@ -63,6 +81,7 @@ class Lora(Adapter, name="lora"):
             layers_to_transform=None if self.layers is None else list(self.layers),
             use_rslora=self.rslora,
             use_dora=self.dora,
+            trainable_token_indices=_rows(model, new_tokens) if new_tokens else None,
         )
         wrapped = attach(model, config, keep)
         if self.init == "orthonormal":
@@ -71,3 +90,13 @@ class Lora(Adapter, name="lora"):
                     for factor in layer.lora_A.values():
                         nn.init.orthogonal_(factor.weight)
         return wrapped
+
+
+def _rows(model: Any, tokens: Sequence[int]) -> dict[str, list[int]]:
+    """Return which rows of which layers are of these tokens, as PEFT wants it."""
+    embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [embeddings]
+    if output is not None and output.weight is not embeddings.weight:
+        layers.append(output)
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    return {names[id(layer)]: list(tokens) for layer in layers}

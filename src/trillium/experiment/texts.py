@@ -1,0 +1,164 @@
+"""The rows of a run in the tokens of its models, read before any weights.
+
+How long texts may be follows from them; what is cut, and what is of no use, is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from trillium.config.experiment import ExperimentConfig
+from trillium.data.federated import FederatedData
+from trillium.errors import UserError
+from trillium.models.base import ModelConfig
+from trillium.models.inputs import Inputs, read_inputs
+from trillium.tasks import Example
+from trillium.tasks.batches import MULTIPLE, padded
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+MOST = 1024  # tokens, where `training.max_length` is left out
+SHARE = 0.99  # of the texts that are not cut, where the others are far longer
+FAR = 1.5
+
+
+@dataclass
+class Texts:
+    """Rows as examples, each table tokenised once for each tokenizer.
+
+    Attributes:
+        config: of the run; `training.max_length` is known once `fit` has been called.
+        labels: class names; none for language modelling.
+    """
+
+    config: ExperimentConfig
+    labels: Sequence[str]
+    _inputs: list[tuple[ModelConfig, Inputs]] = field(default_factory=list)
+    _whole: dict[tuple[int, int], tuple[Dataset, list[Example]]] = field(default_factory=dict)
+
+    def inputs(self, model: ModelConfig) -> Inputs:
+        """Return what a model takes."""
+        for known, found in self._inputs:
+            if known == model:
+                return found
+        found = read_inputs(model, self.labels)
+        self._inputs.append((model, found))
+        return found
+
+    def fit(self, data: FederatedData) -> ExperimentConfig:
+        """Return the configuration with the length that its texts need, if it names none.
+
+        That of the longest text; where few are far longer than the others, that which 99 % of them do
+        not exceed; at most 1,024 tokens, and what every model has positions for.
+        """
+        if self.config.training.max_length is not None:
+            return self.config
+        sides: dict[str | None, list[Dataset]] = {None: [data.public, data.test]}
+        sides |= {name: [rows, data.test] for name, rows in data.clients.items()}
+        lengths, room = [], [MOST]
+        for name, tables in sides.items():
+            own = self.config.of(name)
+            lengths += [e.num_tokens for rows in tables for e in self._uncut(own.model, rows)]
+            virtual, bound = own.adapter.virtual_tokens, self.inputs(own.model).positions
+            if bound is not None:
+                room.append((bound - virtual) // MULTIPLE * MULTIPLE)
+                if room[-1] <= 0:
+                    raise UserError(
+                        f"adapter={own.adapter.name} with {virtual} virtual tokens",
+                        f"the model has {bound} positions, so nearly nothing of a text has room behind",
+                        "Write fewer tokens for the adapter",
+                    )
+        self.config = self.config.with_length(min(needed(lengths), *room))
+        return self.config
+
+    def all_examples(self, model: ModelConfig, rows: Dataset) -> list[Example]:
+        """Return one example for each row, cut to the length of the run."""
+        whole, limit = self._uncut(model, rows), self.config.training.limit
+        if all(example.num_tokens <= limit for example in whole):
+            return whole
+        return self.config.task.tokenize(rows, self.inputs(model).tokenizer, limit)
+
+    def examples(self, model: ModelConfig, rows: Dataset) -> list[Example]:
+        """Return those with something to predict, in their order."""
+        return usable(self.config, self.all_examples(model, rows))
+
+    def count(self, model: ModelConfig, rows: Dataset) -> dict[str, int]:
+        """Return how many texts are cut, and how many are left out for want of a prediction."""
+        found = self.all_examples(model, rows)
+        cut = sum(e.num_tokens > self.config.training.limit for e in self._uncut(model, rows))
+        return {"truncated": cut, "left_out": len(found) - len(usable(self.config, found))}
+
+    def counted(self, data: FederatedData) -> FederatedData:
+        """Return the data with these counts, and without clients of which all would be left out.
+
+        Raises:
+            UserError: there is such a client, and `data.unusable` is to refuse it; or the test set, or
+                everybody, is such.
+        """
+        model = self.config.of(None).model
+        counts = {"test": self.count(model, data.test)} if len(data.test) else {}
+        if counts and not self.examples(model, data.test):
+            raise self.useless("the test set", data.test)
+        kept = {}
+        for name, rows in data.clients.items():
+            own = self.config.of(name).model
+            if self.examples(own, rows) or not len(rows):
+                kept[name], counts[name] = rows, self.count(own, rows)
+            elif self.config.data.unusable == "refuse":
+                raise self.useless(name, rows)
+        if data.clients and not kept:
+            raise self.useless("every client", next(iter(data.clients.values())))
+        gone = [name for name in data.clients if name not in kept]
+        return replace(data, clients=kept, counts=counts, useless=tuple(gone))
+
+    def useless(self, whose: str, rows: Dataset) -> UserError:
+        """Return why a table teaches or measures nothing."""
+        cut = self.config.training.limit
+        return UserError(
+            f"the rows of {whose} ({len(rows)})",
+            f"none has a token to learn or to predict: their answers are empty, or end up behind the "
+            f"{cut} tokens that are kept",
+            "Write a longer training.max_length, look at the columns that are named, or leave such "
+            "clients out with data.unusable=leave_out",
+        )
+
+    def _uncut(self, model: ModelConfig, rows: Dataset) -> list[Example]:
+        tokenizer = self.inputs(model).tokenizer
+        key = (id(tokenizer), id(rows))
+        if key not in self._whole:
+            self._whole[key] = (rows, self.config.task.tokenize(rows, tokenizer, None))
+        return self._whole[key][1]
+
+
+def in_model_order(config: ExperimentConfig, data: FederatedData) -> FederatedData:
+    """Return the data with its classes in the order of the checkpoint, if it has all of them."""
+    inputs = read_inputs(config.of(None).model, data.labels)
+    if not inputs.classes:
+        return data
+    if inputs.order is None:
+        names = ", ".join(inputs.classes[:3]) + " …" * (len(inputs.classes) > 3)
+        head = f"The last layer of the task head is new: the checkpoint's classes are others ({names})."
+        return replace(data, head=head)
+    place = dict(zip(data.labels, inputs.order, strict=True))
+    head = "The task head is that of the checkpoint, which has these classes by name."
+    return replace(data.in_order(sorted(data.labels, key=place.__getitem__)), head=head)
+
+
+def needed(lengths: Iterable[int]) -> int:
+    """Return how many tokens are to be kept of texts of these lengths."""
+    ordered = sorted(lengths) or [MOST]
+    most = ordered[min(int(SHARE * len(ordered)), len(ordered) - 1)]
+    return padded(ordered[-1] if ordered[-1] <= FAR * most else most)
+
+
+def usable(config: ExperimentConfig, examples: Sequence[Example]) -> list[Example]:
+    """Return the examples of which something is to be predicted, numbered in their order."""
+    found = [e for e in examples if e.num_tokens and config.task.num_targets(e)]
+    if len(found) == len(examples):
+        return list(examples)
+    return [replace(example, index=index) for index, example in enumerate(found)]

@@ -1,0 +1,149 @@
+"""What a model takes: its tokenizer and its configuration, read and checked before its weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from trillium.errors import UserError
+from trillium.models.base import ModelConfig
+from trillium.models.hub import explained, locate, set_dropout
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tokenizer of a model, with a padding token, and its Hugging Face configuration.
+
+    Attributes:
+        classes: those of a checkpoint that was trained to classify, in its order.
+        order: which of them each class of the federation is, if all of them have its names.
+    """
+
+    tokenizer: Any
+    hf_config: Any
+    classes: tuple[str, ...] = ()
+    order: tuple[int, ...] | None = None
+
+    @cached_property
+    def positions(self) -> int | None:
+        """How many tokens a text may have, where the architecture bounds it."""
+        return positions_of(self._shape, self.hf_config)
+
+    @cached_property
+    def num_embeddings(self) -> int:
+        """How many tokens the model knows."""
+        table: Any = self._shape.get_input_embeddings()  # type: ignore[operator]
+        return int(table.weight.shape[0])
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """How many tokens the tokenizer gives."""
+        return max(self.tokenizer.get_vocab().values(), default=-1) + 1
+
+    @cached_property
+    def _shape(self) -> nn.Module:
+        with torch.device("meta"):
+            found: nn.Module = AutoModel.from_config(
+                self.hf_config, attn_implementation="eager", trust_remote_code=False
+            )
+        return found
+
+
+def positions_of(module: nn.Module, hf_config: Any) -> int | None:
+    """Return how many positions a model has for tokens.
+
+    Tables whose positions begin behind that of padding, such as RoBERTa's, have room for fewer than
+    they have rows.
+    """
+    rows = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(rows, int) or rows <= 0:
+        return None
+    tables = (
+        m for m in module.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == rows
+    )
+    before = [0 if table.padding_idx is None else table.padding_idx + 1 for table in tables]
+    return rows - max(before, default=0)
+
+
+def read_inputs(config: ModelConfig, labels: Sequence[str]) -> Inputs:
+    """Return what a model takes.
+
+    Args:
+        labels: names of the classes; none for language modelling.
+
+    Raises:
+        UserError: there is no such model, or it is none that can be trained on texts.
+    """
+    location = locate(config.id)
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    with explained(config.id):
+        hf_config = AutoConfig.from_pretrained(location, **options)
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+    if hf_config.is_encoder_decoder:
+        raise UserError(
+            f"model.id={config.id}",
+            f"{hf_config.model_type} is a sequence-to-sequence model: it reads with an encoder and "
+            "writes with a decoder, and Trillium trains models of one stack",
+            "Write a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct, or, to classify, an encoder "
+            "such as roberta-base",
+        )
+    hf_config = copy.deepcopy(hf_config)
+    classes = () if config.random_weights or not labels else classes_of(hf_config)
+    order = order_of(labels, classes)
+    if labels and order is None:
+        hf_config.id2label = dict(enumerate(labels))
+        hf_config.label2id = {label: index for index, label in enumerate(labels)}
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer of model.id={config.id}",
+            "it has no token for padding, nor one for the end or for unknown words to stand in for it",
+            "Set tokenizer.pad_token, save the tokenizer beside the model, and name that folder",
+        )
+    hf_config.pad_token_id = tokenizer.pad_token_id
+    hf_config.use_cache = False
+    if config.dropout is not None:
+        set_dropout(hf_config, config.dropout)
+    found = Inputs(tokenizer, hf_config, classes, order)
+    _check_vocabulary(config, found)
+    return found
+
+
+def classes_of(hf_config: Any) -> tuple[str, ...]:
+    """Return the classes of a checkpoint in its order, if it was trained to classify texts."""
+    if not any("SequenceClassification" in name for name in hf_config.architectures or ()):
+        return ()
+    return tuple(str(hf_config.id2label[index]) for index in sorted(hf_config.id2label))
+
+
+def order_of(labels: Sequence[str], classes: Sequence[str]) -> tuple[int, ...] | None:
+    """Return which class of a checkpoint each label is, if all are there by name.
+
+    Case does not count, and `LABEL_3`, which Transformers writes where nobody has named the classes, is
+    the label 3.
+    """
+    names = [name.casefold().removeprefix("label_") for name in classes]
+    wanted = [label.casefold().removeprefix("label_") for label in labels]
+    if len({*names}) < len(names) or len({*wanted}) < len(wanted) or not {*wanted} <= {*names}:
+        return None
+    return tuple(map(names.index, wanted)) if wanted else None
+
+
+def _check_vocabulary(config: ModelConfig, inputs: Inputs) -> None:
+    """Refuse a tokenizer that gives tokens which the model does not know."""
+    tokens = inputs.num_tokens
+    if tokens > inputs.num_embeddings and not config.resize_embeddings:
+        raise UserError(
+            f"model.id={config.id}",
+            f"its tokenizer has {tokens:,} tokens, and the model embeddings for "
+            f"{inputs.num_embeddings:,}",
+            "Use the model's own tokenizer, or write model.resize_embeddings=true, and the new rows "
+            "are trained and exported",
+        )
