@@ -59,7 +59,9 @@ class Variant:
         """The words for dropout, before its own: what is kept or sent as changes may not be random."""
         text = " ".join(self.words)
         once = "train: server" in text and "cache: false" not in text
-        if once or "delta" in text or self.framework == "fedkseed":  # which has none
+        if (
+            once or "delta" in text or self.framework in ("fedkseed", "zero_shot")
+        ):  # which have none
             return ()
         adapters = () if "adapter=" in text else ("adapter.dropout=0.2",)
         return ("model.dropout=0.2", *adapters)

@@ -245,14 +245,14 @@ def settings(hub: Path, *words: str) -> ExperimentConfig:
     return experiment(merge(tree, parse_overrides(words)))
 
 
-@pytest.mark.parametrize("framework", ["fedllm", "kd", "split"])
+@pytest.mark.parametrize("framework", ["fedllm", "kd", "split", "zero_shot"])
 @pytest.mark.parametrize("explicit", [False, True])
 def test_training_goes_on_from_an_adapter(
     hub: Path, trained: Path, framework: str, explicit: bool
 ) -> None:
     base = checkpoint(hub, "llama", "CAUSAL_LM")
     named = [f"model.id={base}", f"adapter.from={trained}"] if explicit else [f"model.id={trained}"]
-    config = settings(hub, *named, f"framework={framework}", "model.device=cpu", "rounds=1")
+    config = settings(hub, *named, f"framework={framework}", "model.device=cpu")
     assert config.model.id == str(base)
     assert config.adapter.to_config()["r"] == 5
     assert experiment(config.tree()) == config

@@ -41,21 +41,13 @@ class ZeroShot(Framework, name="zero_shot"):
         """Return what rounds and training are set to."""
         names = [f"training.{name}" for name in type(config.training).model_fields]
         names.remove("training.max_length")
-        names += [
-            "rounds",
-            "evaluation.every",
-            "evaluation.keep",
-            "evaluation.patience",
-            "tiers.*.local_steps",
-            "model.dropout",
-        ]
-        names += [
-            f"adapter.{name}" for name in ("dropout", "r", "alpha", "rslora")
-        ]  # their B is zero
+        names += ["rounds", "evaluation.every", "evaluation.keep", "evaluation.patience"]
+        names += ["tiers.*.local_steps", "model.dropout"]
+        if config.adapter.goes_on_from is None:  # adapters begin as no change
+            options = ("dropout", "r", "alpha", "rslora", "activation")
+            names += [f"adapter.{name}" for name in options]
         assert isinstance(config.head, Crosses)
-        if not config.head.crossings(
-            config
-        ):  # a head in closed form is solved from what clients send
+        if not config.head.crossings(config):  # one in closed form is made of what clients send
             names.append("fleet")
         return dict.fromkeys(names, "nothing trains, and there are no rounds")
 
