@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from checkpoints import LABELS, checkpoint
 from tiny import experiment_config, federation
-from trillium.config.experiment import ExperimentConfig, experiment, merge, parse_overrides
+from trillium.config.experiment import ExperimentConfig, acting, experiment, merge, parse_overrides
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
@@ -242,7 +242,8 @@ def trained(hub: Path, tmp_path: Path) -> Path:
 def settings(hub: Path, *words: str) -> ExperimentConfig:
     tree = experiment_config(hub, model="llama", task="causal_lm").tree()
     del tree["adapter"], tree["model"]
-    return experiment(merge(tree, parse_overrides(words)))
+    own = parse_overrides(words)
+    return experiment(acting(merge(tree, own), own)[0])
 
 
 @pytest.mark.parametrize("framework", ["fedllm", "kd", "split", "zero_shot"])
