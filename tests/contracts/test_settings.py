@@ -46,6 +46,7 @@ NO_EFFECT = {
     "evaluation.keep": "the last of so few rounds is the best one, mostly",
     "evaluation.patience": "a bound: no round is without a gain, mostly",
     "fleet.min_replies": "a bound: everybody replies",
+    "fleet.on_failure": "everybody replies",
     "framework.cache_bytes": "a bound of the file",
     "framework.cache": "false is what null stands for where the clients' blocks train",
     "framework.feedback": "lossless codecs lose nothing",

@@ -143,10 +143,11 @@ class SessionEngine:
         self._control("save", self._ready() - self._behind, number)
         self._opening = replace(self._opening, number=number)
 
-    def restore(self, number: int) -> None:
+    def restore(self, number: int) -> set[str]:
         """Take the nodes back to what they kept."""
         answers = self._control("restore", self._ready(), number)
         self._new |= {name for name, had in answers.items() if not had}
+        return {name for name, had in answers.items() if had}
 
     def close(self, *, finished: bool) -> None:
         """End all sessions; after a finished run the nodes need their state no more."""

@@ -173,7 +173,7 @@ class Node:
     def restore(self, number: int) -> bool:
         """Go back to the newest state of a round or before; return whether there is one."""
         found = None if self._checkpoints is None else self._checkpoints.newest(self.name, number)
-        self.client.store = {} if found is None else found[1]
+        self.client.store, self.client.scratch = {} if found is None else found[1], {}
         if found is not None:
             log.info("%s: goes on from its state after round %d", self.name, found[0])
         self._settled = found is not None

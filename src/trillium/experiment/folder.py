@@ -42,6 +42,7 @@ class RunFolder:
     Attributes:
         path: the folder; it is made, or is empty.
         kept_round: the round whose model is shipped, once that is known.
+        failed_rounds: how often a round has failed for want of replies, by its number.
     """
 
     def __init__(self, path: Path, arm: str) -> None:
@@ -50,6 +51,7 @@ class RunFolder:
         self._started, self._resumed = time.time(), 0
         self._digest: str | None = None
         self.kept_round: int | None = None
+        self.failed_rounds: dict[int, int] = {}
         self._lock = _locked(path)
         self.status("running")
 
@@ -67,11 +69,14 @@ class RunFolder:
         found._started = datetime.fromisoformat(status["started"]).timestamp()
         found._resumed, found._digest = int(status["resumed"]) + 1, status.get("config")
         found.kept_round = None
+        failed = status.get("failed_rounds", {})
+        found.failed_rounds = {int(number): int(count) for number, count in failed.items()}
         found.status("running")
         return found
 
     def status(self, state: str, error: str | None = None) -> None:
         """Say how far the run is: `running`, `finished` or `failed`; the last two let it go."""
+        failed = {str(number): count for number, count in self.failed_rounds.items()}
         content = {
             "state": state,
             "arm": self.arm,
@@ -80,6 +85,7 @@ class RunFolder:
             "resumed": self._resumed,
             "config": self._digest,
             "kept_round": self.kept_round,
+            "failed_rounds": failed,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(
                 timespec="milliseconds"
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from trillium.experiment.kept import keep_models
 from trillium.experiment.texts import Texts, in_model_order, usable
 from trillium.experiment.written import with_public
 from trillium.federation.client import Client, verbs_of
-from trillium.federation.fleet import Engine, Fleet
+from trillium.federation.fleet import Engine, Fleet, RoundFailed
 from trillium.federation.local import LocalEngine
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics
@@ -103,29 +103,56 @@ class Experiment:
                 if self.rounds.have_ended:
                     break
                 start = time.perf_counter()
-                self.server.round = number
-                self.fleet.begin_round(number)
-                self.config.head.inform(self.server, self.fleet)
-                with scoped_rng(self.config.seed, "server", number):
-                    figures = framework.round(self.server, self.fleet)
+                try:
+                    figures = self._round(number)
+                except RoundFailed:
+                    if self.folder is None or self.config.fleet.on_failure == "stop":
+                        raise
+                    figures = self._skip(number)
                 self._seconds += time.perf_counter() - start
-                if number % self.config.evaluation.every == 0 or number == rounds:
+                is_due = number % self.config.evaluation.every == 0 or number == rounds
+                if is_due or "skipped" in figures:
                     self._evaluate(figures, observe)
                 self._checkpoint()
             self._finish()
         except BaseException as error:
             if self.folder is not None:
+                if isinstance(error, RoundFailed):
+                    failed = self.folder.failed_rounds
+                    failed[self.server.round] = failed.get(self.server.round, 0) + 1
                 self.folder.status("failed", f"{type(error).__name__}: {error}")
             raise
         finally:
             self.fleet.ledger.close()
         return self.history
 
+    def _round(self, number: int) -> Metrics:
+        """Run one round."""
+        self.server.round = number
+        self.fleet.begin_round(number)
+        self.config.head.inform(self.server, self.fleet)
+        with scoped_rng(self.config.seed, "server", number):
+            return self.config.framework.round(self.server, self.fleet)
+
+    def _skip(self, number: int) -> Metrics:
+        """Take all sides back to before a round that has failed, and let it be over.
+
+        What it has cost stays in the ledger, and on the server's meter.
+        """
+        cost, seconds, missing = self.server.meter.read(), self._seconds, self.fleet.missing
+        back = self.restore()
+        self.server.scratch = {}
+        self.server.meter.reset(cost)
+        # The clients are looked at as they are now: who was missing before may well be there.
+        self.server.round, self.fleet.missing, self._seconds = number, {}, seconds
+        self.fleet.unsure = self.fleet.unsure.union(self.fleet.asked) - back
+        return {"skipped": True, "missing": missing}
+
     def _evaluate(self, figures: Metrics, observe: Observer | None) -> None:
         """Measure the model that would be shipped, and write a line."""
         framework, number = self.config.framework, self.server.round
         last = number == self.config.rounds or not framework.trains or self.rounds.may_end(number)
-        missing = dict(self.fleet.missing)
+        missing = {**figures.get("missing", self.fleet.missing)}
         batch_size = self.config.evaluation.batch_size
         found = framework.evaluate(self.server, self.fleet, batch_size, last)
         line = {
@@ -160,11 +187,15 @@ class Experiment:
             "seconds": self._seconds,
             "cost": [cost.flops, cost.seconds, cost.peak_bytes],
             "positions": self.folder.positions(),
+            "unsure": sorted(self.fleet.unsure),
         }
         self.folder.checkpoints.keep(SERVER, number, content)
 
-    def restore(self) -> None:
+    def restore(self) -> Set[str]:
         """Go back to the last complete round of the folder, or to the beginning if there is none.
+
+        Returns:
+            The clients that are known to be back there, too.
 
         Raises:
             UserError: the checkpoint cannot be read or is not of this configuration.
@@ -172,7 +203,7 @@ class Experiment:
         assert self.folder is not None
         found = self.folder.checkpoints.newest(SERVER)
         if found is None:
-            return
+            return frozenset()
         number, content = found
         self.server.round = number
         self.server.state = self.model.state(content["state"])
@@ -181,8 +212,9 @@ class Experiment:
         self.server.meter.reset(Cost(flops, seconds, peak))
         self._seconds = content["seconds"]
         self.history = self.folder.evaluations()
-        self.fleet.engine.restore(number)
+        self.fleet.unsure = frozenset(content["unsure"])
         self._started = True
+        return self.fleet.engine.restore(number) or frozenset()
 
     def _finish(self) -> None:
         kept = self.rounds.kept
@@ -334,6 +366,8 @@ def build_server(
     made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}
     wires = {client: made[id(tier)] for client, tier in tiers.items()}
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
+    if folder is not None:
+        fleet.failed = folder.failed_rounds
     built = Experiment(config, data, server, fleet, folder, list(clients))
     if folder is not None:
         built.restore()

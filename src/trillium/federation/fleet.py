@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -65,8 +65,12 @@ class Engine(Protocol):
     def save(self, number: int) -> None:
         """Let every client write down what it holds after a round."""
 
-    def restore(self, number: int) -> None:
-        """Take every client back to what it wrote down after that round, or the newest before."""
+    def restore(self, number: int) -> Set[str] | None:
+        """Take every client back to what it wrote down after that round, or the newest before.
+
+        Returns:
+            Who is known to be back there; nobody for `None`.
+        """
 
 
 @runtime_checkable
@@ -85,7 +89,11 @@ class FleetConfig(BaseModel):
         min_replies: how many of the cohort must stay until the end of the round; the whole cohort
             where it is left out, so that no failure goes unseen.
         failure_rate: probability that a client of the cohort never replies in a round, to rehearse
-            partial participation; the draw depends on seed, round and client only.
+            partial participation; the draw depends on seed, round and client, and on how often the
+            round has failed before.
+        on_failure: what follows a round in which fewer stayed than `min_replies`: the run stops, and
+            `trillium resume` repeats the round (`stop`), or all sides go back to where they were before
+            it, and on to the next one (`skip`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,6 +101,7 @@ class FleetConfig(BaseModel):
     clients_per_round: int | None = Field(default=None, ge=1)
     min_replies: int | None = Field(default=None, ge=1)
     failure_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
+    on_failure: Literal["stop", "skip"] = "stop"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -143,7 +152,10 @@ class Fleet:
         asked: the cohort that was sampled for this round.
         missing: clients that dropped out of this round, with the reason.
         wires: of the clients whose wire is not everybody's.
-        newcomers: clients that hold nothing of earlier rounds.
+        newcomers: clients that hold nothing of earlier rounds, as far as is known.
+        unsure: clients that were asked in a round which is to count for nothing, and may not have gone
+            back; the next time that they are asked they are newcomers.
+        failed: how often a round has failed before, by its number.
     """
 
     def __init__(
@@ -162,6 +174,8 @@ class Fleet:
         self.asked: list[str] = list(engine.clients)
         self.missing: dict[str, str] = {}
         self.newcomers: Set[str] = frozenset()
+        self.unsure: frozenset[str] = frozenset()
+        self.failed: Mapping[int, int] = {}
         config.check(len(engine.clients))
 
     def wire_of(self, client: str) -> Wire:
@@ -172,13 +186,14 @@ class Fleet:
         """Sample the cohort of a round and return it, sorted by name."""
         self.round, self.missing = number, {}
         gathered = self.engine.gather(self._need(len(self.engine.clients)))
-        self.newcomers = gathered.newcomers
         names = list(self.engine.clients)
         size = self.config.clients_per_round or len(names)
         draw = torch.randperm(len(names), generator=generator(self.seed, "cohort", number))
         # Who is away would be asked in vain, so those come last; else the draw stays as it is.
         order = sorted((names[index] for index in draw), key=lambda n: n not in gathered.present)
         self.asked = sorted(order[:size])
+        self.newcomers = gathered.newcomers | self.unsure.intersection(self.asked)
+        self.unsure = self.unsure.difference(self.asked)
         return self.asked
 
     @property
@@ -350,7 +365,8 @@ class Fleet:
         """Whether a client is drawn to fail in this round; see `FleetConfig.failure_rate`."""
         if not self.config.failure_rate or self.round == 0:
             return False
-        draw = torch.rand((), generator=generator(self.seed, "failure", self.round, client))
+        again = [str(count)] if (count := self.failed.get(self.round, 0)) else []
+        draw = torch.rand((), generator=generator(self.seed, "failure", self.round, client, *again))
         return float(draw) < self.config.failure_rate
 
     def _check_enough(self) -> None:

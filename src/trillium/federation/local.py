@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
@@ -43,9 +43,11 @@ class LocalEngine:
                 self._checkpoints.keep(name, number, self._clients[name].store)
             self._changed.clear()
 
-    def restore(self, number: int) -> None:
+    def restore(self, number: int) -> Set[str]:
         """Read the newest that each client has of that round or before."""
-        if self._checkpoints is not None:
-            for name, client in self._clients.items():
-                found = self._checkpoints.newest(name, number)
-                client.store = {} if found is None else found[1]
+        if self._checkpoints is None:
+            return frozenset()
+        for name, client in self._clients.items():
+            found = self._checkpoints.newest(name, number)
+            client.store, client.scratch = {} if found is None else found[1], {}
+        return self._clients.keys()

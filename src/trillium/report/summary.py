@@ -108,6 +108,13 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         for row in rows
         if any(_evaluation(run, "keep") == "best" for run in row.counted)
     ]
+    skipped = [
+        f"{row.arm}, seed {run.seed}: skipped, as too few clients replied: round "
+        f"{', '.join(map(str, found))}."
+        for row in rows
+        for run in row.counted
+        if (found := [line["round"] for line in run.evaluations if line.get("skipped")])
+    ]
     ended = [
         f"{row.arm}, seed {run.seed}: ended at round {run.evaluations[-1]['round']} of "
         f"{run.config['rounds']}, as {_evaluation(run, 'patience')} rounds had brought no gain."
@@ -123,7 +130,7 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         and _name(row, "task") == "classification"
         and _name(row, "head") == "random"
     ]
-    return failed + chosen + ended + [mixed] * bool(redrawn) + _of_data(rows) + guesses
+    return failed + chosen + ended + skipped + [mixed] * bool(redrawn) + _of_data(rows) + guesses
 
 
 def _of_data(rows: Sequence[Row]) -> list[str]:
