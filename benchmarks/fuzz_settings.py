@@ -34,6 +34,7 @@ from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
 from trillium.experiment.trained import evaluate_run
 from trillium.federation.fleet import RoundFailed
+from trillium.federation.side import Metrics
 from trillium.frameworks import Framework
 from trillium.frameworks.split.defences import NoDefence
 from walk import leaves, others, print_of, tree_of
@@ -133,11 +134,20 @@ def _promises(config: ExperimentConfig, run: Experiment, folder: Path) -> None:
     hold(again, peaks=False)
     assert print_of(run) == print_of(again), "the same run gives something else"
     if (folder / "first" / "adapter").is_dir():
-        exported, measured = evaluate_run(folder / "first", {}), run.history[-1]
+        exported, measured = evaluate_run(folder / "first", {}), _shipped(config, run.history)
         wrong = {key: value for key, value in exported.items() if measured[key] != value}
         assert not wrong, f"exported is not what was measured: {wrong}, {measured}"
     if config.framework.trains:
         assert_resumes(config, folder)
+
+
+def _shipped(config: ExperimentConfig, history: list[Metrics]) -> Metrics:
+    """Return the evaluation of the model that is shipped."""
+    if config.evaluation.keep == "last":
+        return history[-1]
+    rounds = [line for line in history if line["round"] > 0]
+    best = max if config.task.more_is_better else min
+    return best(rounds, key=lambda line: float(line[config.task.measure]))  # the first of equals
 
 
 def differences(base: Tree, tree: Tree) -> str:

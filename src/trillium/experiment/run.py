@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
 from trillium.models.load import LanguageModel, load_model
 from trillium.models.slots import values
+from trillium.report.summary import said_of
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
 from trillium.tasks.causal_lm import CausalLM
@@ -46,6 +48,7 @@ from trillium.wire.ledger import Entry, Ledger
 if TYPE_CHECKING:
     from datasets import Dataset
 
+log = logging.getLogger(__name__)
 Observer = Callable[[Metrics], None]
 SERVER = "server"  # under this name the server's checkpoints lie beside the clients'
 
@@ -266,6 +269,8 @@ def assemble(
     """Load the model and set up both sides in this process; the arguments are those of `build`."""
     texts = Texts(config, data.labels)
     config, data = texts.fit(data), texts.counted(data)
+    for line in said_of(data.summary(), config.data.model_dump()):
+        log.warning(line)
     residents = Residents(texts, data)
     clients = []
     for name, rows in data.clients.items():

@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from trillium.report import human
 from trillium.report.measures import BY_NAME, MEASURES
@@ -137,7 +138,7 @@ def _of_data(rows: Sequence[Row]) -> list[str]:
     """Return what the data of the runs came to: each thing once, with its arms if not all have it."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        for text in _said(row.counted[0]):
+        for text in said_of(row.counted[0].data, row.counted[0].config.get("data") or {}):
             found.setdefault(text, []).append(row.arm)
     return [
         text if len(arms) == len(rows) else f"{', '.join(arms)}: {text}"
@@ -145,9 +146,13 @@ def _of_data(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _said(run: Run) -> Iterator[str]:
-    """Yield what one run's data came to: what was cut, and what was left out."""
-    data = run.data
+def said_of(data: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the data of a run came to: what was cut, and what was left out.
+
+    Args:
+        data: as in `data.json`.
+        asked: the settings of the data.
+    """
     clients, test = data.get("clients") or {}, data.get("test") or {}
     for name, whose in (
         ("truncated", "were cut"),
@@ -164,10 +169,10 @@ def _said(run: Run) -> Iterator[str]:
             yield f"{test[name]} of {test['num_examples']} test texts {whose}."
     if data.get("useless"):
         yield f"Left out, with nothing to learn from: {', '.join(data['useless'])}."
-    own, public = run.config.get("data") or {}, data.get("public") or {}
-    if own.get("public_size") and not own.get("set_aside") and public.get("num_examples") == 0:
+    public, size = data.get("public") or {}, asked.get("public_size")
+    if size and not asked.get("set_aside") and public.get("num_examples") == 0:
         yield (
-            f"Nothing needs a public set, so data.public_size={own['public_size']} took no rows from "
+            f"Nothing needs a public set, so data.public_size={size} took no rows from "
             "the clients; data.set_aside would."
         )
     if data.get("head"):
