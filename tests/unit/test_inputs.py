@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from peft import AutoPeftModelForCausalLM, load_peft_weights
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from checkpoints import LABELS, checkpoint
@@ -150,6 +151,28 @@ def test_a_tokenizer_without_padding_borrows_another_token(hub: Path, tmp_path: 
     folder = _without(hub, tmp_path / "none", "pad_token", "eos_token", "unk_token")
     with pytest.raises(UserError, match="no token for padding"):
         federation(hub, f"model.id={folder}", model="bert")
+
+
+@pytest.mark.parametrize("kind", [models.WordLevel, models.BPE])
+def test_words_without_a_token_are_not_lost(hub: Path, tmp_path: Path, kind: Any) -> None:
+    """Such a tokenizer serves as long as it knows all words; one kind fails at others, one drops them."""
+    words = {f"w{i}": i + 4 for i in range(40)} | {"[PAD]": 0}
+    raw = Tokenizer(models.WordLevel(words) if kind is models.WordLevel else models.BPE(
+        {**{c: i + 4 for i, c in enumerate("w0123456789")}, "[PAD]": 0}, []))  # fmt: skip
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "model"
+    shutil.copytree(hub / "bert", folder)
+    for file in folder.glob("token*"):
+        file.unlink()
+    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]").save_pretrained(folder)
+    words_of_run = (f"model.id={folder}", "framework=zero_shot")
+    federation(hub, *words_of_run, model="bert").run()
+    rows = [json.loads(line) for line in (hub / "classification.jsonl").read_text().splitlines()]
+    rows[7]["text"] += " zebra"
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"no token for some words of 1 of \d+ texts"):
+        federation(hub, *words_of_run, f"data.source={{train: {file}}}", model="bert")
 
 
 def test_a_tokenizer_that_pads_on_the_left_gives_the_same_run(hub: Path, tmp_path: Path) -> None:

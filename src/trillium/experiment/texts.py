@@ -6,9 +6,9 @@ How long texts may be follows from them; what is cut, and what is of no use, is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.federated import FederatedData
@@ -131,8 +131,39 @@ class Texts:
         tokenizer = self.inputs(model).tokenizer
         key = (id(tokenizer), id(rows))
         if key not in self._whole:
+            if self.inputs(model).may_lose:
+                _check_known(self.inputs(model), model, rows)
             self._whole[key] = (rows, self.config.task.tokenize(rows, tokenizer, None))
         return self._whole[key][1]
+
+
+def _check_known(inputs: Inputs, model: ModelConfig, rows: Dataset) -> None:
+    """Refuse rows of which a tokenizer would leave something out.
+
+    Raises:
+        UserError: some word has no token, and there is none for unknown ones.
+    """
+    lost = [
+        number
+        for number, row in enumerate(rows, start=1)
+        if any(inputs.loses(text) for text in _texts({k: v for k, v in row.items() if k != "row"}))
+    ]
+    if lost:
+        raise UserError(
+            f"the tokenizer of model.id={model.id}",
+            f"it has no token for some words of {len(lost)} of {len(rows)} texts, the first in row "
+            f"{lost[0]}, and none for unknown words: they would be lost",
+            "Set tokenizer.unk_token, save the tokenizer beside the model, and name that folder",
+        )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text of a row."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
 
 
 def in_model_order(config: ExperimentConfig, data: FederatedData) -> FederatedData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,26 @@ class Inputs:
     hf_config: Any
     classes: tuple[str, ...] = ()
     order: tuple[int, ...] | None = None
+
+    @cached_property
+    def may_lose(self) -> bool:
+        """Whether the tokenizer may have no token for a part of a text, not even one that says so."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None or self.tokenizer.unk_token_id is not None:
+            return False
+        told = json.loads(backend.to_str())
+        return not (
+            told["model"].get("byte_fallback") or "ByteLevel" in json.dumps(told["pre_tokenizer"])
+        )
+
+    def loses(self, text: str) -> bool:
+        """Whether some of a text has no token."""
+        try:
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        except Exception:  # of the library, which names no kind
+            return True
+        seen = {at for start, end in found["offset_mapping"] for at in range(start, end)}
+        return any(at not in seen and not char.isspace() for at, char in enumerate(text))
 
     @cached_property
     def positions(self) -> int | None:
