@@ -155,7 +155,7 @@ def test_a_tokenizer_without_padding_borrows_another_token(hub: Path, tmp_path: 
 
 @pytest.mark.parametrize("kind", [models.WordLevel, models.BPE])
 def test_words_without_a_token_are_not_lost(hub: Path, tmp_path: Path, kind: Any) -> None:
-    """Such a tokenizer serves as long as it knows all words; others end one kind, and one drops them."""
+    """It serves as long as it knows all words; others end one kind, and one drops them."""
     words = {f"w{i}": i + 4 for i in range(40)} | {"[PAD]": 0}
     raw = Tokenizer(models.WordLevel(words) if kind is models.WordLevel else models.BPE(
         {**{c: i + 4 for i, c in enumerate("w0123456789")}, "[PAD]": 0}, []))  # fmt: skip
