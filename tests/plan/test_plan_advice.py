@@ -10,12 +10,13 @@ import pytest
 from trillium.config.experiment import Tree, parse_overrides
 from trillium.config.sweep import curves, divide, swept
 from trillium.errors import UserError
-from trillium.plan.advice import Constraint, advise, break_even, constraints, pareto
+from trillium.plan.advice import Constraint, advise, constraints, pareto
 from trillium.plan.arms import Arm, arms_of, plan_arms
 from trillium.plan.models import Models
 from trillium.plan.planning import planning_of
 from trillium.plan.shapes import shapes, with_sources
 from trillium.plan.sums import Sums
+from trillium.plan.tips import break_even
 
 SMALL = [
     "model.id=distilgpt2",

@@ -133,6 +133,9 @@ class Known:
         kernel is called at once; the mode would do so in the end.
         """
         func = operation.func
+        form = None if operation.first is None else operation.first(args, kwargs)
+        if form is not None:
+            return self._made(form)
         copies = operation.has_form and kwargs.get("device") in (None, _CPU)
         if not (copies or operation.has_kernel) or not all(map(_is_on_cpu, tensors)):
             return func(*args, **kwargs)

@@ -52,6 +52,7 @@ class Operation:
             alone.
         may_draw: whether it may draw random numbers.
         direct: gives the form of a result at once, or `None` where it cannot tell.
+        first: the same for what is remembered, the first time.
         writes_by_place: whether it writes to entries by their places.
         sorts: whether it returns entries in order, and their places.
         rule: how what it asks of values is answered, if it asks.
@@ -65,7 +66,7 @@ class Operation:
         self.is_copy = func in _COPIES
         self.has_form = self.is_copy or func in _LIKES
         self.has_kernel = _has_kernel(func)
-        self.direct = _DIRECT.get(func)
+        self.direct, self.first = _DIRECT.get(func), _FIRST.get(func)
         self.writes_by_place = func is aten.index_put_.default
         self.sorts = func.overloadpacket in (aten.sort, aten.topk)
         self.may_draw = torch.Tag.nondeterministic_seeded in func.tags
@@ -157,9 +158,38 @@ def _normalised(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Form, .
     return Form.dense(rows.shape, torch.float32), stats, stats
 
 
+def _by_entry(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form | None:
+    """What is computed entry by entry of dense floating-point tensors of one dtype."""
+    tensors = [own for own in args if isinstance(own, torch.Tensor)]
+    dtypes = {own.dtype for own in tensors}
+    if len(dtypes) > 1 or not all(own.is_contiguous() for own in tensors):
+        return None
+    dtype, largest = dtypes.pop(), max(tensors, key=lambda own: own.dim())
+    shapes = [own.shape for own in tensors if own.dim()]
+    same = dtype.is_floating_point and all(shape == largest.shape for shape in shapes)
+    return Form.dense(largest.shape, dtype) if same and _are_numbers(args, kwargs) else None
+
+
+def _are_numbers(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether nothing but tensors, real numbers and words is given."""
+    plain = torch.Tensor, bool, int, float, str
+    return all(isinstance(own, plain) for own in (*args, *kwargs.values()))
+
+
 _ON_CPU = (None, torch.device("cpu"))
 _DIRECT: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Any]] = {
     aten.index.Tensor: _chosen,
-    aten.native_layer_norm.default: _normalised,
     **dict.fromkeys((aten.new_empty.default, aten.new_zeros.default, aten.new_full.default), _new),
+}
+_FIRST: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Any]] = {
+    aten.native_layer_norm.default: _normalised,
+    **dict.fromkeys(
+        (
+            *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor),
+            *(aten.mul.Scalar, aten.div.Scalar, aten.neg.default, aten.pow.Tensor_Scalar),
+            *(aten.silu.default, aten.gelu.default, aten.gelu_backward.default),
+            *(aten.tanh.default, aten.tanh_backward.default),
+        ),
+        _by_entry,
+    ),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.plan.data import by_tier
-from trillium.plan.phases import Phases
+from trillium.plan.moments import Phases
 from trillium.plan.sums import Sums
 from trillium.plan.waves import Memory, Wave
 

@@ -19,7 +19,7 @@ from trillium.federation.means import Contribution
 from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
 from trillium.models.factors import Factors, LowRank
 from trillium.plan.fakes import Paper
-from trillium.plan.phases import STATE
+from trillium.plan.moments import STATE
 from trillium.plan.sizes import Scales, Weight
 from trillium.training.loop import Training
 from trillium.training.optimizers import Optimizer

@@ -10,6 +10,7 @@ from itertools import islice
 from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
 from trillium.federation.fleet import FleetConfig
+from trillium.models.load import LanguageModel
 from trillium.plan.bounds import upper_bound
 from trillium.plan.data import Texts, by_tier
 from trillium.plan.federation import Shared
@@ -40,6 +41,8 @@ class Prediction:
         estimate: how all later ones are told, where this is not exact; else empty.
         upper_bound: whether a run may take less, because some is left out by value.
         num_parameters, num_trained: of the model.
+        texts: its data, or what is assumed of it.
+        model: of the server.
         shared: what plans of nearly the same run can use.
     """
 
@@ -57,6 +60,7 @@ class Prediction:
     num_parameters: int
     num_trained: int
     texts: Texts
+    model: LanguageModel
     shared: Shared
 
     @property
@@ -115,16 +119,18 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
         num_parameters=sum(parameter.numel() for parameter in model.module.parameters()),
         num_trained=sum(tensor.numel() for tensor in model.initial.values()),
         texts=texts,
+        model=model,
         shared=shared,
     )
 
 
 def bytes_of_a_round(
-    config: ExperimentConfig, texts: Texts, shared: Shared, *, shallow: bool = False
+    config: ExperimentConfig, texts: Texts, like: Prediction, *, shallow: bool = False
 ) -> float:
     """Return the bytes up and down of one client in a round after the first.
 
     Args:
+        like: of nearly the same run, with as many blocks.
         shallow: whether the model is to have a few blocks alone.
 
     Raises:
@@ -133,9 +139,9 @@ def bytes_of_a_round(
     _check(config)
     if texts.assumed and not config.tiers and config.fleet == FleetConfig():  # all are alike
         texts = replace(texts, clients=dict(islice(texts.clients.items(), 1)))
-    total, model = 0.0, shared.models.get(config.of(None), texts.num_classes, None)
-    for stage in stages(config, texts, model, shallow=shallow):
-        later = _of_stage(stage, shared, by_name=True).later
+    total = 0.0
+    for stage in stages(config, texts, like.model, shallow=shallow):
+        later = _of_stage(stage, like.shared, by_name=True).later
         mean = sum(own.up.bytes + own.down.bytes for own in later.values()) / len(later)
         total += stage.weight * mean
     return total

@@ -14,7 +14,8 @@ from trillium.models.base import load_base
 from trillium.models.load import LanguageModel
 from trillium.plan.fakes import Paper
 from trillium.plan.models import architecture
-from trillium.plan.phases import PhaseMeter, Phases
+from trillium.plan.moments import Phases
+from trillium.plan.phases import PhaseMeter
 from trillium.training.meters import resident_tensors
 
 
