@@ -53,10 +53,10 @@ class Moments(Count):  # type: ignore[no-untyped-call]
             self._backward = self.num_changes
         return super().follow(call, func, args, kwargs)
 
-    def _meet(self, tensor: Tensor, existed: bool) -> None:
-        if existed and is_fake(tensor) and id(tensor.untyped_storage()) not in self._live:
+    def _begin(self, tensor: Tensor, existed: bool) -> None:
+        if existed and is_fake(tensor):
             self._found.add(id(tensor.untyped_storage()))
-        super()._meet(tensor, existed)
+        super()._begin(tensor, existed)
 
     def is_closed(self, resident: Sequence[Tensor]) -> bool:
         """Whether nothing without values was looked at but what is resident."""
