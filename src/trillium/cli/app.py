@@ -202,10 +202,13 @@ def program() -> None:
 
     That is a fifth of a second's work, and a plan leaves nothing behind that has to be put in order.
     """
+    is_plan = sys.argv[1:2] == ["plan"]
+    if is_plan:  # it computes nothing, and threads that wait for work take a core each
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         main()
     except SystemExit as end:
-        if sys.argv[1:2] == ["plan"] and not end.code:
+        if is_plan and not end.code:
             with suppress(BrokenPipeError):
                 sys.stdout.flush()
                 sys.stderr.flush()
