@@ -44,5 +44,7 @@ class Server(Side):
 
     @property
     def folds(self) -> Sequence[Fold]:
-        """What the run has added to base weights, one round after the other."""
+        """What the run has added to base weights, one round after the other, or all in one."""
+        if self.store.get("dropped_folds"):
+            return super().folds
         return [as_fold(content) for content in self.store.get("folds", [])]

@@ -24,14 +24,18 @@ Fold = Mapping[str, LowRank]
 
 
 def fold_into(base: Tensors, fold: Fold, factors: Sequence[Factors], weights: Tensors) -> Tensors:
-    """Return base weights with a fold added; those that `base` lacks are as in `weights`."""
+    """Return base weights with a fold added; those that `base` lacks are as in `weights`.
+
+    They are no narrower than float32: in half precision most of a small change would be rounded away,
+    in every round again.
+    """
     result = dict(base)
     for layer in factors:
         if layer.layer in fold:
             old = base.get(layer.layer, weights[layer.layer])
             change = fold[layer.layer].left.double() @ fold[layer.layer].right.double()
             change = change.T if layer.transposed else change
-            result[layer.layer] = (old.double() + change.to(old.device)).to(old.dtype)
+            result[layer.layer] = (old.double() + change.to(old.device)).to(_wide(old))
     return result
 
 
@@ -65,7 +69,7 @@ class BaseWeights:
         for name, (owner, attribute) in self._places.items():
             original = self._original[name]
             owner._parameters[attribute] = (
-                nn.Parameter(base[name].to(original.device), requires_grad=False)
+                nn.Parameter(base[name].to(original.device, original.dtype), requires_grad=False)
                 if name in base
                 else original
             )
@@ -159,10 +163,15 @@ def as_fold(content: Plain) -> Fold:
     return {layer: LowRank(left, right) for layer, (left, right) in content.items()}
 
 
+def weigh(fold: Plain) -> int:
+    """Return the bytes of a fold."""
+    return sum(left.nbytes + right.nbytes for left, right in fold.values())
+
+
 def pack_folds(folds: Sequence[Plain], first: int) -> Message:
-    """Return the message that brings a client the folds from the `first` on, without loss."""
+    """Return the message that brings a client folds, the `first` and those after it, without loss."""
     tensors, ranks = {}, []
-    for index, fold in enumerate(folds[first:]):
+    for index, fold in enumerate(folds):
         ranks.append({layer: left.shape[1] for layer, (left, _) in fold.items()})
         for layer, (left, right) in fold.items():
             tensors[f"{index}.{layer}.left"] = left
@@ -198,3 +207,26 @@ def unpack_folds(
         }
         for index, found in enumerate(ranks)
     ]
+
+
+def pack_weights(base: Tensors, number: int) -> Message:
+    """Return the message that brings a client the base weights as so many folds have made them."""
+    return Message("fold", named("snapshot", base), {"number": number, "layers": sorted(base)})
+
+
+def unpack_weights(
+    message: Message, factors: Sequence[Factors], weights: Mapping[str, Tensor]
+) -> tuple[Tensors, int]:
+    """Return the base weights, and of how many folds; `MessageError` if they do not fit."""
+    number, names = message.meta.get("number"), message.meta.get("layers")
+    known = {layer.layer for layer in factors}
+    if type(number) is not int or number < 1 or not isinstance(names, list):
+        raise MessageError("base weights without the number of their folds and their layers")
+    if not all(isinstance(name, str) and name in known for name in names):
+        raise MessageError("base weights of layers that have no adapter here")
+    like = {
+        name: torch.empty(weights[name].shape, dtype=_wide(weights[name]), device="meta")
+        for name in names
+    }
+    found = message.expect("snapshot", like)
+    return {name: tensor.to(weights[name].device) for name, tensor in found.items()}, number
