@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel
 
@@ -18,10 +18,17 @@ def located(config: M) -> M:
     changes = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        found = _located(value, any(isinstance(mark, MayBePath) for mark in field.metadata))
+        marks = [*field.metadata, *_marks(field.annotation)]
+        found = _located(value, any(isinstance(mark, MayBePath) for mark in marks))
         if found != value:
             changes[name] = found
     return config.model_copy(update=changes) if changes else config
+
+
+def _marks(annotation: Any) -> list[Any]:
+    """Return what the parts of a type are annotated with."""
+    own = list(getattr(annotation, "__metadata__", ()))
+    return own + [mark for part in get_args(annotation) for mark in _marks(part)]
 
 
 def _located(value: Any, may_be_path: bool) -> Any:

@@ -78,6 +78,7 @@ class FederatedData:
         counts: how many texts are cut, and how many left out, by client and for `test`.
         useless: clients that are left out.
         head: what is to be said of the task head, if anything.
+        own_head: whether it is not new: the model that is loaded knows the classes.
     """
 
     clients: dict[str, Dataset]
@@ -89,6 +90,7 @@ class FederatedData:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     useless: tuple[str, ...] = ()
     head: str = ""
+    own_head: bool = False
 
     def in_order(self, labels: Sequence[str]) -> FederatedData:
         """Return the same with the classes in another order."""
@@ -130,6 +132,7 @@ class FederatedData:
             "removed": dict(self.removed),
             "useless": list(self.useless),
             "head": self.head,
+            "own_head": self.own_head,
         }
 
     def _label_counts(self, rows: Dataset) -> dict[str, int]:

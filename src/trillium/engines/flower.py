@@ -31,7 +31,7 @@ from trillium.engines.settings import Settings
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder, is_finished, new_folder
 from trillium.experiment.run import SERVER, build_server, resident_model
-from trillium.experiment.texts import Texts
+from trillium.experiment.texts import Texts, in_model_order
 from trillium.federation.checkpoint import Checkpoints, dump, load
 from trillium.federation.side import Metrics
 from trillium.quiet import quiet
@@ -70,6 +70,7 @@ def main(grid: Grid, context: Context) -> None:
             "framework=centralised", "there are no data in one place", "Choose another framework"
         )
     data = read_server_data(settings.server_data, config.task.data_form)
+    data = in_model_order(config, data)  # as it was written, so this says only whose the head is
     texts = Texts(config, data.labels)
     config, data = texts.fit(data), texts.counted(data)
     folder = _folder(config, settings)

@@ -168,16 +168,26 @@ def _texts(value: Any) -> Iterator[str]:
 
 def in_model_order(config: ExperimentConfig, data: FederatedData) -> FederatedData:
     """Return the data with its classes in the order of the checkpoint, if it has all of them."""
-    inputs = read_inputs(config.of(None).model, data.labels)
+    own = config.of(None)
+    inputs = read_inputs(own.model, data.labels, own.adapter.goes_on_from)
     if not inputs.classes:
         return data
+    whose = "checkpoint" if inputs.onward is None or inputs.onward.key is None else "adapter"
     if inputs.order is None:
         names = ", ".join(inputs.classes[:3]) + " …" * (len(inputs.classes) > 3)
-        head = f"The last layer of the task head is new: the checkpoint's classes are others ({names})."
+        head = (
+            f"The last layer of the task head is new: the {whose}'s classes are others ({names})."
+        )
         return replace(data, head=head)
     place = dict(zip(data.labels, inputs.order, strict=True))
-    head = "The task head is that of the checkpoint, which has these classes by name."
-    return replace(data.in_order(sorted(data.labels, key=place.__getitem__)), head=head)
+    head = f"The task head is that of the {whose}, which has these classes by name."
+    if not inputs.named:
+        head = (
+            "The task head is that of the adapter, which does not name its classes. They are taken to be, "
+            f"in this order: {', '.join(data.labels[:8])}{' …' * (len(data.labels) > 8)}."
+        )
+    ordered = data.in_order(sorted(data.labels, key=place.__getitem__))
+    return replace(ordered, head=head, own_head=True)
 
 
 def needed(lengths: Iterable[int]) -> int:

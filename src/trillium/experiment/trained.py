@@ -66,7 +66,7 @@ def load_trained(folder: Path, client: str | None = None, changes: Tree | None =
         UserError: there is no such model, or its base is not to be had.
     """
     path = find_model(folder, client)
-    config = experiment(merge(run_config(folder).tree(), changes or {})).of(client)
+    config = _whole(experiment(merge(run_config(folder).tree(), changes or {})).of(client))
     told = about_data(folder)
     model = resident_model(config, told["labels"])
     state = model.load_state(path)
@@ -173,6 +173,17 @@ def run_config(folder: Path) -> ExperimentConfig:
     return experiment(read_yaml(folder / "config.yaml"))
 
 
+def _whole(config: ExperimentConfig) -> ExperimentConfig:
+    """Return a configuration without the adapter that training went on from.
+
+    What it has become lies in the run folder, and it may be gone.
+    """
+    if config.adapter.goes_on_from is None:
+        return config
+    adapter = config.adapter.model_copy(update={"from_": None})
+    return config.model_copy(update={"adapter": adapter})
+
+
 def about_data(folder: Path) -> dict[str, Any]:
     """Return what a run folder says of the data: sizes, classes, columns."""
     try:
@@ -192,7 +203,7 @@ def rebuild(folder: Path) -> Experiment:
     Raises:
         UserError: the folder holds no trained model of all.
     """
-    path, config, told = find_model(folder, None), run_config(folder), about_data(folder)
+    path, config, told = find_model(folder, None), _whole(run_config(folder)), about_data(folder)
     rows = kept_rows(folder, config)
     none = rows.select([])
     # The data of a deployed run were with its nodes, and nobody here knows their names.

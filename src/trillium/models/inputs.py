@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from trillium.errors import UserError
 from trillium.models.base import ModelConfig
 from trillium.models.hub import explained, locate, set_dropout
+from trillium.models.onward import Onward, read_onward
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,16 @@ class Inputs:
     Attributes:
         classes: those of a checkpoint that was trained to classify, in its order.
         order: which of them each class of the federation is, if all of them have its names.
+        onward: the adapter that training goes on from; if it has a task head, the classes are its own.
+        named: whether these have names, or are taken to be those of the federation, in its order.
     """
 
     tokenizer: Any
     hf_config: Any
     classes: tuple[str, ...] = ()
     order: tuple[int, ...] | None = None
+    onward: Onward | None = None
+    named: bool = True
 
     @cached_property
     def may_lose(self) -> bool:
@@ -93,11 +98,14 @@ def positions_of(module: nn.Module, hf_config: Any) -> int | None:
     return rows - max(before, default=0)
 
 
-def read_inputs(config: ModelConfig, labels: Sequence[str]) -> Inputs:
+def read_inputs(
+    config: ModelConfig, labels: Sequence[str], goes_on_from: str | None = None
+) -> Inputs:
     """Return what a model takes.
 
     Args:
         labels: names of the classes; none for language modelling.
+        goes_on_from: the adapter that training goes on from.
 
     Raises:
         UserError: there is no such model, or it is none that can be trained on texts.
@@ -117,8 +125,16 @@ def read_inputs(config: ModelConfig, labels: Sequence[str]) -> Inputs:
         )
     hf_config = copy.deepcopy(hf_config)
     classes = () if config.random_weights or not labels else classes_of(hf_config)
-    order = order_of(labels, classes)
-    if labels and order is None:
+    order, named, onward = order_of(labels, classes), True, None
+    if goes_on_from is not None:
+        onward = read_onward(goes_on_from, hf_config, classifies=bool(labels))
+    has_head = onward is not None and onward.num_classes > 0
+    if onward is not None and has_head:
+        classes, named = onward.classes(classes)
+        order = order_of(labels, classes)
+        if order is None and not named and len(classes) == len(labels):
+            order = tuple(range(len(labels)))
+    if labels and (order is None or has_head):
         hf_config.id2label = dict(enumerate(labels))
         hf_config.label2id = {label: index for index, label in enumerate(labels)}
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
@@ -132,7 +148,7 @@ def read_inputs(config: ModelConfig, labels: Sequence[str]) -> Inputs:
     hf_config.use_cache = False
     if config.dropout is not None:
         set_dropout(hf_config, config.dropout)
-    found = Inputs(tokenizer, hf_config, classes, order)
+    found = Inputs(tokenizer, hf_config, classes, order, onward, named)
     _check_vocabulary(config, found)
     return found
 

@@ -210,30 +210,6 @@ class LanguageModel:
         return state
 
 
-def _go_on(module: nn.Module, source: str) -> None:
-    """Give an adapter the values of another one.
-
-    Raises:
-        UserError: it cannot be read, or does not fit.
-    """
-    try:
-        found = set_peft_model_state_dict(module, load_peft_weights(source, device="cpu"))
-        unknown = list(found.unexpected_keys)
-    except Exception as error:  # whatever a folder holds
-        why = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(
-            f"adapter.from={source}",
-            f"its values do not fit ({why})",
-            "Give an adapter of this base model and task, with the same options and classes",
-        ) from error
-    if unknown:
-        raise UserError(
-            f"adapter.from={source}",
-            f"it has values that have no place here, such as {unknown[0]}",
-            "Give an adapter of this base model and task",
-        )
-
-
 @torch.inference_mode()
 def _check_causal(model: nn.Module, name: str) -> None:
     """Refuse a language model in which a later token changes what is predicted before it.
@@ -268,12 +244,14 @@ def load_model(
 
     `labels` names the classes; there are none for language modelling.
     """
-    inputs = read_inputs(config, labels)
+    inputs = read_inputs(config, labels, adapter.goes_on_from)
     classifies = peft_task == "SEQ_CLS"
     device = find_device(config.device)
     with scoped_rng(seed, "model"):
         model, drawn = load_base(config, auto_class, inputs.hf_config, device)
-        if inputs.order is not None:
+        if inputs.onward is not None and inputs.onward.key is not None:
+            drawn |= draw_head(model)  # that of the adapter takes its place, where it serves
+        elif inputs.order is not None:
             keep_classes(model, inputs.order, labels)
         elif len(inputs.classes) == len(labels) and classifies:
             drawn |= draw_head(model)  # its rows are other classes
@@ -298,8 +276,8 @@ def load_model(
             )
         else:
             module = adapter.apply(model, peft_task, keep)
-        if adapter.goes_on_from is not None:
-            _go_on(module, adapter.goes_on_from)
+        if inputs.onward is not None:
+            inputs.onward.apply(module, inputs.order)
         if narrow:
             train_last_only(module)
     return LanguageModel(module.to(device).eval(), inputs.tokenizer, device, peft_task)

@@ -28,10 +28,14 @@ class Parts:
         client = {*self.head.names, *self.tail.names}
         tied = (client & {*self.body.names}) | (shared_parameters(split) & client)
         if tied:
+            resized = any("trainable_tokens" in name for name in tied)
             raise UserError(
                 f"framework.cut={split.cut}",
                 f"{', '.join(sorted(tied))} would train in two parts at once (tied weights)",
-                "Write adapter=lora, which keeps them frozen, or choose a model without tied weights",
+                "Use the model's own tokenizer, or a model without tied weights"
+                if resized
+                else "Write adapter=lora, which keeps them frozen, or choose a model without tied "
+                "weights",
             )
         mask = probe["attention_mask"]
         with evaluating(*split.parts), torch.no_grad():

@@ -130,6 +130,7 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         if row.framework == "zero_shot"
         and _name(row, "task") == "classification"
         and _name(row, "head") == "random"
+        and not row.counted[0].data.get("own_head")
     ]
     return failed + chosen + ended + skipped + [mixed] * bool(redrawn) + _of_data(rows) + guesses
 

@@ -79,6 +79,8 @@ def find_dialects(
                     "Choose models whose templates agree, or chats of one response",
                 )
             size = int(inputs.hf_config.get_text_config().vocab_size)
+            if wanted.resize_embeddings:
+                size = max(size, inputs.num_tokens)
             dialect = Dialect(inputs.tokenizer, size, examples)
             dialect = next((other for _, other in known if other.equals(dialect)), dialect)
             known.append((wanted, dialect))

@@ -11,14 +11,15 @@ Variants: rsLoRA (Kalajdzievski, 2023, arXiv 2312.03732) scales by `alpha / sqrt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
+from trillium.errors import UserError
 from trillium.files import PathOrName
 from trillium.models.adapters import Adapter
 from trillium.models.adapters.attach import attach
@@ -51,6 +52,17 @@ class Lora(Adapter, name="lora"):
     dora: bool = False
     from_: PathOrName | None = Field(default=None, alias="from")
     init: Literal["default", "orthonormal"] = "default"
+
+    @model_validator(mode="after")
+    def _begins_once(self) -> Self:
+        """Refuse to draw what is read."""
+        if self.from_ is not None and self.init != "default":
+            raise UserError(
+                f"init={self.init} with from={self.from_}",
+                "training goes on from the values of that adapter, and none are drawn",
+                "Leave one of the two out",
+            )
+        return self
 
     @property
     def goes_on_from(self) -> str | None:
