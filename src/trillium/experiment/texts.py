@@ -183,8 +183,8 @@ def in_model_order(config: ExperimentConfig, data: FederatedData) -> FederatedDa
     head = f"The task head is that of the {whose}, which has these classes by name."
     if not inputs.named:
         head = (
-            "The task head is that of the adapter, which does not name its classes. They are taken to be, "
-            f"in this order: {', '.join(data.labels[:8])}{' …' * (len(data.labels) > 8)}."
+            "The task head is that of the adapter, which does not name its classes. They are taken "
+            f"to be, in this order: {', '.join(data.labels[:8])}{' …' * (len(data.labels) > 8)}."
         )
     ordered = data.in_order(sorted(data.labels, key=place.__getitem__))
     return replace(ordered, head=head, own_head=True)
