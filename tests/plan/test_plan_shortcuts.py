@@ -38,6 +38,12 @@ OPERATIONS: list[Callable[[Tensor, Tensor], object]] = [
     lambda a, b: [a * torch.arange(6), torch.ones(4, 1, dtype=torch.float64) + a, b.t() - 1],
     lambda a, b: torch.where(torch.ones(4, 6, dtype=torch.bool), a, b.t()),
     lambda a, b: torch.nn.functional.cross_entropy(a, torch.tensor([0, 1, 2, 3])),
+    lambda a, b: [a[torch.tensor([True, False, True, True])], a[:, ::2][torch.ones(4, 3) > 0]],
+    lambda a, b: a.view(2, 2, 6).transpose(1, 2)[torch.tensor([True, False])],
+    lambda a, b: [a.new_full((3, 2), 1.0), a.new_zeros(0, 5), b.new_empty(4, dtype=torch.int64)],
+    lambda a, b: [a + b.t(), a.t() * a.t(), a / 2, torch.neg(b), a[:1] - a, torch.tanh(a) ** 2],
+    lambda a, b: [torch.nn.functional.gelu(a).to(torch.bfloat16) * a, a * torch.ones(6)],
+    lambda a, b: torch.nn.functional.layer_norm(a.to(torch.bfloat16), (6,)),
 ]
 
 

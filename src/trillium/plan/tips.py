@@ -11,6 +11,7 @@ from trillium.frameworks.kd.protocol import KD
 from trillium.frameworks.split.protocol import Split
 from trillium.plan.arms import Arm
 from trillium.plan.data import assumed_texts
+from trillium.plan.grow import FEW
 from trillium.plan.places import Planning
 from trillium.plan.predict import bytes_of_a_round
 
@@ -78,13 +79,13 @@ def _cost(arm: Arm, tree: Tree, planning: Planning, key: str, start: int) -> Cal
             section, name = key.split(".")
             changed = merge(tree, {section: {name: value}})
         config = experiment(changed)
+        if key == "adapter.r":
+            least = min(assumed.examples, FEW * config.training.batch_size)
+            assumed = assumed.model_copy(update={"examples": least})
         return bytes_of_a_round(config, assumed_texts(config, assumed), like, shallow=shallow)
 
-    def deep(value: int) -> float:
-        # What further blocks add does not depend on the data.
-        return few(value) + _round_bytes(arm) - few(start)
-
-    return deep if shallow else few
+    # What further blocks add does not depend on the data, nor what further examples add on the rank.
+    return lambda value: few(value) + _round_bytes(arm) - few(start)
 
 
 def _round_bytes(arm: Arm) -> float:
