@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from trillium.config.experiment import ExperimentConfig, experiment, read_yaml
+from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.experiment.kept import ADAPTER, CLIENTS, place_of
 from trillium.models.hub import BUILTIN
 from trillium.report.markdown import as_words
@@ -20,26 +20,25 @@ _HUB_ID: Final = {BUILTIN: "sentence-transformers/all-MiniLM-L6-v2"}
 _COUNTS: Final = ("num_examples",)
 
 
-def write_cards(folder: Path) -> None:
+def write_cards(folder: Path, config: ExperimentConfig) -> None:
     """Write a card beside every model that a run keeps."""
     if place_of(folder, None).is_dir():
-        write_card(folder, place_of(folder, None))
+        write_card(folder, config, place_of(folder, None))
     for path in folder.glob(f"{CLIENTS}/*/{ADAPTER}"):
-        write_card(folder, path, path.parent.name)
+        write_card(folder, config, path, path.parent.name)
 
 
-def write_card(folder: Path, to: Path, client: str | None = None) -> None:
+def write_card(folder: Path, config: ExperimentConfig, to: Path, client: str | None = None) -> None:
     """Write the card of a run's model, `README.md`, beside what was exported.
 
     Of the data it tells sizes and class names, and no row.
 
     Args:
-        folder: of the run.
+        folder: of the run, whose configuration is `config`.
         to: holds an adapter, or a whole model.
         client: whose model it is; the server's for `None`.
     """
     run = read_run(folder)
-    config = experiment(read_yaml(folder / "config.yaml"))
     model = config.of(client).model
     is_adapter = (to / "adapter_config.json").is_file()
     base = model.id if not Path(model.id).is_dir() else None

@@ -30,6 +30,7 @@ from trillium.experiment.written import with_public
 from trillium.federation.client import Client, verbs_of
 from trillium.federation.fleet import Engine, Fleet, RoundFailed
 from trillium.federation.local import LocalEngine
+from trillium.federation.parts import limits_of
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics
 from trillium.federation.tiers import tier_of
@@ -227,7 +228,7 @@ class Experiment:
         self.folder.kept_round = kept
         self.folder.status("running")
         keep_models(self.config.framework, self.server, self.clients, self.folder.path)
-        write_cards(self.folder.path)
+        write_cards(self.folder.path, self.config)
         self.folder.status("finished")
         self.config.framework.finish_run(self.server)
         self.folder.checkpoints.clear()
@@ -371,6 +372,7 @@ def build_server(
     made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}
     wires = {client: made[id(tier)] for client, tier in tiers.items()}
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
+    fleet.limits = limits_of(model)
     if folder is not None:
         fleet.failed = folder.failed_rounds
     built = Experiment(config, data, server, fleet, folder, list(clients))

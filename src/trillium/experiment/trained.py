@@ -126,7 +126,7 @@ def export_run(folder: Path, to: Path, *, merge: bool, client: str | None = None
         shutil.copytree(path, to)
         if client is not None:
             load_trained(folder, client).model.tokenizer.save_pretrained(to)
-    write_card(folder, to, client)
+    write_card(folder, run_config(folder), to, client)
 
 
 def refuse_others(changes: Tree, known: tuple[str, ...], verb: str) -> None:

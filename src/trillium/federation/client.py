@@ -13,11 +13,12 @@ import torch
 
 from trillium.component import Component
 from trillium.federation.fleet import ERROR_VERB
+from trillium.federation.parts import Halves, Joining, is_part, limits_of
 from trillium.federation.side import Side
 from trillium.federation.tiers import Tier
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
-from trillium.wire.kinds import MessageError
+from trillium.wire.kinds import Limits, MessageError
 from trillium.wire.message import Message
 from trillium.wire.wire import Wire
 
@@ -79,10 +80,19 @@ class Client(Side):
     _asks: int = 0
 
     def handle(self, data: bytes) -> bytes:
-        """Answer one message; whatever goes wrong becomes an error reply, never an exception."""
+        """Answer one message; whatever goes wrong becomes an error reply, never an exception.
+
+        One that is too long to be carried at once comes in parts, and its answer goes so.
+        """
         self.meter.reset()
         try:
-            reply = self._answer(self.wire.unpack(data, "down").message)
+            if is_part(data):
+                whole, answer = self._parts.take(data)
+                if whole is None:
+                    return answer
+                data = whole
+            message = self.wire.unpack(data, "down", self._limits).message
+            reply = self._answer(message)
         except Exception as error:
             log.debug("client %s failed", self.name, exc_info=True)
             reply = Message(ERROR_VERB, meta={"reason": self.describe(error)})
@@ -90,7 +100,16 @@ class Client(Side):
         figures = [cost.flops, cost.seconds, cost.peak_bytes, reply.bytes_raw]
         tensors = {**reply.tensors, "control/cost": torch.tensor(figures, dtype=torch.float64)}
         meta = {**reply.meta, "round": self.round}  # codecs with shared randomness go by it
-        return self.wire.pack(replace(reply, tensors=tensors, meta=meta), "up").data
+        packed = self.wire.pack(replace(reply, tensors=tensors, meta=meta), "up")
+        return self._parts.give(packed.data)
+
+    @cached_property
+    def _limits(self) -> Limits:
+        return limits_of(self.model)
+
+    @cached_property
+    def _parts(self) -> Halves:
+        return Halves(Joining(self._limits.max_bytes))
 
     def _answer(self, message: Message) -> Message:
         number = message.meta.get("round")

@@ -11,26 +11,16 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.errors import UserError
+from trillium.federation.parts import Lost as Lost
+from trillium.federation.parts import carry, check_size
 from trillium.rng import generator
-from trillium.wire.kinds import MessageError
+from trillium.wire.kinds import Limits, MessageError
 from trillium.wire.ledger import Entry, Ledger, Purpose
 from trillium.wire.message import Message
 from trillium.wire.wire import Direction, Packed, Wire
 
 ERROR_VERB = "error"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Lost:
-    """In place of a reply: it will not come.
-
-    Attributes:
-        sent: whether the request went out, as far as is known.
-    """
-
-    reason: str
-    sent: bool = True
 
 
 @dataclass(frozen=True)
@@ -156,6 +146,7 @@ class Fleet:
         unsure: clients that were asked in a round which is to count for nothing, and may not have gone
             back; the next time that they are asked they are newcomers.
         failed: how often a round has failed before, by its number.
+        limits: what is accepted of a message.
     """
 
     def __init__(
@@ -176,6 +167,7 @@ class Fleet:
         self.newcomers: Set[str] = frozenset()
         self.unsure: frozenset[str] = frozenset()
         self.failed: Mapping[int, int] = {}
+        self.limits = Limits()
         config.check(len(engine.clients))
 
     def wire_of(self, client: str) -> Wire:
@@ -220,7 +212,7 @@ class Fleet:
             RoundFailed: fewer clients are left than `min_replies`.
         """
         sent, entries = self._pack(requests, purpose)
-        replies = self.engine.carry(sent)
+        replies = carry(self.engine, sent, self.limits)
         yield from self._collect(replies, sent.keys(), entries, read, purpose)
 
     def ask_all(
@@ -255,7 +247,7 @@ class Fleet:
         if isinstance(self.engine, PostingEngine):
             replies = self.engine.post(sent)
         else:
-            replies = iter(list(self.engine.carry(sent)))
+            replies = iter(list(carry(self.engine, sent, self.limits)))
         return self._collect(replies, sent.keys(), entries, read, "train")
 
     def _pack(
@@ -272,6 +264,7 @@ class Fleet:
                 meta = {**message.meta, "round": self.round}
                 made[key] = wire.pack(replace(message, meta=meta), "down")
             packed = made[key]
+            check_size(message.verb, "down", packed.largest_bytes, self.limits)
             entries[client] = self._entry(client, packed, "down", purpose)
             if purpose == "train" and self._drops_out(client):
                 continue
@@ -316,8 +309,9 @@ class Fleet:
         packed = Packed(data, Message(ERROR_VERB), {"control": len(data)})
         measured: dict[str, Any] = {}
         try:
-            packed = self.wire_of(client).unpack(data, "up")
+            packed = self.wire_of(client).unpack(data, "up", self.limits)
             reply = packed.message
+            check_size(verb, "up", packed.largest_bytes, self.limits)
             if reply.verb == ERROR_VERB:
                 raise MessageError(
                     str(reply.meta.get("reason", "the client gave no reason"))[:1000]

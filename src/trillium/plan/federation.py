@@ -9,6 +9,7 @@ from typing import Any
 from trillium.config.experiment import ExperimentConfig
 from trillium.federation.client import Client, verbs_of
 from trillium.federation.fleet import Fleet
+from trillium.federation.parts import limits_of
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics, Side
 from trillium.federation.tiers import tier_of
@@ -124,6 +125,7 @@ class PaperFederation:
             config.seed,
             {name: wires[id(tier)] for name, tier in tiers.items()},
         )
+        self.fleet.limits = limits_of(self.server.model)
 
     def _model(self, client: str | None) -> LanguageModel:
         config = self.config.of(client) if self.config.has_other_models else self.config

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
+from trillium.federation.parts import TooLong
 from trillium.plan.collector import collector_paused
 from trillium.plan.data import Texts, by_tier
 from trillium.plan.models import Models
@@ -38,6 +39,8 @@ def plan_of_run(config: ExperimentConfig, server: Server, clients: Sequence[Clie
                     config.of(None if side is server else side.name), side, texts, models
                 )
             return to_dict(predict(config, texts, models))
+    except TooLong:  # nor would the run get further
+        raise
     except UserError as error:
         return {"not_planned": f"{error.given}: {error.why}"}
     except Exception as error:

@@ -42,6 +42,12 @@ class Packed:
         """What the tensors weigh without codec and header."""
         return self.message.bytes_raw
 
+    @property
+    def largest_bytes(self) -> int:
+        """What a receiver must have room for: the bytes, or the tensors that they become."""
+        decoded = sum(tensor.nbytes for tensor in self.message.tensors.values())
+        return max(len(self.data), decoded)
+
 
 @dataclass(frozen=True)
 class Preview:
