@@ -22,6 +22,8 @@ def reasons(config: ExperimentConfig) -> list[str]:
     """Return why a run may take less than is planned."""
     framework, wires = config.framework, list(config.wires().values())
     found = {
+        "rounds without a gain end the run (evaluation.patience)": config.evaluation.patience
+        is not None,
         "a direction along which the loss stays the same to the last digit is not told": isinstance(
             framework, FedKSeed
         ),
