@@ -14,8 +14,8 @@ from peft import AutoPeftModelForCausalLM, load_peft_weights
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from checkpoints import LABELS, checkpoint
-from tiny import experiment_config, federation
+from checkpoints import LABELS, MORE, checkpoint
+from tiny import _COMMON, CONFIGS, experiment_config, federation
 from trillium.config.experiment import ExperimentConfig, acting, experiment, merge, parse_overrides
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
@@ -308,3 +308,43 @@ def test_an_adapter_of_another_kind_or_base_is_refused(
     path.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         settings(hub, f"model.id={trained}")
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_an_encoder_that_looks_ahead_by_little_is_refused_too(
+    hub: Path, tmp_path: Path, name: str
+) -> None:
+    options = {**MORE, **CONFIGS}[name] | {"initializer_range": 0.02, "num_hidden_layers": 2}
+    folder = tmp_path / name
+    AutoConfig.for_model(name, **_COMMON, **options).save_pretrained(folder)
+    for file in (hub / "bert").glob("token*"):
+        shutil.copy(file, folder)
+    with pytest.raises(UserError, match="sees the tokens which it would have to predict"):
+        federation(hub, f"model.id={folder}", "adapter=full", model="bert", task="causal_lm")
+
+
+def test_a_model_without_a_form_for_the_task_is_refused_by_that(hub: Path) -> None:
+    folder = checkpoint(hub, "distilbert", "SEQ_CLS")
+    with pytest.raises(UserError, match="Transformers has no AutoModelForCausalLM for this"):
+        federation(hub, f"model.id={folder}", *REAL, "adapter=full", model="bert", task="causal_lm")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_tokenizer_whose_unknown_token_replaces_nothing_may_lose_words(
+    hub: Path, tmp_path: Path, *, whole: bool
+) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    known = alphabet if whole else alphabet[:30]
+    raw = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(known)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    shutil.copy(hub / "bert" / "config.json", tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**about, "vocab_size": 400}))
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(tmp_path)
+    if whole:
+        assert federation(hub, f"model.id={tmp_path}", model="bert").clients
+        return
+    with pytest.raises(UserError, match="none for unknown words: they would be lost"):
+        federation(hub, f"model.id={tmp_path}", model="bert")

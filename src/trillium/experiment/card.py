@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -72,6 +73,8 @@ def write_card(folder: Path, config: ExperimentConfig, to: Path, client: str | N
         base=_HUB_ID.get(model.id, model.id),
         revision=model.revision,
         is_adapter=is_adapter,
+        new_tokens=_new_tokens(to) if is_adapter else [],
+        trust=", trust_remote_code=True" if model.trust_remote_code else "",
         own_adapter=config.of(client).adapter.name == "bottleneck",
         auto=config.task.auto_class,
         classifies=config.task.peft_task == "SEQ_CLS",
@@ -83,6 +86,12 @@ def write_card(folder: Path, config: ExperimentConfig, to: Path, client: str | N
         versions=run.env.get("versions") or {},
     )
     card.save(to / "README.md")
+
+
+def _new_tokens(folder: Path) -> list[int]:
+    """Return the tokens that an adapter has added to its base, in order."""
+    found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return next(iter((found.get("trainable_token_indices") or {}).values()), [])
 
 
 def _measures(run: Run, client: str | None) -> Iterator[tuple[str, float]]:

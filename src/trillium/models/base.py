@@ -114,7 +114,9 @@ def load_base(
     if config.quantize == "none":
         return read()
     with torch.device("meta"):
-        heads = head_modules(auto.from_config(hf_config))
+        heads = head_modules(
+            auto.from_config(hf_config, trust_remote_code=config.trust_remote_code)
+        )
     model, drawn = read(*heads)
     if drawn_modules(model, drawn):  # quantisers leave what no checkpoint holds in a useless form
         model, drawn = read(*heads, *drawn_modules(model, drawn))

@@ -44,6 +44,14 @@ def explained(model_id: str) -> Iterator[None]:
                 "Transformers has only eager attention for this architecture",
                 "Write model.attention=eager",
             ) from error
+        if "Unrecognized configuration class" in str(error):
+            form = str(error).partition("AutoModel: ")[2].partition(".")[0] or "such a form"
+            raise UserError(
+                f"model.id={model_id}",
+                f"Transformers has no {form} for this architecture",
+                "To write, choose a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct; to classify, "
+                "an encoder such as roberta-base",
+            ) from error
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"model.id={model_id}",

@@ -10,8 +10,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from tokenizers import pre_tokenizers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from trillium.errors import UserError
 from trillium.models.base import ModelConfig
@@ -27,6 +34,7 @@ class Inputs:
         classes: those of a checkpoint that was trained to classify, in its order.
         order: which of them each class of the federation is, if all of them have its names.
         onward: the adapter that training goes on from; if it has a task head, the classes are its own.
+        runs_code: whether code that comes with the model is run.
         named: whether these have names, or are taken to be those of the federation, in its order.
     """
 
@@ -36,17 +44,22 @@ class Inputs:
     order: tuple[int, ...] | None = None
     onward: Onward | None = None
     named: bool = True
+    runs_code: bool = False
 
     @cached_property
     def may_lose(self) -> bool:
         """Whether the tokenizer may have no token for a part of a text, not even one that says so."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None or self.tokenizer.unk_token_id is not None:
+        if backend is None:
             return False
         told = json.loads(backend.to_str())
-        return not (
-            told["model"].get("byte_fallback") or "ByteLevel" in json.dumps(told["pre_tokenizer"])
-        )
+        model, known = told["model"], backend.get_vocab()
+        if model.get("byte_fallback") or model.get("unk_id") is not None:
+            return False
+        if model.get("unk_token") in known:  # that of the tokenizer alone replaces nothing
+            return False
+        makes_bytes = "ByteLevel" in json.dumps([told["normalizer"], told["pre_tokenizer"]])
+        return not (makes_bytes and known.keys() >= {*pre_tokenizers.ByteLevel.alphabet()})
 
     def loses(self, text: str) -> bool:
         """Whether some of a text has no token."""
@@ -75,11 +88,22 @@ class Inputs:
 
     @cached_property
     def _shape(self) -> nn.Module:
-        with torch.device("meta"):
-            found: nn.Module = AutoModel.from_config(
-                self.hf_config, attn_implementation="eager", trust_remote_code=False
-            )
-        return found
+        # A model with code of its own may have but one of these forms.
+        forms = (AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification)
+        for number, form in enumerate(forms, start=1):
+            try:
+                with torch.device("meta"):
+                    found: nn.Module = form.from_config(
+                        self.hf_config,
+                        attn_implementation="eager",
+                        trust_remote_code=self.runs_code,
+                    )
+            except ValueError:
+                if number == len(forms) or not self.runs_code:
+                    raise
+            else:
+                return found
+        raise AssertionError
 
 
 def positions_of(module: nn.Module, hf_config: Any) -> int | None:
@@ -127,7 +151,12 @@ def read_inputs(
     classes = () if config.random_weights or not labels else classes_of(hf_config)
     order, named, onward = order_of(labels, classes), True, None
     if goes_on_from is not None:
-        onward = read_onward(goes_on_from, hf_config, classifies=bool(labels))
+        onward = read_onward(
+            goes_on_from,
+            hf_config,
+            classifies=bool(labels),
+            trust_remote_code=config.trust_remote_code,
+        )
     has_head = onward is not None and onward.num_classes > 0
     if onward is not None and has_head:
         classes, named = onward.classes(classes)
@@ -148,7 +177,7 @@ def read_inputs(
     hf_config.use_cache = False
     if config.dropout is not None:
         set_dropout(hf_config, config.dropout)
-    found = Inputs(tokenizer, hf_config, classes, order, onward, named)
+    found = Inputs(tokenizer, hf_config, classes, order, onward, named, config.trust_remote_code)
     _check_vocabulary(config, found)
     return found
 

@@ -223,7 +223,10 @@ def _check_causal(model: nn.Module, name: str) -> None:
     was, _ = model.training, model.eval()
     first, second = (model(input_ids=tokens).logits[0, :-1].float() for tokens in (one, other))
     model.train(was)
-    if (first - second).abs().max() > 1e-3 * first.abs().max():
+    # Exactly alike but for rounding, where batches of other shapes are made of other tokens; an encoder
+    # that is small, or whose weights are drawn, looks ahead by very little.
+    rounding = 1e-2 if is_half(model) else 1e-5
+    if (first - second).abs().max() > rounding * first.abs().max():
         raise UserError(
             f"model.id={name} with task=causal_lm",
             "it is an encoder that sees the tokens which it would have to predict",

@@ -94,7 +94,9 @@ class Onward:
 _MISSING = ("gated_repo", "missing_entries", "connection_errors")
 
 
-def read_onward(source: str, hf_config: object, *, classifies: bool) -> Onward:
+def read_onward(
+    source: str, hf_config: object, *, classifies: bool, trust_remote_code: bool
+) -> Onward:
     """Return the adapter in a folder, or on the hub.
 
     Raises:
@@ -113,5 +115,6 @@ def read_onward(source: str, hf_config: object, *, classifies: bool) -> Onward:
         return Onward(source, weights)
     with torch.device("meta"):
         auto = transformers.AutoModelForSequenceClassification
-        key = f"base_model.model.{head_layer(auto.from_config(hf_config, trust_remote_code=False))[0]}"
+        built = auto.from_config(hf_config, trust_remote_code=trust_remote_code)
+        key = f"base_model.model.{head_layer(built)[0]}"
     return Onward(source, weights, key if f"{key}.weight" in weights else None)
