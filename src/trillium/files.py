@@ -6,7 +6,11 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
+
+from trillium.errors import UserError
+
+RUN_LOCK: Final = "run.lock"  # in a run folder: the process that runs it holds it
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,33 @@ class MayBePath:
 
 
 PathOrName = Annotated[str, MayBePath()]
+
+
+def is_run_by_a_process(folder: Path) -> bool:
+    """Whether a process holds the lock of a run folder; where that cannot be known, it may."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / RUN_LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / RUN_LOCK, blocking=False):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def make_folder(path: Path, given: str) -> None:
+    """Make a folder in which files are to be written, unless it is there already.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        why = f"nothing can be written in the folder {path} ({error.strerror})"
+        raise UserError(given, why, "Name a folder that you may write to") from error
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -198,7 +198,7 @@ def test_an_interrupt_ends_all_processes(words: list[str], tmp_path: Path) -> No
         time.sleep(0.05)
     for path in out.glob("*/*/status.json"):
         status = json.loads(path.read_text())
-        assert (status["state"], status["error"]) == ("failed", "KeyboardInterrupt: ")
+        assert (status["state"], status["error"]) == ("stopped", "it was interrupted")
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +17,7 @@ from trillium.cli import compare as cli_compare
 from trillium.cli import deploy as cli_deploy
 from trillium.cli import generate as cli_generate
 from trillium.cli import plan as cli_plan
+from trillium.cli import runs as cli_runs
 from trillium.cli import trained as cli_trained
 from trillium.cli.show import run_all, run_single, show, show_runs
 from trillium.cli.words import (
@@ -35,9 +35,6 @@ from trillium.cli.words import (
     shares,
 )
 from trillium.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Fine-tune language models on data that may not be moved: three frameworks, one ruler.",
@@ -79,7 +76,7 @@ def run(
         run_all(runs, name, out, as_json, workers)
         return
     folder = RunFolder(new_folder(out, f"{name}_s{first.seed}"), first.framework.name)
-    run_single(first, folder, as_json)
+    run_single(first, folder, as_json, is_new=True)
 
 
 @app.command()
@@ -106,51 +103,7 @@ def report(folder: Folder, reach: Reach = None, as_json: AsJson = False) -> None
     show(folder, as_json, shares(reach))
 
 
-@app.command(name="ls")
-def list_runs(
-    out: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look.")] = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """List the runs below a folder."""
-    from rich.table import Table
-
-    from trillium.report.read import COMPARE_FILE, read_runs
-
-    paths = {path.parent for path in out.rglob("status.json")}
-    if not paths:
-        raise UserError(
-            str(out), "there are no runs below it", "Run `trillium compare`, or give another folder"
-        )
-    lines = []
-    for path in sorted(paths):
-        [found] = read_runs(path)
-        is_arm = (path.parent / COMPARE_FILE).exists()
-        lines.append(
-            {
-                "folder": str(path),
-                "comparison": str(path.parent) if is_arm else None,
-                "framework": found.framework,
-                "seed": found.seed,
-                "state": found.state,
-                "accuracy": found.shipped("accuracy"),
-                "loss": found.shipped("loss"),
-            }
-        )
-    if as_json:
-        print(json.dumps(lines, indent=1))
-        return
-    table = Table("folder", "framework", "seed", "state", "accuracy", "loss", box=None)
-    for line in lines:
-        accuracy, loss = line["accuracy"], line["loss"]
-        table.add_row(
-            str(line["folder"]),
-            str(line["framework"]),
-            str(line["seed"]),
-            str(line["state"]),
-            f"{100 * accuracy:.1f} %" if isinstance(accuracy, float) else "–",
-            f"{loss:.3f}" if isinstance(loss, float) else "–",
-        )
-    Console().print(table)
+cli_runs.register(app)
 
 
 @app.command()

@@ -114,7 +114,7 @@ def _run(
         )
         Console().print(f"{text} --fresh makes them.", highlight=False, soft_wrap=True)
     left = {key: config for key, config in experiments.items() if key not in taken}
-    return folder, show_runs(left, folder, as_json, workers)
+    return folder, show_runs(left, folder, as_json, workers, is_new=not taken)
 
 
 def _write_chosen(recipe: Tree, overrides: Tree, folder: Path, as_json: bool) -> None:

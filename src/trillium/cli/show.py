@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.console import Console
+
+from trillium.errors import UserError
 
 if TYPE_CHECKING:
     from trillium.config.experiment import ExperimentConfig
@@ -54,27 +59,43 @@ def run_all(
 
     folder = new_folder(out, name)
     prepare(experiments, folder)
-    if show_runs(experiments, folder, as_json, workers):
+    if show_runs(experiments, folder, as_json, workers, is_new=True):
         raise typer.Exit(1)
 
 
 def show_runs(
-    experiments: dict[Key, ExperimentConfig], folder: Path, as_json: bool, workers: int
+    experiments: dict[Key, ExperimentConfig],
+    folder: Path,
+    as_json: bool,
+    workers: int,
+    *,
+    is_new: bool = False,
 ) -> bool:
     """Run those arms of a comparison that have not finished, showing how far they are; then all.
 
+    Args:
+        is_new: whether the folder was made for it, and goes if no arm can be begun.
+
     Returns:
         Whether one has failed, which was said.
+
+    Raises:
+        Exit: no arm could be begun, which was said.
     """
     from trillium.cli.screen import Screen
     from trillium.experiment.compare import run_arms
+    from trillium.experiment.folder import discard
     from trillium.quiet import quiet
 
     quiet()
     console = Console(stderr=as_json, quiet=as_json)
     rounds = {key: config.rounds * config.framework.trains for key, config in experiments.items()}
-    with interruptible(folder), Screen(console, rounds) as screen:
+    with interruptible(folder, is_new=is_new), Screen(console, rounds) as screen:
         failures = run_arms(experiments, folder, begin=screen.begin, argv=sys.argv, workers=workers)
+    if is_new and failures and discard(folder):
+        for why in dict.fromkeys(failures.values()):
+            print(f"no run could be begun: {why}", file=sys.stderr)
+        raise typer.Exit(2)
     show(folder, as_json)
     for (arm, seed), why in failures.items():
         print(f"{arm}, seed {seed}, failed: {why}", file=sys.stderr)
@@ -82,27 +103,55 @@ def show_runs(
 
 
 @contextmanager
-def interruptible(folder: Path) -> Iterator[None]:
-    """Say how to go on if the user stops what is run into a folder."""
+def interruptible(folder: Path, *, is_new: bool) -> Iterator[None]:
+    """Say how to go on if what is run into a folder is stopped: by Ctrl-C, or by another signal.
+
+    Raises:
+        SystemExit: it was stopped; the status is that of a program that the signal has ended.
+    """
+    from trillium.experiment.folder import discard
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [signal.Signals[name] for name in names]
+    got: list[int] = [signal.SIGINT]
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        got[:] = [number]
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in signals}
+    for number, old in before.items():
+        if old != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
     try:
         yield
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted; what was measured so far is there. "
-            f"Go on with: trillium resume {folder}",
-            file=sys.stderr,
-        )
-        raise
+        if is_new and discard(folder):
+            how = "Nothing had been measured yet; start it again."
+        else:
+            command = f"trillium resume {shlex.quote(str(folder))}"
+            how = f"What was measured so far is kept. Go on with: {command}"
+        print(f"\nStopped. {how}", file=sys.stderr)
+        raise SystemExit(128 + got[0]) from None
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
-def run_single(config: ExperimentConfig, folder: RunFolder, as_json: bool) -> None:
+def run_single(
+    config: ExperimentConfig, folder: RunFolder, as_json: bool, *, is_new: bool = False
+) -> None:
     """Run one experiment, showing how far it is, and then its report.
+
+    Args:
+        is_new: whether the folder was made for it, and goes if the run cannot be begun.
 
     Raises:
         Exit: it has failed, and was said to have.
     """
     from trillium.cli.screen import Screen
     from trillium.experiment.arm import is_out_of_memory, reason_of, run_one
+    from trillium.experiment.folder import discard
     from trillium.federation.fleet import RoundFailed
     from trillium.quiet import quiet
 
@@ -111,11 +160,15 @@ def run_single(config: ExperimentConfig, folder: RunFolder, as_json: bool) -> No
     key = (folder.arm, config.seed)
     try:
         with (
-            interruptible(folder.path),
+            interruptible(folder.path, is_new=is_new),
             Screen(console, {key: config.rounds * config.framework.trains}) as screen,
         ):
             seen = screen.begin(*key)
             run_one(config, folder, seen.observe, seen.watch, sys.argv)
+    except UserError:
+        if is_new:
+            discard(folder.path)
+        raise
     except Exception as error:
         if not isinstance(error, RoundFailed) and not is_out_of_memory(error):
             raise

@@ -96,7 +96,7 @@ def main(grid: Grid, context: Context) -> None:
         built.run(progress.observe)
         finished = True
     except BaseException as error:
-        folder.status("failed", f"{type(error).__name__}: {error}")
+        folder.ended(error)
         raise
     finally:
         if engine is not None:

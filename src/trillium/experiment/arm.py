@@ -114,7 +114,7 @@ def _run(
             plan = plan_of_run(experiment.config, experiment.server, experiment.clients)
             folder.json("plan.json", plan)
     except BaseException as error:
-        folder.status("failed", f"{type(error).__name__}: {error}")
+        folder.ended(error)
         raise
     experiment.run(observe)
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,10 @@ from filelock import FileLock, Timeout
 
 from trillium.errors import UserError
 from trillium.federation.checkpoint import Checkpoints
-from trillium.files import write_atomic
+from trillium.files import RUN_LOCK, make_folder, write_atomic
 
 APPENDED = ("wire.jsonl", "metrics.jsonl")
+MOMENT = 0.5  # seconds; who only looks whether a run goes on holds its lock for less
 PACKAGES = (
     "trillium",
     "torch",
@@ -74,8 +76,18 @@ class RunFolder:
         found.status("running")
         return found
 
+    def ended(self, error: BaseException) -> None:
+        """Say that the run has ended before its end: `stopped` by its user, or `failed`."""
+        if isinstance(error, KeyboardInterrupt):
+            self.status("stopped", "it was interrupted")
+        else:
+            self.status("failed", f"{type(error).__name__}: {error}")
+
     def status(self, state: str, error: str | None = None) -> None:
-        """Say how far the run is: `running`, `finished` or `failed`; the last two let it go."""
+        """Say how far the run is: `running`, or one of the ends, which let it go.
+
+        These are `finished`, `stopped` and `failed`.
+        """
         failed = {str(number): count for number, count in self.failed_rounds.items()}
         content = {
             "state": state,
@@ -151,9 +163,9 @@ class RunFolder:
 
 def _locked(path: Path) -> FileLock:
     """Return a lock on a run, which ends with the process at the latest."""
-    lock = FileLock(path / "run.lock")
+    lock = FileLock(path / RUN_LOCK)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=MOMENT)
     except Timeout as error:
         raise UserError(
             str(path), "a process still runs it", "Wait for its end, or stop it first"
@@ -230,13 +242,30 @@ def claim(path: Path) -> None:
         raise FileExistsError(f"{path} holds something already")
 
 
+def discard(path: Path) -> bool:
+    """Remove a folder in which no run has measured anything, nor failed for a reason of its own.
+
+    Returns:
+        Whether it was removed.
+    """
+    if any(found.name in (APPENDED[1], "traceback.txt") for found in path.rglob("*.*")):
+        return False
+    shutil.rmtree(path)
+    return True
+
+
 def new_folder(parent: Path, name: str) -> Path:
-    """Make an empty folder in `parent`, named by the time and `name`, which is nobody else's."""
+    """Make an empty folder in `parent`, named by the time and `name`, which is nobody else's.
+
+    Raises:
+        UserError: nothing can be written in `parent`.
+    """
+    make_folder(parent, f"--out {parent}")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for number in itertools.count(1):
         path = parent / f"{stamp}_{name}{f'_{number}' if number > 1 else ''}"
         try:
-            path.mkdir(parents=True)
+            path.mkdir()
         except FileExistsError:  # of a run that began in the same second
             continue
         return path

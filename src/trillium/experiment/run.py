@@ -124,7 +124,7 @@ class Experiment:
                 if isinstance(error, RoundFailed):
                     failed = self.folder.failed_rounds
                     failed[self.server.round] = failed.get(self.server.round, 0) + 1
-                self.folder.status("failed", f"{type(error).__name__}: {error}")
+                self.folder.ended(error)
             raise
         finally:
             self.fleet.ledger.close()

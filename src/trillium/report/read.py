@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from trillium.errors import UserError
+from trillium.files import is_run_by_a_process
 from trillium.report.traffic import Traffic, TrafficSum
 
 RUN_FILES = ("status.json", "config.yaml", "metrics.jsonl")
@@ -174,7 +175,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         arm="",
         seed=seed if isinstance(seed, int) else None,
-        state=str(status.get("state") or "unknown"),
+        state=_state(folder, status),
         status=status,
         config=config,
         env=_read_mapping(folder / "env.json", json.loads, notes),
@@ -187,6 +188,12 @@ def read_run(folder: Path) -> Run:
     )
     arm = status.get("arm") or run.framework or (label if named else folder.name)
     return replace(run, arm=str(arm))
+
+
+def _state(folder: Path, status: Mapping[str, Any]) -> str:
+    """Return how far a run is; one that says it runs, while no process runs it, has been stopped."""
+    state = str(status.get("state") or "unknown")
+    return "stopped" if state == "running" and not is_run_by_a_process(folder) else state
 
 
 def _read_mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:

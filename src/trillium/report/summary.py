@@ -50,7 +50,7 @@ class Row:
 
     @property
     def state(self) -> str:
-        """`finished`, `failed`, `running`, or how many of each: `2 finished, 1 failed`."""
+        """`finished`, `failed`, `stopped`, `running`, or how many of each: `2 finished, 1 failed`."""
         states = Counter(run.state for run in self.runs)
         if len(states) == 1:
             return next(iter(states))
