@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -40,9 +42,25 @@ def make_folder(path: Path, given: str) -> None:
     Raises:
         UserError: it cannot be made, or nothing can be written there.
     """
-    try:
+    with _usable(path, given):
         path.mkdir(parents=True, exist_ok=True)
+    check_writable(path, given)
+
+
+def check_writable(path: Path, given: str) -> None:
+    """Check that files can be written in a folder.
+
+    Raises:
+        UserError: they cannot.
+    """
+    with _usable(path, given):
         tempfile.TemporaryFile(dir=path).close()
+
+
+@contextmanager
+def _usable(path: Path, given: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         why = f"nothing can be written in the folder {path} ({error.strerror})"
         raise UserError(given, why, "Name a folder that you may write to") from error

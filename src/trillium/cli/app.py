@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import errno
 import os
 import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from trillium.cli import plan as cli_plan
 from trillium.cli import runs as cli_runs
 from trillium.cli import trained as cli_trained
 from trillium.cli.show import run_all, run_single, show, show_runs
+from trillium.cli.verbs import Log, Verbs
 from trillium.cli.words import (
     AsJson,
     Data,
@@ -35,8 +36,27 @@ from trillium.cli.words import (
     shares,
 )
 from trillium.errors import UserError
+from trillium.files import make_folder
+
+# What a system says of a place that cannot be used: no fault of the program.
+OF_A_PLACE: Final = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EACCES",
+        "EPERM",
+        "EROFS",
+        "ENOSPC",
+        "EDQUOT",
+        "ENOTDIR",
+        "EISDIR",
+        "ENAMETOOLONG",
+    )
+    if hasattr(errno, name)
+)
 
 app = typer.Typer(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Fine-tune language models on data that may not be moved: three frameworks, one ruler.",
     no_args_is_help=True,
     add_completion=False,
@@ -56,7 +76,10 @@ def run(
     out: Out = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Run one experiment: trillium run framework=split framework.cut=2 rounds=3."""
+    """Run one experiment.
+
+    Settings are words: trillium run framework=split framework.cut=2 rounds=3.
+    """
     from trillium.config.experiment import experiment, merge, read_yaml
     from trillium.experiment.folder import RunFolder, new_folder
 
@@ -81,7 +104,7 @@ def run(
 
 @app.command()
 def resume(folder: Folder, workers: Workers = 1, as_json: AsJson = False) -> None:
-    """Go on with a run or comparison that was stopped, from its last complete round.
+    """Continue a stopped run or comparison from its last complete round.
 
     It ends as it would have without the stop.
     """
@@ -99,7 +122,7 @@ def resume(folder: Folder, workers: Workers = 1, as_json: AsJson = False) -> Non
 
 @app.command()
 def report(folder: Folder, reach: Reach = None, as_json: AsJson = False) -> None:
-    """Write tables, plots and report.html of a run or comparison again, from its JSONL."""
+    """Write the tables, plots and page of a run or comparison again."""
     show(folder, as_json, shares(reach))
 
 
@@ -125,7 +148,7 @@ def new(
     target = to if to is not None else Path(f"{name}.yaml")
     if target.exists():
         raise UserError(str(target), "it exists already", "Choose another name with --to")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent, str(target))
     shutil.copyfile(source, target)
     verb = "compare" if "\narms:" in source.read_text(encoding="utf-8") else "run"
     print(f"{target} written. Run it with: trillium {verb} {target}")
@@ -142,11 +165,22 @@ def main() -> None:
     # Forked workers are never used, and hubs need not hear of a run.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logging.basicConfig(level=os.environ.get("TRILLIUM_LOG", "WARNING").upper())
     try:
+        Log().apply()
         app()
     except UserError as error:
         _print_error(error)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in OF_A_PLACE or error.filename is None:
+            raise
+        _print_error(
+            UserError(
+                str(error.filename),
+                f"it cannot be read or written ({error.strerror})",
+                "Name another place, or give yourself the right to use this one",
+            )
+        )
         sys.exit(2)
 
 

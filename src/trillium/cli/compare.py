@@ -34,7 +34,8 @@ def compare(
     data: Data = None,
     seeds: Seeds = None,
     only: Annotated[
-        str | None, typer.Option(help="Arms to run, with commas; all without it.")
+        str | None,
+        typer.Option(help="Labels of the arms to run, with commas; by default all are run."),
     ] = None,
     workers: Workers = 1,
     reach: Reach = None,
@@ -50,7 +51,7 @@ def compare(
     out: Out = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Run one experiment under several frameworks; a table, plots and one HTML page.
+    """Run several frameworks on one task, and report them side by side.
 
     Without arguments: the built-in task and model, all frameworks and baselines, about four minutes
     on two cores. A key that begins with the label of an arm changes that arm alone:

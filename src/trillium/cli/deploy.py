@@ -33,7 +33,7 @@ def keys(
         typer.Option("--host", help="Name or address under which nodes reach the server."),
     ] = None,
 ) -> None:
-    """Make certificates and node keys of a federation; what is there already stays as it is."""
+    """Make the certificates and keys of a federation; existing ones stay."""
     _check_installed()
     from trillium.deploy.keys import make_keys
 
@@ -56,7 +56,7 @@ def deploy(
     ] = "localhost",
     session_port: Annotated[int, typer.Option(help="Port of the sessions.")] = 9443,
 ) -> None:
-    """Write a recipe as a Flower app, with what operator and data owners need around it.
+    """Write a recipe as an app for machines of their own, with instructions.
 
     The recipe's data is what the server itself holds: its test rows, and the public set. The nodes
     bring their own.
@@ -83,7 +83,7 @@ def up(
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Where the folder of the run goes.")] = Path("runs"),
 ) -> None:
-    """Run a recipe as a deployment on this machine: real processes, TLS, node authentication.
+    """Deploy a recipe on this machine: real processes, TLS, node authentication.
 
     For a first try: the clients of the recipe become nodes, each with its own data file, keys and
     process. Takes about half a minute longer than `trillium run`.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def generate(
     folder: Folder,
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to write on from.")
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to continue.")
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--prompts", help="A file with more of them, one on each line.")
@@ -32,7 +32,7 @@ def generate(
     client: Client = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let the trained language model of a run write on from prompts.
+    """Generate text with the trained language model of a run.
 
     The model of a split stays cut: the first client has the prompts, messages cross, and it is said
     how much that was.

@@ -53,7 +53,7 @@ def plan(
         bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
     ] = False,
 ) -> None:
-    """Say what a run will send, compute and hold, for each framework, without any weights.
+    """Predict bytes, compute, memory and time of a run, without its weights.
 
     Without a framework or arms: FedLLM with the adapter and in full, KD-FedLLM and Split-FedLLM.
     """

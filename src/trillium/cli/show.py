@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 from rich.console import Console
 
+from trillium.cli.verbs import is_quiet
 from trillium.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def show_runs(
     from trillium.quiet import quiet
 
     quiet()
-    console = Console(stderr=as_json, quiet=as_json)
+    console = Console(stderr=as_json, quiet=as_json or is_quiet())
     rounds = {key: config.rounds * config.framework.trains for key, config in experiments.items()}
     with interruptible(folder, is_new=is_new), Screen(console, rounds) as screen:
         failures = run_arms(experiments, folder, begin=screen.begin, argv=sys.argv, workers=workers)
@@ -156,7 +157,7 @@ def run_single(
     from trillium.quiet import quiet
 
     quiet()
-    console = Console(stderr=as_json, quiet=as_json)
+    console = Console(stderr=as_json, quiet=as_json or is_quiet())
     key = (folder.arm, config.seed)
     try:
         with (

@@ -13,6 +13,7 @@ import typer
 
 from trillium.cli.words import AsJson, Client, Folder, Settings, settings_of
 from trillium.errors import UserError
+from trillium.files import check_writable
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -31,7 +32,7 @@ def evaluate(
     client: Client = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the model of a run on its held-out rows, or on all rows of a file."""
+    """Measure the model of a run on its held-out rows or on a file."""
     tree = settings_of(words, data)
     from trillium.experiment.trained import evaluate_run
     from trillium.quiet import quiet
@@ -56,7 +57,7 @@ def predict(
     client: Client = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 64,
 ) -> None:
-    """Classify or answer rows that have no label: classes with probabilities, or responses."""
+    """Predict classes, with probabilities, or responses for rows without a label."""
     tree = settings_of(words, data)
     if to is not None and to.suffix.lower() not in (".jsonl", ".csv"):
         raise UserError(f"--to {to}", "it is written as .jsonl or .csv", f"Write {to.stem}.jsonl")
@@ -64,6 +65,8 @@ def predict(
         raise UserError(f"--to {to}", "it exists already", "Choose a file that does not exist")
     if to is not None and not to.parent.is_dir():
         raise UserError(f"--to {to}", f"there is no folder {to.parent}", "Make it first")
+    if to is not None:
+        check_writable(to.parent, f"--to {to}")
     from trillium.experiment.prediction import predict_run
     from trillium.models.generate import Writing
     from trillium.quiet import quiet
@@ -103,13 +106,15 @@ def export(
     ] = False,
     client: Client = None,
 ) -> None:
-    """Write the model of a run: a PEFT adapter, or with --merge a whole Hugging Face model.
+    """Write the model of a run as a PEFT adapter or, with --merge, as a whole model.
 
     It comes with its tokenizer and a model card, README.md, that says how to load it.
     """
     from trillium.experiment.trained import export_run
     from trillium.quiet import quiet
 
+    if to.parent.is_dir():
+        check_writable(to.parent, f"--to {to}")
     quiet()
     export_run(folder, to, merge=merge, client=client)
     print(f"{to} written; {to / 'README.md'} says how to load it.")

@@ -218,8 +218,26 @@ def _laid(tree: Mapping[str, Any], overrides: Tree) -> tuple[Tree, Arms]:
         )
     base = {key: value for key, value in tree.items() if key not in OWN_KEYS}
     shared = {key: value for key, value in overrides.items() if key not in arms}
-    own = {label: merge(arm or {}, overrides.get(label, {})) for label, arm in arms.items()}
+    own = {
+        label: merge(_settings(label, arm), _settings(label, overrides.get(label)))
+        for label, arm in arms.items()
+    }
     return merge(base, shared), own
+
+
+def _settings(label: str, given: object) -> Tree:
+    """Return the settings of an arm.
+
+    Raises:
+        UserError: they are none.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise UserError(
+            f"{label}={given!r}",
+            f"{label!r} is an arm of the recipe, and an arm has settings",
+            f"Write {label}.KEY=VALUE, such as {label}.adapter.r=4",
+        )
+    return dict(given or {})
 
 
 def _tuned(tree: Mapping[str, Any]) -> list[str]:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
+
 Observer = Callable[[Metrics], None]
 SERVER = "server"  # under this name the server's checkpoints lie beside the clients'
 
@@ -170,6 +171,8 @@ class Experiment:
             "seconds": self._seconds,
             "server_flops": self.server.meter.read().flops,
         }
+        shown = (f"{name} {found[name]:.4g}" for name in ("accuracy", "loss") if name in found)
+        log.info("round %d of %d: %s", number, self.config.rounds, ", ".join(shown))
         self.rounds.note(line)
         self.history.append(line)
         if self.folder is not None:
@@ -227,6 +230,7 @@ class Experiment:
             return
         self.folder.kept_round = kept
         self.folder.status("running")
+        log.info("writing the model into %s", self.folder.path)
         keep_models(self.config.framework, self.server, self.clients, self.folder.path)
         write_cards(self.folder.path, self.config)
         self.folder.status("finished")
@@ -254,6 +258,7 @@ def build(
     check_ready(config)
     if folder is not None:
         folder.asked(located(config).tree())
+    log.info("reading data: %s", config.data.source.name)
     data = load_data(config.data, config.task.data_form, config.seed, config.public_size)
     check_tiers(config, data.clients)
     data = in_model_order(config, data)
@@ -420,6 +425,7 @@ def resident_model(config: ExperimentConfig, labels: Sequence[str]) -> LanguageM
         config: as one side sees it (`ExperimentConfig.of`).
         labels: class names; none for language modelling.
     """
+    log.info("loading model: %s", config.model.id)
     return load_model(
         config.model,
         config.adapter,

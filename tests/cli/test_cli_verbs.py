@@ -1,0 +1,154 @@
+"""What all verbs have in common: help, versions, logging, and errors without a traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import typer
+from cli_help import trillium
+
+from trillium.cli.app import app
+
+VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def words(hub: Path) -> list[str]:
+    return [
+        f"--model={hub / 'bert'}",
+        f"--data={hub / 'classification.jsonl'}",
+        "model.random_weights=true",
+        "data.public_size=12",
+        "rounds=1",
+        "adapter.target_modules=[query]",
+    ]
+
+
+def test_the_program_lists_whole_sentences(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trillium(monkeypatch, "-h") == 0
+    shown = capsys.readouterr().out
+    listed = " ".join(shown.partition("Commands:")[2].split())
+    assert "..." not in listed
+    assert listed.count(".") >= len(VERBS)
+    assert all(f"\n  {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_plain(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = {}
+    for option in ("-h", "--help"):
+        assert trillium(monkeypatch, verb, option) == 0
+        shown[option] = capsys.readouterr().out
+    assert shown["-h"] == shown["--help"]
+    assert "\\" not in shown["-h"]
+    assert all(option in shown["-h"] for option in ("--verbose", "--quiet", "--log-file"))
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_version(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trillium(monkeypatch, option) == 0
+    assert capsys.readouterr().out == f"trillium {version('trillium')}\n"
+
+
+def test_how_much_is_said(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert trillium(monkeypatch, "run", "-q", *words, "--log-file", "run.log") == 0
+    found = capsys.readouterr()
+    assert "round 1/1" not in found.out
+    assert "Report: " in found.out
+    assert found.err == ""
+    logged = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert "INFO trillium.experiment.run: loading model: " in logged
+    assert "round 1 of 1: accuracy" in logged
+    # Before the verb, too; what is said stands on standard error, and the log is added to.
+    assert trillium(monkeypatch, "--log-file", "run.log", "-v", "run", *words) == 0
+    found = capsys.readouterr()
+    assert "round 1/1" in found.out
+    assert "INFO trillium.experiment.run: loading model: " in found.err
+    assert (tmp_path / "run.log").read_text(encoding="utf-8").startswith(logged)
+    monkeypatch.setenv("TRILLIUM_LOG", "Info")
+    assert trillium(monkeypatch, "ls") == 0
+    assert logging.getLogger("trillium").level == logging.INFO
+    monkeypatch.delenv("TRILLIUM_LOG")
+    assert trillium(monkeypatch, "ls") == 0
+    assert logging.getLogger("trillium").level == logging.WARNING
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ls", "-q", "-v"], "Take one of them"),
+        (["ls", "--log-file", "nowhere/run.log"], "it cannot be written"),
+        (["compare", "fedllm=4"], "Write fedllm.KEY=VALUE"),
+        (["compare", "bare.yaml"], "Write a.KEY=VALUE"),
+        (["new", "run", "--to", "file/run.yaml"], "you may write to"),
+        (["keys", "file/keys", "--host", "localhost", "--node", "a"], "Name another place"),
+    ],
+)
+def test_no_traceback(
+    words: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if words[0] == "keys":
+        pytest.importorskip("cryptography")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "bare.yaml").write_text("arms: {a: fedllm}\n", encoding="utf-8")
+    assert trillium(monkeypatch, *words) == 2
+    said = capsys.readouterr().err
+    assert [line[:8].rstrip() for line in said.splitlines()] == ["Given:", "Problem:", "Instead:"]
+    assert expected in said
+
+
+def test_a_level_that_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRILLIUM_LOG", "verbose")
+    assert trillium(monkeypatch, "ls") == 2
+    assert "Choose one of: debug, error, info, warning" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="who may do all writes anywhere")
+def test_a_working_directory_that_cannot_be_written(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o500)
+    try:
+        for command in (["run", *words], ["compare", *words], ["new"]):
+            assert trillium(monkeypatch, *command) == 2
+            assert "nothing can be written" in capsys.readouterr().err
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_what_the_system_refuses_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "run.yaml"))
+
+    monkeypatch.setattr("shutil.copyfile", refused)
+    assert trillium(monkeypatch, "new", "run", "--to", tmp_path / "run.yaml") == 2
+    assert "it cannot be read or written (Permission denied)" in capsys.readouterr().err
