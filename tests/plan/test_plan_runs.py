@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import tiny
+from trillium.config.experiment import experiment, parse_overrides
 from trillium.data.publics.rows import Rows
+from trillium.errors import UserError
 from trillium.experiment.run import Experiment
 from trillium.plan import rounds
 from trillium.plan.data import Assumptions, assumed_texts
@@ -122,3 +124,13 @@ def test_a_long_run_with_many_messages_is_told_from_few_rounds(
     assert plan.planned_rounds == rounds.LEAST
     assert plan.total.up.messages == pytest.approx(12 * 6)
     assert {*plan.clients} == {*plan.later} == {*plan.memory}  # also who was asked only later
+
+
+def test_a_run_that_would_end_early_is_not_planned_unless_it_goes_on() -> None:
+    words = ["model.id=distilgpt2", "data.num_clients=2", "rounds=3", "training.batch_size=4"]
+    words += ["fleet.failure_rate=0.9", "fleet.min_replies=1"]
+    config = experiment(parse_overrides(words))
+    texts = assumed_texts(config, Assumptions(examples=4, tokens=8))
+    with pytest.raises(UserError, match="the run would end: round 1"):
+        predict(config, texts)
+    assert predict(experiment(parse_overrides([*words, "fleet.on_failure=skip"])), texts).total

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trillium.config.experiment import ExperimentConfig
+from trillium.errors import UserError
 from trillium.federation.client import Client, verbs_of
-from trillium.federation.fleet import Fleet
+from trillium.federation.fleet import Fleet, RoundFailed
 from trillium.federation.parts import limits_of
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics, Side
@@ -199,14 +200,26 @@ class PaperFederation:
             self.framework.start(self.server, self.fleet)
 
     def round(self, number: int, *, evaluates: bool = False) -> None:
-        """Run a round; with `evaluates` clients also look at their own models, as in a simulation."""
+        """Run a round; with `evaluates` clients also look at their own models, as in a simulation.
+
+        Raises:
+            UserError: too few clients stay, which ends the run.
+        """
         config, self.server.round, self.engine.number = self.config, number, number
         with self._paper.running():
             self.course.begin(number)
             self.fleet.begin_round(number)
             config.head.inform(self.server, self.fleet)
-            with scoped_rng(config.seed, "server", number):
-                self.framework.round(self.server, self.fleet)
+            try:
+                with scoped_rng(config.seed, "server", number):
+                    self.framework.round(self.server, self.fleet)
+            except RoundFailed as error:
+                if config.fleet.on_failure == "stop":
+                    raise UserError(
+                        f"fleet.failure_rate={config.fleet.failure_rate} over {config.rounds} rounds",
+                        f"the run would end: {error}",
+                        "Write fleet.on_failure=skip, a smaller min_replies, or fewer rounds",
+                    ) from error
             is_last = number == config.rounds
             is_due = is_last or number % config.evaluation.every == 0
             if evaluates and is_due and isinstance(self.framework, OwnModels):
