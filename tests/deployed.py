@@ -137,7 +137,7 @@ def run_in_threads(
     """Run a federation over sessions with its clients, or go on with one."""
     monkeypatch.setattr(distributed, "GOODBYE_SECONDS", 0.0)  # nobody answers the invitations
     monkeypatch.setattr(distributed, "POLL_SECONDS", 0.01)
-    data = load_data(config.data, config.task.data_form, config.seed)
+    data = load_data(config.data, config.task.data_form, config.seed, config.public_size)
     texts = Texts(config, data.labels)
     config, data = texts.fit(data), texts.counted(data)
     newest = folder.checkpoints.newest(SERVER)

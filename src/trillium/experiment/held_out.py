@@ -63,7 +63,8 @@ def kept_rows(folder: Path, config: ExperimentConfig) -> Dataset:
                 str(path), f"it cannot be read ({error})", "Remove it; the source is read then"
             ) from error
     else:
-        rows = load_data(config.data, config.task.data_form, config.seed).test
+        form, size = config.task.data_form, config.public_size
+        rows = load_data(config.data, form, config.seed, size).test
     told = json.loads((folder / "data.json").read_text(encoding="utf-8"))["test"]
     if told.get("digest") not in (None, digest_of(rows)):
         raise UserError(

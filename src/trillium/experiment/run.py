@@ -1,11 +1,10 @@
-"""One run: build, rounds, evaluate, write down, go on after a stop, export."""
+"""One run: load data and models, set up both sides, or a server whose clients are elsewhere."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +12,7 @@ import torch
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.places import located
 from trillium.data.federated import FederatedData, load_data
-from trillium.experiment.best import Rounds, check_measured
-from trillium.experiment.card import write_cards
+from trillium.experiment.best import check_measured
 from trillium.experiment.fit import (
     check_answers,
     check_lengths,
@@ -24,218 +22,31 @@ from trillium.experiment.fit import (
 )
 from trillium.experiment.folder import RunFolder, environment
 from trillium.experiment.held_out import about, keep_rows
-from trillium.experiment.kept import keep_models
+from trillium.experiment.rounds import SERVER as SERVER
+from trillium.experiment.rounds import Experiment as Experiment
+from trillium.experiment.rounds import Observer as Observer
 from trillium.experiment.texts import Texts, in_model_order, usable
 from trillium.experiment.written import with_public
 from trillium.federation.client import Client, verbs_of
-from trillium.federation.fleet import Engine, Fleet, RoundFailed
+from trillium.federation.fleet import Engine, Fleet
 from trillium.federation.local import LocalEngine
 from trillium.federation.parts import limits_of
 from trillium.federation.server import Server
-from trillium.federation.side import Metrics
 from trillium.federation.tiers import tier_of
 from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
 from trillium.models.load import LanguageModel, load_model
-from trillium.models.slots import values
 from trillium.report.summary import said_of
-from trillium.rng import scoped_rng
 from trillium.tasks import Example
 from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.ends import warn_unless_ended
-from trillium.training.meters import Cost, CostCache, Meter
+from trillium.training.meters import CostCache, Meter
 from trillium.wire.ledger import Entry, Ledger
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
-
-Observer = Callable[[Metrics], None]
-SERVER = "server"  # under this name the server's checkpoints lie beside the clients'
-
-
-@dataclass
-class Experiment:
-    """A federation that is ready to run.
-
-    Attributes:
-        data: test and public set, and in a simulation the rows of the clients.
-        folder: where the run is written, if anywhere.
-        clients: the data owners, as far as they live in this process.
-        history: one line per evaluation, as in `metrics.jsonl`.
-    """
-
-    config: ExperimentConfig
-    data: FederatedData
-    server: Server
-    fleet: Fleet
-    folder: RunFolder | None = None
-    clients: list[Client] = field(default_factory=list)
-    history: list[Metrics] = field(default_factory=list)
-    _seconds: float = 0.0
-    _started: bool = False
-
-    @property
-    def model(self) -> LanguageModel:
-        """The resident model."""
-        return self.server.model
-
-    @property
-    def rounds(self) -> Rounds:
-        """Which of the rounds is the best one."""
-        return Rounds(self.config, self.server, self.clients)
-
-    def run(self, observe: Observer | None = None) -> list[Metrics]:
-        """Run the rounds that are left and return all evaluations.
-
-        Args:
-            observe: called with each evaluation as soon as there is one.
-
-        Raises:
-            RoundFailed: too few clients stayed in a round; what was measured so far is written.
-        """
-        framework, rounds = self.config.framework, self.config.rounds
-        try:
-            if not self._started:
-                start = time.perf_counter()
-                self.config.head.start(self.server, self.fleet)
-                framework.start(self.server, self.fleet)
-                self._seconds += time.perf_counter() - start
-                self._evaluate({}, observe)
-                self._checkpoint()
-            for number in range(self.server.round + 1, (rounds if framework.trains else 0) + 1):
-                if self.rounds.have_ended:
-                    break
-                start = time.perf_counter()
-                try:
-                    figures = self._round(number)
-                except RoundFailed:
-                    if self.folder is None or self.config.fleet.on_failure == "stop":
-                        raise
-                    figures = self._skip(number)
-                self._seconds += time.perf_counter() - start
-                is_due = number % self.config.evaluation.every == 0 or number == rounds
-                if is_due or "skipped" in figures:
-                    self._evaluate(figures, observe)
-                self._checkpoint()
-            self._finish()
-        except BaseException as error:
-            if self.folder is not None:
-                if isinstance(error, RoundFailed):
-                    failed = self.folder.failed_rounds
-                    failed[self.server.round] = failed.get(self.server.round, 0) + 1
-                self.folder.ended(error)
-            raise
-        finally:
-            self.fleet.ledger.close()
-        return self.history
-
-    def _round(self, number: int) -> Metrics:
-        """Run one round."""
-        self.server.round = number
-        self.fleet.begin_round(number)
-        self.config.head.inform(self.server, self.fleet)
-        with scoped_rng(self.config.seed, "server", number):
-            return self.config.framework.round(self.server, self.fleet)
-
-    def _skip(self, number: int) -> Metrics:
-        """Take all sides back to before a round that has failed, and let it be over.
-
-        What it has cost stays in the ledger, and on the server's meter.
-        """
-        cost, seconds, missing = self.server.meter.read(), self._seconds, self.fleet.missing
-        back = self.restore()
-        self.server.scratch = {}
-        self.server.meter.reset(cost)
-        # The clients are looked at as they are now: who was missing before may well be there.
-        self.server.round, self.fleet.missing, self._seconds = number, {}, seconds
-        self.fleet.unsure = self.fleet.unsure.union(self.fleet.asked) - back
-        return {"skipped": True, "missing": missing}
-
-    def _evaluate(self, figures: Metrics, observe: Observer | None) -> None:
-        """Measure the model that would be shipped, and write a line."""
-        framework, number = self.config.framework, self.server.round
-        last = number == self.config.rounds or not framework.trains or self.rounds.may_end(number)
-        missing = {**figures.get("missing", self.fleet.missing)}
-        batch_size = self.config.evaluation.batch_size
-        found = framework.evaluate(self.server, self.fleet, batch_size, last)
-        line = {
-            "round": number,
-            **found,
-            **figures,
-            "shipped": framework.ships,
-            "asked": len(self.fleet.asked) if number else 0,
-            "replied": len(self.fleet.asked) - len(missing) if number else 0,
-            "missing": missing,
-            "seconds": self._seconds,
-            "server_flops": self.server.meter.read().flops,
-        }
-        shown = (f"{name} {found[name]:.4g}" for name in ("accuracy", "loss") if name in found)
-        log.info("round %d of %d: %s", number, self.config.rounds, ", ".join(shown))
-        self.rounds.note(line)
-        self.history.append(line)
-        if self.folder is not None:
-            self.folder.metrics(line)
-        if observe is not None:
-            observe(line)
-
-    def _checkpoint(self) -> None:
-        """Write down what every side holds after this round; the server last, which completes it."""
-        self.fleet.ledger.flush()
-        if self.folder is None:
-            return
-        number = self.server.round
-        self.fleet.engine.save(number)
-        cost = self.server.meter.read()
-        content = {
-            "state": values(self.server.state),
-            "store": self.server.store,
-            "seconds": self._seconds,
-            "cost": [cost.flops, cost.seconds, cost.peak_bytes],
-            "positions": self.folder.positions(),
-            "unsure": sorted(self.fleet.unsure),
-        }
-        self.folder.checkpoints.keep(SERVER, number, content)
-
-    def restore(self) -> Set[str]:
-        """Go back to the last complete round of the folder, or to the beginning if there is none.
-
-        Returns:
-            The clients that are known to be back there, too.
-
-        Raises:
-            UserError: the checkpoint cannot be read or is not of this configuration.
-        """
-        assert self.folder is not None
-        found = self.folder.checkpoints.newest(SERVER)
-        if found is None:
-            return frozenset()
-        number, content = found
-        self.server.round = number
-        self.server.state = self.model.state(content["state"])
-        self.server.store = content["store"]
-        flops, seconds, peak = content["cost"]
-        self.server.meter.reset(Cost(flops, seconds, peak))
-        self._seconds = content["seconds"]
-        self.history = self.folder.evaluations()
-        self.fleet.unsure = frozenset(content["unsure"])
-        self._started = True
-        return self.fleet.engine.restore(number) or frozenset()
-
-    def _finish(self) -> None:
-        kept = self.rounds.kept
-        self.rounds.take()
-        if self.folder is None:
-            return
-        self.folder.kept_round = kept
-        self.folder.status("running")
-        log.info("writing the model into %s", self.folder.path)
-        keep_models(self.config.framework, self.server, self.clients, self.folder.path)
-        write_cards(self.folder.path, self.config)
-        self.folder.status("finished")
-        self.config.framework.finish_run(self.server)
-        self.folder.checkpoints.clear()
 
 
 def build(
