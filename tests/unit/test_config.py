@@ -220,3 +220,22 @@ def test_a_grid_multiplies_arms_and_words_replace_it() -> None:
             comparison({**tree, key: value}, {})
     with pytest.raises(UserError, match="would flatter"):
         comparison({**tree, "tuning": {"seed": 4, "grid": {}}}, {}).experiments()
+
+
+@pytest.mark.parametrize("aside", [0, 20])
+def test_no_arm_has_rows_that_another_one_holds_back(aside: int) -> None:
+    arms = {
+        "fedllm": {"framework": "fedllm"},
+        "wide": {"framework": "kd", "data": {"public_size": 12}},
+        "narrow": {"framework": "kd", "data": {"public_size": 6}},
+        "written": {"framework": "kd", "data": {"public": "words"}},
+    }
+    compared = comparison({"arms": arms, "data": {"set_aside": aside}}, {})
+    runs = compared.experiments()
+    held = {
+        label: max(
+            0 if config.data.public.is_written else config.public_size, config.data.set_aside
+        )
+        for (label, _), config in runs.items()
+    }
+    assert held == dict.fromkeys(arms, max(12, aside))

@@ -117,13 +117,16 @@ def acting_arms(
 
 
 def of_equal_rows(trees: Mapping[str, Tree]) -> dict[str, Tree]:
-    """Return the trees of arms, of which those without a public set go without its rows, too."""
-    found = {label: experiment(tree) for label, tree in trees.items()}
-    sizes = [0 if c.data.public.is_written else c.public_size for c in found.values()]
-    aside = {"data": {"set_aside": max(sizes)}}
+    """Return the trees of arms, none of whose clients have rows that another arm holds back."""
+    held = {}
+    for label, tree in trees.items():
+        config = experiment(tree)
+        public_size = 0 if config.data.public.is_written else config.public_size
+        held[label] = max(public_size, config.data.set_aside)
+    most = max(held.values())
+    aside = {"data": {"set_aside": most}}
     return {
-        label: tree if found[label].public_size else merge(tree, aside)
-        for label, tree in trees.items()
+        label: tree if held[label] == most else merge(tree, aside) for label, tree in trees.items()
     }
 
 
