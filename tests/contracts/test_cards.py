@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from checkpoints import checkpoint, logits
+from checkpoints import checkpoint, fresh, load, logits, moved
 from tiny import experiment_config
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
@@ -84,3 +84,24 @@ def test_a_model_with_code_of_its_own(hub: Path, tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps(about))
     words = ("model.trust_remote_code=true", "adapter.target_modules=all-linear")
     loads(folder, tmp_path, *words, model="llama", task="causal_lm")
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter"),
+    [
+        ("roberta", {"name": "ia3"}),
+        ("roberta", {"name": "lora"}),
+        (
+            "distilbert",
+            {"name": "ia3", "target_modules": ["q_lin", "lin2"], "feedforward_modules": ["lin2"]},
+        ),
+    ],
+)
+def test_a_head_of_several_layers_is_merged(
+    hub: Path, tmp_path: Path, model: str, adapter: dict[str, object]
+) -> None:
+    found = load(checkpoint(hub, model, "SEQ_CLS"), "SEQ_CLS", adapter, head="own")
+    state = moved(found)
+    expected = logits(found.mount(state))
+    found.save_merged(state, tmp_path / "whole")
+    assert torch.allclose(logits(fresh(tmp_path / "whole", "SEQ_CLS")), expected, atol=1e-4)

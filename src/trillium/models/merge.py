@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from trillium.errors import UserError
@@ -42,6 +43,7 @@ def merged(module: nn.Module, *, is_quantized: bool) -> nn.Module:
     if half:
         module.float()
     _untie(module)
+    _unwrap(module)
     with warnings.catch_warnings(action="ignore"):  # PEFT's are about what was untied
         whole: nn.Module = module.merge_and_unload()
     if difference := differs(probe(whole), before, half=half):
@@ -64,6 +66,16 @@ def _untie(module: PeftModel) -> None:
         last.weight = nn.Parameter(last.weight.detach().clone(), requires_grad=False)
         for config in (model.config, text_config(module)):
             config.tie_word_embeddings = False
+
+
+def _unwrap(module: PeftModel) -> None:
+    """Put what was trained in copies in its place; PEFT's IA³ cannot where that is several layers."""
+    model = base_model(module)
+    for name, wrapper in [*model.named_modules()]:
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            owner, _, attribute = name.rpartition(".")
+            copied = wrapper.modules_to_save[wrapper.active_adapters[0]]
+            setattr(model.get_submodule(owner), attribute, copied)
 
 
 @torch.no_grad()
