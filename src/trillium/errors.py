@@ -21,7 +21,12 @@ class UserError(ValueError):
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return "Did you mean …?" for the nearest known word, or the list of all of them."""
     names = sorted(known)
-    close = get_close_matches(word, names, n=1, cutoff=0.6)
+    plain = {_plain(name): name for name in names}
+    close = get_close_matches(_plain(word), plain, n=1, cutoff=0.6)
     if close:
-        return f"Did you mean {close[0]!r}?"
+        return f"Did you mean {plain[close[0]]!r}?"
     return f"Choose one of: {', '.join(names) or '(none)'}"
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "_").replace(" ", "_")

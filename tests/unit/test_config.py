@@ -106,13 +106,13 @@ def test_the_resolved_tree_reads_back(words: tuple[str, ...]) -> None:
         ("training.batchsize=3", "training.batchsize", "'batch_size'"),
         ("framework=fedlm", "fedlm", "'fedllm'"),
         ("framework.agregator=mean", "agregator", "aggregator"),
-        ("rounds=none", "rounds='none'", "rounds"),
-        ("rounds=0", "rounds=0", "rounds"),
+        ("rounds=none", "rounds='none'", "Write a whole number"),
+        ("rounds=0", "rounds=0", "at least 1"),
         ("training.optimizer=adamwx", "adamwx", "'adamw'"),
         ("wire.up=[kast]", "kast", "'cast'"),
         ("data.source=biltin", "biltin", "'builtin'"),
         ("framework={name: split, tail: 2}", "tail=2", "shape=u"),
-        ("model.dtype=float8", "model.dtype='float8'", "model.dtype"),
+        ("model.dtype=float8", "model.dtype='float8'", "Did you mean 'float64'?"),
     ],
 )
 def test_slips_are_explained_in_three_parts(word: str, given: str, instead: str) -> None:

@@ -123,7 +123,9 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suffix_lists_the_known(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Choose one of: \.csv, \.json, \.jsonl, \.parquet"):
+    with pytest.raises(
+        UserError, match=r"Choose one of: \.csv, \.json, \.jsonl, \.ndjson, \.parquet"
+    ):
         Files(train=tmp_path / "train.xlsx").load("classification", 0)
 
 

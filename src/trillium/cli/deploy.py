@@ -116,10 +116,16 @@ def _check_installed() -> None:
 
 
 def _config(recipe: Path, settings: list[str] | None) -> ExperimentConfig:
-    from trillium.config.experiment import experiment, merge, parse_overrides, read_yaml
+    from trillium.config.experiment import (
+        experiment,
+        found_recipe,
+        merge,
+        parse_overrides,
+        read_yaml,
+    )
     from trillium.errors import UserError
 
-    tree = read_yaml(recipe)
+    tree = read_yaml(found_recipe(str(recipe)))
     if "arms" in tree:
         raise UserError(
             str(recipe),

@@ -127,12 +127,14 @@ def plan(
 def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any], list[Sweep]]:
     """Divide words and recipe into the settings of runs, what a plan alone is told, and sweeps."""
     from trillium.config.comparison import OWN_KEYS
-    from trillium.config.experiment import merge, parse_overrides, read_yaml
+    from trillium.config.experiment import found_recipe, merge, parse_overrides, read_yaml
+    from trillium.config.experiment import recipes as known_recipes
     from trillium.config.sweep import divide, grid
     from trillium.errors import UserError
 
     named = [word for word in words if "=" not in word]
-    recipes = [word for word in named if Path(word).suffix in (".yaml", ".yml")]
+    shipped = known_recipes()
+    recipes = [w for w in named if Path(w).suffix in (".yaml", ".yml") or w in shipped]
     models = [word for word in (*named, model or "") if word and word not in recipes]
     if len(models) > 1:
         raise UserError(
@@ -142,7 +144,7 @@ def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any], l
         raise UserError(
             " ".join(recipes), "one recipe at most can be planned", "Write settings as key=value"
         )
-    recipe: Tree = read_yaml(Path(recipes[0])) if recipes else {}
+    recipe: Tree = read_yaml(found_recipe(recipes[0])) if recipes else {}
     of_recipe = grid(recipe.get("grid") or {})
     tree = {key: value for key, value in recipe.items() if key == "arms" or key not in OWN_KEYS}
     if models:

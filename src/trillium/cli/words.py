@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -12,11 +12,13 @@ from trillium.errors import UserError
 if TYPE_CHECKING:
     from trillium.config.experiment import Tree
 
+FILES: Final = (".txt", ".gz", ".zip", ".xls", ".xlsx", ".feather", ".arrow")  # no hub id ends so
 Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RECIPE] [KEY=VALUE]...",
-        help="A YAML recipe, and settings such as training.batch_size=8.",
+        help="A recipe, by its file or as `trillium new --list` names it, and settings such as "
+        "training.batch_size=8.",
     ),
 ]
 Model = Annotated[
@@ -53,7 +55,7 @@ Reach = Annotated[
 
 def parse(words: list[str] | None, model: str | None, data: str | None) -> tuple[Path | None, Tree]:
     """Divide the words of a command into a recipe and settings."""
-    from trillium.config.experiment import merge, parse_overrides
+    from trillium.config.experiment import found_recipe, merge, parse_overrides
 
     recipes = [word for word in words or [] if "=" not in word]
     if len(recipes) > 1:
@@ -66,7 +68,7 @@ def parse(words: list[str] | None, model: str | None, data: str | None) -> tuple
     if data is not None:
         tree = merge(tree, {"data": {"source": _source(data)}})
     tree = merge(tree, parse_overrides(word for word in words or [] if "=" in word))
-    return (Path(recipes[0]) if recipes else None), tree
+    return (found_recipe(recipes[0]) if recipes else None), tree
 
 
 def settings_of(words: list[str] | None, data: str | None) -> Tree:
@@ -88,7 +90,7 @@ def settings_of(words: list[str] | None, data: str | None) -> Tree:
 def _source(data: str) -> dict[str, str]:
     from trillium.data.sources.files import is_table
 
-    if is_table(Path(data)) or Path(data).is_file():
+    if is_table(Path(data)) or Path(data).is_file() or Path(data).suffix.lower() in FILES:
         return {"name": "files", "train": data}
     return {"name": "hub", "path": data}
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from trillium.component import Choice, Component
+from trillium.component import Choice
 from trillium.config.continued import with_adapters
+from trillium.config.explained import explained
 from trillium.errors import UserError, suggest
 from trillium.federation.setting import Setting
 from trillium.frameworks import Framework
@@ -98,7 +99,7 @@ def _checked(tree: Mapping[str, Any]) -> ExperimentConfig:
     try:
         config = ExperimentConfig.model_validate(merged)
     except ValidationError as error:
-        raise _explained(error, merged) from error
+        raise explained(error, merged, ExperimentConfig()) from error
     config.framework.check(config)
     config.head.check(config)
     return config
@@ -136,7 +137,26 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 and 1.0e9 as numbers; YAML 1.1 takes them for text, for want of a dot or a sign."""
+    """Reads 1e-3 and 1.0e9 as numbers, and refuses a key that stands twice in a mapping.
+
+    YAML 1.1 takes these numbers for text, for want of a dot or a sign. Of two keys PyYAML takes one.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping.
+
+        Raises:
+            ConstructorError: a key stands in it twice.
+        """
+        seen = dict[Any, int]()
+        for found, _ in node.value:
+            key, line = found.value, found.start_mark.line + 1
+            if found.tag != "tag:yaml.org,2002:merge" and isinstance(key, str):
+                if key in seen:
+                    why = f"the key {key!r} stands there twice, in lines {seen[key]} and {line}"
+                    raise yaml.constructor.ConstructorError(None, None, why)
+                seen[key] = line
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -155,9 +175,15 @@ def read_yaml(path: Path) -> Tree:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
+        shipped = suggest(path.stem, recipes())
+        close = f". {shipped}" if shipped.startswith("Did") else ""
         raise UserError(
-            str(path), f"it cannot be read ({error.strerror})", "Run `trillium new` to get a recipe"
+            str(path),
+            f"it cannot be read ({error.strerror})",
+            f"Run `trillium new` to get a recipe{close}",
         ) from error
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(str(path), str(error.problem), "Correct it there") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = " ".join(str(error).split())
         raise UserError(str(path), f"it is not YAML ({first})", "Correct it there") from error
@@ -196,42 +222,6 @@ def parse_overrides(words: Iterable[str]) -> Tree:
     return tree
 
 
-def _explained(error: ValidationError, tree: Mapping[str, Any]) -> UserError:
-    """Turn what pydantic found into one error for the user."""
-    problems = error.errors()
-    first = problems[0]
-    where = ".".join(str(part) for part in first["loc"])
-    raised = first.get("ctx", {}).get("error")
-    if isinstance(raised, UserError):
-        given = raised.given if raised.given.startswith(where) else f"{where}: {raised.given}"
-        return UserError(given, raised.why, raised.instead)
-    if first["type"] == "extra_forbidden":
-        return UserError(
-            f"{where}={first['input']!r}",
-            f"there is no setting {first['loc'][-1]!r} there",
-            suggest(str(first["loc"][-1]), _siblings(first["loc"], tree)),
-        )
-    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    return UserError(
-        f"{where}={first['input']!r}",
-        first["msg"][0].lower() + first["msg"][1:] + more,
-        f"See `{where}` in the recipe that `trillium new` writes",
-    )
-
-
-def _siblings(location: tuple[int | str, ...], tree: Mapping[str, Any]) -> list[str]:
-    """Return the keys that exist beside an unknown one."""
-    node: Any = ExperimentConfig()
-    given: Any = tree
-    for part in location[:-1]:
-        node = getattr(node, str(part), None)
-        given = given.get(part) if isinstance(given, Mapping) else None
-        if isinstance(node, Component) and isinstance(given, Mapping) and "name" in given:
-            # Another one than the default: its own keys.
-            return list(type(node).members[given["name"]].model_fields)
-    return list(type(node).model_fields) if isinstance(node, BaseModel) else []
-
-
 def recipes() -> dict[str, str]:
     """Return the first line of each recipe that comes with Trillium: when to use it."""
     folder = Path(__file__).parent / "recipes"
@@ -239,6 +229,12 @@ def recipes() -> dict[str, str]:
         path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         for path in sorted(folder.glob("*.yaml"))
     }
+
+
+def found_recipe(word: str) -> Path:
+    """Return the file of a recipe that is named by its path, or as those of Trillium are."""
+    path = Path(word)
+    return recipe_path(word) if not path.exists() and word in recipes() else path
 
 
 def recipe_path(name: str) -> Path:

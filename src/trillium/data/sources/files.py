@@ -19,7 +19,7 @@ from trillium.data.sources.table import Doubled, Table, of_dataset, of_rows, rea
 from trillium.errors import UserError, suggest
 
 SEPARATORS: Final = (",", ";", "\t", "|")
-_TEXTS: Final = (".csv", ".tsv", ".jsonl", ".json")
+_TEXTS: Final = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
 
 class Files(Columns, Source, name="files"):
@@ -263,6 +263,7 @@ _READERS: Mapping[str, Callable[[Path, str | None], Table]] = MappingProxyType(
         ".csv": _read_csv,
         ".tsv": _read_csv,
         ".jsonl": _read_json_lines,
+        ".ndjson": _read_json_lines,
         ".json": _read_json,
         ".parquet": _read_parquet,
     }
