@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError
 
+import pytest
 import yaml
 
 from pages import DOCS, ROOT
+from trillium.cli import doctor
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -25,3 +29,21 @@ def test_the_version_is_cited_and_has_its_changes() -> None:
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_doctor_names_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_ray(name: str) -> str:
+        if name in ("ray", "grpcio"):
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(doctor, "version", without_ray)
+    doctor.doctor(as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["missing"]["deploy"] == ["grpcio"]
+    assert set(found["missing"]["simulation"]) == {"grpcio", "ray"}
+    assert found["missing"]["demo"] == []
+    assert found["devices"][0] == "cpu"
+    assert set(found["missing"]) == set(PROJECT["optional-dependencies"]) - {"dev"}

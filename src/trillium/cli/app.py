@@ -15,6 +15,7 @@ from rich.console import Console
 
 from trillium.cli import compare as cli_compare
 from trillium.cli import deploy as cli_deploy
+from trillium.cli import doctor as cli_doctor
 from trillium.cli import generate as cli_generate
 from trillium.cli import plan as cli_plan
 from trillium.cli import runs as cli_runs
@@ -158,6 +159,7 @@ cli_trained.register(app)
 cli_generate.register(app)
 cli_plan.register(app)
 cli_deploy.register(app)
+cli_doctor.register(app)
 
 
 def main() -> None:
