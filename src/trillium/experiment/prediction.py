@@ -13,7 +13,13 @@ from trillium.data.rows import inputs_of
 from trillium.experiment.fit import check_lengths
 from trillium.experiment.generation import check_room, write_on
 from trillium.experiment.run import tokenize
-from trillium.experiment.trained import MOVED, Trained, load_trained, refuse_others
+from trillium.experiment.trained import (
+    MOVED,
+    Trained,
+    load_trained,
+    refuse_others,
+    warn_of_cuts,
+)
 from trillium.models.generate import Writing
 from trillium.tasks.batches import by_length, collate
 from trillium.tasks.causal_lm import CausalLM
@@ -86,6 +92,7 @@ def predict_run(
 def _classified(found: Trained, rows: Dataset) -> list[Predicted]:
     model, config = found.model, found.config
     examples = tokenize(config, model, rows)
+    warn_of_cuts(config, model, rows)
     check_lengths(config, model, [examples])
     module = model.mount(found.state).eval()
     result: dict[int, Predicted] = {}

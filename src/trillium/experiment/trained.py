@@ -6,11 +6,12 @@ Of the data that the run was made of nothing is read: what is needed of it lies 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge, read_yaml
 from trillium.data.federated import FederatedData
@@ -26,6 +27,10 @@ from trillium.federation.side import Metrics
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
 MEASURING: Final = ("task", "evaluation.batch_size", "training.max_length", "data.source")
 """Settings of a run that may be others when its model is measured; beside those of `MOVED`."""
 MOVED: Final = ("model.id", "model.device", "model.dtype", "model.attention")
@@ -92,11 +97,25 @@ def evaluate_run(folder: Path, changes: Tree, client: str | None = None) -> Metr
     else:
         rows = kept_rows(folder, config)
     examples = usable(config, tokenize(config, found.model, rows))
+    warn_of_cuts(config, found.model, rows)
     check_lengths(config, found.model, [examples])
     check_answers(config, found.model, examples)
     module = found.model.mount(found.state).eval()
     batch_size = config.evaluation.batch_size
     return dict(config.task.evaluate(module, examples, found.model.tokenizer, batch_size))
+
+
+def warn_of_cuts(config: ExperimentConfig, model: LanguageModel, rows: Dataset) -> None:
+    """Say how many texts are measured, or read, in part only."""
+    limit = config.training.limit
+    whole = config.task.tokenize(rows, model.tokenizer, None)
+    if cut := sum(example.num_tokens > limit for example in whole):
+        log.warning(
+            "%d of %d texts were cut to %d tokens; training.max_length says how many are kept.",
+            cut,
+            len(whole),
+            limit,
+        )
 
 
 def export_run(folder: Path, to: Path, *, merge: bool, client: str | None = None) -> None:
