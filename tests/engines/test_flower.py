@@ -47,7 +47,7 @@ def config_of(hub: Path, words: tuple[str, ...]) -> ExperimentConfig:
 @pytest.fixture(scope="module")
 def deployed(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     target = tmp_path_factory.mktemp("deployed") / "federation"
-    nodes = prepare_here(config_of(hub, SESSION["fedllm"]), target)
+    nodes = prepare_here(config_of(hub, SESSION["kd"]), target)  # which needs most data
     for name, words in {**SESSION, **MESSAGES}.items():
         recipe = target / "app" / "trillium_app" / f"{name}.yaml"
         recipe.write_text(to_yaml(config_of(hub, words).tree()))

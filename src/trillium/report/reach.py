@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from trillium.report import human
 from trillium.report.curves import Curve, curve
@@ -61,17 +61,23 @@ def goals(rows: Sequence[Row], levels: Sequence[float] = ()) -> list[Goal]:
     if sum(_sends(found) and len(found.rounds) > 2 for found in curves.values()) < 2:
         return []
     tops = [
-        (row.counted[0].config.get("data"), max(stat.mean for stat in curves[row.arm].y))
+        (_rows_of(row), max(stat.mean for stat in curves[row.arm].y))
         for row in rows
         if curves[row.arm].y
     ]
     wanted = {
-        row.arm: SHARE * max(top for data, top in tops if data == row.counted[0].config.get("data"))
+        row.arm: SHARE * max(top for data, top in tops if data == _rows_of(row))
         for row in rows
         if curves[row.arm].y
     }
     title = f"{100 * SHARE:g} % of the best"
     return [_goal(title, f"bytes_to_{SHARE:g}_of_best_{measure}", measure, curves, wanted)]
+
+
+def _rows_of(row: Row) -> dict[str, Any]:
+    """Return the settings that say which rows clients and test set have: all but whose the others are."""
+    data = row.counted[0].config.get("data") or {}
+    return {key: v for key, v in data.items() if key not in ("public", "public_size", "set_aside")}
 
 
 def quality(row: Row, measure: str = "accuracy") -> Curve:
