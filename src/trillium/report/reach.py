@@ -75,7 +75,7 @@ def goals(rows: Sequence[Row], levels: Sequence[float] = ()) -> list[Goal]:
 
 
 def _rows_of(row: Row) -> dict[str, Any]:
-    """Return the settings that say which rows clients and test set have: all but whose the others are."""
+    """Return the settings that say which rows clients and test set have."""
     data = row.counted[0].config.get("data") or {}
     return {key: v for key, v in data.items() if key not in ("public", "public_size", "set_aside")}
 
