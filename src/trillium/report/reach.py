@@ -48,8 +48,8 @@ def goals(rows: Sequence[Row], levels: Sequence[float] = ()) -> list[Goal]:
     """Return the accuracies that arms are held against.
 
     Args:
-        levels: as shares; without any it is a share of what the best arm on the same data gets to, if
-            two arms send something and were measured on their way.
+        levels: as shares; without any it is a share of what the best arm that sends something gets to
+            on the same rows, if two such arms were measured on their way.
     """
     measure = next((m for m in MEASURES if any(m in row.values for row in rows)), None)
     if measure is None:
@@ -60,15 +60,10 @@ def goals(rows: Sequence[Row], levels: Sequence[float] = ()) -> list[Goal]:
                       {row.arm: level for row in rows}) for level in levels]  # fmt: skip
     if sum(_sends(found) and len(found.rounds) > 2 for found in curves.values()) < 2:
         return []
-    tops = [
-        (_rows_of(row), max(stat.mean for stat in curves[row.arm].y))
-        for row in rows
-        if curves[row.arm].y
-    ]
+    sending = [row for row in rows if _sends(curves[row.arm]) and curves[row.arm].y]
+    tops = [(_rows_of(row), max(stat.mean for stat in curves[row.arm].y)) for row in sending]
     wanted = {
-        row.arm: SHARE * max(top for data, top in tops if data == _rows_of(row))
-        for row in rows
-        if curves[row.arm].y
+        row.arm: SHARE * max(top for data, top in tops if data == _rows_of(row)) for row in sending
     }
     title = f"{100 * SHARE:g} % of the best"
     return [_goal(title, f"bytes_to_{SHARE:g}_of_best_{measure}", measure, curves, wanted)]
