@@ -106,7 +106,7 @@ def test_deploy_writes_a_folder_once(
     settings = (target / "app/pyproject.toml").read_text(encoding="utf-8")
     assert 'session-address = "fl.example.org:9443"' in settings
     held = {path.name for path in (target / "server/data").iterdir()}
-    assert held == {"labels.json", "test.jsonl", "public.jsonl"}
+    assert held == {"labels.json", "test.jsonl"}, "nothing needs a public set"
 
     before = contents(target)
     assert trillium(monkeypatch, *words) == 2

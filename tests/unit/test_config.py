@@ -239,3 +239,11 @@ def test_no_arm_has_rows_that_another_one_holds_back(aside: int) -> None:
         for (label, _), config in runs.items()
     }
     assert held == dict.fromkeys(arms, max(12, aside))
+
+
+def test_which_arms_are_run_does_not_change_their_rows() -> None:
+    recipe = read_yaml(recipe_path("compare"))
+    every = comparison(recipe, {}).experiments()
+    alone = comparison(recipe, {}, ["fedllm"]).experiments()
+    assert {key: every[key] for key in alone} == alone
+    assert alone["fedllm", 0].data.set_aside == every["kd", 0].public_size > 0

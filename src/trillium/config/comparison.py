@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trillium.config.equal_rows import most_held_back, of_equal_rows
 from trillium.config.experiment import ExperimentConfig, Tree, acting, experiment, merge
 from trillium.config.sweep import Sweep, expanded, grid
 from trillium.errors import UserError, suggest
@@ -47,6 +48,7 @@ class CompareConfig(BaseModel):
         about: what a report says above its table.
         reach: accuracies, as shares, of which the report says what it took to get there.
         tuning: how settings were chosen, or are to be.
+        aside: rows that some arm of the recipe holds back, whether it is run or not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +59,7 @@ class CompareConfig(BaseModel):
     about: str = ""
     reach: tuple[float, ...] = ()
     tuning: Tuning | None = None
+    aside: int = 0
 
     def experiments(
         self, seeds: Iterable[int] | None = None
@@ -82,7 +85,7 @@ class CompareConfig(BaseModel):
         return {
             (label, seed): experiment(merge(tree, {"seed": seed}))
             for seed in wanted
-            for label, tree in of_equal_rows(trees).items()
+            for label, tree in of_equal_rows(trees, self.aside).items()
         }
 
     def told(self) -> Tree:
@@ -114,20 +117,6 @@ def acting_arms(
         if all(path in other for other in idle):
             raise error
     return found
-
-
-def of_equal_rows(trees: Mapping[str, Tree]) -> dict[str, Tree]:
-    """Return the trees of arms, none of whose clients have rows that another arm holds back."""
-    held = {}
-    for label, tree in trees.items():
-        config = experiment(tree)
-        public_size = 0 if config.data.public.is_written else config.public_size
-        held[label] = max(public_size, config.data.set_aside)
-    most = max(held.values())
-    aside = {"data": {"set_aside": most}}
-    return {
-        label: tree if held[label] == most else merge(tree, aside) for label, tree in trees.items()
-    }
 
 
 def comparison(
@@ -162,7 +151,9 @@ def comparison(
         for name, arm in found.items()
         if not words or label in words or name in words
     }
-    return _checked({**tree, "base": base, "arms": kept})
+    every = [arm for found in made.values() for arm in found.values()]
+    aside = most_held_back(base, every) if len(kept) < len(every) else 0
+    return _checked({**tree, "base": base, "arms": kept, "aside": aside})
 
 
 def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()) -> CompareConfig:
