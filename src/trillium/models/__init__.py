@@ -2,9 +2,3 @@
 
 Imports `wire`, `tasks` and the ground.
 """
-
-from __future__ import annotations
-
-from trillium.models.imports import import_lightly
-
-import_lightly()
