@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -152,3 +154,16 @@ def test_a_baseline_is_no_recommendation() -> None:
     assert arms[0].bytes_up + arms[0].bytes_down == 0
     assert advise(arms, trees, planning, []).chosen == "fedllm"
     assert advise(arms[:1], trees, planning, []).chosen == "centralised"
+
+
+def test_no_tip_changes_an_adapter_that_is_gone_on_from(tmp_path: Path) -> None:
+    options = {"peft_type": "LORA", "r": 1, "lora_alpha": 16, "target_modules": ["c_attn"]}
+    told = {**options, "base_model_name_or_path": "distilgpt2"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    own = [word for word in SMALL if not word.startswith(("model", "adapter"))]
+    words = parse_overrides([*own, f"model.id={tmp_path}"])
+    trees = {name: {**words, "framework": name} for name in ("fedllm", "kd")}
+    planning, models = planning_of({"data": {"examples": 16, "classes": 50}}), Models()
+    arms = plan_arms(trees, planning, models)
+    tips = advise(arms, trees, planning, []).tips
+    assert not any("rank" in tip for tip in tips)

@@ -53,8 +53,10 @@ def _about(arm: Arm, other: Arm) -> tuple[str, str, int] | None:
         whole = mine.public_per_round is None and mine.cache_rounds == 1
         size = arm.config.public_size
         return ("data.public_size", "the public set has at most", size) if whole else None
-    if isinstance(mine, FedLLM) and isinstance(theirs, KD) and arm.config.adapter.name == "lora":
-        return "adapter.r", "its rank is at most", int(arm.config.adapter.r)  # type: ignore[attr-defined]
+    adapter = arm.config.adapter
+    is_free = adapter.name == "lora" and adapter.goes_on_from is None
+    if isinstance(mine, FedLLM) and isinstance(theirs, KD) and is_free:
+        return "adapter.r", "its rank is at most", int(adapter.r)  # type: ignore[attr-defined]
     if isinstance(mine, Split) and isinstance(theirs, FedLLM):
         count = len(next(iter(arm.prediction.texts.clients.values()))) if arm.prediction else 1
         return "plan.data.examples", "the examples of a client are at most", count
