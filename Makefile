@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types clean
+.PHONY: help demo test test-all drill lint types clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,10 +37,13 @@ demo: $(INSTALLED) ## compare the frameworks on a small task, without a GPU or a
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: $(INSTALLED) ## run the tests, but for those that are slow or need the benchmark data
-	@$(PYTEST) -m "not slow and not shared_data"
+	@$(PYTEST) -m "not slow and not drill and not shared_data"
 
-test-all: $(INSTALLED) ## run all tests: every variant, Flower's processes, the benchmark data if there
-	@$(PYTEST)
+test-all: $(INSTALLED) ## run all tests but drills: every variant, Flower's processes, the benchmark data if there
+	@$(PYTEST) -m "not drill"
+
+drill: $(INSTALLED) ## run the tests that take minutes each: killed processes, whole trees of settings
+	@$(PYTEST) -m drill
 
 lint: $(INSTALLED) ## check style and format, and which room imports which
 	@$(BIN)/ruff check

@@ -56,9 +56,14 @@ def test_a_stopped_run_is_listed_as_stopped_and_goes_on_by_the_hint(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     assert threading.current_thread() is threading.main_thread()
     out, number = tmp_path / WIDE_OUT, signal.Signals[name]
+    # In the background these are ignored, and what is ignored is left so.
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    was = signal.signal(number, usual)
+    request.addfinalizer(lambda: signal.signal(number, was))
     before = signal.getsignal(number)
     assert stopped_by(monkeypatch, number, "run", *words, f"--out={out}") == 128 + number
     assert signal.getsignal(number) == before

@@ -130,7 +130,8 @@ def test_each_option_is_explained(kind: type[Component], name: str) -> None:
     assert (cls.__dict__.get("__doc__") or "").strip().endswith(".") or "Attributes" in (
         cls.__doc__ or ""
     )
-    assert set(cls.model_fields) <= documented(cls)
+    keys = {field.alias or name for name, field in cls.model_fields.items()}
+    assert keys <= documented(cls)
     assert (inspect.getdoc(inspect.getmodule(cls)) or "").strip()
 
 

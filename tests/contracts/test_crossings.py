@@ -36,7 +36,7 @@ def test_nothing_crosses_that_is_not_said(hub: Path, variant: Variant) -> None:
     assert sent(hub, variant) <= said
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_what_is_said_crosses_in_some_variant(hub: Path) -> None:
     said: set[tuple[str, str, str]] = set()
     found: set[tuple[str, str, str]] = set()

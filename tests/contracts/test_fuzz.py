@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-DRAWS = 36
+DRAWS = 24
 
 
 @pytest.fixture

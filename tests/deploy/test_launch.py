@@ -118,6 +118,7 @@ def test_a_killed_node_comes_back(federation: Federation) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_a_run_outlives_a_killed_superlink(tmp_path: Path) -> None:
     lines: list[str] = []
     with build(tmp_path, durable=True) as federation:

@@ -80,6 +80,7 @@ def test_a_deployment_equals_the_local_engine(
     assert "--token" not in (folder / "report.html").read_text()
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("name", MESSAGES)
 def test_messages_without_a_session_equal_it_too(
     deployed: Federation, hub: Path, tmp_path: Path, name: str

@@ -21,7 +21,7 @@ from deployed import lines_of
 from tiny import experiment_config
 from trillium.deploy.flower import Value
 
-pytestmark = pytest.mark.slow  # processes of Flower's, which take seconds to start
+pytestmark = pytest.mark.drill  # processes of Flower's, which take seconds to start
 
 GOOD, SHAKY, LATE, UNKNOWN, EMPTY = (f"client-{number}" for number in range(5))
 RECIPE = (

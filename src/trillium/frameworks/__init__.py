@@ -95,7 +95,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         if self.needs_public and config.public_size == 0:
             raise UserError(
                 f"framework={self.name} with data.public_size=0",
-                "clients share what they learn through predictions on a public set",
+                "it needs a public set, of texts that are not the clients'",
                 "Write data.public_size=200 or more",
             )
 

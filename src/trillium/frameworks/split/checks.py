@@ -27,12 +27,6 @@ def check_split_settings(framework: SplitSettings, config: Setting) -> None:
             "Write adapter=lora, or framework=fedllm",
         )
     _check_dropout(framework, config)
-    if framework.leakage and not config.public_size:
-        raise UserError(
-            "framework.leakage=true with data.public_size=0",
-            "the attack trains on texts that are not the clients'",
-            "Write data.public_size=200 or more",
-        )
     if framework.shape == "two_part" and getattr(config.task, "logit_adjustment", 0.0) > 0:
         raise UserError(
             f"task={config.task.to_config()} with framework.shape=two_part",
