@@ -15,7 +15,7 @@ from trillium.config.experiment import ExperimentConfig, read_yaml
 from trillium.config.places import located
 from trillium.errors import UserError
 from trillium.experiment.arm import Key, place
-from trillium.experiment.folder import digest, versions
+from trillium.experiment.folder import digest, texts_in, versions
 from trillium.files import write_atomic
 
 REPORT = ("table.csv", "table.md", "report.html", "plots", "run.lock")
@@ -53,18 +53,9 @@ def _is_current(path: Path, status: Mapping[str, Any]) -> bool:
     """Whether a run would still be made of the same libraries and files."""
     env = json.loads((path / "env.json").read_text(encoding="utf-8"))
     began = datetime.fromisoformat(status["started"]).timestamp()
-    names = _texts(read_yaml(path / "config.yaml"))
+    names = texts_in(read_yaml(path / "config.yaml"))
     changed = (file.stat().st_mtime for name in names for file in _files(Path(name)))
     return env["versions"] == versions() and max(changed, default=0.0) <= began
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text of a tree."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
 
 
 def _files(path: Path) -> Iterator[Path]:

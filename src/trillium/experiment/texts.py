@@ -6,13 +6,14 @@ How long texts may be follows from them; what is cut, and what is of no use, is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.federated import FederatedData
 from trillium.errors import UserError
+from trillium.experiment.folder import texts_in
 from trillium.models.base import ModelConfig
 from trillium.models.inputs import Inputs, read_inputs
 from trillium.tasks import Example
@@ -40,6 +41,7 @@ class Texts:
     labels: Sequence[str]
     _inputs: list[tuple[ModelConfig, Inputs]] = field(default_factory=list)
     _whole: dict[tuple[int, int], tuple[Dataset, list[Example]]] = field(default_factory=dict)
+    _cut: dict[tuple[int, int], list[Example]] = field(default_factory=dict)
 
     def inputs(self, model: ModelConfig) -> Inputs:
         """Return what a model takes."""
@@ -81,7 +83,11 @@ class Texts:
         whole, limit = self._uncut(model, rows), self.config.training.limit
         if all(example.num_tokens <= limit for example in whole):
             return whole
-        return self.config.task.tokenize(rows, self.inputs(model).tokenizer, limit)
+        tokenizer = self.inputs(model).tokenizer
+        key = (id(tokenizer), id(rows))
+        if key not in self._cut:
+            self._cut[key] = self.config.task.tokenize(rows, tokenizer, limit)
+        return self._cut[key]
 
     def examples(self, model: ModelConfig, rows: Dataset) -> list[Example]:
         """Return those with something to predict, in their order."""
@@ -146,7 +152,9 @@ def _check_known(inputs: Inputs, model: ModelConfig, rows: Dataset) -> None:
     lost = [
         number
         for number, row in enumerate(rows, start=1)
-        if any(inputs.loses(text) for text in _texts({k: v for k, v in row.items() if k != "row"}))
+        if any(
+            inputs.loses(text) for text in texts_in({k: v for k, v in row.items() if k != "row"})
+        )
     ]
     if lost:
         raise UserError(
@@ -155,15 +163,6 @@ def _check_known(inputs: Inputs, model: ModelConfig, rows: Dataset) -> None:
             f"{lost[0]}, and none for unknown words: they would be lost",
             "Set tokenizer.unk_token, save the tokenizer beside the model, and name that folder",
         )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text of a row."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
 
 
 def in_model_order(config: ExperimentConfig, data: FederatedData) -> FederatedData:
