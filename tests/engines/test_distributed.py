@@ -17,12 +17,13 @@ from session_help import ClientThread, server_tls
 
 from trillium.engines import distributed
 from trillium.engines.distributed import Patience, SessionEngine
-from trillium.engines.node import Opening, shareable
+from trillium.engines.node import Arrival, Opening, shareable
 from trillium.engines.roster import Mail, Online, Unreachable, text_of
 from trillium.errors import UserError
 from trillium.federation.fleet import Lost
 
 OPENING = Opening("run", {}, [], 0)
+COUNTS = {"num_examples": 4, "texts": 5, "truncated": 2, "left_out": 1}
 CLOSED = RecordDict({"summary": ConfigRecord({"closed": "the node cannot take part: because"})})
 
 
@@ -64,13 +65,14 @@ class FakeMail:
 class Here:
     """A client's process: echoes asks, and notes what it is told; answers `had` where it is asked."""
 
-    def __init__(self, *, had: bool = True) -> None:
+    def __init__(self, *, had: bool = True, arrival: bytes | None = None) -> None:
         self.told: list[Any] = []
         self._had = had
+        self._arrival = Arrival(had, COUNTS).encode().encode() if arrival is None else arrival
 
     def control(self, data: bytes) -> bytes:
         self.told.append(json.loads(data))
-        return json.dumps(self._had).encode()
+        return self._arrival if self.told[-1][0] == "settle" else json.dumps(self._had).encode()
 
 
 @contextmanager
@@ -118,6 +120,39 @@ def test_who_comes_during_a_round_takes_part_from_the_next_one(keys: Path) -> No
         made.save(4)
         assert here.told[-1] == ["save", 4]
         assert made.gather(1).newcomers == set()
+
+
+def test_a_node_says_what_its_texts_come_to(keys: Path) -> None:
+    mail = FakeMail()
+    mail.online[1] = Online("a", "t0")
+    with engine(keys, mail) as made:
+        made.gather(1)
+        come(made, keys, mail, "a", Here())
+        made.gather(1)
+        assert made.counts == {"a": COUNTS}
+
+
+@pytest.mark.parametrize(
+    "arrival",
+    [
+        b"true",
+        b"\xff",
+        b'{"had": true}',
+        b'{"had": 1, "counts": {}}',
+        b'{"had": true, "counts": []}',
+        b'{"had": true, "counts": {"texts": -1}}',
+        b'{"had": true, "counts": {"texts": 1.5}}',
+        b'{"had": true, "counts": {"rows": 1}}',
+    ],
+)
+def test_a_node_that_says_something_else_does_not_take_part(keys: Path, arrival: bytes) -> None:
+    mail = FakeMail()
+    mail.online[1] = Online("a", "t0")
+    with engine(keys, mail) as made:
+        made.gather(1)
+        come(made, keys, mail, "a", Here(arrival=arrival))
+        assert made.gather(1).present == set()
+        assert made.counts == {}
 
 
 def test_who_kept_nothing_is_new_after_a_resume(keys: Path) -> None:

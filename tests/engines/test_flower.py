@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def test_a_deployment_equals_the_local_engine(
     folder, lines = run(deployed, recipe=f"{name}.yaml")
     assert_equal(folder, tmp_path / "local")
     assert any("round 2/2: 2 of 2 replied" in line for line in lines)
+    told, here = (json.loads((f / "data.json").read_text()) for f in (folder, tmp_path / "local"))
+    counts = ("num_examples", "texts", "truncated", "left_out")
+    assert told["clients"] == {
+        name: {count: client[count] for count in counts} for name, client in here["clients"].items()
+    }
     assert (folder / "report.html").is_file()
     # Flower hands the ServerApp a token on its command line.
     assert "--token" not in (folder / "env.json").read_text()

@@ -78,6 +78,14 @@ def test_what_is_cut_and_left_out_is_said(hub: Path, tmp_path: Path, weights: No
     assert sum(client["truncated"] for client in told["clients"].values()) > 0
 
 
+def test_a_chat_of_several_texts_is_counted_as_these() -> None:
+    from trillium.report.summary import said_of
+
+    client = {"num_examples": 2, "texts": 6, "truncated": 5, "left_out": 0}
+    said = list(said_of({"clients": {"a": client}, "test": client}, {}))
+    assert said == ["5 of 6 training texts were cut (5 of 6 of a).", "5 of 6 test texts were cut."]
+
+
 @pytest.fixture
 def chatty(hub: Path, tmp_path: Path) -> Path:
     """A decoder whose tokenizer has a chat template."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from trillium.engines.node import Opening
+from trillium.engines.node import Arrival, Opening
 from trillium.engines.roster import Mail, Online, Unreachable, opening_record, outcome
 from trillium.engines.secure import ServerTLS
 from trillium.engines.stream import SessionServer
@@ -74,6 +74,7 @@ class SessionEngine:
     ) -> None:
         self._mail, self._opening, self._patience = mail, opening, patience
         self._address = address
+        self.counts: dict[str, Mapping[str, int]] = {}  # of the texts of nodes, as these say
         self._known: set[str] = set()
         # Those that hold nothing of earlier rounds, which the framework does not know yet.
         self._new: set[str] = set()
@@ -146,8 +147,9 @@ class SessionEngine:
     def restore(self, number: int) -> set[str]:
         """Take the nodes back to what they kept."""
         answers = self._control("restore", self._ready(), number)
-        self._new |= {name for name, had in answers.items() if not had}
-        return {name for name, had in answers.items() if had}
+        had = {name for name, answer in answers.items() if answer == b"true"}
+        self._new |= answers.keys() - had
+        return had
 
     def close(self, *, finished: bool) -> None:
         """End all sessions; after a finished run the nodes need their state no more."""
@@ -178,23 +180,30 @@ class SessionEngine:
             joined = self._arrived & connected
             self._arrived -= joined
         answers = self._control("settle", joined, self._opening.number)
+        found: dict[str, Arrival] = {}
+        for name, answer in answers.items():
+            try:
+                found[name] = Arrival.decode(answer)
+            except ValueError as error:
+                log.warning("%s: settle: %s", name, error)
         with self._lock:
-            self._arrived |= joined - answers.keys()
-        self._known |= answers.keys()
-        self._new |= {name for name, had in answers.items() if not had}
-        if answers:
-            log.info("joined: %s", ", ".join(sorted(answers)))
+            self._arrived |= joined - found.keys()
+        self._known |= found.keys()
+        self._new |= {name for name, arrival in found.items() if not arrival.had}
+        self.counts |= {name: arrival.counts for name, arrival in found.items()}
+        if found:
+            log.info("joined: %s", ", ".join(sorted(found)))
 
-    def _control(self, verb: str, names: set[str], number: int) -> dict[str, bool]:
+    def _control(self, verb: str, names: set[str], number: int) -> dict[str, bytes]:
         """Ask nodes what the framework knows nothing of, and return the answers that came."""
         asks = dict.fromkeys(sorted(names), json.dumps([verb, number]).encode())
         seconds = self._patience.deadline_seconds
-        answers: dict[str, bool] = {}
+        answers: dict[str, bytes] = {}
         for name, reply in self._sessions.carry(asks, channel="control", deadline_seconds=seconds):
             if isinstance(reply, Lost):
                 log.warning("%s: %s: %s", name, verb, reply.reason)
             else:
-                answers[name] = reply == b"true"
+                answers[name] = reply
         return answers
 
     def _invite(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Final
 
@@ -23,13 +23,14 @@ from trillium.config.places import located
 from trillium.data.deployed import read_server_data
 from trillium.engines.distributed import Patience, SessionEngine
 from trillium.engines.messages import MessageEngine
-from trillium.engines.node import Node, NodeConfig, Opening, shareable
+from trillium.engines.node import Arrival, Node, NodeConfig, Opening, shareable
 from trillium.engines.roster import Mail, bytes_of, text_of, with_bytes
 from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import SessionRefused, serve_session
 from trillium.engines.settings import Settings
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder, is_finished, new_folder
+from trillium.experiment.held_out import about
 from trillium.experiment.run import SERVER, build_server, resident_model
 from trillium.experiment.texts import Texts, in_model_order
 from trillium.federation.checkpoint import Checkpoints, dump, load
@@ -93,7 +94,15 @@ def main(grid: Grid, context: Context) -> None:
         model = resident_model(config.of(None), data.labels)
         progress = Progress(config.rounds)
         built = build_server(config, model, data, engine, folder, progress.watch, COMMAND)
-        built.run(progress.observe)
+        told: dict[str, Mapping[str, int]] = {}
+
+        def observe(line: Metrics) -> None:
+            if told != engine.counts:
+                told.update(engine.counts)
+                folder.json("data.json", {**about(data), "clients": dict(sorted(told.items()))})
+            progress.observe(line)
+
+        built.run(observe)
         finished = True
     except BaseException as error:
         folder.ended(error)
@@ -202,10 +211,9 @@ def settle(message: Message, context: Context) -> Message:
     """Go back to the last complete round, and say who this is."""
 
     def serve(settings: NodeConfig, node: Node) -> RecordDict:
-        kept = node.settle(_opening(message).number)
+        arrival = Arrival(node.settle(_opening(message).number), node.counts)
         _keep(context, node)
-        names = {"name": node.name, "kept": "yes" if kept else "no"}
-        return RecordDict({"node": ConfigRecord({**names})})
+        return RecordDict({"node": ConfigRecord({"name": node.name, "arrival": arrival.encode()})})
 
     return _answer(message, context, serve)
 

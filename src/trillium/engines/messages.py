@@ -14,7 +14,7 @@ from typing import TypeVar
 from flwr.app import RecordDict
 
 from trillium.engines.distributed import RETRY_SECONDS, Patience
-from trillium.engines.node import Opening
+from trillium.engines.node import Arrival, Opening
 from trillium.engines.roster import Mail, bytes_of, opening_record, outcome, text_of, with_bytes
 from trillium.federation.fleet import Gathered, Lost
 
@@ -28,6 +28,7 @@ class MessageEngine:
 
     def __init__(self, mail: Mail, opening: Opening, patience: Patience) -> None:
         self._mail, self._opening, self._patience = mail, opening, patience
+        self.counts: dict[str, Mapping[str, int]] = {}  # of the texts of nodes, as these say
         self._nodes: dict[str, int] = {}
         self._not_before: dict[int, float] = {}  # when one that could not take part is asked again
         self._empty: set[str] = set()  # held nothing of earlier rounds when they came
@@ -67,9 +68,9 @@ class MessageEngine:
                 log.warning("node %d: %s", node, reply.reason)
                 self._not_before[node] = time.monotonic() + RETRY_SECONDS
                 continue
-            name, had = reply
-            self._nodes[name] = node
-            if not had:
+            name, arrival = reply
+            self._nodes[name], self.counts[name] = node, arrival.counts
+            if not arrival.had:
                 self._empty.add(name)
                 self._new.add(name)
         return {name for name, node in self._nodes.items() if node in online}
@@ -91,8 +92,9 @@ class MessageEngine:
                 pass
 
 
-def _settled(content: RecordDict) -> tuple[str, bool]:
-    return text_of(content, "node", "name"), text_of(content, "node", "kept") == "yes"
+def _settled(content: RecordDict) -> tuple[str, Arrival]:
+    arrival = Arrival.decode(text_of(content, "node", "arrival"))
+    return text_of(content, "node", "name"), arrival
 
 
 def _read(content: RecordDict | Lost, read: Callable[[RecordDict], T]) -> T | Lost:

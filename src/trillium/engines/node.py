@@ -24,7 +24,7 @@ from trillium.data.deployed import read_rows
 from trillium.data.federated import load_data
 from trillium.errors import UserError, suggest
 from trillium.experiment.run import build_client, resident_model
-from trillium.experiment.texts import Texts
+from trillium.experiment.texts import COUNTED, Texts
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
 from trillium.models.load import LanguageModel
@@ -138,11 +138,41 @@ class Opening:
         return found
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """What a node says when it has gone back to where the run is.
+
+    Attributes:
+        had: whether it holds what it kept.
+        counts: its texts: how many, how many of them are cut, how many are left out.
+    """
+
+    had: bool
+    counts: Mapping[str, int]
+
+    def encode(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(vars(self))
+
+    @classmethod
+    def decode(cls, text: str | bytes) -> Arrival:
+        """Check what came from a node; `ValueError` if it is no arrival."""
+        content = json.loads(text)
+        if not isinstance(content, dict) or {*content} != {"had", "counts"}:
+            raise ValueError("the node's arrival is malformed")
+        had, counts = content["had"], content["counts"]
+        if type(had) is not bool or not isinstance(counts, dict) or not {*counts} <= COUNTED:
+            raise ValueError("the node's arrival is malformed")
+        if not all(type(count) is int and 0 <= count < 2**53 for count in counts.values()):
+            raise ValueError("the node's counts are malformed")
+        return cls(had, counts)
+
+
 class Node:
     """One client of a run, kept in memory between asks."""
 
     def __init__(self, settings: NodeConfig, opening: Opening) -> None:
-        self.name, self.client = _client(settings, opening)
+        self.name, self.client, self.counts = _client(settings, opening)
         self.client.describe = shareable
         self._settled: bool | None = None
         self._folder = None if settings.state is None else settings.state / opening.run
@@ -210,13 +240,16 @@ class Node:
             if verb == "forget":
                 self.forget()
                 return b"true"
-            return json.dumps(getattr(self, verb)(number) is not False).encode()
+            done = getattr(self, verb)(number)
+            if verb == "settle":
+                return Arrival(done, self.counts).encode().encode()
+            return json.dumps(done is not False).encode()
         except (OSError, UserError) as error:
             log.exception("%s: its state cannot be kept or read", self.name)
             raise RuntimeError(shareable(error)) from None
 
 
-def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:
+def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client, dict[str, int]]:
     config = experiment(opening.tree)
     form, source, labels = config.task.data_form, config.data.source, opening.labels
     if settings.partition_id is None:
@@ -243,10 +276,11 @@ def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client]:
     examples, counts = texts.examples(own.model, rows), texts.count(own.model, rows)
     if not examples:
         raise texts.useless(name, rows)
-    log.info("%s: %s", name, ", ".join(f"{count} texts {what}" for what, count in counts.items()))
+    counts = {"num_examples": len(rows), **counts}
+    log.info("%s: %s", name, ", ".join(f"{what} {count}" for what, count in counts.items()))
     held_out = [] if test is None else texts.examples(own.model, test)
     model = _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels))
-    return name, build_client(config, model, name, examples, test=held_out)
+    return name, build_client(config, model, name, examples, test=held_out), counts
 
 
 @lru_cache(maxsize=1)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 MOST = 1024  # tokens, where `training.max_length` is left out
 SHARE = 0.99  # of the texts that are not cut, where the others are far longer
 FAR = 1.5
+COUNTED = frozenset({"num_examples", "texts", "truncated", "left_out"})  # of one table
 
 
 @dataclass
@@ -94,10 +95,11 @@ class Texts:
         return usable(self.config, self.all_examples(model, rows))
 
     def count(self, model: ModelConfig, rows: Dataset) -> dict[str, int]:
-        """Return how many texts are cut, and how many are left out for want of a prediction."""
+        """Return how many texts the rows make, are cut, and are left out for want of a prediction."""
         found = self.all_examples(model, rows)
         cut = sum(e.num_tokens > self.config.training.limit for e in self._uncut(model, rows))
-        return {"truncated": cut, "left_out": len(found) - len(usable(self.config, found))}
+        left_out = len(found) - len(usable(self.config, found))
+        return {"texts": len(found), "truncated": cut, "left_out": left_out}
 
     def counted(self, data: FederatedData) -> FederatedData:
         """Return the data with these counts, and without clients of which all would be left out.

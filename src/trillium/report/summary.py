@@ -160,14 +160,13 @@ def said_of(data: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
         ("left_out", "were left out, with nothing to learn"),
     ):
         own = {c: number for c, of in clients.items() if (number := of.get(name, 0))}
-        rows = sum(of.get("num_examples", 0) for of in clients.values())
         if own:
             most = sorted(own, key=own.__getitem__, reverse=True)[:3]
-            by = ", ".join(f"{own[c]} of {clients[c]['num_examples']} of {c}" for c in most)
-            more = " …" * (len(own) > 3)
-            yield f"{sum(own.values())} of {rows} training texts {whose} ({by}{more})."
+            by = ", ".join(f"{own[c]} of {_texts(clients[c])} of {c}" for c in most)
+            more, texts = " …" * (len(own) > 3), sum(map(_texts, clients.values()))
+            yield f"{sum(own.values())} of {texts} training texts {whose} ({by}{more})."
         if test.get(name):
-            yield f"{test[name]} of {test['num_examples']} test texts {whose}."
+            yield f"{test[name]} of {_texts(test)} test texts {whose}."
     if data.get("useless"):
         yield f"Left out, with nothing to learn from: {', '.join(data['useless'])}."
     public, size = data.get("public") or {}, asked.get("public_size")
@@ -178,6 +177,11 @@ def said_of(data: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
         )
     if data.get("head"):
         yield str(data["head"])
+
+
+def _texts(table: Mapping[str, int]) -> int:
+    """Return how many texts the rows of a table make: a chat may make several."""
+    return table.get("texts", table.get("num_examples", 0))
 
 
 def _first_line(error: object) -> str:
