@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,28 @@ def test_one_class_is_nothing_to_tell_apart(hub: Path, tmp_path: Path) -> None:
     source = written(tmp_path / "rows.jsonl", [{"text": f"w{i}", "label": "x"} for i in range(30)])
     with pytest.raises(UserError, match=r"rows of one class \(x\)"):
         federation(hub, source)
+
+
+def test_a_class_for_each_row_is_a_number_to_predict(hub: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"w{i}", "label": f"{i}.5"} for i in range(30)]
+    with pytest.raises(UserError, match="each of a class of its own"):
+        federation(hub, written(tmp_path / "rows.jsonl", rows))
+
+
+def test_classes_that_no_client_has_are_said(hub: Path, tmp_path: Path, weights: None) -> None:
+    from trillium.report.summary import said_of
+
+    rows = [{"text": f"w{i}", "label": "xyz"[i % 2 if i else 2]} for i in range(30)]
+    test = [{"text": f"t{i}", "label": "xyz"[i % 3]} for i in range(9)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
+    source = written(tmp_path / "rows.jsonl", rows)
+    more = f"data.source={{test: {tmp_path / 'test.jsonl'}}}"
+    data = federation(hub, source, more, "data.set_aside=0").data
+    assert data.summary()["test"]["unlearnt"] == {}
+    others = {
+        name: rows.filter(lambda row: row["label"] < 2) for name, rows in data.clients.items()
+    }
+    told = replace(data, clients=others).summary()
+    assert told["test"]["unlearnt"] == {"z": 3}
+    said = "3 of 9 test rows are of classes that no client has (z): nobody can learn them."
+    assert said in list(said_of(told, {}))

@@ -126,7 +126,11 @@ class FederatedData:
                 }
                 for client, rows in self.clients.items()
             },
-            "test": {"num_examples": len(self.test), **self.counts.get("test", {})},
+            "test": {
+                "num_examples": len(self.test),
+                **self.counts.get("test", {}),
+                "unlearnt": self._unlearnt(),
+            },
             "public": {"num_examples": len(self.public), "from": self.public_from},
             "labels": list(self.labels),
             "removed": dict(self.removed),
@@ -134,6 +138,13 @@ class FederatedData:
             "head": self.head,
             "own_head": self.own_head,
         }
+
+    def _unlearnt(self) -> dict[str, int]:
+        """Return the classes of test rows that no client has; none are known in a deployment."""
+        if not self.clients:
+            return {}
+        had = {label for rows in self.clients.values() for label in self._label_counts(rows)}
+        return {k: v for k, v in self._label_counts(self.test).items() if k not in had}
 
     def _label_counts(self, rows: Dataset) -> dict[str, int]:
         counts = Counter(rows["label"]) if self.labels else Counter()
@@ -168,6 +179,13 @@ def load_data(
             f"rows of one class ({', '.join(raw.labels)})",
             "there is nothing to tell apart",
             "Name the column that holds the class with data.source.label, or add rows of another class",
+        )
+    if task == "classification" and 2 < len(raw.train) == len(set(raw.train["label"])):
+        raise UserError(
+            f"{len(raw.train)} training rows, each of a class of its own",
+            "nothing that is learnt of one row helps with another",
+            "Name the column that holds the class with data.source.label; numbers to predict are no "
+            "classes",
         )
     raw, num_leaks = _with_test(raw, config, derive_seed(split_seed, "test"))
     pool = raw.train

@@ -167,6 +167,12 @@ def said_of(data: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
             yield f"{sum(own.values())} of {texts} training texts {whose} ({by}{more})."
         if test.get(name):
             yield f"{test[name]} of {_texts(test)} test texts {whose}."
+    if unlearnt := test.get("unlearnt"):
+        names = ", ".join(list(unlearnt)[:3]) + " …" * (len(unlearnt) > 3)
+        yield (
+            f"{sum(unlearnt.values())} of {test['num_examples']} test rows are of classes that no "
+            f"client has ({names}): nobody can learn them."
+        )
     if data.get("useless"):
         yield f"Left out, with nothing to learn from: {', '.join(data['useless'])}."
     public, size = data.get("public") or {}, asked.get("public_size")

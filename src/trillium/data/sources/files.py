@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final
@@ -156,7 +157,8 @@ def _separator(text: str) -> str:
 def _read_json_lines(path: Path, encoding: str | None) -> Table:
     text = read_text(path, encoding)
     if text.lstrip().startswith("["):
-        return _of_list(path, _parse(text))
+        with suppress(json.JSONDecodeError):
+            return _of_list(path, _parse(text))
     return _of_lines(path, text)
 
 

@@ -72,7 +72,9 @@ class Hub(Columns, Source, name="hub"):
         from datasets import Dataset, Features, Value, load_dataset, load_dataset_builder
 
         options: dict[str, Any] = {"revision": self.revision}
-        builder = load_dataset_builder(self.path, self.subset, **options)
+        # The library names a dataset after its folder, and `.` has no name.
+        path = str(Path(self.path).resolve()) if Path(self.path).is_dir() else self.path
+        builder = load_dataset_builder(path, self.subset, **options)
         is_declared, files = builder.info.features is not None, builder.config.data_files or {}
         paths = {name: [Path(path) for path in found] for name, found in files.items()}
         is_text = type(builder).__module__.endswith((".csv.csv", ".json.json"))
@@ -83,11 +85,11 @@ class Hub(Columns, Source, name="hub"):
                 for name, found in paths.items()
             }
             return _sliced(tables, split)
-        rows = load_dataset(self.path, self.subset, split=split, **options)
+        rows = load_dataset(path, self.subset, split=split, **options)
         if type(builder).__module__.endswith(".csv.csv") and not is_declared:
             texts = Features(dict.fromkeys(rows.column_names, Value("string")))
             options |= {"features": texts, "keep_default_na": False, "na_filter": False}
-            rows = load_dataset(self.path, self.subset, split=split, **options)
+            rows = load_dataset(path, self.subset, split=split, **options)
         assert isinstance(rows, Dataset)
         return of_dataset(rows, f"the {split} split")
 
