@@ -52,6 +52,34 @@ def test_help_is_plain(
     assert all(option in shown["-h"] for option in ("--verbose", "--quiet", "--log-file"))
 
 
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("columns", [60, 80])
+def test_help_is_whole_at_any_width(
+    verb: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No line is longer than the screen, and every argument and option has its text."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert trillium(monkeypatch, verb, "-h") == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "\x1b" not in shown
+    plain = " ".join(shown.split())
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    for parameter in command.params:
+        assert parameter.help, parameter.name
+        assert " ".join(parameter.help.split()) in plain
+
+
+def test_the_shell_completes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_TRILLIUM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "trillium ge")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert trillium(monkeypatch) == 0
+    assert capsys.readouterr().out.split() == ["generate"]
+
+
 @pytest.mark.parametrize("option", ["-V", "--version"])
 def test_version(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -190,7 +190,7 @@ def test_the_framework_is_resumed(hub: Path, tmp_path: Path, words: list[str]) -
 def test_the_framework_is_deployed(
     hub: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+    pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
     from deployed import assert_equal, run_in_threads
 
     config = tiny.experiment_config(hub, *words)

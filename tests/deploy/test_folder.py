@@ -63,7 +63,7 @@ def test_readme_and_proxy_name_the_host_and_the_nodes(target: Path) -> None:
 
 
 def test_flower_builds_an_app_with_the_recipe_and_without_secrets(target: Path) -> None:
-    pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+    pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
     for secret in ("keys/ca.json", "server/state.json", "nodes/alpha/node.toml"):
         (target / secret).parent.mkdir(parents=True)
         (target / secret).write_text("{}")

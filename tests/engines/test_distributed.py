@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from flwr.app import ConfigRecord, RecordDict
 from session_help import ClientThread, server_tls

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from flower_help import LIMIT
 

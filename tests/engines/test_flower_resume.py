@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.deploy.folder import SETTINGS

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from session_help import ClientThread, serving
 

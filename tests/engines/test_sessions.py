@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'trillium[deploy]'")
+pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from deployed import assert_equal, run_in_threads
 from tiny import experiment_config

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'trillium[simulation]'")
+pytest.importorskip("ray", reason="Ray is not installed (extra: simulation)")
 
 from deployed import assert_equal
 from tiny import experiment_config

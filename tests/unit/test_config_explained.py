@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trillium.config.experiment import experiment, read_yaml
+from trillium.config.experiment import experiment, found_recipe, parse_overrides, read_yaml
 from trillium.errors import UserError
 
 OF_PYDANTIC = (
@@ -54,3 +54,27 @@ def test_json_lines_by_another_name(tmp_path: Path) -> None:
 
     (tmp_path / "rows.ndjson").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
     assert len(read_table(tmp_path / "rows.ndjson")) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("data.source=rows.csv", "Write --data rows.csv, or data.source={name: files, train: rows"),
+        ("data.source={name: rows.jsonl.gz}", "Write --data rows.jsonl.gz"),
+        ("data.source=ag_news", "Write --data ag_news, or data.source={name: hub, path: ag_news}"),
+        ("data.source=file", "Did you mean 'files'?"),
+        ("data.source={name: files, path: rows.csv}", "data.source.path with data.source=hub"),
+        ("data.source={name: files, file: rows.csv}", "Did you mean 'train'?"),
+        ("data.source.file=rows.csv", "data.source.train with data.source=files"),
+    ],
+)
+def test_rows_that_are_named_as_people_name_them(words: str, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        experiment(parse_overrides([words]))
+    assert expected in caught.value.instead
+
+
+def test_rows_are_no_recipe() -> None:
+    with pytest.raises(UserError, match="a file of rows, not a recipe") as caught:
+        found_recipe("rows.csv")
+    assert caught.value.instead == "Write --data rows.csv"

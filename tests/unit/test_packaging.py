@@ -6,11 +6,13 @@ import json
 import re
 import tomllib
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import yaml
 
 from pages import DOCS, ROOT
+from trillium import extras
 from trillium.cli import doctor
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -46,4 +48,37 @@ def test_the_doctor_names_what_is_missing(
     assert set(found["missing"]["simulation"]) == {"grpcio", "ray"}
     assert found["missing"]["demo"] == []
     assert found["devices"][0] == "cpu"
-    assert set(found["missing"]) == set(PROJECT["optional-dependencies"]) - {"dev"}
+    assert set(found["missing"]) == set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
+    doctor.doctor(as_json=False)
+    assert capsys.readouterr().out.endswith(f"{extras.install('deploy,simulation')}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "info", "option"),
+    [
+        ("checkout", {"dir_info": {"editable": True}}, "-e "),
+        ("checkout", {"dir_info": {}}, ""),
+        ("trillium.whl", {"archive_info": {}}, ""),
+    ],
+)
+def test_extras_come_from_where_trillium_came_from(
+    name: str,
+    info: dict[str, object],
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Installed:
+        def read_text(self, _: str) -> str | None:
+            return record
+
+    monkeypatch.setattr(extras, "distribution", lambda _: Installed())
+    place = tmp_path / name
+    place.mkdir()
+    record: str | None = json.dumps({"url": place.as_uri(), **info})
+    assert extras.install("deploy") == f"Write: pip install {option}'{place}[deploy]'"
+    place.rmdir()
+    unknown = extras.install("deploy")
+    assert "PATH[deploy]" in unknown
+    record = None
+    assert extras.install("deploy") == unknown

@@ -60,7 +60,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Fine-tune language models on data that may not be moved: three frameworks, one ruler.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -79,7 +79,7 @@ def run(
 ) -> None:
     """Run one experiment.
 
-    Settings are words: trillium run framework=split framework.cut=2 rounds=3.
+    Settings are given as KEY=VALUE: trillium run framework=split framework.cut=2 rounds=3.
     """
     from trillium.config.experiment import experiment, merge, read_yaml
     from trillium.experiment.folder import RunFolder, new_folder
@@ -132,10 +132,10 @@ cli_runs.register(app)
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Which recipe.")] = "compare",
-    to: Annotated[Path | None, typer.Option(help="File to write; NAME.yaml without it.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the recipe.")] = "compare",
+    to: Annotated[Path | None, typer.Option(help="File to write; NAME.yaml by default.")] = None,
     show: Annotated[
-        bool, typer.Option("--list", help="Say which there are, and for whom.")
+        bool, typer.Option("--list", help="List the recipes, and what each is for.")
     ] = False,
 ) -> None:
     """Write a commented recipe to start from."""
@@ -169,7 +169,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         Log().apply()
-        app()
+        app(prog_name="trillium")
     except UserError as error:
         _print_error(error)
         sys.exit(2)

@@ -35,28 +35,29 @@ def compare(
     seeds: Seeds = None,
     only: Annotated[
         str | None,
-        typer.Option(help="Labels of the arms to run, with commas; by default all are run."),
+        typer.Option(help="Labels of the arms to run, separated by commas; all by default."),
     ] = None,
     workers: Workers = 1,
     reach: Reach = None,
     tune: Annotated[
         bool,
         typer.Option(
-            "--tune", help="Try the grid of the recipe's `tuning`; write a recipe with the best."
+            "--tune",
+            help="Try the settings in the recipe's `tuning`, and write a recipe with the best.",
         ),
     ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Take no finished runs of earlier comparisons.")
+        bool, typer.Option("--fresh", help="Run everything again; reuse no finished run.")
     ] = False,
     out: Out = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Run several frameworks on one task, and report them side by side.
 
-    Without arguments: the built-in task and model, all frameworks and baselines, about four minutes
-    on two cores. A key that begins with the label of an arm changes that arm alone:
+    Without arguments it runs all frameworks and baselines on the built-in task and model, in about
+    four minutes on two cores. A key that begins with the label of an arm changes that arm alone:
     fedllm.adapter.r=4. Several values make several arms: fedllm.adapter.r=1,4,8,32. A run that has
-    finished below --out with the same settings is not made again.
+    finished below --out with the same settings is reused.
     """
     from trillium.config.comparison import comparison, tuning_of
     from trillium.config.experiment import read_yaml, recipe_path

@@ -16,7 +16,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings such as training.batch_size=8."),
 ]
-Nodes = Annotated[list[str], typer.Option("--node", help="Name of a node; once for each.")]
+Nodes = Annotated[list[str], typer.Option("--node", help="Name of a node; repeat it for each.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,11 +26,11 @@ def register(app: typer.Typer) -> None:
 
 
 def keys(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where they go.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write them to.")],
     node: Nodes,
     host: Annotated[
         list[str] | None,
-        typer.Option("--host", help="Name or address under which nodes reach the server."),
+        typer.Option("--host", help="Name or address by which nodes reach the server."),
     ] = None,
 ) -> None:
     """Make the certificates and keys of a federation; existing ones stay."""
@@ -48,18 +48,20 @@ def keys(
 
 def deploy(
     recipe: Recipe,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; a new one.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder to write; it must not exist.")
+    ],
     node: Nodes,
     settings: Settings = None,
     host: Annotated[
-        str, typer.Option(help="Name or address under which nodes reach the server.")
+        str, typer.Option(help="Name or address by which nodes reach the server.")
     ] = "localhost",
-    session_port: Annotated[int, typer.Option(help="Port of the sessions.")] = 9443,
+    session_port: Annotated[int, typer.Option(help="Port of Trillium's sessions.")] = 9443,
 ) -> None:
-    """Write a recipe as an app for machines of their own, with instructions.
+    """Write a recipe as an app for several machines, with instructions.
 
-    The recipe's data is what the server itself holds: its test rows, and the public set. The nodes
-    bring their own.
+    The recipe's data is what the server itself holds: test rows and the public set. The nodes have
+    their own.
     """
     _check_installed()
     from trillium.deploy.folder import check_absent, check_names
@@ -81,12 +83,14 @@ def deploy(
 def up(
     recipe: Recipe,
     settings: Settings = None,
-    out: Annotated[Path, typer.Option(help="Where the folder of the run goes.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Folder in which the run folder is made.")] = Path(
+        "runs"
+    ),
 ) -> None:
     """Deploy a recipe on this machine: real processes, TLS, node authentication.
 
     For a first try: the clients of the recipe become nodes, each with its own data file, keys and
-    process. Takes about half a minute longer than `trillium run`.
+    process. It takes about half a minute longer than `trillium run`.
     """
     _check_installed()
     from trillium.cli.show import show
@@ -105,13 +109,14 @@ def up(
 
 def _check_installed() -> None:
     from trillium.errors import UserError
+    from trillium.extras import install
 
     missing = [name for name in ("flwr", "grpc", "cryptography") if find_spec(name) is None]
     if missing:
         raise UserError(
             "a deployment",
             f"it needs what is not installed here ({', '.join(missing)})",
-            "Write: pip install 'trillium[deploy]'",
+            install("deploy"),
         )
 
 

@@ -10,12 +10,7 @@ from typing import Annotated
 
 import typer
 
-EXTRAS = {
-    "demo": "minilm, the default model, without a hub",
-    "quantization": "model.quantize",
-    "deploy": "trillium keys, deploy and up",
-    "simulation": "a deployment in Flower's simulation",
-}
+from trillium.extras import EXTRAS, install
 
 
 def doctor(
@@ -23,7 +18,7 @@ def doctor(
         bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
     ] = False,
 ) -> None:
-    """Say what is installed, which devices there are, and what is missing."""
+    """Show what is installed, which devices there are, and what is missing."""
     extras = {extra: _missing(extra) for extra in EXTRAS}
     found = {
         "trillium": version("trillium"),
@@ -45,6 +40,8 @@ def doctor(
     for extra, missing in extras.items():
         state = f"missing: {', '.join(missing)}" if missing else "installed"
         print(f"{extra:14} {state} (for {EXTRAS[extra]})")
+    if lacking := [extra for extra, missing in extras.items() if missing]:
+        print(f"\n{install(','.join(lacking))}")
 
 
 def _version(name: str) -> str | None:

@@ -20,22 +20,32 @@ def generate(
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to continue.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--prompts", help="A file with more of them, one on each line.")
+        Path | None, typer.Option("--prompts", help="File with prompts, one on each line.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest text.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most tokens to write for each prompt.")
+    ] = 64,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="Of drawn tokens; with 0 the most probable is taken.")
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="NUMBER",
+            help="Temperature of sampling; 0 always takes the most probable token.",
+        ),
     ] = 0.0,
     top_p: Annotated[
-        float, typer.Option(help="Draw from the most probable tokens with so much probability.")
+        float,
+        typer.Option(
+            metavar="NUMBER",
+            help="Sample among the most probable tokens that together have this probability.",
+        ),
     ] = 1.0,
     client: Client = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate text with the trained language model of a run.
 
-    The model of a split stays cut: the first client has the prompts, messages cross, and it is said
-    how much that was.
+    A split model stays cut: the first client holds the prompts, and the bytes that cross are shown.
     """
     texts = [*(prompts or []), *(_lines(file) if file is not None else [])]
     from trillium.errors import UserError

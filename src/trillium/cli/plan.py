@@ -18,9 +18,7 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[MODEL | RECIPE] [KEY=VALUE]...",
-        help="A public shape such as gpt2 or a YAML recipe; settings such as adapter.r=4, and what "
-        "a plan is told beside them: plan.data.examples=1000 plan.client.device.memory=8GB "
-        "plan.client.link.up=10Mbit.",
+        help="A built-in model shape such as gpt2, or a recipe; and settings such as adapter.r=4.",
     ),
 ]
 
@@ -30,24 +28,24 @@ def plan(
     words: Words = None,
     model: Annotated[
         str | None,
-        typer.Option(help="A public shape such as llama-3-8b, a hub id or a folder."),
+        typer.Option(help="A built-in shape such as llama-3-8b, a hub id or a folder."),
     ] = None,
     constraint: Annotated[
         list[str] | None,
-        typer.Option(help="The most that a measure may be: client_memory=8GB, up=1GB, round=60s."),
+        typer.Option(help="Upper limit of a measure: client_memory=8GB, up=1GB, round=60s."),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="File for the settings that are recommended.")
+        Path | None, typer.Option(help="Write the recommended settings to this file.")
     ] = None,
     shapes: Annotated[
-        bool, typer.Option("--shapes", help="Say which public shapes are known.")
+        bool, typer.Option("--shapes", help="List the built-in model shapes.")
     ] = False,
     plots: Annotated[
-        Path | None, typer.Option(help="Folder for plots and a page of the plan.")
+        Path | None, typer.Option(help="Write plots and a page of the plan to this folder.")
     ] = None,
     replay: Annotated[
         Path | None,
-        typer.Option(help="Folder of a measured run, to be replayed on these devices and links."),
+        typer.Option(help="Replay the run in this folder on the given devices and links."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
@@ -55,7 +53,9 @@ def plan(
 ) -> None:
     """Predict bytes, compute, memory and time of a run, without its weights.
 
-    Without a framework or arms: FedLLM with the adapter and in full, KD-FedLLM and Split-FedLLM.
+    Without a framework or arms it plans FedLLM with the adapter, FedLLM with all parameters,
+    KD-FedLLM and Split-FedLLM. What only a plan needs to know stands under `plan.`:
+    plan.data.examples=1000 plan.client.device.memory=8GB plan.client.link.up=10Mbit.
     """
     if shapes:
         from trillium.plan.shapes import shapes as known

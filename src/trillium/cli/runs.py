@@ -22,12 +22,14 @@ Line = dict[str, Any]
 
 
 def list_runs(
-    out: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look.")] = Path("runs"),
+    out: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to look in.")] = Path(
+        "runs"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """List the runs below a folder.
 
-    A pipe gets one line for each run, with tabs between its columns.
+    Into a pipe it writes one line for each run, with tabs between the columns.
     """
     from trillium.report.read import read_run
 

@@ -52,10 +52,12 @@ def predict(
     words: Settings = None,
     to: Annotated[
         Path | None,
-        typer.Option(help="File to write, .jsonl or .csv; JSON lines on the screen without it."),
+        typer.Option(help="File to write, .jsonl or .csv; by default JSON lines are printed."),
     ] = None,
     client: Client = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Most tokens of a response.")
+    ] = 64,
 ) -> None:
     """Predict classes, with probabilities, or responses for rows without a label."""
     tree = settings_of(words, data)
@@ -100,9 +102,9 @@ def _cell(value: object) -> object:
 
 def export(
     folder: Folder,
-    to: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
     merge: Annotated[
-        bool, typer.Option("--merge", help="Fold the adapter into the model's weights.")
+        bool, typer.Option("--merge", help="Merge the adapter into the model's weights.")
     ] = False,
     client: Client = None,
 ) -> None:

@@ -114,15 +114,15 @@ def _log_options() -> list[click.Parameter]:
     return [
         click.Option(
             ["-v", "--verbose"], count=True, expose_value=False, callback=take,
-            help="Say on standard error what is done; -vv says more.",
+            help="Log to standard error; -vv logs more.",
         ),
         click.Option(
             ["-q", "--quiet"], is_flag=True, expose_value=False, callback=take,
-            help="Say nothing but results and errors.",
+            help="Print results and errors only.",
         ),
         click.Option(
             ["--log-file"], type=click.Path(path_type=Path), expose_value=False, callback=take,
-            help="File that the log is appended to.",
+            help="Append the log to this file.",
         ),
     ]  # fmt: skip
 
@@ -157,7 +157,7 @@ class Verbs(TyperGroup):
             *_log_options(),
             click.Option(
                 ["-V", "--version"], is_flag=True, is_eager=True, expose_value=False,
-                callback=_version, help="Say which version this is.",
+                callback=_version, help="Print the version.",
             ),
         ]  # fmt: skip
         for verb in self.commands.values():

@@ -29,27 +29,31 @@ Data = Annotated[
 ]
 Seeds = Annotated[
     str | None,
-    typer.Option(help="How many seeds (3 is 0, 1, 2), or which ones (0,5,7, or 5, for one)."),
+    typer.Option(
+        help="How many seeds (3 means 0, 1 and 2), or a list of them: 0,5,7. A list of one ends with "
+        "a comma."
+    ),
 ]
-Out = Annotated[Path, typer.Option(help="Where run folders go.")]
+Out = Annotated[Path, typer.Option(help="Folder in which the run folders are made.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.")]
 Workers = Annotated[
-    int, typer.Option(min=1, help="Runs at a time, each in a process with one thread.")
+    int,
+    typer.Option(
+        min=1, metavar="N", help="How many runs at a time, each in a process with one thread."
+    ),
 ]
 Client = Annotated[
     str | None,
-    typer.Option(help="Whose model, where the clients of the run have models of their own."),
+    typer.Option(help="Whose model to take, if each client of the run has its own."),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings that are to be others than in the run."
-    ),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change from those of the run."),
 ]
 Reach = Annotated[
     str | None,
-    typer.Option(help="Per cent of accuracy to tell the bytes to, with commas: 80,90."),
+    typer.Option(help="Report the bytes up to these accuracies, in per cent: 80,90."),
 ]
 
 
@@ -77,14 +81,13 @@ def settings_of(words: list[str] | None, data: str | None) -> Tree:
     Raises:
         UserError: a word is no setting.
     """
-    recipe, tree = parse(words, None, data)
-    if recipe is not None:
+    if others := [word for word in words or [] if "=" not in word]:
         raise UserError(
-            str(recipe),
+            others[0],
             "this verb takes the folder of a run, and settings beside it",
             "Write settings as key=value; name a file of rows with --data",
         )
-    return tree
+    return parse(words, None, data)[1]
 
 
 def _source(data: str) -> dict[str, str]:

@@ -232,8 +232,16 @@ def recipes() -> dict[str, str]:
 
 
 def found_recipe(word: str) -> Path:
-    """Return the file of a recipe that is named by its path, or as those of Trillium are."""
+    """Return the file of a recipe that is named by its path, or as those of Trillium are.
+
+    Raises:
+        UserError: it is a file of rows.
+    """
+    from trillium.data.sources.files import is_table
+
     path = Path(word)
+    if path.suffix.lower() not in (".json", "") and is_table(path):
+        raise UserError(word, "it is a file of rows, not a recipe", f"Write --data {word}")
     return recipe_path(word) if not path.exists() and word in recipes() else path
 
 

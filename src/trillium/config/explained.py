@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
@@ -33,6 +34,11 @@ ALIASES: Final = {
     "optim": "optimizer",
     "text_column": "text",
     "label_column": "label",
+    "file": "train",
+    "files": "train",
+    "data_files": "train",
+    "train_file": "train",
+    "test_file": "test",
 }
 # What pydantic calls a value of the wrong form: why it cannot be, and what to write.
 FORMS: Final = {
@@ -55,12 +61,16 @@ def explained(error: ValidationError, tree: Mapping[str, Any], root: BaseModel) 
     Args:
         root: the defaults of the tree.
     """
-    first = error.errors()[0]
+    # A key that there is not says more than the one that is missing in its place.
+    first = min(error.errors(), key=lambda found: found["type"] == "missing")
     parts = _place(first["loc"], tree)
     where, value = ".".join(parts), first["input"]
     raised = first.get("ctx", {}).get("error")
     if isinstance(raised, UserError):
         given = raised.given if raised.given.startswith(where) else f"{where}: {raised.given}"
+        is_close = raised.instead.startswith("Did you mean")
+        if parts and parts[-1] == "source" and not is_close:
+            return UserError(given, raised.why, _source(value) or raised.instead)
         return UserError(given, raised.why, raised.instead)
     given = f"{where}={value!r}"
     if first["type"] == "extra_forbidden":
@@ -119,6 +129,17 @@ def _section(where: str, value: object) -> str:
     if isinstance(value, str) and last == "optimizer":
         return f"Write {where}.name={value}"
     return f"Write {where}.KEY=VALUE; docs/configuration.md has its keys"
+
+
+def _source(value: object) -> str | None:
+    """Return what to write where a file or a dataset was given for a kind of source."""
+    from trillium.data.sources.files import is_table
+
+    named = value.get("name") if isinstance(value, Mapping) else value
+    if not isinstance(named, str):
+        return None
+    kind = "name: files, train" if is_table(Path(named)) else "name: hub, path"
+    return f"Write --data {named}, or data.source={{{kind}: {named}}}"
 
 
 def _meant(parts: list[str], value: object, tree: Mapping[str, Any], root: BaseModel) -> str:

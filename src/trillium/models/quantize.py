@@ -14,6 +14,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from trillium.errors import UserError
+from trillium.extras import install
 
 Quantize = Literal["none", "nf4", "int8"]
 _PACKAGES = {"nf4": "bitsandbytes", "int8": "torchao"}
@@ -55,7 +56,7 @@ def check_package(kind: Quantize) -> None:
         raise UserError(
             f"model.quantize={kind}",
             f"the package {_PACKAGES[kind]} is not installed",
-            'Run: pip install "trillium[quantization]"',
+            install("quantization"),
         )
 
 
