@@ -79,7 +79,7 @@ def test_run_leaves_a_complete_folder(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "config.yaml", "env.json", "status.json", "data.json", "once.json", "plan.json",
         "metrics.jsonl", "wire.jsonl", "adapter", "report.html", "plots", "table.csv", "table.md",
-        "test.parquet",
+        "test.parquet", "answers.json",
     }  # fmt: skip
     assert json.loads((finished / "status.json").read_text())["state"] == "finished"
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").open()]
@@ -119,6 +119,8 @@ def test_adapter_loads_with_peft_and_predicts_what_was_measured(
         hits += int(logits.argmax()) == int(example.labels)
     measured = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
     assert measured["accuracy"] == pytest.approx(hits / len(built.server.test))
+    said = json.loads((finished / "answers.json").read_text())["confusion"]
+    assert sum(times for label, taken_for, times in said if label == taken_for) == hits
     assert trillium(monkeypatch, "eval", str(finished), "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again["loss"] == pytest.approx(measured["loss"], abs=1e-5)

@@ -148,7 +148,7 @@ def test_a_run_leaves_its_plan_and_the_report_holds_it_to_the_ledger(
     lines = held(read_run(folder.path))
     assert [line.difference for line in lines] == ["exact"] * len(lines)
     assert {line.title for line in lines} >= {"Bytes up, all clients", "Client FLOPs, all clients"}
-    assert "Predicted and measured" in write_report(folder.path).read_text(encoding="utf-8")
+    assert "Planned and measured" in write_report(folder.path).read_text(encoding="utf-8")
 
 
 def test_a_run_without_a_plan_says_why(

@@ -173,6 +173,9 @@ def test_metrics_do_not_depend_on_batches(tokenizer: Any, batch_size: int) -> No
     assert found["f1"] == pytest.approx(f1_score(labels, best, average="macro", zero_division=0))
     assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert found["num_examples"] == 10
+    answers = task.answers(model, task.tokenize(rows, tokenizer, 64), tokenizer, batch_size)
+    pairs = Counter(zip(labels, best.tolist(), strict=True))
+    assert answers == {"confusion": [[*pair, times] for pair, times in sorted(pairs.items())]}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -196,6 +199,23 @@ def test_perplexity_is_over_all_response_tokens(tokenizer: Any, batch_size: int)
     assert found["loss"] == pytest.approx(mean, rel=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
     assert found["token_accuracy"] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_the_first_prompts_are_answered_for_the_report(tokenizer: Any, hub: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(hub / "gpt2")).eval()
+    rows = Dataset.from_list([{"prompt": f"w{i} w1", "completion": f"w{i}"} for i in range(1, 9)])
+    task = CausalLM(generate=8, max_new_tokens=3)
+    examples = task.tokenize(rows, tokenizer, 64)
+    texts = task.answers(model, examples, tokenizer, 4)["texts"]
+    assert [text["prompt"] for text in texts] == [f"w{i} w1" for i in range(1, 7)]
+    assert [text["reference"] for text in texts] == [f"w{i}" for i in range(1, 7)]
+    first = examples[0].input_ids[: examples[0].prompt_tokens][None]
+    written = model.generate(first, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    said = tokenizer.decode(written[0, first.shape[1] :], skip_special_tokens=True).strip()
+    assert said.startswith(texts[0]["answer"])
+    assert CausalLM().answers(model, examples, tokenizer, 4) == {}, "none is asked for"
 
 
 # Batches

@@ -17,8 +17,10 @@ from trillium.federation.client import Client
 from trillium.federation.fleet import Fleet, RoundFailed
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics
+from trillium.frameworks import SERVER_MODEL
 from trillium.models.load import LanguageModel
 from trillium.models.slots import values
+from trillium.report.read import ANSWERS
 from trillium.rng import scoped_rng
 from trillium.training.meters import Cost
 
@@ -205,6 +207,9 @@ class Experiment:
         log.info("writing the model into %s", self.folder.path)
         keep_models(self.config.framework, self.server, self.clients, self.folder.path)
         write_cards(self.folder.path, self.config)
+        if self.config.framework.ships == SERVER_MODEL:
+            batch_size = self.config.evaluation.batch_size
+            self.folder.json(ANSWERS, self.server.answers(self.server.state, batch_size))
         self.folder.status("finished")
         self.config.framework.finish_run(self.server)
         self.folder.checkpoints.clear()

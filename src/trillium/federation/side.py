@@ -88,3 +88,8 @@ class Side:
         """Return the metrics of a state on the held-out data."""
         module = self.model.mount(state, self.base).eval()
         return dict(self.task.evaluate(module, self.test, self.model.tokenizer, batch_size))
+
+    def answers(self, state: State, batch_size: int) -> dict[str, Any]:
+        """Return what a report shows of the answers of a state to the held-out data."""
+        module = self.model.mount(state, self.base).eval()
+        return self.task.answers(module, self.test, self.model.tokenizer, batch_size)

@@ -57,9 +57,14 @@ def write_plots(folder: Path, arms: Sequence[Arm], sweep: Sweep | None, text: st
     return [*paths, page]
 
 
+def _framework(arm: Arm) -> str:
+    """Return the framework of a plan, by which it is coloured."""
+    return "" if arm.config is None else arm.config.framework.name
+
+
 def _bars(arms: Sequence[Arm]) -> Figure:
     figure = Figure(figsize=(9.4, 1.2 + 0.45 * len(arms)), layout="constrained")
-    styles = arm_styles([arm.label for arm in arms])
+    styles = arm_styles({arm.label: _framework(arm) for arm in arms})
     names = [short(arm.label, 30, 1) for arm in arms]
     panels: Any = figure.subplots(1, 2, sharey=True)
     for place, (axes, (title, unit)) in enumerate(zip(panels, _MEASURES, strict=True)):
@@ -86,7 +91,9 @@ def _curves(arms: Sequence[Arm], lines: Mapping[str, Mapping[float, str]], key: 
     figure = Figure(figsize=(9.4, 3.6), layout="constrained")
     swept = {label for points in lines.values() for label in points.values()}
     level = [arm.label for arm in arms if arm.label not in swept]
-    styles = arm_styles([*lines, *level])
+    known = {arm.label: _framework(arm) for arm in arms}
+    swept_as = {name: known[next(iter(points.values()))] for name, points in lines.items()}
+    styles = arm_styles({**swept_as, **{name: known[name] for name in level}})
     panels: Any = figure.subplots(1, 2)
     for place, (axes, (title, unit)) in enumerate(zip(panels, _MEASURES, strict=True)):
         found = {arm.label: values(arm)[place] for arm in arms}

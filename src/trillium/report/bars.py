@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from trillium.report.measures import BY_NAME
 from trillium.report.style import arm_styles, kind_colours, scale_axis, short
-from trillium.report.summary import Row
+from trillium.report.summary import Row, families
 
 _COSTS = ("wall_seconds", "seconds_per_client", "peak_bytes_client")
 _DIRECTIONS = ("up", "down")
@@ -82,7 +82,7 @@ def plot_costs(rows: Sequence[Row]) -> Figure | None:
     names = [name for name in _COSTS if any(name in row.values for row in rows)]
     if not names:
         return None
-    styles = arm_styles([row.arm for row in rows])
+    styles = arm_styles(families(rows))
     width = 1.8 + 2.9 * len(names)
     figure = Figure(figsize=(width, 1.25 + 0.4 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]

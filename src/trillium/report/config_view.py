@@ -31,6 +31,11 @@ def value_at(config: Mapping[str, Any], path: Path) -> str:
     return value if isinstance(value, str) else yaml.safe_dump(value).removesuffix("...\n").strip()
 
 
+def has(config: Mapping[str, Any], path: Path) -> bool:
+    """Whether there is a value at a path."""
+    return path in dict(_leaves(config))
+
+
 def marked_yaml(config: Mapping[str, Any], differing: Sequence[Path]) -> list[tuple[str, bool]]:
     """Return the lines of a config as YAML, each with whether it holds a value that differs."""
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

@@ -15,7 +15,7 @@ from trillium.report.measure import Measure
 from trillium.report.measures import BY_NAME, bytes_per_client, flops_per_client
 from trillium.report.read import Run, number
 from trillium.report.style import arm_styles, scale_axis, short
-from trillium.report.summary import Row, Stat
+from trillium.report.summary import Row, Stat, families
 
 _FRACTIONS = ("accuracy", "exact_match", "token_accuracy")
 _MARKED_POINTS = 25
@@ -92,7 +92,7 @@ def _plot(rows: Sequence[Row], spent: _Spent, xlabel: str, unit: str | None) -> 
     most = max((max(found.x, default=0) for found in curves.values()), default=0)
     if most <= 0:  # nobody spent anything: there is no axis to draw
         return None
-    styles = arm_styles([row.arm for row in rows])
+    styles = arm_styles(families(rows))
     figure = Figure(figsize=(5.6 * len(measures) + 2.6, 4.3), layout="constrained")
     handles: dict[str, Line2D] = {}
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
@@ -107,7 +107,7 @@ def _plot(rows: Sequence[Row], spent: _Spent, xlabel: str, unit: str | None) -> 
             if moves:
                 spans += [x for x, _ in points]
                 handles[row.arm] = _line(axes, points, style, short(row.arm))
-            elif measure.name in row.values and _spends_nothing(row, unit):
+            elif measure.name in row.values and spends_nothing(row, unit):
                 line = _level(axes, row.values[measure.name], style, short(row.arm))
                 handles.setdefault(row.arm, line)
             if unit is None:
@@ -117,7 +117,7 @@ def _plot(rows: Sequence[Row], spent: _Spent, xlabel: str, unit: str | None) -> 
     return figure
 
 
-def _spends_nothing(row: Row, unit: str | None) -> bool:
+def spends_nothing(row: Row, unit: str | None) -> bool:
     """Whether it is known that an arm has no place along the axis; a lost ledger is not nothing."""
     traffic = [run.traffic for run in row.counted]
     if unit == "B":

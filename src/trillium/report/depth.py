@@ -16,7 +16,7 @@ from trillium.report.curves import plotted_measures
 from trillium.report.leakage import LEAKAGE
 from trillium.report.measure import Measure
 from trillium.report.style import arm_styles, short
-from trillium.report.summary import Row
+from trillium.report.summary import Row, families
 
 _COLUMNS = 3
 _ASIDE = 0.07  # of a block, between points of arms that differ in more than the cut
@@ -37,7 +37,7 @@ def plot_leakage(rows: Sequence[Row]) -> Figure | None:
         for measure in (*plotted_measures(measured), *_ATTACKS)
         if any(measure.name in row.values for row in measured)
     ]
-    styles = arm_styles([row.arm for row in rows])
+    styles = arm_styles(families(rows))
     height = -(-len(measures) // _COLUMNS)
     figure = Figure(figsize=(10.2, 0.4 + 2.7 * height), layout="constrained")
     panels = [*figure.subplots(height, _COLUMNS, squeeze=False).flat]

@@ -9,6 +9,15 @@ import math
 
 NONE = "–"
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+# Unit, its length in seconds, and from how many seconds it is taken.
+_SPANS = (
+    ("h", 3600.0, 7200.0),
+    ("min", 60.0, 120.0),
+    ("s", 1.0, 0.0995),
+    ("ms", 1e-3, 0.9995e-3),
+    ("µs", 1e-6, 0.9995e-6),
+    ("ns", 1e-9, 0.0),
+)
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -38,18 +47,16 @@ def prefixed(value: float, unit: str, sd: float | None = None) -> str:
 
 
 def duration(seconds: float, sd: float | None = None) -> str:
-    """Return a time span: 0.42 s, 12.3 s, 3 min 05 s, 2 h 04 min; with a deviation, in one unit."""
+    """Return a time span: 7.27 µs, 0.42 s, 3 min 05 s, 2 h 04 min; with a deviation, in one unit."""
     if not math.isfinite(seconds):
         return f"{seconds} s"
+    unit, size = next((pair for pair in _SPANS if seconds >= pair[2]), _SPANS[-1])[:2]
     if sd:
-        unit, size = next(
-            (pair for pair in (("h", 3600), ("min", 60)) if seconds >= 2 * pair[1]), ("s", 1)
-        )
         shown = significant(seconds / size)
         return f"{shown} ± {_like(shown, sd / size)} {unit}"
     whole = round(seconds)
     if whole < 120:
-        return f"{significant(seconds)} s"
+        return f"{significant(seconds / size)} {unit}" if seconds else "0 s"
     if whole < 7200:
         return f"{whole // 60} min" + (f" {whole % 60:02d} s" if whole % 60 else "")
     minutes = round(seconds / 60)

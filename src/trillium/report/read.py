@@ -20,6 +20,7 @@ from trillium.files import is_run_by_a_process
 from trillium.report.traffic import Traffic, TrafficSum
 
 RUN_FILES = ("status.json", "config.yaml", "metrics.jsonl")
+ANSWERS = "answers.json"
 COMPARE_FILE, ABOUT_FILE = "compare.yaml", "about.yaml"
 
 
@@ -27,7 +28,8 @@ COMPARE_FILE, ABOUT_FILE = "compare.yaml", "about.yaml"
 class Run:
     """One run folder, read.
 
-    `plan` is what was predicted before it began, empty where nothing was.
+    `plan` is what was predicted before it began, empty where nothing was; `answers` is what its
+    model said of the held-out rows, empty where that was not kept.
     `evaluations` are the lines of `metrics.jsonl`, one per round, in the order of the rounds.
     `traffic` is None where messages were exchanged but no ledger is left of them.
     """
@@ -42,6 +44,7 @@ class Run:
     data: dict[str, Any] = field(default_factory=dict)
     once: dict[str, int] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     traffic: Traffic | None = field(default_factory=Traffic)
     notes: tuple[str, ...] = ()
@@ -170,7 +173,11 @@ def read_run(folder: Path) -> Run:
     named = re.fullmatch(r"\d+", suffix) is not None and bool(label)
     seed = config.get("seed", int(suffix) if named else None)
     once = _read_mapping(folder / "once.json", json.loads, notes)
-    has_plan = (folder / "plan.json").is_file()  # a run on machines of their own has none
+    # A run on machines of their own has no plan, one that has not finished no answers.
+    plan, answers = (
+        _read_mapping(folder / name, json.loads, notes) if (folder / name).is_file() else {}
+        for name in ("plan.json", ANSWERS)
+    )
     run = Run(
         folder=folder,
         arm="",
@@ -181,7 +188,8 @@ def read_run(folder: Path) -> Run:
         env=_read_mapping(folder / "env.json", json.loads, notes),
         data=_read_mapping(folder / "data.json", json.loads, notes),
         once={str(key): int(value) for key, value in once.items() if number(value) is not None},
-        plan=_read_mapping(folder / "plan.json", json.loads, notes) if has_plan else {},
+        plan=plan,
+        answers=answers,
         evaluations=evaluations,
         traffic=traffic.result() if has_ledger or is_silent else None,
         notes=tuple(notes),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
@@ -23,8 +24,12 @@ from matplotlib.ticker import (
 
 from trillium.report import human
 
-# Okabe & Ito's palette without its yellow, which is too pale on white, and with a grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+# Okabe & Ito's palette without its yellow, which is too pale on white: a hue for each framework.
+_HUES = {"fedllm": "#0072B2", "kd": "#D55E00", "split": "#009E73", "fedkseed": "#CC79A7"}
+_OTHER_HUES = ("#E69F00", "#56B4E9", "#8C6BB1", "#A6761D")
+_BASELINE_HUE = "#7F7F7F"
+# How much white (or, below 0, black) the arms of one framework take, on a light and a dark ground.
+_SHADES = ((0.0, 0.2), (-0.45, 0.6), (0.35, -0.1), (-0.7, 0.8))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # Paul Tol's "muted" palette, so that a kind of tensor is never taken for an arm.
 _KINDS = {
@@ -71,16 +76,50 @@ _RC = {
 }
 
 
-def arm_styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return colour and marker of every arm, the same in all plots; the ninth arm is dashed."""
-    return {
-        arm: {
-            "color": _COLOURS[index % len(_COLOURS)],
+def arm_styles(frameworks: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return colour, marker and line of every arm, the same in all plots.
+
+    A framework has a hue of its own, its arms have shades of it, the fifth of them is dashed.
+
+    Args:
+        frameworks: the framework of each arm; arms of no known one, as baselines are, have greys.
+    """
+    colours = arm_colours(frameworks)
+    seen: Counter[str] = Counter()
+    found = {}
+    for index, (arm, framework) in enumerate(frameworks.items()):
+        found[arm] = {
+            "color": colours[arm][0],
             "marker": _MARKERS[index % len(_MARKERS)],
-            "linestyle": ("-", "--", "-.", ":")[index // len(_COLOURS) % 4],
+            "linestyle": ("-", "--", "-.", ":")[seen[framework] // len(_SHADES) % 4],
         }
-        for index, arm in enumerate(arms)
-    }
+        seen[framework] += 1
+    return found
+
+
+def arm_colours(frameworks: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return the colours of every arm, on a light ground and on a dark one.
+
+    Args:
+        frameworks: the framework of each arm; an empty name is that of a baseline.
+    """
+    others = [name for name in dict.fromkeys(frameworks.values()) if name and name not in _HUES]
+    hues = {name: _OTHER_HUES[i % len(_OTHER_HUES)] for i, name in enumerate(others)} | _HUES
+    seen: Counter[str] = Counter()
+    found = {}
+    for arm, framework in frameworks.items():
+        hue = hues.get(framework, _BASELINE_HUE)
+        light, dark = _SHADES[seen[framework] % len(_SHADES)]
+        found[arm] = (_shade(hue, light), _shade(hue, dark))
+        seen[framework] += 1
+    return found
+
+
+def _shade(colour: str, amount: float) -> str:
+    """Return a colour with so much white in it; below 0 with so much black."""
+    end = 255 if amount > 0 else 0
+    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (end - part) * abs(amount)):02X}" for part in parts)
 
 
 def kind_colours(kinds: Iterable[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from trillium.report import human
 from trillium.report.measures import BY_NAME, MEASURES
 from trillium.report.read import Run
 
+_BASELINES = ("zero_shot", "local_only", "centralised")
 _MOST = 400  # letters of a reason in a table
 
 
@@ -74,6 +75,11 @@ class Row:
         return self.runs[0].framework
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it is what the frameworks are held against, and no federation itself."""
+        return self.framework.replace("-", "_") in _BASELINES
+
+    @property
     def shipped(self) -> str:
         """What the accuracy is of: the server's model, or the mean of the clients' models."""
         found = [run.evaluations[-1].get("shipped") for run in self.runs if run.evaluations]
@@ -81,11 +87,17 @@ class Row:
 
 
 def summarise(runs: Iterable[Run]) -> list[Row]:
-    """Return one row per arm, in the order in which the arms first appear."""
+    """Return one row per arm: frameworks before baselines, else in the order of their first runs."""
     arms: dict[str, list[Run]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
-    return [_row(arm, group) for arm, group in arms.items()]
+    rows = [_row(arm, group) for arm, group in arms.items()]
+    return sorted(rows, key=lambda row: row.is_baseline)
+
+
+def families(rows: Iterable[Row]) -> dict[str, str]:
+    """Return the framework of each arm, by which it is coloured; a baseline has none."""
+    return {row.arm: "" if row.is_baseline else row.framework for row in rows}
 
 
 def remarks(rows: Iterable[Row]) -> list[str]:

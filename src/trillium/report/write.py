@@ -60,7 +60,7 @@ def make_report(folder: Path, reach: Sequence[float] = ()) -> Report:
     for path, text in (
         (folder / "table.csv", to_csv(rows, held)),
         (folder / "table.md", markdown(name, rows, held, told)),
-        (page, render_page(name, rows, plots, held, str(told.get("about") or ""))),
+        (page, render_page(folder, rows, plots, held, str(told.get("about") or ""))),
     ):
         _replace(path, text.encode("utf-8", "replace"))
     return Report(page, rows, held)

@@ -136,6 +136,12 @@ class Task(Component, kind="task", package="trillium.tasks"):
         """Return the metrics of a model on held-out examples; the module is in eval mode."""
         raise NotImplementedError
 
+    def answers(
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+    ) -> dict[str, Any]:
+        """Return what a report shows of a model's answers to held-out examples, as plain values."""
+        return {}
+
 
 def adjusted(logits: Tensor, adjustment: Adjustment | None) -> Tensor:
     """Return logits as the loss of training sees them."""

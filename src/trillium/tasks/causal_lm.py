@@ -20,6 +20,8 @@ from trillium.tasks.spans import Spans
 if TYPE_CHECKING:
     from datasets import Dataset
 
+SHOWN = 6  # prompts with their answers, in a report
+
 
 class CausalLM(Task, name="causal_lm"):
     """Predict the tokens of a response from what stands before them.
@@ -128,24 +130,39 @@ class CausalLM(Task, name="causal_lm"):
         return metrics
 
     def _exact_match(self, module: nn.Module, examples: list[Example], tokenizer: Any) -> float:
-        device = next(module.parameters()).device
-        matches, ends = 0, end_ids(tokenizer, module)
-        for example in examples:
-            prompt = example.input_ids[: example.prompt_tokens][None].to(device)
-            answer = module.generate(  # type: ignore[operator]
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=ends or None,
-            )[0, prompt.shape[1] :]
-            # Only the first response counts; later turns of a chat are supervised but not generated.
-            wanted = example.labels[example.prompt_tokens :]
-            end = int((wanted == IGNORE).nonzero()[0]) if (wanted == IGNORE).any() else len(wanted)
-            said, meant = before_end(answer.tolist(), ends), before_end(wanted[:end].tolist(), ends)
-            matches += _text(tokenizer, said) == _text(tokenizer, meant)
-        return matches / max(len(examples), 1)
+        pairs = [self._answer(module, example, tokenizer) for example in examples]
+        return sum(said == meant for said, meant in pairs) / max(len(pairs), 1)
+
+    def _answer(self, module: nn.Module, example: Example, tokenizer: Any) -> tuple[str, str]:
+        """Return what a model answers to an example, and what it should."""
+        ends = end_ids(tokenizer, module)
+        prompt = example.input_ids[: example.prompt_tokens][None]
+        prompt = prompt.to(next(module.parameters()).device)
+        answer = module.generate(  # type: ignore[operator]
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=ends or None,
+        )[0, prompt.shape[1] :]
+        # Only the first response counts; later turns of a chat are supervised but not generated.
+        wanted = example.labels[example.prompt_tokens :]
+        end = int((wanted == IGNORE).nonzero()[0]) if (wanted == IGNORE).any() else len(wanted)
+        said, meant = before_end(answer.tolist(), ends), before_end(wanted[:end].tolist(), ends)
+        return _text(tokenizer, said), _text(tokenizer, meant)
+
+    @torch.inference_mode()
+    def answers(
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+    ) -> dict[str, Any]:
+        """Return the first prompts, where any are answered, with what is meant and what is said."""
+        found = []
+        for example in examples[: min(self.generate, SHOWN)]:
+            said, meant = self._answer(module, example, tokenizer)
+            prompt = _text(tokenizer, example.input_ids[: example.prompt_tokens].tolist())
+            found.append({"prompt": prompt, "reference": meant, "answer": said})
+        return {"texts": found} if found else {}
 
 
 def _text(tokenizer: Any, tokens: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -103,6 +104,18 @@ class Classification(Task, name="classification"):
             "loss": loss / len(examples),
             "num_examples": len(examples),
         }
+
+    @torch.inference_mode()
+    def answers(
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+    ) -> dict[str, Any]:
+        """Return how often each class was taken for which, as [class, taken for, times]."""
+        device, found = next(module.parameters()).device, Counter[tuple[int, int]]()
+        for chunk in by_length(examples, batch_size):
+            batch = collate(chunk, tokenizer.pad_token_id, device)
+            taken = module(**batch.inputs).logits.argmax(-1)
+            found.update(zip(batch.labels.tolist(), taken.tolist(), strict=True))
+        return {"confusion": [[*pair, times] for pair, times in sorted(found.items())]}
 
 
 def macro_f1(predicted: Tensor, expected: Tensor) -> float:
