@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +19,7 @@ from trillium.report.human import prefixed
 from trillium.wire.ledger import Entry
 
 QUALITY = ("accuracy", "exact_match", "token_accuracy")  # the first that a line has is shown
+NARROW = 90  # columns; on less the table has only what says how a run goes
 
 
 class Screen:
@@ -35,8 +36,10 @@ class Screen:
         self._bytes: dict[tuple[str, int], dict[str, int]] = defaultdict(
             lambda: {"up": 0, "down": 0}
         )
-        self._done = 0
+        self._first: dict[tuple[str, int], int] = {}
         self._messages = 0
+        self._here: Counter[tuple[str, int]] = Counter()  # messages since the last evaluation
+        self._before: dict[tuple[str, int], int] = {}  # as many as there were before that one
         self._current: list[tuple[str, int]] = []
         self._start = time.monotonic()
         self._live: Live | None = None
@@ -61,18 +64,24 @@ class Screen:
     def begin(self, arm: str, seed: int) -> Seen:
         """Start a run and return what sees how it goes on."""
         self._current.append((arm, seed))
+        if self._live is None:
+            self._console.print(f"arm {arm}  seed {seed}  begins", highlight=False)
         return Seen(self, (arm, seed))
 
     def observe(self, key: tuple[str, int], line: Mapping[str, Any]) -> None:
         """Take an evaluation of a run."""
         self._lines[key] = dict(line)
-        self._done += line["round"] > 0
+        self._first.setdefault(key, line["round"])  # of a run that is gone on with, not the start
+        if line["round"]:
+            self._before[key] = self._here[key]
+        self._here[key] = 0
         if self._live is None:
             self._console.print(self._plain(key, line), highlight=False, soft_wrap=True)
 
     def watch(self, key: tuple[str, int], entry: Entry) -> None:
         """Take note of a message of a run."""
         self._messages += 1
+        self._here[key] += 1
         if entry.purpose == "train":
             self._bytes[key][entry.direction] += entry.bytes
 
@@ -81,47 +90,63 @@ class Screen:
         self._current.remove(key)
 
     def _plain(self, key: tuple[str, int], line: Mapping[str, Any]) -> str:
-        cells = dict(zip(_COLUMNS, self._cells(key, line), strict=True))
-        return "  ".join(f"{name} {cell}" for name, cell in cells.items())
+        return "  ".join(f"{name} {cell}" for name, cell in self._cells(key, line).items())
 
-    def _cells(self, key: tuple[str, int], line: Mapping[str, Any]) -> list[str]:
-        quality = next((line[name] for name in QUALITY if name in line), None)
+    def _cells(self, key: tuple[str, int], line: Mapping[str, Any]) -> dict[str, str]:
+        measure = self._measure()
         sent = self._bytes[key]
-        cells = [
-            key[0],
-            str(key[1]),
-            f"{line['round']}/{self._rounds[key]}",
-            "–" if quality is None else f"{100 * quality:.1f} %",
-            f"{line['loss']:.3f}" if "loss" in line else "–",
-            f"{line['train_loss']:.3f}" if "train_loss" in line else "–",
-            prefixed(sent["up"], "B"),
-            prefixed(sent["down"], "B"),
-            f"{line['seconds']:.0f} s",
-        ]
-        if line["missing"]:
-            cells[2] += f" ({len(line['missing'])} of {line['asked']} missing)"
-        return cells
+        missing = f" ({len(line['missing'])} of {line['asked']} missing)" * bool(line["missing"])
+        return {
+            "arm": key[0],
+            "seed": str(key[1]),
+            "round": f"{line['round']}/{self._rounds[key]}{missing}",
+            measure.replace("_", " "): f"{100 * line[measure]:.1f} %" if measure in line else "–",
+            "loss": f"{line['loss']:.3f}" if "loss" in line else "–",
+            "train loss": f"{line['train_loss']:.3f}" if "train_loss" in line else "–",
+            "up (all)": prefixed(sent["up"], "B"),
+            "down (all)": prefixed(sent["down"], "B"),
+            "time": f"{line['seconds']:.0f} s",
+        }
+
+    def _measure(self) -> str:
+        return next((m for m in QUALITY for line in self._lines.values() if m in line), QUALITY[0])
 
     def _render(self) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for name in _COLUMNS:
-            table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
-        for key, line in self._lines.items():
-            table.add_row(*self._cells(key, line), style="" if key in self._current else "dim")
-        total = sum(self._rounds.values())
-        runs = [f"{arm} · seed {seed}" for arm, seed in self._current]
-        now = (
-            f"{runs[0]} · " if len(runs) == 1 else f"{len(runs)} runs at a time · " if runs else ""
-        )
-        elapsed = int(time.monotonic() - self._start)
-        status = Text(
-            f"{now}{self._done}/{total} rounds · {self._messages:,} messages · "
-            f"{elapsed // 60}:{elapsed % 60:02d}",
-            style="cyan",
-        )
-        progress = Table.grid(padding=(0, 2))
-        progress.add_row(ProgressBar(total=max(total, 1), completed=self._done, width=40), status)
-        return Group(table, progress)
+        left_out = ("seed", "train loss", "down (all)") if self._console.width < NARROW else ()
+        for number, (key, line) in enumerate(self._lines.items()):
+            cells = self._cells(key, line)
+            shown = [name for name in cells if name not in left_out]
+            for name in shown if number == 0 else ():
+                table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
+            style = "" if key in self._current else "dim"
+            table.add_row(*(cells[name] for name in shown), style=style)
+        total, elapsed = sum(self._rounds.values()), time.monotonic() - self._start
+        whole, done = self._done()
+        runs = [
+            f"{arm} · seed {seed}" + " · loading" * ((arm, seed) not in self._lines)
+            for arm, seed in self._current
+        ]
+        here = done - sum(self._first.values())
+        left = f", about {_clock(elapsed * (total - done) / here)} left" if here >= 1 else ""
+        status = [
+            *(runs if len(runs) < 2 else [f"{len(runs)} runs at a time"]),
+            f"{whole}/{total} rounds",
+            f"{self._messages:,} messages",
+            f"{_clock(elapsed)}{left if whole < total else ''}",
+        ]
+        bar = ProgressBar(total=max(total, 1), completed=done, width=min(40, self._console.width))
+        return Group(table, bar, Text(" · ".join(status), style="cyan"))
+
+    def _done(self) -> tuple[int, float]:
+        """Return how many rounds are complete, and with the share of those that are under way."""
+        whole = sum(line["round"] for line in self._lines.values())
+        shares = [
+            min(self._here[key] / before, 1.0)
+            for key, before in self._before.items()
+            if before and self._lines[key]["round"] < self._rounds[key]
+        ]
+        return whole, whole + sum(shares)
 
 
 @dataclass(frozen=True)
@@ -144,14 +169,5 @@ class Seen:
         self.screen.end(self.key)
 
 
-_COLUMNS = (
-    "arm",
-    "seed",
-    "round",
-    "accuracy",
-    "loss",
-    "train loss",
-    "up (all)",
-    "down (all)",
-    "time",
-)
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
