@@ -186,11 +186,14 @@ def test_without_flower_it_says_what_to_install(
 def test_up_runs_to_the_table(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
+    hub: Path,
     recipe: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    assert trillium(monkeypatch, "up", recipe, "--out", tmp_path / "runs") == 0
+    monkeypatch.chdir(hub)  # the processes run elsewhere
+    words = ("model.id=./gpt2", "--out", tmp_path / "runs")
+    assert trillium(monkeypatch, "up", recipe, *words) == 0
     printed = capsys.readouterr().out
     assert "round 1/1: 1 of 1 replied" in printed
     assert re.search(r"fedllm │ +\d+\.\d %", printed)

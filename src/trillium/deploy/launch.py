@@ -32,6 +32,7 @@ from trillium.errors import UserError
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.1
+_ERROR: Final = " ERROR run="  # so a node's own lines of this level begin
 
 
 class Federation:
@@ -167,13 +168,20 @@ class Federation:
     def wait(
         self, run: int, seconds: float, on_line: Callable[[str], object] | None = None
     ) -> RunStatus:
-        """Wait for a run to end, or until time is up; `on_line` gets each line of its log, once."""
+        """Wait for a run to end, or until time is up.
+
+        `on_line` gets each line of its log, and each error in the log of a node, once.
+        """
         deadline = time.monotonic() + seconds
         num_lines = 0
+        num_errors = {name: len(self._errors(name)) for name in self.nodes}
         while True:
             follower = self._spawn(f"run_{run}", ["flwr", "log", str(run), CONNECTION, "--stream"])
             while follower.alive() and time.monotonic() < deadline:
                 num_lines = _pass_on(follower.output(), num_lines, on_line, ended=False)
+                for name, number in num_errors.items():
+                    errors = "".join(f"{error}\n" for error in self._errors(name))
+                    num_errors[name] = _pass_on(errors, number, on_line, ended=True)
                 time.sleep(_POLL_SECONDS)
             self.kill(f"run_{run}")
             num_lines = _pass_on(follower.output(), num_lines, on_line, ended=True)
@@ -182,6 +190,12 @@ class Federation:
                 return status
             # The stream broke off, as it does when a SuperLink restarts: it begins anew.
             time.sleep(1.0)
+
+    def _errors(self, name: str) -> list[str]:
+        """Return the lines with which a node has said what went wrong."""
+        if name not in self.processes:
+            return []
+        return [line for line in self.processes[name].output().splitlines() if _ERROR in line]
 
     def _status_if_reachable(self, run: int) -> RunStatus:
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from trillium.config.experiment import ExperimentConfig
+from trillium.config.places import located
 from trillium.data.deployed import write_rows, write_server_data
 from trillium.data.federated import FederatedData, load_data
 from trillium.deploy.flower import RunStatus, Value
@@ -43,6 +44,7 @@ def deploy(
 
 def prepare_here(config: ExperimentConfig, target: Path) -> dict[str, dict[str, Value]]:
     """Write a deployment of the recipe's clients on this machine; return each node's configuration."""
+    config = located(config)  # the processes run elsewhere
     address = f"{HOST}:{free_port(HOST)}"
     num_clients = config.data.num_clients
     width = len(str(num_clients - 1))
