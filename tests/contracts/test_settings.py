@@ -65,14 +65,6 @@ NO_EFFECT = {
 }
 
 
-# A walk of kd takes two minutes, of the others one.
-OFTEN = ("fedllm", "split", "zero_shot")
-WALKS = [
-    pytest.param(name, marks=pytest.mark.slow if name in OFTEN else pytest.mark.drill)
-    for name in FRAMEWORKS
-]
-
-
 def listed(path: str, table: Mapping[str, str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in table)
 
@@ -106,7 +98,8 @@ def silent(base: ExperimentConfig, within: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("framework", WALKS)
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_every_setting_acts_or_is_refused(hub: Path, framework: str) -> None:
     words = [f"framework={framework}", "data.partition={name: dirichlet, alpha: 1.0}"]
     words += ["training.batch_size=5"] * FRAMEWORKS[framework].trains
