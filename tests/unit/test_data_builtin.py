@@ -127,3 +127,18 @@ def test_asides_and_typos_can_be_turned_off() -> None:
 
     assert share(plain) == 0
     assert share(noisy) == 1
+
+
+def test_settings_can_be_chosen_without_a_look_at_the_test_rows() -> None:
+    """The rows to choose by have phrasings of their own, which no other rows then have."""
+    chosen = Builtin(held_out="validation", asides=0, typos=0).load("classification", 0)
+    whole = Builtin(asides=0, typos=0).load("classification", 0)
+    assert chosen.test is not None
+    assert whole.test is not None
+    assert not {*chosen.test["text"]} & {*whole.test["text"]}
+    assert 0.3 < bag_of_words_accuracy(chosen.train, chosen.test) < 0.6
+    for intent in INTENTS:
+        known = {*Builtin(held_out="validation")._phrasings(intent, "train")}
+        held = {*Builtin(held_out="validation")._phrasings(intent, "test")}
+        assert not known & held
+        assert known | held == {*intent.phrasings["train"]}

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from string import ascii_lowercase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import Field
 
-from trillium.data.requests import Words, load_grammar
+from trillium.data.requests import Intent, Words, load_grammar
 from trillium.data.sources import RawData, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+VALIDATION: Final = slice(
+    2, None, 3
+)  # of an intent's phrasings in training rows: plain ones, and odd ones
 
 
 class Builtin(Source, name="builtin"):
@@ -31,12 +36,15 @@ class Builtin(Source, name="builtin"):
         num_test: number of test rows, in phrasings that the training rows do not have.
         asides: share of requests that also mention a settled matter of another kind.
         typos: share of words with a spelling mistake; slots have none.
+        held_out: what is measured by: `test`, or `validation`, to choose settings. That has phrasings
+            which are then left out of the training rows, so that nothing is chosen by test rows.
     """
 
     num_train: int = Field(default=2000, ge=1, le=50_000)
     num_test: int = Field(default=800, ge=1, le=50_000)
     asides: float = Field(default=0.3, ge=0, le=1)
     typos: float = Field(default=0.02, ge=0, le=1)
+    held_out: Literal["test", "validation"] = "test"
 
     def load(self, task: str, seed: int) -> RawData:
         """Return generated rows; no text occurs twice, within a split or across both."""
@@ -66,10 +74,18 @@ class Builtin(Source, name="builtin"):
             return Dataset.from_dict({"text": requests, "label": labels})
         return Dataset.from_dict({"prompt": requests, "completion": answers})
 
+    def _phrasings(self, intent: Intent, split: str) -> Sequence[str]:
+        if self.held_out == "test":
+            return intent.phrasings[split]
+        chosen = intent.phrasings["train"][VALIDATION]
+        if split == "test":
+            return chosen
+        return [phrasing for phrasing in intent.phrasings["train"] if phrasing not in chosen]
+
     def _write(self, label: int, split: str, rng: random.Random) -> tuple[str, str]:
         intents, words = load_grammar()
         intent = intents[label]
-        core = text = _choose(rng.choice(intent.phrasings[split]), rng)
+        core = text = _choose(rng.choice(self._phrasings(intent, split)), rng)
         if rng.random() < self.asides:
             # An aside of the same area could contradict the request.
             other = rng.choice([each for each in intents if each.area != intent.area])
