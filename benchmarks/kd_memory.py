@@ -30,7 +30,7 @@ from trillium.frameworks.kd.alignment.labels import translate_labels
 from trillium.frameworks.kd.alignment.pieces import Pieces
 from trillium.frameworks.kd.alignment.sequence import Alignment
 from trillium.frameworks.kd.alignment.vocabulary import Vocabularies
-from trillium.frameworks.kd.distillation import Loss, distillation, predict
+from trillium.frameworks.kd.distillation import Loss, distillation_objective, predict
 from trillium.frameworks.kd.opinion import Opinion
 from trillium.frameworks.kd.protocol import KD
 from trillium.frameworks.kd.teacher import make_teacher, predictions
@@ -133,9 +133,8 @@ def measure(vocabulary: int) -> Peaks:
 
     state, training = client.model.state(), client.training
     chunks = list(in_order(public, BATCH))
-    loop, objective = distillation(
-        client.loop("distil", state), task, public, teacher, Loss(TEMPERATURE)
-    )
+    loop = client.loop("distil", state)
+    objective = distillation_objective(task, public, teacher, Loss(TEMPERATURE))
 
     def fit() -> object:
         return loop.fit(chunks, objective, training, client.progress, len(chunks))

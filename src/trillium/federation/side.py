@@ -82,7 +82,7 @@ class Side:
         """Return the local loop over a state, mounted into the model."""
         module = self.model.mount(state, self.base)
         pad_id = self.model.tokenizer.pad_token_id
-        return Loop(module, state, pad_id, self.model.device, self.meter, label)
+        return Loop(module, state, pad_id, self.model.device, self.meter, label, self.task)
 
     def evaluate(self, state: State, batch_size: int) -> Metrics:
         """Return the metrics of a state on the held-out data."""

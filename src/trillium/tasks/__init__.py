@@ -5,7 +5,7 @@ Imports the ground alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trillium.component import Component
+from trillium.tasks.vocabulary import hidden_states, is_wide, logits_of, summed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,12 +112,34 @@ class Task(Component, kind="task", package="trillium.tasks"):
         """
         raise NotImplementedError
 
+    def predictions(self, module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `select` returns of a batch: at once, or some rows at a time of many classes."""
+        if not is_wide(module):
+            yield self.select(module(**batch.inputs).logits, batch.labels)
+            return
+        hidden, targets = self.select(hidden_states(module, batch.inputs), batch.labels)
+        for rows, logits in logits_of(module, hidden):
+            yield logits, targets[rows]
+
+    def total(
+        self, module: nn.Module, batch: Batch, part: Callable[[Tensor, Tensor, slice], Tensor]
+    ) -> tuple[Tensor, int]:
+        """Return a loss summed over the predictions that count, and how many these are.
+
+        Args:
+            part: gives it for some of them, from logits, targets, and which rows of `select` they are.
+        """
+        if not is_wide(module):
+            logits, targets = self.select(module(**batch.inputs).logits, batch.labels)
+            return part(logits, targets, slice(None)), len(targets)
+        hidden, targets = self.select(hidden_states(module, batch.inputs), batch.labels)
+        loss = summed(module, hidden, lambda some, rows: part(some, targets[rows], rows))
+        return loss, len(targets)
+
     def loss_sum(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         """Return the summed cross-entropy (nats) of the supervised predictions, and how many."""
         rows, targets = self.select(logits, labels)
-        wide = rows if rows.dtype == torch.float64 else rows.float()
-        loss = functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
-        return loss, int((targets != IGNORE).sum())
+        return cross_entropy(rows, targets), int((targets != IGNORE).sum())
 
     def adjustment(self, examples: Sequence[Example]) -> Adjustment | None:
         """Return what is added to logits in training on these examples, if anything."""
@@ -141,6 +164,12 @@ class Task(Component, kind="task", package="trillium.tasks"):
     ) -> dict[str, Any]:
         """Return what a report shows of a model's answers to held-out examples, as plain values."""
         return {}
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy (nats) of predictions `(rows, classes)`, summed over the supervised."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
 
 
 def adjusted(logits: Tensor, adjustment: Adjustment | None) -> Tensor:

@@ -107,11 +107,10 @@ class CausalLM(Task, name="causal_lm"):
         loss, hits, count = 0.0, 0, 0
         for chunk in by_length(examples, batch_size):
             batch = collate(chunk, tokenizer.pad_token_id, device)
-            rows, targets = self.select(module(**batch.inputs).logits, batch.labels)
-            # Every selected position is supervised, so the labels can stand for the whole batch.
-            loss += float(nn.functional.cross_entropy(rows.float(), targets, reduction="sum"))
-            hits += int((rows.argmax(-1) == targets).sum())
-            count += len(targets)
+            for rows, targets in self.predictions(module, batch):
+                loss += float(nn.functional.cross_entropy(rows.float(), targets, reduction="sum"))
+                hits += int((rows.argmax(-1) == targets).sum())
+                count += len(targets)
         if not count:
             raise UserError(
                 f"{len(examples)} held-out examples",

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from trillium.models.slots import State, matches, train_only
-from trillium.tasks import Adjustment, Batch, Example, Task, adjusted
+from trillium.tasks import Adjustment, Batch, Example, Task, adjusted, cross_entropy
 from trillium.tasks.batches import T, collate, epoch
+from trillium.tasks.vocabulary import is_wide
 from trillium.training.meters import Meter, resident_tensors
 from trillium.training.optimizers import Optimizer, set_learning_rate
 
@@ -126,7 +127,6 @@ class Loop:
     Attributes:
         module: the model with the trained parameters mounted.
         meter: counts what the steps cost; `label` tells their kind apart from others'.
-        extra: on what of a batch costs depend beside its layout, if on anything.
     """
 
     module: nn.Module
@@ -135,7 +135,7 @@ class Loop:
     device: torch.device
     meter: Meter
     label: str
-    extra: Callable[[Batch], Hashable] = lambda batch: None
+    task: Task
 
     def run(
         self,
@@ -232,11 +232,15 @@ class Loop:
         """Names and shapes of what trains."""
         return tuple((n, p.shape) for n, p in self.state.items() if p.requires_grad)
 
+    def rows(self, batch: Batch) -> int:
+        """Return what costs depend on beside the layout of a batch: how many rows count, if any do."""
+        return self.task.num_supervised(batch.labels) if is_wide(self.module) else 0
+
     def _cost(
         self, batch: Batch, *optimizers: torch.optim.Optimizer
     ) -> tuple[Hashable, Callable[[], Iterator[Tensor]]]:
         """Return on what the cost of a batch depends, and what is in memory besides."""
-        key = (self.label, batch.layout, self.extra(batch), self.trained, bool(optimizers))
+        key = (self.label, batch.layout, self.rows(batch), self.trained, bool(optimizers))
 
         def resident() -> Iterator[Tensor]:
             yield from resident_tensors(self.module, *optimizers)
@@ -259,6 +263,14 @@ class TaskLoss:
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss of a batch and how many predictions it sums over."""
+        if is_wide(module):
+            return self.task.total(
+                module,
+                batch,
+                lambda logits, targets, _: cross_entropy(
+                    adjusted(logits, self.adjustment), targets
+                ),
+            )
         logits = adjusted(module(**batch.inputs).logits, self.adjustment)
         return self.task.loss_sum(logits, batch.labels)
 

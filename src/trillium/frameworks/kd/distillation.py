@@ -6,23 +6,20 @@ Hinton et al. (2015, arXiv 1503.02531).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from trillium.frameworks.kd.last_layer import before_vocabulary, ends_in_vocabulary
 from trillium.frameworks.kd.public import row_slices
 from trillium.tasks import IGNORE, Batch, Example, Task
 from trillium.tasks.batches import collate, in_order
 from trillium.training.loop import Loop, Objective
 from trillium.training.meters import resident_tensors
-from trillium.wire.soft_labels import SoftLabels, Teacher, Writer, chunks, rows_of, summed
+from trillium.wire.soft_labels import SoftLabels, Teacher, Writer, rows_of, summed
 
 PREDICT_BATCH = 32  # examples at once when predictions are computed; changes memory, not results
-WIDE = 8192  # classes from which logits of whole batches are avoided; changes memory, not results
 
 
 @dataclass(frozen=True)
@@ -85,14 +82,10 @@ def distillation_objective(
     public: Sequence[Example],
     teacher: Teacher,
     terms: Loss,
-    *,
-    apart: bool = False,
 ) -> Objective:
     """Return what a student minimises; predictions that the teacher does not speak of add nothing.
 
-    The teacher is softened by the temperature. If the last layer is to be `apart`, it is applied
-    some rows at a time, and again in the backward pass, so that no more logits exist at once than
-    of these.
+    The teacher is softened by the temperature.
     """
     slices, labels, places = row_slices(task, public), teacher.labels, teacher.places
 
@@ -108,43 +101,11 @@ def distillation_objective(
             )
         return found
 
-    def whole(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        student, targets = task.select(module(**batch.inputs).logits, batch.labels)
-        return part(student, targets, rows_of(slices, batch.indices)), len(student)
-
-    def by_rows(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        with before_vocabulary(module) as layer:
-            hidden, targets = task.select(module(**batch.inputs).logits, batch.labels)
+    def objective(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         rows = rows_of(slices, batch.indices)
+        return task.total(module, batch, lambda some, targets, at: part(some, targets, rows[at]))
 
-        def of_some(some: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-            return part(layer(some), targets, rows)
-
-        total = hidden.new_zeros(()).float()
-        for some in chunks(len(rows), max(labels.num_classes, teacher.num_logits)):
-            found = checkpoint(
-                of_some, hidden[some], targets[some], rows[some], use_reentrant=False
-            )
-            assert isinstance(found, Tensor)
-            total = total + found
-        return total, len(rows)
-
-    return by_rows if apart else whole
-
-
-def distillation(
-    loop: Loop, task: Task, public: Sequence[Example], teacher: Teacher, terms: Loss
-) -> tuple[Loop, Objective]:
-    """Return the loop and the objective of a student, with logits in parts where there are many."""
-    apart = is_wide(loop, task, teacher.num_logits)
-    objective = distillation_objective(task, public, teacher, terms, apart=apart)
-    return replace(loop, extra=lambda batch: rows_key(apart, task, batch)), objective
-
-
-def is_wide(loop: Loop, task: Task, num_classes: int) -> bool:
-    """Whether logits of whole batches are to be avoided, and can be."""
-    is_lm = task.peft_task == "CAUSAL_LM"
-    return is_lm and num_classes >= WIDE and ends_in_vocabulary(loop.module)
+    return objective
 
 
 @torch.no_grad()
@@ -154,31 +115,20 @@ def predict(loop: Loop, task: Task, public: Sequence[Example], writer: Writer) -
     Where classes are many, logits exist some rows at a time.
     """
     loop.module.eval()
-    apart = is_wide(loop, task, writer.num_classes)
     for chunk in in_order(public, PREDICT_BATCH):
         batch = collate(chunk, loop.pad_id, loop.device)
         resident = lambda: resident_tensors(loop.module)  # noqa: E731
 
         def one_batch(batch: Batch = batch) -> list[Tensor]:
-            if not apart:
-                logits, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
-                return writer.encode(_log_probs(logits))
-            with before_vocabulary(loop.module) as layer:
-                hidden, _ = task.select(loop.module(**batch.inputs).logits, batch.labels)
             found: list[Tensor] = []
-            for some in chunks(len(hidden), writer.num_classes):
-                found += writer.encode(_log_probs(layer(hidden[some])))
+            for logits, _ in task.predictions(loop.module, batch):
+                found += writer.encode(_log_probs(logits))
             return found
 
-        key = (loop.label, batch.layout, rows_key(apart, task, batch))
-        form = rows_key(True, task, batch), repr(writer.codec)
+        key = (loop.label, batch.layout, loop.rows(batch))
+        form = task.num_supervised(batch.labels), repr(writer.codec)
         writer.take(loop.meter.run(key, one_batch, resident, form=form))
     return writer.done()
-
-
-def rows_key(by_row: bool, task: Task, batch: Batch) -> int:
-    """Return on what costs depend beside the layout of a batch: the rows that count, if on these."""
-    return task.num_supervised(batch.labels) if by_row else 0
 
 
 def _log_probs(logits: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from trillium.frameworks.effects import Crossing, Crossings
 from trillium.frameworks.kd.cache import LabelCache
 from trillium.frameworks.kd.checks import check_kd
 from trillium.frameworks.kd.dialects import describe_dialects, read_classes, with_classes
-from trillium.frameworks.kd.distillation import Loss, distillation, predict
+from trillium.frameworks.kd.distillation import Loss, distillation_objective, predict
 from trillium.frameworks.kd.lesson import read_lesson, send_lessons
 from trillium.frameworks.kd.opinions import ask_opinions
 from trillium.frameworks.kd.public import (
@@ -223,7 +223,8 @@ class KD(KDSettings, name="kd"):
             update={"local_epochs": self.distill_epochs, "local_steps": None}
         )
         loss = Loss(self.temperature, self.weight, self.public_labels)
-        loop, objective = distillation(side.loop("distil", state), side.task, public, teacher, loss)
+        loop = side.loop("distil", state)
+        objective = distillation_objective(side.task, public, teacher, loss)
         trained = loop.fit(
             batches(public, training, side.generator("distil")),
             objective,

@@ -71,7 +71,8 @@ def train_blocks(split: SplitSettings, client: Client, message: Message) -> Mess
         return head.loss(state, hidden, batch, adjustment)
 
     pad_id = client.model.tokenizer.pad_token_id
-    loop = Loop(parts.split.head, state, pad_id, device, client.meter, f"blocks to {split.cut}")
+    label, task = f"blocks to {split.cut}", client.task
+    loop = Loop(parts.split.head, state, pad_id, device, client.meter, label, task)
     trained = loop.fit(
         batches(client.examples, client.training, client.generator("batches")),
         objective,
