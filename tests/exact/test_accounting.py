@@ -110,7 +110,7 @@ def test_flops_of_training_are_those_of_the_pytorch_counter(
                 for chunk in round_batches(fed, number, index):
                     batch = collate(chunk, 0, fed.model.device)
                     logits = plain(**batch.inputs).logits
-                    loss, _ = fed.config.task.loss_sum(logits, batch.labels)
+                    loss, _ = fed.config.task.loss(logits, batch.labels)
                     loss.backward()  # type: ignore[no-untyped-call]
             (entry,) = [
                 e

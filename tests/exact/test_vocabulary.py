@@ -132,13 +132,16 @@ def after_a_round(hub: Path, model: str, *words: str) -> Experiment:
         ("framework=fedllm", "adapter=full"),
         ("framework=fedllm", "adapter={name: prompt, tokens: 3}"),
         ("framework=fedllm", "adapter={name: lora, target_modules: all-linear}"),
+        ("framework=split",),
+        ("framework=split", "framework.shape=u"),
+        ("framework=split", "framework.cache=true", "framework.train=server", "model.dropout=0.0"),
         (
             "framework=kd",
             "framework.public_labels=true",
             "wire.down=[{name: top_classes, k: 5}]",
         ),
     ],
-    ids=["lora", "full", "prompt", "all linear", "kd"],
+    ids=["lora", "full", "prompt", "all linear", "split", "u", "cached", "kd"],
 )
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_a_round_in_parts_gives_the_same_models_and_measures(
@@ -203,7 +206,16 @@ def test_no_tensor_has_all_tokens_times_all_classes(
     assert seen.rows == 20
 
 
-@pytest.mark.parametrize("words", [("framework=fedllm",), ("framework=kd",), ("adapter=full",)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("framework=fedllm",),
+        ("adapter=full",),
+        ("framework=kd",),
+        ("framework=split",),
+        ("framework=split", "framework.shape=u"),
+    ],
+)
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_what_it_costs_is_planned(
     hub: Path, model: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -123,15 +123,15 @@ def test_summed_losses_over_batches_are_the_mean_over_all() -> None:
     logits = torch.randn(6, 5, 7, generator=draw, dtype=torch.float64)
     labels = torch.randint(7, (6, 5), generator=draw)
     labels[torch.rand(6, 5, generator=draw) < 0.5] = IGNORE
-    whole, count = CausalLM().loss_sum(logits, labels)
-    parts = [CausalLM().loss_sum(logits[rows], labels[rows]) for rows in (slice(2), slice(2, 6))]
+    whole, count = CausalLM().loss(logits, labels)
+    parts = [CausalLM().loss(logits[rows], labels[rows]) for rows in (slice(2), slice(2, 6))]
     assert float(whole) == pytest.approx(sum(float(loss) for loss, _ in parts), rel=1e-12)
     assert count == sum(n for _, n in parts) == int((labels[:, 1:] != IGNORE).sum())
     mean = nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE
     )
     assert float(whole) / count == pytest.approx(float(mean), rel=1e-12)
-    nothing, none = CausalLM().loss_sum(logits, torch.full_like(labels, IGNORE))
+    nothing, none = CausalLM().loss(logits, torch.full_like(labels, IGNORE))
     assert (float(nothing), none) == (0.0, 0)
 
 

@@ -40,6 +40,7 @@ from trillium.models.blocks import (
     text_config,
     trace,
 )
+from trillium.tasks.vocabulary import before_head, is_wide
 from trillium.wire.kinds import has_values
 
 Side = Literal["head", "body", "tail"]
@@ -85,9 +86,11 @@ class Part(nn.Module):
 
     Attributes:
         is_last: whether it ends in logits rather than in hidden states.
+        apart: the model, if the logits of a batch are to be avoided (`trillium.tasks.vocabulary`).
     """
 
     _root: nn.Module
+    apart: nn.Module | None
 
     def __init__(self, model: nn.Module, traced: Trace, index: int) -> None:
         super().__init__()
@@ -108,6 +111,8 @@ class Part(nn.Module):
         # The part takes the place of the copy's root, so its names are those of the unsplit model.
         for table in ("_modules", "_parameters", "_buffers", "training"):
             self.__dict__[table] = root.__dict__[table]
+        wide = self.is_last and is_wide(model)
+        self.__dict__["apart"] = root if wide else None
         self.__dict__["_root"] = root  # past nn.Module, which would count it as a submodule
 
     def forward(
@@ -144,6 +149,16 @@ class Part(nn.Module):
         finally:
             self._received.hidden = None
         answer: Tensor = output[0]
+        return answer
+
+    def run(self, hidden: Tensor, **options: Any) -> Tensor:
+        """Return what a loss is computed from: as `forward` does, or what the `apart` head sees."""
+        if self.apart is None:
+            answer: Tensor = self(hidden, **options)
+            return answer
+        with before_head(self.apart) as seen:
+            self(hidden, **options)
+        [answer] = seen
         return answer
 
     def takes(self, option: str) -> bool:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 IGNORE = -100  # PyTorch's label for a position without supervision
 Adjustment = Callable[[Tensor], Tensor]
 """Gives, for logits `(…, classes)`, what is added to them in training."""
+Part = Callable[[Tensor, Tensor, slice], Tensor]
+"""Gives the summed loss of some predictions from their logits, their targets, and which they are."""
 
 
 @dataclass(frozen=True)
@@ -121,25 +123,48 @@ class Task(Component, kind="task", package="trillium.tasks"):
         for rows, logits in logits_of(module, hidden):
             yield logits, targets[rows]
 
+    def output(self, module: nn.Module, batch: Batch) -> tuple[Tensor, nn.Module | None]:
+        """Return what a loss is computed from: logits, or what the head that is also returned sees."""
+        if is_wide(module):
+            return hidden_states(module, batch.inputs), module
+        return module(**batch.inputs).logits, None
+
     def total(
-        self, module: nn.Module, batch: Batch, part: Callable[[Tensor, Tensor, slice], Tensor]
-    ) -> tuple[Tensor, int]:
-        """Return a loss summed over the predictions that count, and how many these are.
+        self, output: Tensor, labels: Tensor, head: nn.Module | None, part: Part
+    ) -> tuple[Tensor, Tensor]:
+        """Return a loss summed over the predictions that count, and their targets `(n,)`.
 
         Args:
-            part: gives it for some of them, from logits, targets, and which rows of `select` they are.
+            output: as `output` returns it, or the last part of a cut model.
+            head: the model whose head is still to be applied, some rows at a time.
+            part: gives the loss of some predictions, from logits, targets, and which rows they are.
         """
-        if not is_wide(module):
-            logits, targets = self.select(module(**batch.inputs).logits, batch.labels)
-            return part(logits, targets, slice(None)), len(targets)
-        hidden, targets = self.select(hidden_states(module, batch.inputs), batch.labels)
-        loss = summed(module, hidden, lambda some, rows: part(some, targets[rows], rows))
-        return loss, len(targets)
+        rows, targets = self.select(output, labels)
+        if head is None:
+            return part(rows, targets, slice(None)), targets
+        return summed(head, rows, lambda some, at: part(some, targets[at], at)), targets
 
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Return the summed cross-entropy (nats) of the supervised predictions, and how many."""
-        rows, targets = self.select(logits, labels)
-        return cross_entropy(rows, targets), int((targets != IGNORE).sum())
+    def loss(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        head: nn.Module | None = None,
+        adjustment: Adjustment | None = None,
+    ) -> tuple[Tensor, int]:
+        """Return the summed cross-entropy (nats) of the supervised predictions, and how many.
+
+        Args:
+            output, head: as in `total`.
+            adjustment: of the logits.
+        """
+
+        def part(logits: Tensor, targets: Tensor, _: slice) -> Tensor:
+            found = logits if adjustment is None else logits + adjustment(logits)
+            wide = found if found.dtype == torch.float64 else found.float()
+            return functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
+
+        loss, targets = self.total(output, labels, head, part)
+        return loss, int((targets != IGNORE).sum())
 
     def adjustment(self, examples: Sequence[Example]) -> Adjustment | None:
         """Return what is added to logits in training on these examples, if anything."""
@@ -164,14 +189,3 @@ class Task(Component, kind="task", package="trillium.tasks"):
     ) -> dict[str, Any]:
         """Return what a report shows of a model's answers to held-out examples, as plain values."""
         return {}
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy (nats) of predictions `(rows, classes)`, summed over the supervised."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
-
-
-def adjusted(logits: Tensor, adjustment: Adjustment | None) -> Tensor:
-    """Return logits as the loss of training sees them."""
-    return logits if adjustment is None else logits + adjustment(logits)

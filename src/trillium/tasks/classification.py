@@ -94,7 +94,7 @@ class Classification(Task, name="classification"):
         for chunk in by_length(examples, batch_size):
             batch = collate(chunk, tokenizer.pad_token_id, device)
             logits = module(**batch.inputs).logits
-            loss += float(self.loss_sum(logits, batch.labels)[0])
+            loss += float(self.loss(logits, batch.labels)[0])
             predicted.append(logits.argmax(-1).cpu())
             expected.append(batch.labels.cpu())
         found, wanted = torch.cat(predicted), torch.cat(expected)

@@ -42,7 +42,7 @@ _APART: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 def hidden_states(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return what the head of a model sees of a batch, `(batch, seq, width)`."""
-    with _before_head(_unwrapped(module)) as seen:
+    with before_head(module) as seen:
         module(**inputs)
     [hidden] = seen
     return hidden[:, -inputs["input_ids"].shape[1] :]  # virtual tokens stand before the others
@@ -139,9 +139,10 @@ def _replaced(model: Any, name: str, other: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _before_head(model: Any) -> Iterator[list[Tensor]]:
+def before_head(module: nn.Module) -> Iterator[list[Tensor]]:
     """Keep what the head is given in place of running it."""
     seen: list[Tensor] = []
+    model = _unwrapped(module)
     with _replaced(model, _name_of(model, _head(model)), _Keeps(seen)):
         yield seen
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from trillium.models.slots import State, matches, train_only
-from trillium.tasks import Adjustment, Batch, Example, Task, adjusted, cross_entropy
+from trillium.tasks import Adjustment, Batch, Example, Task
 from trillium.tasks.batches import T, collate, epoch
 from trillium.tasks.vocabulary import is_wide
 from trillium.training.meters import Meter, resident_tensors
@@ -263,16 +263,8 @@ class TaskLoss:
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss of a batch and how many predictions it sums over."""
-        if is_wide(module):
-            return self.task.total(
-                module,
-                batch,
-                lambda logits, targets, _: cross_entropy(
-                    adjusted(logits, self.adjustment), targets
-                ),
-            )
-        logits = adjusted(module(**batch.inputs).logits, self.adjustment)
-        return self.task.loss_sum(logits, batch.labels)
+        output, head = self.task.output(module, batch)
+        return self.task.loss(output, batch.labels, head, self.adjustment)
 
 
 def task_objective(task: Task, examples: Sequence[Example]) -> Objective:

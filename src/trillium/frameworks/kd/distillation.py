@@ -103,7 +103,11 @@ def distillation_objective(
 
     def objective(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         rows = rows_of(slices, batch.indices)
-        return task.total(module, batch, lambda some, targets, at: part(some, targets, rows[at]))
+        output, head = task.output(module, batch)
+        loss, _ = task.total(
+            output, batch.labels, head, lambda some, targets, at: part(some, targets, rows[at])
+        )
+        return loss, len(rows)
 
     return objective
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trillium.models.parts import Parts
-from trillium.tasks import Adjustment, Batch, Task, adjusted
+from trillium.tasks import Adjustment, Batch, Task
 from trillium.wire.kinds import Tensors
 
 WEIGHT, BIAS = "auxiliary.weight", "auxiliary.bias"
@@ -56,7 +56,7 @@ class Auxiliary:
             logits = functional.linear(mean, state[WEIGHT], state[BIAS])
         else:
             logits = functional.linear(rows, state[WEIGHT]) @ self._embeddings.T
-        return self._task.loss_sum(adjusted(logits, adjustment), batch.labels)
+        return self._task.loss(logits, batch.labels, adjustment=adjustment)
 
 
 Loss = tuple[Tensor, int]

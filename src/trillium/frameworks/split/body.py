@@ -65,7 +65,7 @@ class Body:
         pooled.hidden.requires_grad_(gradient)
         key, resident = self._cost("body forward", pooled)
         body, hidden, mask = self.parts.split.body, pooled.hidden, pooled.mask
-        pooled.output = self.meter.run(key, lambda: body(hidden, attention_mask=mask), resident)
+        pooled.output = self.meter.run(key, lambda: body.run(hidden, attention_mask=mask), resident)
         pooled.output_gradient = torch.zeros_like(pooled.output)
 
     def backward(self, pooled: Pooled, task: Task | None) -> None:
@@ -83,11 +83,16 @@ class Body:
             if task is None:
                 output.backward(pooled.output_gradient)  # type: ignore[no-untyped-call]
                 return pooled.loss
-            loss, count = task.loss_sum(output, pooled.labels)
+            assert pooled.labels is not None
+            loss, count = task.loss(output, pooled.labels, self.parts.split.body.apart)
             (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
             return float(loss.detach())
 
-        key, resident = self._cost("body backward", pooled)
+        rows = 0
+        if task is not None and self.parts.split.body.apart is not None:
+            assert pooled.labels is not None
+            rows = task.num_supervised(pooled.labels)
+        key, resident = self._cost(f"body backward of {rows}", pooled)
         fills = [pooled.hidden, *self.state.values()]
         needs = [pooled.output]
         pooled.loss = self.meter.run(key, run, resident, fills=fills, needs=needs)

@@ -21,7 +21,7 @@ from trillium.frameworks.split.ragged import lengths_of, spread, strip
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import load_values
 from trillium.models.slots import State, train_only, values
-from trillium.tasks import Batch, Example, adjusted
+from trillium.tasks import Batch, Example
 from trillium.tasks.batches import collate
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
@@ -132,12 +132,14 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
     adjustment = client.task.adjustment(client.examples)
 
     def run() -> Tensor:
-        logits = adjusted(tail(output, **batch.inputs), adjustment)
-        loss, count = client.task.loss_sum(logits, batch.labels)
+        found = tail.run(output, **batch.inputs)
+        loss, count = client.task.loss(found, batch.labels, tail.apart, adjustment)
         (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    key, resident = _cost(split, client, "tail", batch, tail.train(), [*pending][1:])
+    rows = 0 if tail.apart is None else client.task.num_supervised(batch.labels)
+    what = f"tail of {rows}"
+    key, resident = _cost(split, client, what, batch, tail.train(), [*pending][1:])
     fills = [output, *(state[name] for name in parts.tail.names)]
     loss = client.meter.run(key, run, resident, fills=fills)
     assert output.grad is not None

@@ -62,7 +62,7 @@ def _gradient_norms(server: Server, parts: Parts, batch_size: int) -> tuple[Tens
             hidden = split.head.eval()(None, **batch.inputs)
             output = split.body.eval()(hidden, attention_mask=batch.attention_mask)
         output.requires_grad_()
-        loss, _ = server.task.loss_sum(split.tail.eval()(output, **batch.inputs), batch.labels)
+        loss, _ = server.task.loss(split.tail.eval()(output, **batch.inputs), batch.labels)
         [gradient] = torch.autograd.grad(loss, [output])
         squares = gradient.double().square().flatten(1).sum(1)
         norms.append(squares.sqrt().cpu())
