@@ -7,10 +7,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all drill lint types clean
+.PHONY: help demo test test-all drill lint types docs dist-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: .venv
 .venv: $(INSTALLED) ## make the virtual environment with the pinned libraries
@@ -52,6 +52,19 @@ lint: $(INSTALLED) ## check style and format, and which room imports which
 
 types: $(INSTALLED) ## check types
 	@$(BIN)/mypy
+
+DOCS := .venv/.docs
+
+docs: $(DOCS) ## build the documentation into build/site; any broken link or anchor is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
+
+$(DOCS): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
+dist-check: $(INSTALLED) ## build wheel and sdist, install the wheel elsewhere, and train with it
+	@.ci/dist-check
 
 clean: ## remove what tools leave behind; .venv and runs stay
 	@rm -rf build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

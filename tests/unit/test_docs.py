@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import torch
 from pydantic import BaseModel
 
 from pages import DOCS, FENCED, PAGES, ROOT, aggregated, load
-from trillium.cli.words import parse
-from trillium.config.experiment import experiment
 from trillium.federation.means import Contribution
 from trillium.report.measures import MEASURES
 
@@ -72,25 +69,6 @@ def test_links_lead_somewhere(page: Path) -> None:
         other = page if not name else (page.parent / name).resolve()
         assert other.exists(), target
         assert not anchor or anchor in anchors(other), target
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_settings_in_commands_exist(page: Path) -> None:
-    """Every `trillium run` with settings, and no recipe, gives a configuration that is accepted."""
-    for language, body in FENCED.findall(page.read_text(encoding="utf-8")):
-        for line in body.splitlines() if language == "sh" else []:
-            words = shlex.split(line, comments=True)
-            if words[:2] != ["trillium", "run"] or page.stem == "extending":
-                continue  # what extending.md sets exists in the tests below
-            options: dict[str, str | None] = {"--model": None, "--data": None}
-            for option in options:
-                if option in words:
-                    at = words.index(option)
-                    options[option] = words[at + 1]
-                    del words[at : at + 2]
-            recipe, tree = parse(words[2:], options["--model"], options["--data"])
-            assert recipe is None
-            experiment(tree)
 
 
 # The examples
