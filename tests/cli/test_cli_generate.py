@@ -90,7 +90,7 @@ def test_what_is_written_is_what_the_exported_model_writes(
     assert trillium(monkeypatch, "generate", str(folder), "w1", *drawn) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("> w1\n")
-    assert "Between client-0 and the server crossed" in shown
+    assert "Bytes between client-0 and the server: " in shown
 
 
 def test_what_cannot_be_written_on_is_refused(
@@ -102,8 +102,8 @@ def test_what_cannot_be_written_on_is_refused(
 ) -> None:
     folder = run(monkeypatch, hub, model, tmp_path / "runs", "framework=split")
     for words, why in (
-        ((), "there is nothing to write on from"),
-        ((" ",), "there is nothing to write on from"),
+        ((), "there is no text to continue"),
+        ((" ",), "there is no text to continue"),
         (("w1", "--max-new-tokens", "63"), "the model has 64 positions"),
     ):
         assert trillium(monkeypatch, "generate", str(folder), *words) == 2

@@ -164,7 +164,7 @@ def test_a_run_whose_model_reads_back_as_another_has_not_finished(
         patched.setattr(
             LanguageModel, "load_state", lambda self, _: moved(self, seed=5), raising=True
         )
-        with pytest.raises(UserError, match="answers otherwise than the one that was trained"):
+        with pytest.raises(UserError, match="does not answer like the trained one"):
             build(config, RunFolder(folder, "run")).run()
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "failed"
@@ -210,7 +210,7 @@ def test_clients_own_models_are_kept(hub: Path, tmp_path: Path, case: str) -> No
     export_run(path, tmp_path / "merged", merge=True, client=own)
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-4)
-    with pytest.raises(UserError, match="models of their own") as caught:
+    with pytest.raises(UserError, match="each client has its own model") as caught:
         evaluate_run(path, {})
     assert own in caught.value.instead
     with pytest.raises(UserError, match="no model of such a client"):

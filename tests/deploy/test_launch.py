@@ -163,7 +163,7 @@ def test_a_certificate_for_another_host_is_named(tmp_path: Path) -> None:
     federation = Federation(
         echo_app.write(tmp_path / "app"), tmp_path / "work", keys=tmp_path / "keys", nodes={}
     )
-    with pytest.raises(UserError, match="does not hold for"), federation:
+    with pytest.raises(UserError, match="does not name the host"), federation:
         pass
     assert not living(tmp_path)
 

@@ -151,13 +151,13 @@ def test_a_very_cautious_adam_steps_like_sgd(hub: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("framework.aggregator=svd", "framework.upload=gradient"), "a gradient is none"),
-        (("framework.aggregator=fedex", "framework.server_optimizer=adam"), "steps along changes"),
+        (("framework.aggregator=svd", "framework.upload=gradient"), "a gradient is not a factor"),
+        (("framework.aggregator=fedex", "framework.server_optimizer=adam"), "needs a change"),
         (("framework.aggregator=stack", "adapter=full"), "factors of LoRA"),
         (("framework.aggregator=svd", "framework.local=[lora_B]"), "both factors"),
         (("framework.aggregator=stack", "framework.download=change"), "start anew"),
         ((SMALL,), "different ranks"),
-        (("tiers={a: {rank: 9}}", "framework.aggregator=svd"), "no more than it has"),
+        (("tiers={a: {rank: 9}}", "framework.aggregator=svd"), "cannot have more than it has"),
         (("tiers={a: {rank: 2}}", "adapter=full"), "no rank"),
         (("tiers={a: {layers: [0]}}", "framework.aggregator=median"), "whole updates"),
         (("tiers={a: {rank: 2}}", "framework=kd"), "only fedllm"),

@@ -230,7 +230,7 @@ def test_what_would_change_is_refused_before_anything_is_loaded(
 
 @pytest.mark.parametrize("word", ["model.dropout=0.001", "adapter.dropout=0.2"])
 def test_dropout_in_front_of_the_cut_is_refused_or_sends_every_batch(hub: Path, word: str) -> None:
-    with pytest.raises(UserError, match="others each time"):
+    with pytest.raises(UserError, match="different each time"):
         cached(hub, word, "framework.cache=true")
     fed = cached(hub, word)
     run_rounds(fed, 1)

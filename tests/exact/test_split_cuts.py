@@ -54,7 +54,7 @@ def test_the_server_runs_the_blocks_that_a_thin_client_lacks(
         (("framework.train=both",), "where these are frozen"),
         (("framework.cache=false",), "where these are frozen"),
         (("framework.cut=1", "tiers.thin.cut=2"), "at most 1"),
-        (("framework.local_rounds=1",), "trained by all"),
+        (("framework.local_rounds=1",), "at all clients"),
         (("framework=kd",), "only split divides"),
     ],
 )
@@ -64,5 +64,5 @@ def test_what_cannot_differ_is_refused(hub: Path, words: tuple[str, ...], why: s
 
 
 def test_dropout_is_refused(hub: Path) -> None:
-    with pytest.raises(UserError, match="others each time"):
+    with pytest.raises(UserError, match="different each time"):
         run_rounds(split(hub, THIN, "model.dropout=0.1"), 1)

@@ -99,7 +99,7 @@ def test_quantities(text: str | int, value: float) -> None:
 
 
 def test_what_is_no_quantity_is_refused() -> None:
-    with pytest.raises(UserError, match="no quantity"):
+    with pytest.raises(UserError, match="not a quantity"):
         quantity("much")
 
 

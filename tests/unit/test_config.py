@@ -218,7 +218,7 @@ def test_a_grid_multiplies_arms_and_words_replace_it() -> None:
     for key, value in (("seeds", ["x"]), ("reach", 1), ("tuning", {"sed": 1})):
         with pytest.raises(UserError, match=key):
             comparison({**tree, key: value}, {})
-    with pytest.raises(UserError, match="would flatter"):
+    with pytest.raises(UserError, match="would look too good"):
         comparison({**tree, "tuning": {"seed": 4, "grid": {}}}, {}).experiments()
 
 

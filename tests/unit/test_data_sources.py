@@ -90,7 +90,7 @@ def test_a_template_joins_columns(tmp_path: Path) -> None:
 
 def test_a_broken_template_is_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", TRAIN)
-    with pytest.raises(UserError, match="it is no template"):
+    with pytest.raises(UserError, match="it is not a template"):
         Files(train=path, text="{text").load("classification", 0)
 
 

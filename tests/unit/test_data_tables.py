@@ -130,7 +130,7 @@ def test_rows_that_a_template_leaves_empty_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 of 2 rows have no value, the first is row 2"):
         load(path, text="{a}{b}")
     assert list(load(path, text="{a}|{b}").train["text"]) == ["1|2", "|"]
-    with pytest.raises(UserError, match="has no formats"):
+    with pytest.raises(UserError, match="without formats"):
         load(path, text="{a:>3}")
 
 
@@ -174,8 +174,8 @@ PACKED = gzip.compress(b"text,label\na,x\n" * 9, mtime=0)
         ("a.parquet", b"", "cannot be read"),
         ("a.csv", b"PAR1 and more", "it is a Parquet file"),
         ("a.csv", b"PK\x03\x04", "a spreadsheet"),
-        ("a.csv.gz", PACKED[:-9], "packed by gzip, and broken"),
-        ("a.jsonl.gz", b"\x1f\x8bnonsense", "packed by gzip, and broken"),
+        ("a.csv.gz", PACKED[:-9], "compressed by gzip, and broken"),
+        ("a.jsonl.gz", b"\x1f\x8bnonsense", "compressed by gzip, and broken"),
         ("a.csv.zst", b"", "names no known format"),
     ],
 )  # fmt: skip

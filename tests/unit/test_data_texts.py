@@ -144,7 +144,7 @@ def test_a_wrong_encoding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no such encoding"):
         Files(train=tmp_path / "a.csv", encoding="latin-99")
     Dataset.from_dict({"text": ["a"], "label": ["x"]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="others say their encoding themselves"):
+    with pytest.raises(UserError, match="other formats name their encoding themselves"):
         load(tmp_path / "a.parquet", encoding="latin-1")
 
 

@@ -79,7 +79,7 @@ ROWS = [
 # Decided by the model, before the first round.
 MODEL = [
     (("training.lr_factors={nosuch: 0}",), "nosuch"),
-    (("training.lr_factors={lora_A: 0, lora_B: 0, head: 0}",), "nothing can learn"),
+    (("training.lr_factors={lora_A: 0, lora_B: 0, head: 0}",), "it freezes everything"),
     (("framework=fedllm", "framework.local=[nosuch]"), "nosuch"),
     (
         (

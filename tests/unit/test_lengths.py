@@ -137,7 +137,7 @@ def test_a_test_set_with_nothing_to_predict_is_refused(
 
 
 def test_no_mean_over_nothing() -> None:
-    with pytest.raises(UserError, match="no measure"):
+    with pytest.raises(UserError, match="nothing can be measured"):
         Classification().evaluate(None, [], None, 8)  # type: ignore[arg-type]
 
 

@@ -128,7 +128,7 @@ def test_tiers_go_on_from_the_adapter_of_the_run_beside_its_base_alone(
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["adapter.init=orthonormal"], "none are drawn"),
+        (["adapter.init=orthonormal"], "no values are drawn"),
         (["model.random_weights=true"], "a change of the weights of its base"),
     ],
 )

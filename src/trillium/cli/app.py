@@ -180,7 +180,7 @@ def main() -> None:
             UserError(
                 str(error.filename),
                 f"it cannot be read or written ({error.strerror})",
-                "Name another place, or give yourself the right to use this one",
+                "Name another place, or change the permissions of this one",
             )
         )
         sys.exit(2)

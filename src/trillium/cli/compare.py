@@ -80,7 +80,7 @@ def compare(
     if sweeps or seeds is not None:
         raise UserError(
             f"--tune with {'--seeds' if seeds is not None else sweeps[0][0]}",
-            "seed and values to choose among stand in the recipe's tuning",
+            "the recipe's tuning has the seed and the values to choose among",
             "Leave it out",
         )
     folder, _ = _run(

@@ -41,7 +41,7 @@ def keys(
     for path in made:
         print(path)
     print(
-        f"{len(made)} files made. ca.key and server.key stay with you; a node gets ca.crt and its"
+        f"{len(made)} files made. Keep ca.key and server.key to yourself. Give each node ca.crt and its"
     )
     print(f"own folder in {folder / 'nodes'}, on a channel that you trust.")
 
@@ -77,7 +77,7 @@ def deploy(
     }
     data = write(config, folder, node, address)
     print(f"{folder} written, for {len(node)} nodes and {len(data.labels)} classes.")
-    print(f"What to do now stands in {folder / 'README.md'}.")
+    print(f"{folder / 'README.md'} has the next steps.")
 
 
 def up(
@@ -115,7 +115,7 @@ def _check_installed() -> None:
     if missing:
         raise UserError(
             "a deployment",
-            f"it needs what is not installed here ({', '.join(missing)})",
+            f"it needs packages that are not installed ({', '.join(missing)})",
             install("deploy"),
         )
 

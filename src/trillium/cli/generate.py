@@ -95,10 +95,10 @@ def _sentence(crossed: Crossed, num_tokens: int) -> str:
         return f"{prefixed(up, 'B')} up, {prefixed(down, 'B')} down"
 
     return (
-        f"Between {crossed.client} and the server crossed, before the first token: "
-        f"{both(crossed.prompt_bytes_up, crossed.prompt_bytes_down)}; for {num_tokens} tokens: "
-        f"{both(crossed.bytes_up, crossed.bytes_down)}, which is for each "
-        f"{both(crossed.bytes_up_per_token, crossed.bytes_down_per_token)}."
+        f"Bytes between {crossed.client} and the server: "
+        f"{both(crossed.prompt_bytes_up, crossed.prompt_bytes_down)} before the first token; "
+        f"{both(crossed.bytes_up, crossed.bytes_down)} for {num_tokens} tokens; "
+        f"{both(crossed.bytes_up_per_token, crossed.bytes_down_per_token)} for each token."
     )
 
 

@@ -138,11 +138,13 @@ def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any], l
     models = [word for word in (*named, model or "") if word and word not in recipes]
     if len(models) > 1:
         raise UserError(
-            " ".join(models), "one model at most can be named so", "Write model.id=one,another"
+            " ".join(models),
+            "at most one model can be named like this",
+            "Write model.id=one,another",
         )
     if len(recipes) > 1:
         raise UserError(
-            " ".join(recipes), "one recipe at most can be planned", "Write settings as key=value"
+            " ".join(recipes), "at most one recipe can be planned", "Write settings as key=value"
         )
     recipe: Tree = read_yaml(found_recipe(recipes[0])) if recipes else {}
     of_recipe = grid(recipe.get("grid") or {})

@@ -71,7 +71,7 @@ class Log:
             known = [level.lower() for level in LEVELS]
             raise UserError(
                 f"{LEVEL}={os.environ[LEVEL]}",
-                "the environment names no level of logging",
+                "the environment variable names no level of logging",
                 suggest(name.lower(), known),
             )
         return int(getattr(logging, name))
@@ -84,7 +84,7 @@ def _file(path: Path) -> logging.Handler:
         raise UserError(
             f"--log-file {path}",
             f"it cannot be written ({error.strerror})",
-            "Name a file in a folder that is there, and that you may write to",
+            "Name a file in an existing folder that you may write to",
         ) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return handler

@@ -64,7 +64,7 @@ def parse(words: list[str] | None, model: str | None, data: str | None) -> tuple
     recipes = [word for word in words or [] if "=" not in word]
     if len(recipes) > 1:
         raise UserError(
-            " ".join(recipes), "one recipe at most can be run", "Write settings as key=value"
+            " ".join(recipes), "at most one recipe can be run", "Write settings as key=value"
         )
     tree: Tree = {}
     if model is not None:
@@ -114,7 +114,7 @@ def seeds_of(text: str | None) -> list[int] | None:
         ) from error
     seeds = list(range(numbers[0])) if "," not in text else numbers
     if not seeds or min(seeds) < 0:
-        raise UserError(f"--seeds {text}", "that is no seed at all", "Write 1 or more")
+        raise UserError(f"--seeds {text}", "it names no seed", "Write 1 or more")
     return seeds
 
 
@@ -122,7 +122,7 @@ def shares(text: str | None) -> list[float]:
     """Return the shares that a list of per cents names.
 
     Raises:
-        UserError: it is no list of per cents.
+        UserError: it is not a list of per cents.
     """
     try:
         found = [float(word.strip(" %")) / 100 for word in text.split(",")] if text else []

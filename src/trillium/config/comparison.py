@@ -76,7 +76,7 @@ class CompareConfig(BaseModel):
         if self.tuning is not None and self.tuning.seed in wanted:
             raise UserError(
                 f"seed {self.tuning.seed}",
-                "settings are chosen with it (tuning.seed), so its figures would flatter them",
+                "settings are chosen with this seed (tuning.seed), so its figures would look too good",
                 "Report other seeds: --seeds 0,1,2",
             )
         trees = acting_arms(
@@ -249,7 +249,7 @@ def _mapping(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """
     found = tree.get(key) or {}
     if not isinstance(found, Mapping):
-        raise UserError(f"{key}={found!r}", "it is no mapping", f"Write {key}: {{name: …}}")
+        raise UserError(f"{key}={found!r}", "it is not a mapping", f"Write {key}: {{name: …}}")
     return found
 
 
@@ -291,5 +291,5 @@ def _checked(tree: Mapping[str, Any]) -> CompareConfig:
         raise UserError(
             f"{where}={first['input']!r}",
             first["msg"][0].lower() + first["msg"][1:],
-            "docs/compare.md says what stands there",
+            "docs/compare.md says what may be written there",
         ) from error

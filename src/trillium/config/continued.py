@@ -118,7 +118,7 @@ def _base(folder: Path, base: str) -> str:
             f"it is an adapter, and its base model is not at {base}"
             if base
             else "it is an adapter that does not name its base model",
-            f"Write model.id=BASE, where the base is now, with adapter.from={folder}",
+            f"Write model.id=BASE, the place where the base is now, with adapter.from={folder}",
         )
     return base
 
@@ -134,7 +134,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if kind != "LORA":
         raise UserError(
             str(folder),
-            f"it is a PEFT adapter of the kind {kind}, and training goes on from LoRA alone",
+            f"it is a PEFT adapter of the kind {kind}, and training goes on from LoRA only",
             "Merge it into its base, and name that as the model",
         )
     more = [name for name in UNKNOWN if found.get(name)]

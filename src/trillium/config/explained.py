@@ -42,14 +42,14 @@ ALIASES: Final = {
 }
 # What pydantic calls a value of the wrong form: why it cannot be, and what to write.
 FORMS: Final = {
-    "int": ("it is no whole number", "Write a whole number"),
-    "float": ("it is no number", "Write a number"),
-    "finite": ("it is no number", "Write a number"),
+    "int": ("it is not a whole number", "Write a whole number"),
+    "float": ("it is not a number", "Write a number"),
+    "finite": ("it is not a number", "Write a number"),
     "bool": ("it is neither true nor false", "Write true or false"),
-    "string": ("it is no text", "Write a text; quotes make one of a number"),
-    "path": ("it is no path", "Write the path of a file"),
-    "tuple": ("it is no list", "Write [one, another]"),
-    "list": ("it is no list", "Write [one, another]"),
+    "string": ("it is not a text", "Write a text; quotes make one of a number"),
+    "path": ("it is not a path", "Write the path of a file"),
+    "tuple": ("it is not a list", "Write [one, another]"),
+    "list": ("it is not a list", "Write [one, another]"),
 }
 BOUNDS: Final = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 DEPTH: Final = 4  # levels of settings that are looked through for a key
@@ -116,7 +116,7 @@ def _why(found: Any, where: str, value: object) -> tuple[str, str]:
         if kind.startswith(form):
             return said
     text = str(found["msg"]).removeprefix("Value error, ").replace("Input should", "it should")
-    return text[0].lower() + text[1:], "docs/configuration.md says what stands there"
+    return text[0].lower() + text[1:], "docs/configuration.md says what may be written there"
 
 
 def _section(where: str, value: object) -> str:

@@ -183,7 +183,7 @@ def load_data(
     if task == "classification" and 2 < len(raw.train) == len(set(raw.train["label"])):
         raise UserError(
             f"{len(raw.train)} training rows, each of a class of its own",
-            "nothing that is learnt of one row helps with another",
+            "nothing that is learnt from one row helps with another",
             "Name the column that holds the class with data.source.label; numbers to predict are no "
             "classes",
         )

@@ -44,6 +44,6 @@ def _table(source: Source) -> Table:
         return source.held_out()
     raise UserError(
         f"data.source={source.name}",
-        "it makes rows, and what is asked for are rows of your own",
+        "it generates rows, but rows of your own are needed here",
         "Name a file or dataset with --data, or leave the setting out",
     )

@@ -175,7 +175,7 @@ def answers(address: str, authority: Path) -> bool:
             host = address.rpartition(":")[0]
             raise UserError(
                 str(authority.with_name("server.crt")),
-                f"it does not hold for {host} ({error.reason.verify_message})",
+                f"it does not name the host {host} ({error.reason.verify_message})",
                 f"Make keys for the host {host}",
             ) from error
         return False

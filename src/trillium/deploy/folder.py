@@ -104,7 +104,7 @@ def write_app(
 def check_absent(target: Path) -> None:
     """Check that a folder may be written: it is missing or empty."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(str(target), "it is there already, and not empty", "Name a new folder")
+        raise UserError(str(target), "it exists already, and is not empty", "Name a new folder")
 
 
 def check_names(names: Sequence[str]) -> None:

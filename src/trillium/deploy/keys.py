@@ -70,7 +70,7 @@ def make_authority(folder: Path) -> list[Path]:
     if orphans and not (folder / "ca.crt").exists():
         raise UserError(
             str(folder),
-            f"its {' and '.join(orphans)} come from an authority that is not there",
+            f"its {' and '.join(orphans)} come from an authority that is missing",
             "Restore ca.crt and ca.key, or name an empty folder to make everything anew",
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -147,7 +147,7 @@ def _folder(config: ExperimentConfig, settings: Settings) -> RunFolder:
     raise UserError(
         "resume=true",
         f"{parent} holds no unfinished run of this recipe",
-        "Leave it out to begin anew; a run is gone on with the recipe that it was begun with",
+        "Leave it out to start a new run; to resume one, use the recipe that it was started with",
     )
 
 

@@ -65,7 +65,7 @@ def run_arm(
         written = path / "config.yaml"
         if written.is_file() and not is_of(path, located(config).tree()):
             raise UserError(
-                str(path), "it holds a run of other settings", "Remove it, and it is made anew"
+                str(path), "it holds a run with other settings", "Remove it, and it is run again"
             )
         run_folder = RunFolder.reopen(path)
     if progress is None:

@@ -110,6 +110,6 @@ def check_measured(config: ExperimentConfig, clients: Sequence[Client]) -> None:
         if given:
             raise UserError(
                 f"evaluation.{name}={getattr(evaluation, name)} with framework={config.framework.name}",
-                "it is about the clients' own models, and these are measured in a simulation alone",
+                "it concerns the clients' own models, and only a simulation measures these",
                 "Leave it out",
             )

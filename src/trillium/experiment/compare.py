@@ -120,7 +120,7 @@ def stopped(folder: Path) -> dict[Key, ExperimentConfig]:
     if not (folder / "config.yaml").is_file():
         raise UserError(
             str(folder),
-            "this run was stopped before it had begun",
+            "this run was stopped before it began",
             "Start it anew; nothing is lost",
         )
     config = experiment(read_yaml(folder / "config.yaml"))

@@ -44,7 +44,7 @@ def check_tiers(config: ExperimentConfig, clients: Collection[str]) -> None:
         if id(tier) not in found:
             raise UserError(
                 f"tiers.{label}.clients={list(tier.clients)}",
-                "it matches no client that is not in a tier before it",
+                "every client that it matches is in an earlier tier, or there is none",
                 f"The clients are {', '.join(sorted(clients)[:10])}{' …' * (len(clients) > 10)}",
             )
 
@@ -67,7 +67,7 @@ def check_names(config: ExperimentConfig, names: Collection[str]) -> None:
     if names and not config.training.trained(names):
         raise UserError(
             f"training.lr_factors={factors}",
-            "all that would train is frozen by it, so nothing can learn",
+            "it freezes everything that would train",
             "Leave a factor above 0",
         )
 

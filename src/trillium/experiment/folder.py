@@ -154,7 +154,7 @@ class RunFolder:
             if size < wanted:
                 raise UserError(
                     str(path),
-                    f"it has {size} bytes, and had {wanted} when the checkpoint was written",
+                    f"it has {size} bytes, but had {wanted} when the checkpoint was written",
                     "Put the file back, or start the run anew",
                 )
             if size > wanted:

@@ -53,10 +53,10 @@ class Generated:
 def generate_run(
     folder: Path, prompts: Sequence[str], writing: Writing, client: str | None = None
 ) -> Generated:
-    """Let the model of a run, or that of a client, write on from prompts, all as one batch.
+    """Let the model of a run, or that of a client, continue prompts, all as one batch.
 
     Raises:
-        UserError: the folder holds no such language model, or a prompt cannot be written on.
+        UserError: the folder holds no such language model, or a prompt is empty.
     """
     find_model(folder, client)
     config = run_config(folder)
@@ -89,12 +89,12 @@ def _tokens(
 ) -> list[list[int]]:
     """Return prompts as tokens, after a look at whether there is anything, and room behind it."""
     if not prompts:
-        raise UserError("no prompt", "there is nothing to write on from", "Write a text, in quotes")
+        raise UserError("no prompt", "there is no text to continue", "Give a prompt, in quotes")
     found = []
     for prompt in prompts:
         if not prompt.strip():
             raise UserError(
-                f"the prompt {prompt!r}", "there is nothing to write on from", "Write some words"
+                f"the prompt {prompt!r}", "there is no text to continue", "Write some words"
             )
         found.append(task.prompt_tokens(prompt, model.tokenizer, chat=chat))
     check_room(model, found, writing.max_new_tokens)

@@ -72,13 +72,13 @@ def find_model(folder: Path, client: str | None) -> Path:
     if client is not None and place_of(folder, None).is_dir():
         raise UserError(
             f"--client {client}",
-            "this run ships the server's model, and keeps none of the clients'",
+            "this run keeps the server's model, and none of the clients'",
             "Leave --client out",
         )
     if owners:
         raise UserError(
             str(folder),
-            "its clients have models of their own, and there is none of all",
+            "each client has its own model, and there is no common one",
             f"Write --client with one of: {names}",
         )
     raise UserError(str(folder), *_why_not(folder))

@@ -73,7 +73,7 @@ class Texts:
                 if room[-1] <= 0:
                     raise UserError(
                         f"adapter={own.adapter.name} with {virtual} virtual tokens",
-                        f"the model has {bound} positions, so nearly nothing of a text has room behind",
+                        f"the model has {bound} positions, so almost no position is left for text",
                         "Write fewer tokens for the adapter",
                     )
         self.config = self.config.with_length(min(needed(lengths), *room))

@@ -138,7 +138,7 @@ def export_run(folder: Path, to: Path, *, merge: bool, client: str | None = None
     elif config.model.random_weights and config.adapter.freezes:
         raise UserError(
             f"{folder} with model.random_weights=true",
-            "an adapter is of use beside its base model, whose weights no checkpoint holds",
+            "an adapter needs its base model, and no checkpoint holds the weights of this one",
             "Export with --merge",
         )
     else:
@@ -158,8 +158,8 @@ def refuse_others(changes: Tree, known: tuple[str, ...], verb: str) -> None:
         if not any(path == key or path.startswith(f"{key}.") for key in known):
             raise UserError(
                 f"{path} with trillium {verb}",
-                "the run was made with its own settings, and this one has no effect on it now",
-                f"Leave it out; what may be given is {', '.join(known)}",
+                "the run has its own settings, and this one has no effect on it any more",
+                f"Leave it out; these may be given: {', '.join(known)}",
             )
 
 

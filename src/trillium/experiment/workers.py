@@ -108,7 +108,7 @@ def _died(path: Path, code: int | None) -> str:
         UserError(
             str(path),
             f"its process has died (exit code {code}); the system may have been out of memory",
-            "Take fewer --workers, and go on with `trillium resume`",
+            "Use fewer --workers, and continue with `trillium resume`",
         )
     )
     if (path / "status.json").is_file():

@@ -75,7 +75,7 @@ def _write(
     if "messages" in data.test.column_names:
         raise UserError(
             f"data.public={public.name} with rows in the chat form",
-            "it writes prompts and completions, which are no turns of a chat",
+            "it writes prompts and completions, and not turns of a chat",
             "Write data.public=rows, or name the columns prompt and completion",
         )
     taken = {key for rows in (data.test, *data.clients.values()) for key in row_keys(rows)}
@@ -93,7 +93,7 @@ def _write(
         f"data.public={public.name} with data.public_size={size}",
         f"of {count} texts only {len(found)} are neither blank, nor written twice, nor test or "
         "training rows",
-        f"Write data.public_size={len(found)} or less, or let texts be longer and of more kinds",
+        f"Write data.public_size={len(found)} or less, or let texts be longer and more varied",
     )
 
 

@@ -89,7 +89,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         if config.has_other_models and not self.mixes_models:
             raise UserError(
                 f"server or tiers with model or adapter under framework={self.name}",
-                "it exchanges parameters or activations, which have a meaning in one model only",
+                "it exchanges parameters or activations, which are meaningful in one model only",
                 "Leave model and adapter out there, or write framework=kd",
             )
         if self.needs_public and config.public_size == 0:

@@ -90,7 +90,7 @@ class FedKSeed(Framework, name="fedkseed"):
         if training.schedule != "constant":
             raise UserError(
                 f"training.schedule={training.schedule} with framework=fedkseed",
-                "steps are summed over rounds and clients, which forgets when they were taken",
+                "steps are summed over rounds and clients, so it is not known when they were taken",
                 "Write training.schedule=constant",
             )
         factors = {name: f for name, f in training.lr_factors.items() if f not in (0.0, 1.0)}

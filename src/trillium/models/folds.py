@@ -136,7 +136,7 @@ def room_for_wide(folder: Path, factors: Sequence[Factors], device: torch.device
     with safe_open(file, "pt") as saved:
         for name in (name for layer in factors for name in (layer.a, layer.b)):
             key = name.replace(".default", "")  # of the factors of embeddings it is the end
-            if key in saved.keys():  # noqa: SIM118 - it is no mapping
+            if key in saved.keys():  # noqa: SIM118 - it is not a mapping
                 found = saved.get_tensor(key)
                 state[name] = nn.Parameter(torch.empty_like(found, device=device))
     return state

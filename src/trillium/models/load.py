@@ -186,7 +186,7 @@ class LanguageModel:
         if difference := differs(found, expected, half=is_half(self.module)):
             raise UserError(
                 str(folder),
-                f"the model there answers otherwise than the one that was trained, its logits are off "
+                f"the saved model does not answer like the trained one: its logits differ "
                 f"by {difference:.1e} of their size",
                 "Please report it",
             )

@@ -86,7 +86,7 @@ class Onward:
         if unknown:
             raise UserError(
                 f"adapter.from={self.source}",
-                f"it has values that have no place here, such as {unknown[0]}",
+                f"it has values for which there is no place here, such as {unknown[0]}",
                 "Give an adapter of this base model and task",
             )
 

@@ -57,7 +57,7 @@ def constraints(words: Sequence[str]) -> list[Constraint]:
         if not equals or name not in MEASURES:
             raise UserError(
                 f"--constraint {word}",
-                "a constraint is a measure and the most that it may be",
+                "a constraint is a measure and its upper limit",
                 suggest(name, MEASURES) + ", as in client_memory=8GB",
             )
         found.append(Constraint(name, float(quantity(text))))

@@ -33,7 +33,9 @@ def quantity(value: Any) -> Any:
     prefix = found.group(2).lower() if found else ""
     if found is None or prefix not in _PREFIXES | _BINARY:
         raise UserError(
-            repr(value), "it is no quantity", "Write a number with its unit: 4GB, 10Mbit, 2TFLOPS"
+            repr(value),
+            "it is not a quantity",
+            "Write a number with its unit: 4GB, 10Mbit, 2TFLOPS",
         )
     return float(found.group(1)) * (_PREFIXES | _BINARY)[prefix]
 

@@ -28,13 +28,13 @@ def planning_of(told: Mapping[str, Any]) -> Planning:
         if first["type"] == "extra_forbidden":
             raise UserError(
                 f"{where}={first['input']!r}",
-                f"a plan is told nothing of that name there ({first['loc'][-1]!r})",
+                f"a plan has no setting of that name there ({first['loc'][-1]!r})",
                 suggest(str(first["loc"][-1]), _keys_beside(first["loc"])),
             ) from error
         raise UserError(
             f"{where}={first['input']!r}",
             first["msg"][0].lower() + first["msg"][1:],
-            "See docs/plan.md for what a plan is told",
+            "docs/plan.md lists what can be set",
         ) from error
 
 

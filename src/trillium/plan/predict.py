@@ -151,8 +151,8 @@ def _check(config: ExperimentConfig) -> None:
     if config.model.quantize != "none":
         raise UserError(
             f"a plan for model.quantize={config.model.quantize}",
-            "what a quantised base takes is not planned yet",
-            "Write model.quantize=none to see what it would take without",
+            "the memory of a quantised base cannot be planned yet",
+            "Write model.quantize=none to plan it without",
         )
 
 

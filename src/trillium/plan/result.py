@@ -65,7 +65,7 @@ def _check_trained(config: ExperimentConfig, side: Side, texts: Texts, models: M
         raise UserError(
             f"a plan where {', '.join(sorted(differ)[:3])} train or do not",
             "the checkpoint lacks weights, which train beside the adapter",
-            "The ledger of the run says what it takes",
+            "The ledger of the run has the figures",
         )
 
 

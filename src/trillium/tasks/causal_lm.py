@@ -114,7 +114,7 @@ class CausalLM(Task, name="causal_lm"):
         if not count:
             raise UserError(
                 f"{len(examples)} held-out examples",
-                "none has a supervised token, and a mean over nothing is no measure",
+                "none has a supervised token, so nothing can be measured",
                 "Look at the columns that are named, or write a longer training.max_length",
             )
         mean = loss / count

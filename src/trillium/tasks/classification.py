@@ -87,7 +87,7 @@ class Classification(Task, name="classification"):
         """Return accuracy, macro F1 and loss."""
         if not examples:
             raise UserError(
-                "no held-out examples", "a mean over nothing is no measure", "Give some test rows"
+                "no held-out examples", "nothing can be measured", "Give some test rows"
             )
         device = next(module.parameters()).device
         loss, predicted, expected = 0.0, [], []

@@ -88,7 +88,7 @@ class Wire(BaseModel):
             if isinstance(codec, RowCodec):
                 raise UserError(
                     f"codec {codec.name} after {for_logits[0].name}",
-                    "it reads distributions over classes, not what a codec has made of them",
+                    "it reads distributions over classes, not the output of another codec",
                     f"Write {codec.name} first, and one codec of rows alone",
                 )
         return stack

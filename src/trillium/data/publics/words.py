@@ -40,7 +40,7 @@ class Words(Public, name="words"):
         if self.shortest > self.longest:
             raise UserError(
                 f"shortest: {self.shortest} with longest: {self.longest}",
-                "no text is as long as the one and as short as the other",
+                "no length is at least shortest and at most longest",
                 "Write a longest of at least shortest",
             )
         return self

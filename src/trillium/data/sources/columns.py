@@ -240,7 +240,7 @@ def _check_whole(rows: Table) -> None:
         if name in rows.names and any(value is not None for value in rows.column(name, name)):
             raise UserError(
                 f"column {name} in {rows.origin}",
-                "what stands there is part of the chats, and would be left out",
+                "it is part of the chats, and would be left out",
                 "Write it as turns of messages; or name the columns to be read, with "
                 "data.source.messages, or data.source.prompt and completion",
             )
@@ -255,13 +255,13 @@ def _filled(rows: Table, field: str, pattern: str) -> list[str]:
         parts = list(Formatter().parse(pattern))
     except ValueError as error:
         raise UserError(
-            f"{field}: {pattern}", f"it is no template, {error}", 'Write "{column} {column}"'
+            f"{field}: {pattern}", f"it is not a template, {error}", 'Write "{column} {column}"'
         ) from error
     if any(spec or conversion for _, _, spec, conversion in parts):
         raise UserError(
             f"{field}: {pattern}",
-            "a template names columns, and has no formats",
-            'Write "{column} {column}", and braces that stand for themselves twice',
+            "a template names columns, without formats",
+            'Write "{column} {column}", and double braces that are text',
         )
     values: dict[str, list[str]] = {}
     for _, name, _, _ in parts:

@@ -40,7 +40,7 @@ def read_bytes(path: Path) -> bytes:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"file {path}", f"it is packed by gzip, and broken: {error}", "Pack it again"
+            f"file {path}", f"it is compressed by gzip, and broken: {error}", "Compress it again"
         ) from error
 
 
@@ -54,7 +54,7 @@ def read_text(path: Path, encoding: str | None) -> str:
     for magic, what in _OTHERS.items():
         if data.startswith(magic):
             raise UserError(
-                f"file {path}", f"it is {what}, and no text", "Correct the suffix, or unpack it"
+                f"file {path}", f"it is {what}, and not text", "Correct the suffix, or unpack it"
             )
     try:
         text = data.decode(encoding or "utf-8")
@@ -73,7 +73,7 @@ def read_text(path: Path, encoding: str | None) -> str:
             raise UserError(
                 f"file {path}, line {line}",
                 f"it is UTF-8 but for {wrong} bytes",
-                "Correct these; no other encoding would read the rest",
+                "Correct them; no other encoding would read the rest",
             ) from error
         raise UserError(
             f"file {path}, line {line}",

@@ -42,7 +42,7 @@ class Files(Columns, Source, name="files"):
         if self.encoding is not None and not any(_suffix(path) in _TEXTS for path in paths):
             raise UserError(
                 f"encoding: {self.encoding}",
-                "no csv or JSON file is read, and others say their encoding themselves",
+                "no csv or JSON file is read, and other formats name their encoding themselves",
                 "Leave it out",
             )
         test = None if self.test is None else read_table(self.test, self.encoding)
@@ -247,7 +247,7 @@ def _read_saved(path: Path) -> Table:
         below = sorted(found.parent.name for found in path.glob("*/state.json"))
         raise UserError(
             f"folder {path}",
-            "it is no file, and no single split that Dataset.save_to_disk wrote",
+            "it is neither a file nor a single split that Dataset.save_to_disk wrote",
             f"Name one of its splits: {', '.join(str(path / name) for name in below)}"
             if below
             else "Name a file, or give a folder in the hub's format with data.source=hub",

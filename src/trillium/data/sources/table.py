@@ -101,7 +101,7 @@ def no_text(value: object) -> str:
     if isinstance(value, str):
         return "the text holds half of a surrogate pair, which no encoding can write"
     if isinstance(value, bytes):
-        return "these are bytes, whose encoding nothing says, and not text"
+        return "these are bytes of an unknown encoding, and not text"
     return f"a text is wanted, and this is of type {type(value).__name__}; numbers go in quotes"
 
 

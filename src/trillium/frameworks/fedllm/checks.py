@@ -37,13 +37,13 @@ def _check_aggregator(framework: FedLLMSettings, config: Setting) -> None:
     if rule.reads == "state" and framework.upload == "gradient":
         raise UserError(
             f"{given} with framework.upload=gradient",
-            "it works on the factors that clients reached, and a gradient is none",
+            "it works on the factors that clients have trained, and a gradient is not a factor",
             "Write framework.upload=update",
         )
     if rule.reads == "state" and framework.server_optimizer is not None:
         raise UserError(
             f"{given} with framework.server_optimizer={framework.server_optimizer.name}",
-            "its result is the new state; an optimiser steps along changes",
+            "its result is the new state, and an optimiser needs a change",
             "Leave framework.server_optimizer out, or write framework.aggregator=mean",
         )
     if rule.reads == "state" and not isinstance(config.adapter, Lora):
@@ -56,7 +56,7 @@ def _check_aggregator(framework: FedLLMSettings, config: Setting) -> None:
         raise UserError(
             f"{given} with framework.local={list(framework.local)}",
             "it needs both factors of every client",
-            "Write framework.aggregator=mean, with which one factor can stay with the clients",
+            "Write framework.aggregator=mean, which allows one factor to stay with the clients",
         )
     if rule.folds and config.model.quantize != "none":
         raise UserError(
@@ -70,7 +70,7 @@ def _check_aggregator(framework: FedLLMSettings, config: Setting) -> None:
         raise UserError(
             f"{given} with {cohort} clients in a round",
             f"it needs at least {rule.min_clients}",
-            f"Ask {rule.min_clients} clients or more, or let the rule withstand fewer faulty ones",
+            f"Ask {rule.min_clients} clients or more, or set the rule to withstand fewer faulty ones",
         )
     if rule.restarts and framework.download.name != "state":
         raise UserError(
@@ -88,7 +88,7 @@ def _check_aggregator(framework: FedLLMSettings, config: Setting) -> None:
     if rule.reads == "state" and isinstance(config.adapter, Lora) and config.adapter.dora:
         raise UserError(
             f"{given} with adapter.dora=true",
-            "DoRA's change is not the product of its factors, so their exact product is of no use",
+            "DoRA's change is not the product of its factors, so their exact product is useless",
             "Write adapter.dora=false, or framework.aggregator=mean",
         )
 
@@ -107,7 +107,7 @@ def _check_tiers(framework: FedLLMSettings, config: Setting) -> None:
             if tier.rank > config.adapter.r:
                 raise UserError(
                     f"{given} with adapter.r={config.adapter.r}",
-                    "clients hold the first components of the server's adapter, so no more than it has",
+                    "clients hold components of the server's adapter, and cannot have more than it has",
                     f"Write adapter.r={tier.rank} or more",
                 )
             if not rule.mixes_ranks and tier.rank != config.adapter.r:
@@ -138,13 +138,13 @@ def _check_codecs(framework: FedLLMSettings, config: Setting) -> None:
                 raise UserError(
                     f"{where}.up: {codec.name} with framework.feedback={framework.feedback}",
                     "its error can be larger than the tensor, so what is carried over would grow",
-                    "Write framework.feedback=0, or a biased form of it: rounding=nearest",
+                    "Write framework.feedback=0, or use its biased form: rounding=nearest",
                 )
         for codec in (c for c in wire.down if c.expands and "parameters" in c.kinds):
             raise UserError(
                 f"{where}.down: {codec.name}",
                 "its error can be larger than the tensor, and the next download carries it over",
-                "Write a biased form of it: rounding=nearest",
+                "Use its biased form: rounding=nearest",
             )
 
 
@@ -175,7 +175,7 @@ def check_shares(framework: FedLLMSettings, server: Server) -> None:
         if not found.trained:
             raise UserError(
                 given if tier.layers is not None else f"framework.mask={framework.mask.name}",
-                "of what trains these clients hold nothing, so they could not learn",
+                "these clients hold nothing that trains, so they could not learn",
                 "Name layers that have an adapter, or leave training.lr_factors=0 out",
             )
 

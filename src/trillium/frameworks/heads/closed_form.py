@@ -92,7 +92,7 @@ class ClosedForm(Head):
         if config.task.peft_task != "SEQ_CLS":
             raise UserError(
                 f"head={self.name} with task={config.task.name}",
-                "there is a closed form for the head of a classification alone",
+                "only the head of a classifier has a closed form",
                 "Write head=random",
             )
 
@@ -299,7 +299,7 @@ def _crossed(fleet: Fleet, clients: Sequence[str], head: Tensors) -> Tensors:
             if any(not torch.equal(found[name], head[name]) for name in head):
                 raise UserError(
                     f"the codecs of wire.down for snapshot, {[c.name for c in wire.down]}",
-                    "they change the head anew on each way, so that sides would start differently",
+                    "they would change the head on its way, so that the sides start differently",
                     "Leave snapshot out of their kinds, or cast it to float16",
                 )
     return head

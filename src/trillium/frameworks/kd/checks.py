@@ -29,7 +29,7 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
     if size is not None and size > config.public_size:
         raise UserError(
             f"framework.public_per_round={size} with data.public_size={config.public_size}",
-            "a round cannot be about more examples than there are",
+            "a round cannot use more examples than there are",
             f"Write at most {config.public_size}, or raise data.public_size",
         )
     for where, wire in config.wires().items():
@@ -37,7 +37,7 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
         if up.unbiased and framework.temperature != 1:
             raise UserError(
                 f"{where}.up: {up.name} with framework.temperature={framework.temperature}",
-                "the shares of what was drawn are right on average; softened shares are not",
+                "the shares of a sample are right on average, but softened shares are not",
                 "Write framework.temperature=1, or the codec top_classes",
             )
         if framework.cache_rounds > 1 and isinstance(down, TopClasses) and _has_budget(down):
@@ -45,7 +45,7 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
                 f"{where}.down: {down.name} with a budget and framework.cache_rounds="
                 f"{framework.cache_rounds}",
                 "labels of several rounds are used together, and would be of different lengths",
-                "Write a fixed k for what goes down, or framework.cache_rounds=1",
+                "Write a fixed k for wire.down, or framework.cache_rounds=1",
             )
 
 

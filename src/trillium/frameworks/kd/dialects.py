@@ -38,7 +38,7 @@ def describe_dialects(server: Server) -> None:
         told.append(dialect)
         found = _align(dialect, spoken(server), range(len(server.public)))
         log.info(
-            "%s and others speak another dialect; of theirs, %s; on the public set, %s",
+            "%s and others have another tokenizer: %s; on the public set, %s",
             client,
             _vocabularies(dialect, spoken(server)).map().account,
             found,

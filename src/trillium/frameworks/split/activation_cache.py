@@ -263,7 +263,7 @@ def _open(folder: Path | None, end: int) -> BinaryIO:
     if path.stat().st_size < end:
         raise UserError(
             str(path),
-            f"it has {path.stat().st_size} bytes, and had {end} when the checkpoint was written",
+            f"it has {path.stat().st_size} bytes, but had {end} when the checkpoint was written",
             "Put the file back, or start the run anew",
         )
     os.truncate(path, end)

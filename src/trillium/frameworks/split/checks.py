@@ -52,7 +52,7 @@ def no_steps(label: str) -> UserError:
     """Return why clients take no steps of their own on activations that the server keeps."""
     return UserError(
         f"tiers.{label}.local_steps with activations that are sent once",
-        "the server trains on those of all clients in common, as long as training says",
+        "the server trains on the activations of all clients together, for as long as training says",
         "Write training.local_steps, or framework.mode=splitfed_v2, where clients take turns",
     )
 
@@ -62,7 +62,7 @@ def check_staleness(framework: SplitSettings, sends_once: bool) -> None:
     if sends_once:
         raise UserError(
             f"framework.staleness={framework.staleness} with activations that are sent once",
-            "the server takes batches from what it keeps, and waits for none of a client",
+            "the server takes batches from what it keeps, and waits for no client",
             "Leave framework.staleness out, or write framework.cache=false",
         )
 
@@ -86,7 +86,7 @@ def once_and_random(given: str) -> UserError:
     """Return why random activations are not sent once."""
     return UserError(
         f"{given} with activations that are sent once",
-        "the activations of a sample would be others each time",
+        "the activations of a sample would be different each time",
         "Write model.dropout=0 and adapter.dropout=0, or leave framework.cache, "
         "framework.local_rounds and the cuts of tiers out",
     )
@@ -124,7 +124,7 @@ def _check_cut(framework: SplitSettings, label: str, cut: int) -> None:
         raise UserError(
             f"tiers.{label}.cut={cut} with framework.cut={framework.cut}, "
             f"local_rounds={framework.local_rounds}",
-            "what is behind framework.cut trains at the server, what is in front is trained by all",
+            "the blocks behind framework.cut train at the server, those in front of it at all clients",
             f"Write a cut of at most {framework.cut}, and framework.local_rounds=0",
         )
 
@@ -151,7 +151,7 @@ def _check_delta(framework: SplitSettings, delta: Delta, config: Setting) -> Non
     if framework.defence.name != "none":
         raise UserError(
             f"framework.delta with framework.defence={framework.defence.name}",
-            "a defence alters the same activations otherwise each time",
+            "a defence alters the same activations differently each time",
             "Leave one of them out",
         )
     if framework.train == "server":

@@ -75,8 +75,8 @@ class SplitSettings(Framework):
         if value == "auto":
             raise UserError(
                 "framework.cut=auto",
-                "a run has a number of blocks at the clients",
-                "Let `trillium plan` propose one: it knows what clients can bear",
+                "a run needs a number of blocks for the clients",
+                "Let `trillium plan` propose one that the clients can bear",
             )
         return value
 
@@ -86,7 +86,7 @@ class SplitSettings(Framework):
             raise UserError(
                 f"tail={self.tail}",
                 "two_part gives the client no last part",
-                "Write shape=u beside it",
+                "Write shape=u, too",
             )
         return self
 

@@ -59,7 +59,7 @@ class Lora(Adapter, name="lora"):
         if self.from_ is not None and self.init != "default":
             raise UserError(
                 f"init={self.init} with from={self.from_}",
-                "training goes on from the values of that adapter, and none are drawn",
+                "training goes on from the values of that adapter, so no values are drawn",
                 "Leave one of the two out",
             )
         return self
