@@ -36,6 +36,9 @@ OPENING = """\
 
 <!-- Written by docs/generate_configuration.py. Edit the docstrings in src/, then run it. -->
 
+After this page you can look up every setting, its type and its default, and write it in a recipe
+or on the command line.
+
 An experiment is one tree of keys. What you do not write keeps its default. There are three ways to
 write a key, and they can be mixed; later ones win:
 
@@ -46,7 +49,7 @@ write a key, and they can be mixed; later ones win:
 3. the short options `--model ID_OR_FOLDER` and `--data PATH_OR_HUB_ID`.
 
 A recipe for `trillium compare` has one more key, `arms`: a label for each arm, and under it the keys
-that this arm changes. What stands beside `arms` holds for all of them:
+that this arm changes. What is beside `arms` holds for all of them:
 
 ```yaml
 rounds: 5
@@ -68,16 +71,16 @@ Naming another component replaces the whole one, options included. Lists are wri
 `wire.up=[int8]`, or `'wire.up=[{name: cast, dtype: float16}]'` with its options. `null` switches off
 what can be switched off: `training.max_grad_norm=null`. `LABEL` in a key is a label of your own.
 
-A key that is set acts, or is refused with what to write instead: tables say under which frameworks, as
-they are by default, a key has no effect. In a comparison an arm goes without what acts nowhere in it,
-as long as it acts in another one.
+A key that is set has an effect, or is refused with what to write instead. The tables say under which
+frameworks, with their defaults, a key has no effect. In a comparison, an arm ignores a key that has no
+effect in it, as long as the key has one in another arm.
 
 Unknown keys, unknown names and values out of range are refused before anything is loaded. The tree
-of a run, with every default filled in, is written to `config.yaml` in its run folder, and runs again
-as a recipe.
+of a run, with every default filled in, is written to `config.yaml` in its run folder, and can be run
+again as a recipe.
 
-Where a deployment finds its machines and files is not in this tree, so that the same recipe runs in one
-process and on many machines: [deploy.md](deploy.md#a-run) says where that stands.
+The machines and files of a deployment are not in this tree, so that the same recipe runs in one
+process and on many machines: [deploy.md](deploy.md#a-run) says where they are set.
 """
 
 

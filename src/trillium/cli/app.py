@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import click
 import typer
 from rich.console import Console
 
@@ -142,8 +143,9 @@ def new(
     from trillium.config.experiment import recipe_path, recipes
 
     if show:
-        for label, advice in recipes().items():
-            print(f"{label:22} {advice}")
+        listed = click.HelpFormatter(width=None if sys.stdout.isatty() else 200)
+        listed.write_dl(list(recipes().items()))
+        print(listed.getvalue(), end="")
         return
     source = recipe_path(name)
     target = to if to is not None else Path(f"{name}.yaml")

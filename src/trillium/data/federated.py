@@ -34,7 +34,7 @@ class DataConfig(BaseModel):
         partition: how the training rows are divided among the clients.
         num_clients: number of clients.
         public: where the public set comes from.
-        public_size: rows that all sides hold, where something needs a public set; 256 where left out.
+        public_size: rows that all sides hold, if something needs a public set; 256 by default.
             Where nothing does, no row is taken from the clients.
         set_aside: training rows that nobody has, so that a run without a public set has the same others
             as one with so large a set. Comparisons set it.
@@ -43,10 +43,10 @@ class DataConfig(BaseModel):
         split_seed: draws the test and validation rows, and rows that are generated, so that runs of
             several seeds are measured on the same ones; null takes the seed of the run, and a deviation
             over seeds is then also one of test rows.
-        unusable: what becomes of a client of whose rows nothing can be learnt, because all answers are
-            empty or cut away: `refuse` the run, or `leave_out` the client.
-        validation_fraction: to choose settings by: share of the training rows that are measured in
-            place of the test rows, which no run of this configuration sees.
+        unusable: what happens to a client if nothing can be learnt from its rows, because all
+            answers are empty or cut away: `refuse` the run, or `leave_out` the client.
+        validation_fraction: share of the training rows that are measured in place of the test rows,
+            to choose settings; no run of this configuration sees the test rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -162,7 +162,7 @@ def load_data(
 
     Args:
         task: `classification` or `causal_lm`.
-        public_size: how many rows all sides are to hold; as `config` says where left out.
+        public_size: how many rows all sides are to hold; as `config` says by default.
 
     Raises:
         UserError: the task is unknown, or the rows cannot be found, read or divided as asked.

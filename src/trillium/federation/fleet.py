@@ -75,9 +75,9 @@ class FleetConfig(BaseModel):
     """Who is asked in a round, and how many must answer.
 
     Attributes:
-        clients_per_round: size of the cohort; all clients where it is left out.
+        clients_per_round: size of the cohort; all clients by default.
         min_replies: how many of the cohort must stay until the end of the round; the whole cohort
-            where it is left out, so that no failure goes unseen.
+            by default, so that no failure goes unseen.
         failure_rate: probability that a client of the cohort never replies in a round, to rehearse
             partial participation; the draw depends on seed, round and client, and on how often the
             round has failed before.

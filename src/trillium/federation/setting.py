@@ -32,7 +32,7 @@ class Evaluation(BaseModel):
         keep: whether the model of the `last` round is shipped, or that of the `best` one: by accuracy;
             in language modelling by loss, or by exact match where answers are generated. The best is
             chosen by the rows that it is measured on.
-        patience: ends the run when so many rounds have brought no gain in that; null runs all rounds.
+        patience: ends the run when this many rounds have brought no gain; null runs all rounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +50,7 @@ class Setting(BaseModel):
         seed: all randomness of the run follows from it.
         rounds: turns of the federation.
         framework: how the federation learns.
-        head: what the task head starts as.
+        head: start values of the task head.
         tiers: clients that differ from the others, by a label of your own.
         server: a model that only the server has.
         model, task, data, adapter, training, fleet, wire, evaluation: see their classes.

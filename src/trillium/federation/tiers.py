@@ -20,7 +20,7 @@ class Link(BaseModel):
     """The network between a client and the server.
 
     Attributes:
-        up, down: bits per second; unknown where left out.
+        up, down: bits per second; unknown by default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +33,8 @@ class OwnModel(BaseModel):
     """A model that only a part of the federation has; for frameworks that exchange no parameters.
 
     Attributes:
-        model, adapter: keys that are left out are those of the run, and so is what is left out whole.
+        model, adapter: keys that are left out are those of the run, and so is a section that is
+            left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,7 +49,7 @@ class OwnModel(BaseModel):
 
 
 class Tier(OwnModel):
-    """What some clients do differently; what is left out they do as all.
+    """What some clients do differently; what is left out is as for all clients.
 
     Attributes:
         clients: their names, or patterns of names such as `client-1*`; the first tier that matches
@@ -61,8 +62,8 @@ class Tier(OwnModel):
         cut: how many blocks these clients run in a split whose activations are sent once; the server
             runs those up to `framework.cut`.
         up, down: codecs, as in `wire`.
-        link: what their network carries; codecs such as `adaptive` go by it.
-        model, adapter: of these clients, where they have a model of their own; keys that are left out
+        link: the speed of their network; codecs such as `adaptive` use it.
+        model, adapter: their own, if they have one; keys that are left out
             are those of the run. For frameworks that exchange no parameters.
     """
 

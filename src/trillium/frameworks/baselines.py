@@ -103,8 +103,8 @@ class LocalOnly(OwnModels, name="local_only"):
 class Centralised(Framework, name="centralised"):
     """All data in one place: the ceiling.
 
-    A round takes as many steps as its clients together, those that drop out left out, on batches of the
-    sizes of theirs: it sees as many examples. These are drawn from all of the data, shuffled. One
+    A round takes as many steps as its clients together, without those that drop out, on batches of
+    the same sizes, so it sees as many examples. These are drawn from all of the data, shuffled. One
     optimiser, kept from round to round.
     """
 

@@ -24,22 +24,22 @@ class ModelConfig(BaseModel):
 
     Attributes:
         id: a hub id, a folder in Hugging Face format, or `minilm` for the all-MiniLM-L6-v2 that the
-            extra `trillium[demo]` installs.
+            extra `demo` installs.
         revision: branch, tag or commit on the hub.
-        dtype: of weights and computation.
+        dtype: data type of weights and computation.
         attention: PyTorch's fused attention, or Hugging Face's eager one.
-        dropout: replaces every dropout rate of the model's configuration; kept where left out.
+        dropout: replaces every dropout rate of the model's configuration; kept by default.
         random_weights: build from the configuration alone, without loading weights.
         head: which layers of the task head train beside an adapter, and are exchanged: its last
             `linear` one, or all of the model's `own`. It makes a difference where a model has several
             (RoBERTa, DistilBERT, ELECTRA …). Those that stay frozen keep the weights of the checkpoint,
             or are the identity, if the checkpoint has none and they are square.
         quantize: hold the frozen base in 4-bit normal floats (`nf4`, QLoRA) or in 8-bit integers
-            (`int8`), and compute in `dtype`; needs the extra `trillium[quantization]`.
+            (`int8`), and compute in `dtype`; needs the extra `quantization`.
         resize_embeddings: where the tokenizer has more tokens than the model has embeddings, add rows,
             which are trained, exchanged and exported.
         trust_remote_code: run the code that comes with a model whose architecture Transformers lacks.
-        device: `auto` takes a GPU where there is one.
+        device: `auto` takes a GPU if there is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

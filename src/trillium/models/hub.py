@@ -79,7 +79,7 @@ def set_dropout(hf_config: Any, rate: float) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of that name, if PyTorch can use it; `auto` takes a GPU where there is one."""
+    """Return the device of that name, if PyTorch can use it; `auto` takes a GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -27,8 +27,8 @@ class Assumptions(BaseModel):
 
     Attributes:
         examples: of each client.
-        tokens: of every example; `training.max_length` where it is left out, or 64.
-        response: of these the supervised ones, in language modelling; half of them where left out.
+        tokens: of every example; `training.max_length` by default, or 64.
+        response: of these the supervised ones, in language modelling; half of them by default.
         classes: to tell apart, in classification.
         token_bytes: of the text of a token; the public set crosses as text.
     """

@@ -86,7 +86,7 @@ class PaperFederation:
     Args:
         config: of the run.
         texts: who has which data.
-        num_blocks: how many blocks the model has here; as the architecture says where left out.
+        num_blocks: how many blocks the model has here; as the architecture says by default.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class Small:
     """A run that is no larger than the one that is planned.
 
     Attributes:
-        blocks: of the model, or of each part of a cut one; all of them where left out.
+        blocks: of the model, or of each part of a cut one; all of them by default.
     """
 
     config: ExperimentConfig

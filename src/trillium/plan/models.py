@@ -134,7 +134,7 @@ class Models:
         Args:
             config: of the run.
             num_labels: classes; 0 for language modelling.
-            num_blocks: how many blocks it is to have; its own number where left out.
+            num_blocks: how many blocks it is to have; its own number by default.
         """
         key = repr((config.model, config.adapter, config.task, num_labels, num_blocks))
         if key not in self._made:

@@ -47,8 +47,8 @@ class Device(BaseModel):
     """What computes.
 
     Attributes:
-        flops: operations per second that it reaches in training; unknown where left out.
-        memory: bytes; unknown where left out.
+        flops: operations per second that it reaches in training; unknown by default.
+        memory: bytes; unknown by default.
         watts: while it computes.
     """
 
@@ -63,7 +63,7 @@ class PaperLink(BaseModel):
     """The network of one side.
 
     Attributes:
-        up, down: bits per second; unknown where left out.
+        up, down: bits per second; unknown by default.
         latency: seconds that a message takes on its way beside its length.
     """
 

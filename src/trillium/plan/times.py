@@ -62,7 +62,7 @@ def round_time(
         waves: the messages of the round.
         places: of the clients, by name.
         server: where the server runs.
-        compute: seconds of a client; by its FLOPs and its device where left out.
+        compute: seconds of a client; by its FLOPs and its device by default.
     """
 
     def by_device(ask: Ask) -> float | None:

@@ -24,7 +24,7 @@ SHOWN = 6  # prompts with their answers, in a report
 
 
 class CausalLM(Task, name="causal_lm"):
-    """Predict the tokens of a response from what stands before them.
+    """Predict the tokens of a response from those before them.
 
     Rows hold `prompt` and `completion`, or `messages` in the chat form, where every turn of the
     assistant is supervised and the tokenizer's chat template sets the text (`trillium.tasks.chats`).

@@ -30,7 +30,7 @@ class Training(BaseModel):
         batch_size: examples in one optimiser step of one client.
         local_epochs: passes over a client's data in one round.
         local_steps: optimiser steps in one round instead; the data is passed as often as it takes.
-        optimizer: of the clients and, in a split, of each part.
+        optimizer: optimiser of the clients and, in a split, of each part.
         schedule: course of the learning rate over the whole run.
         lr_factors: multiplies the learning rate of tensors by a pattern of their names: `head`, a part
             of the name such as `lora_B` (LoRA+ gives it 16), or a pattern with `*`. 0 freezes them.

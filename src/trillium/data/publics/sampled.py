@@ -43,9 +43,9 @@ class Sampled(Public, name="sampled"):
     wrote as the completion.
 
     Attributes:
-        model: hub id or folder of the model that writes; the server's own, as it was loaded, where left
-            out. A classifier cannot write, so classification needs one.
-        prompts: what the texts are to go on from, in turn; without any, the model begins by itself.
+        model: hub id or folder of the model that writes; by default the server's own, as it was
+            loaded. A classifier cannot write, so classification needs one.
+        prompts: prompts that the texts continue, in turn; without any, the model begins by itself.
         temperature: divides the logits; below 1 texts are likelier and more alike.
         top_k: draw from so many most probable tokens; null is from all.
         max_new_tokens: longest text.

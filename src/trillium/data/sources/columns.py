@@ -40,9 +40,9 @@ class Columns(BaseModel):
         prompt: what the model is given.
         completion: what the model must write.
         messages: chat turns, `list[{role, content}]`; where given, replaces prompt and completion.
-        tools: of chats, what the assistant may call; read where there is such a column.
-        system: of chats, whether the system's turns are kept, or folded into the user's (`fold`), for
-            templates that refuse them.
+        tools: column with the tools that the assistant of a chat may call; read if there is one.
+        system: whether the system's turns of a chat are kept, or folded into the user's (`fold`),
+            for templates that refuse them.
         client: the natural owner of a row, for the partition `natural`.
     """
 

@@ -29,7 +29,7 @@ class Files(Columns, Source, name="files"):
     Attributes:
         train: path of the training file.
         test: path of the test file; without it, test rows are held back from the training file.
-        encoding: of csv and JSON files, such as `latin-1`; UTF-8 where left out.
+        encoding: encoding of csv and JSON files, such as `latin-1`; UTF-8 by default.
     """
 
     train: Path

@@ -47,7 +47,7 @@ class RoLoRA(Mask, name="rolora"):
     """Train LoRA's `B` in odd rounds and its `A` in even ones, everything else in all.
 
     RoLoRA (Chen et al., 2024, arXiv 2409.02346). With `framework.download=change` the factor that
-    rests does not travel, which halves the bytes.
+    does not train is not sent, which halves the bytes.
     """
 
     def trained(self, names: Sequence[str], number: int) -> set[str]:

@@ -28,19 +28,19 @@ class FedLLMSettings(OwnModels):
         upload: `update` (new minus received), `parameters` (new), or `gradient` (of the mean loss over
             the round's batches at the received parameters; the server takes the optimiser step).
         download: how the state reaches the clients.
-        mask: which tensors train, and so travel, in a round.
+        mask: which tensors train, and so are sent, in a round.
         local: patterns of tensors that stay with each client and are never averaged: `head`, a part of
-            the name such as `lora_B` (FedSA-LoRA, 2024, arXiv 2410.01463), or one with `*`. There is no
-            model of all then: the clients' own are measured.
-        weights: what a client counts in means: its supervised `targets` (examples, or tokens for
+            the name such as `lora_B` (FedSA-LoRA, 2024, arXiv 2410.01463), or one with `*`. Then
+            there is no common model: the clients' own are measured.
+        weights: the weight of a client in means: its supervised `targets` (examples, or tokens for
             language modelling), its `examples`, or all `equal`.
         feedback: how much of what the codecs lost is added to a client's next upload (error feedback,
             Seide et al., 2014; Karimireddy et al., 2019, arXiv 1901.09847); 0 is without.
         drift: how clients are kept from moving apart.
-        aggregator: how the server reduces what came.
-        server_optimizer: steps along the aggregated change, as a negative gradient; plain SGD with
-            learning rate 1, which is federated averaging, where it is left out. For `gradient` the
-            default is the clients' optimiser with its schedule.
+        aggregator: how the server combines what clients send.
+        server_optimizer: steps along the aggregated change, as a negative gradient; by default plain
+            SGD with learning rate 1, which is federated averaging. For `gradient` the default is
+            the clients' optimiser with its schedule.
     """
 
     upload: Literal["update", "parameters", "gradient"] = "update"

@@ -29,8 +29,8 @@ class Ridge(ClosedForm, name="ridge"):
     Attributes:
         regularisation: lambda, as a multiple of the mean square of the features.
         project: features are first projected to so many by random signs from the run's seed, which
-            bounds what is sent for wide models (2048 features are 4.2 MB in float16); none where it is
-            left out. The head is that of the full width again in the end.
+            bounds what is sent for wide models (2048 features are 4.2 MB in float16); none by
+            default. The head is that of the full width again in the end.
     """
 
     regularisation: float = Field(default=1e-2, gt=0)

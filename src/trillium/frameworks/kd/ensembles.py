@@ -112,7 +112,7 @@ class Confidence(Ensemble, name="confidence"):
     """Weights `exp(-entropy / scale)`: who lacks the class of a sample is mostly unsure of it.
 
     Attributes:
-        scale: in nats; a small one leaves the word to the surest client, a large one is the mean.
+        scale: in nats; a small one gives all weight to the surest client, a large one is the mean.
     """
 
     scale: float = Field(0.3, gt=0)
@@ -146,7 +146,7 @@ class LowestLoss(Ensemble, name="lowest_loss"):
 
 
 class Mean(Ensemble, name="mean"):
-    """The plain mean over the clients that said something.
+    """The plain mean over the clients that sent something.
 
     FedMD (Li and Wang, 2019, arXiv 1910.03581) and DS-FL (Itahara et al., 2020, arXiv 2008.06180).
     """

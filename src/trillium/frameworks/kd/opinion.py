@@ -14,7 +14,7 @@ class Opinion:
     """What one client has answered about the examples that it was asked about, in order.
 
     `counts` are its examples of each class, if asked for; `present` says which predictions could be
-    told in the server's tokens, all where it is left out.
+    told in the server's tokens, all by default.
     """
 
     weight: float

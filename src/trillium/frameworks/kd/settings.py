@@ -21,10 +21,11 @@ class KDSettings(OwnModels):
         temperature: softens teacher and student.
         weight: factor of the distillation loss `weight * T^2 * KL(teacher || student)`.
         public_labels: whether the public set's labels may be used; cross-entropy is added then.
-        ensemble: how the clients' opinions are weighed.
+        ensemble: how the clients' predictions are weighted.
         average: the teacher is the mean of softened probabilities, or of logits.
-        sharpening: what is done to the mean, which is flatter than any opinion in it.
-        public_per_round: how many public examples a round is about, drawn anew each time; null is all.
+        sharpening: what is done to the mean, which is flatter than any prediction in it.
+        public_per_round: how many public examples a round uses, drawn anew each time; null uses
+            all.
         cache_rounds: rounds that the teacher's label of an example serves; with more than 1, clients
             keep labels, and are asked only about examples whose label has expired.
         distill_epochs: passes over this round's public examples.

@@ -38,7 +38,7 @@ class Gaussian(Defence, name="gaussian"):
     Attributes:
         clip: largest l2 norm of a token's activation.
         noise: standard deviation of the noise in an entry, in units of `clip`.
-        delta: of the guarantee.
+        delta: delta of the guarantee.
     """
 
     clip: float = Field(default=10.0, gt=0)

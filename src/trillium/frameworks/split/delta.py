@@ -34,8 +34,8 @@ class Delta(BaseModel):
     """How activations are sent as changes.
 
     Attributes:
-        skip: a sample is not sent where its activations differ from the copy by less than this share of
-            their norm; 0 sends all. In a round after one whose loss did not fall, all are sent.
+        skip: a sample is not sent if its activations differ from the copy by less than this share
+            of their norm; 0 sends all. In a round after one whose loss did not fall, all are sent.
         max_skips: how often in a row a sample may be left out.
         feedback: how much of what the codecs took from a sample's gradient is added to its next one.
     """

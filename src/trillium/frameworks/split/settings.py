@@ -29,7 +29,7 @@ class SplitSettings(Framework):
             proposes one for `auto`.
         shape: `two_part` sends labels to the server; `u` keeps them, and the last blocks, at the
             client.
-        tail: first block of the client's last part in the U shape; where it is left out that part
+        tail: first block of the client's last part in the U shape; by default that part
             holds only the final norm and the task head.
         mode: `relay`: clients train one after the other and hand their part on; `splitfed_v1`: in
             parallel, each with its copy of the server part, averaged per round; `splitfed_v2`: one
@@ -38,18 +38,18 @@ class SplitSettings(Framework):
         train: whose adapter trains; a client that is frozen gets no gradients. The last part of the U
             shape, which holds the task head, always trains.
         cache: whether a client sends the activations of each sample once, and the server keeps them.
-            Left out, it does so where it can: with `train=server`, if nothing in the client's blocks is
-            random (dropout).
-        cache_bytes: the file in which the server keeps activations grows no longer.
-        local_rounds: in so many rounds at the beginning clients train their first blocks by themselves,
-            with a small head of their own, and these are averaged; then they are frozen. For
-            `train=server`.
+            By default it does so if it can: with `train=server`, if nothing in the client's blocks
+            is random (dropout).
+        cache_bytes: largest size of the file in which the server keeps activations.
+        local_rounds: number of rounds at the beginning in which clients train their first blocks by
+            themselves, with a small head of their own, and these are averaged; then they are
+            frozen. For `train=server`.
         defence: what clients do to activations before these leave.
         leakage: whether the last evaluation says what activations give away: it attacks held-out texts,
             with the public set to train on.
         staleness: with 1, clients run their next batch while the server works on this one; the first
-            blocks' gradients are then of weights one step old. What trains nothing at the client loses
-            nothing by it.
+            blocks' gradients are then of weights one step old. If nothing trains at the client, it
+            changes no result.
         delta: sends activations as changes to those of the same sample before, where the client's first
             blocks train; null sends them whole.
     """

@@ -54,10 +54,10 @@ class Bottleneck(Adapter, name="bottleneck"):
     Attributes:
         size: width of the bottleneck.
         after: the sublayers that get one: `both`, or the `feedforward` layers alone.
-        activation: between the two projections.
-        target_modules: names of the linear layers whose outputs are changed; known for the common
-            architectures, where it is left out.
-        layers: indices of the blocks that get adapters; all blocks where it is left out.
+        activation: function between the two projections.
+        target_modules: names of the linear layers whose outputs are changed; by default those that
+            are known for the common architectures.
+        layers: indices of the blocks that get adapters; all blocks by default.
     """
 
     size: int = Field(default=16, ge=1)

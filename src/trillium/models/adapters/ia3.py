@@ -23,8 +23,8 @@ class IA3(Adapter, name="ia3"):
     """(IA)³ through `peft`, with the task head trained beside it.
 
     Attributes:
-        target_modules: names of the linear layers that are scaled; PEFT's choice for the architecture
-            where it is left out.
+        target_modules: names of the linear layers that are scaled; PEFT's choice for the
+            architecture by default.
         feedforward_modules: those of them whose input is scaled instead of their output.
     """
 

@@ -33,13 +33,13 @@ class Lora(Adapter, name="lora"):
         alpha: the change is scaled by `alpha / r`.
         dropout: dropout on the input of the adapter while training.
         target_modules: names of the linear layers that get an adapter, `all-linear` for all of them;
-            PEFT's choice for the architecture where it is left out, all of them where PEFT has none.
-        layers: indices of the blocks that get an adapter; all blocks where it is left out.
+            PEFT's choice for the architecture by default, all of them where PEFT has none.
+        layers: indices of the blocks that get an adapter; all blocks by default.
         rslora: scale by `alpha / sqrt(r)` instead.
         dora: also train the norms of the rows of each changed weight (DoRA). The result is not linear
             in what is exchanged, whichever tensors are fixed.
         from: folder, or id on the hub, of a LoRA adapter in PEFT's format, from which training goes on.
-            Of a folder the options above are read; of the hub they must be written.
+            The options above are read from a folder; for an id on the hub they must be written.
         init: how `A` is drawn: PEFT's `default`, or with `orthonormal` rows.
     """
 

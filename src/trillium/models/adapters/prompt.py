@@ -25,8 +25,8 @@ class Prompt(Adapter, name="prompt"):
     """Prompt tuning through `peft`, with the task head trained beside it.
 
     Attributes:
-        tokens: how many virtual tokens stand in front of the text; they count into the longest input
-            that the model takes.
+        tokens: how many virtual tokens are put in front of the text; they count towards the longest
+            input that the model takes.
         init: draw embeddings at `random`, or those of random words of the `vocabulary`.
     """
 

@@ -28,8 +28,8 @@ Steps = tuple[tuple[Choice[Codec], ...], ...]
 class Adaptive(Codec, name="adaptive"):
     """Encode with the first step whose parts fit the budget, or else with the last one.
 
-    The budget is for each tensor that is sent; the tensors of a kind are sent as one. The step is told
-    in one byte, so the other side needs to know no budget.
+    The budget is for each tensor that is sent; the tensors of a kind are sent as one. One byte
+    names the step, so the other side need not know the budget.
 
     Attributes:
         steps: codecs, or lists of codecs that are applied in order, from the least to the most lossy.

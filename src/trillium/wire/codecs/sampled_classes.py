@@ -23,7 +23,8 @@ class SampledClasses(RowCodec, name="sampled_classes"):
     `framework.temperature` must be 1.
 
     Attributes:
-        draws: from each row, with replacement; each takes one byte up to 256 classes, else two or
+        draws: draws from each row, with replacement; each takes one byte up to 256 classes, else
+            two or
             three.
     """
 

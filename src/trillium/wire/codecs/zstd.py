@@ -26,7 +26,7 @@ class Zstd(Codec, name="zstd"):
     resemble each other, their last bits do not. A tensor that would not shrink is sent as it is.
 
     Attributes:
-        level: from 1, the fastest, to 22, the smallest.
+        level: compression level, from 1 (fastest) to 22 (smallest).
         kinds: which kinds of tensors it encodes; the others pass untouched. All but control by default.
     """
 

@@ -22,8 +22,8 @@ class FedEx(Aggregator, name="fedex"):
     """The mean of the factors, with the residual of their product in the base weights.
 
     Attributes:
-        rank: keeps the best approximation of the residual of so many components; all of it where left
-            out, which is exact.
+        rank: keeps the best approximation of the residual of so many components; all of it by
+            default, which is exact.
     """
 
     reads: ClassVar[Literal["change", "state"]] = "state"

@@ -26,7 +26,7 @@ class GeometricMedian(Aggregator, name="geometric_median"):
     sent; the iterations look for its weights alone, in the matrix of inner products.
 
     Attributes:
-        num_iterations: of the algorithm, at most.
+        num_iterations: most iterations of the algorithm.
         smoothing: distances below this are taken for this, so that no weight is infinite.
     """
 

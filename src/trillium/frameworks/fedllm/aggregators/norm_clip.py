@@ -21,7 +21,7 @@ class NormClip(Aggregator, name="norm_clip"):
     Nobody can move the model by more than the bound; those who are within it are not held back.
 
     Attributes:
-        bound: the largest norm; the median of this round's norms where it is left out.
+        bound: the largest norm; the median of this round's norms by default.
     """
 
     takes_parts: ClassVar[bool] = False

@@ -30,7 +30,7 @@ from trillium.wire.wire import Wire
 class ChangeDownload(Download, name="change"):
     """Send only what differs from what the client holds; clients keep a copy of the state.
 
-    Values travel where the codecs lose nothing, differences where they do. A client that is new, or of
+    Values are sent if the codecs lose nothing, differences if they do. A client that is new, or of
     which nobody knows what it holds, begins at the start values and is sent a snapshot: the values
     themselves, as tensors of the kind `snapshot`, which codecs leave alone unless they name it.
 
