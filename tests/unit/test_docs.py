@@ -71,6 +71,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(other), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_begin_with_what_the_reader_can_do(page: Path) -> None:
+    text = re.sub(r"<!--.*?-->\n*", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    title, opening, *_ = text.split("\n\n")
+    assert title.startswith("# ")
+    assert page.stem == "index" or opening.startswith("After this page "), opening
+
+
 # The examples
 
 
