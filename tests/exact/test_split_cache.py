@@ -245,7 +245,7 @@ def test_more_than_there_is_room_for_is_refused(hub: Path) -> None:
 def test_a_file_that_was_cut_off_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "activations.bin").write_bytes(b"12345")
     ActivationCache({"end": 5}, tmp_path, 100).close()
-    with pytest.raises(UserError, match="it has 5 bytes, and had 6"):
+    with pytest.raises(UserError, match="it has 5 bytes, but had 6"):
         ActivationCache({"end": 6}, tmp_path, 100)
 
 

@@ -76,7 +76,7 @@ def test_each_form_is_the_same_chat(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["system", "history"])
 def test_turns_in_a_column_that_nobody_names_are_not_lost(name: str, tmp_path: Path) -> None:
     for row in (FORMS["sharegpt"], {"instruction": "Add.", "output": "3"}):
-        with pytest.raises(UserError, match=f"column {name} in a.jsonl: what stands there"):
+        with pytest.raises(UserError, match=f"column {name} in a.jsonl: it is part of the chats"):
             runs(tmp_path, {**row, name: "be brief"})
         assert runs(tmp_path, {**row, name: ""})
 

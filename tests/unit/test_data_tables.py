@@ -219,7 +219,7 @@ def test_folders_that_save_to_disk_wrote(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Name one of its splits.*both/test"):
         load(tmp_path / "both")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="neither a file"):
         load(tmp_path / "empty")
     assert parse(None, None, str(tmp_path / "one"))[1]["data"]["source"]["name"] == "files"
     assert parse(None, None, str(tmp_path / "both"))[1]["data"]["source"]["name"] == "hub"
