@@ -211,5 +211,7 @@ def test_a_lost_authority_is_not_replaced_beside_what_it_signed(tmp_path: Path) 
     make_keys(tmp_path, HOSTS, ["a"])
     (tmp_path / "ca.crt").unlink()
     (tmp_path / "ca.key").unlink()
-    with pytest.raises(UserError, match=r"server.crt and nodes come from an authority that is missing"):
+    with pytest.raises(
+        UserError, match=r"server.crt and nodes come from an authority that is missing"
+    ):
         make_keys(tmp_path, HOSTS, ["b"])
