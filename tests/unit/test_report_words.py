@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
 
+from trillium.report import human
 from trillium.report.page.changes import changed
 from trillium.report.page.charts import charts
 from trillium.report.page.held_out import classes
@@ -15,7 +16,7 @@ from trillium.report.page.results import results
 from trillium.report.read import read_runs
 from trillium.report.style import arm_colours
 from trillium.report.summary import Row, families, summarise
-from trillium.report.words import outcome, title
+from trillium.report.words import costs, next_steps, outcome, title
 from trillium.report.write import write_report
 
 
@@ -86,6 +87,25 @@ def test_the_outcome_is_told_in_a_sentence(tmp_path: Path) -> None:
     assert title(rows) == "Text classification of mails.csv with bert-tiny, 1 round"
     assert outcome(rows) == [
         "kd reaches 60.0 % accuracy [28.7, 84.8] after 1 round, for 24 B up and down per client."
+    ]
+
+
+def test_costs_are_told_and_what_comes_next(tmp_path: Path) -> None:
+    argv = ["/bin/trillium", "compare", "my recipe.yaml"]
+    for arm, messages in (("fedllm", tiny_messages()), ("split", tiny_messages()[:6])):
+        made = write_run(tmp_path / f"c/{arm}_s1", arm, 1, tiny_metrics(0.5, 0.6), messages)
+        (made / "env.json").write_text(json.dumps({"argv": argv}))
+    (tmp_path / "c" / "compare.yaml").write_text("{}")
+    rows = rows_of(tmp_path / "c")
+    sent = {row.arm: 8 * row.values["bytes_per_client"].mean / 10e6 for row in rows}
+    least, link = costs(rows)
+    assert least.startswith("split has the least to compute at a client, ")
+    assert link == (
+        "Over a link of 10 Mbit/s, the messages of a client take: "
+        f"fedllm {human.duration(sent['fedllm'])}, split {human.duration(sent['split'])}."
+    )
+    assert [command for _, command in next_steps(rows)] == [
+        "trillium compare 'my recipe.yaml' --seeds 3"
     ]
 
 

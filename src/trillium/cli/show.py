@@ -31,6 +31,7 @@ def show(folder: Path, as_json: bool, reach: Sequence[float] = ()) -> None:
         reach: accuracies, as shares, to tell the bytes to.
     """
     from trillium.report.table import terminal_table, to_dict
+    from trillium.report.words import costs, next_steps, outcome
     from trillium.report.write import make_report
 
     made = make_report(folder, reach)
@@ -40,6 +41,10 @@ def show(folder: Path, as_json: bool, reach: Sequence[float] = ()) -> None:
         return
     console = Console()
     console.print(terminal_table(made.rows, console.width, made.goals))
+    said = [*outcome(made.rows), *costs(made.rows)]
+    console.print("\n" + " ".join(said), highlight=False)
+    for what, command in next_steps(made.rows):
+        console.print(f"{what}: {command}", highlight=False)
     console.print(f"\nReport: {made.page}", highlight=False, soft_wrap=True)
 
 

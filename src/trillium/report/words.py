@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
@@ -16,6 +17,7 @@ from trillium.report.summary import Row
 
 LESS_IS_BETTER = ("perplexity", "loss")
 CLOSE = 0.95  # of the best, where no interval is known
+LINK = 10e6  # bits per second
 _LESS = 1.5  # times fewer bytes, to be worth a sentence
 _TASKS = {"classification": "Text classification", "causal_lm": "Language modelling"}
 
@@ -59,6 +61,38 @@ def outcome(rows: Sequence[Row]) -> list[str]:
     if others:
         said.append(f"For comparison: {', '.join(others)}.")
     return said
+
+
+def costs(rows: Sequence[Row]) -> list[str]:
+    """Return which framework computes least at a client, and what bytes are as time on a link."""
+    federated = [row for row in rows if not row.is_baseline]
+    flops = {r.arm: r.values["flops_per_client"].mean for r in federated
+             if "flops_per_client" in r.values}  # fmt: skip
+    found = []
+    if len(flops) > 1:
+        least = min(flops, key=flops.__getitem__)
+        found.append(f"{least} has the least to compute at a client, {show_flops(flops[least])}.")
+    seconds = {r.arm: 8 * r.values["bytes_per_client"].mean / LINK for r in federated
+               if "bytes_per_client" in r.values}  # fmt: skip
+    order = sorted(filter(seconds.get, seconds), key=lambda arm: -seconds[arm])
+    if order:
+        each = ", ".join(f"{arm} {human.duration(seconds[arm])}" for arm in order)
+        found.append(f"Over a link of 10 Mbit/s, the messages of a client take: {each}.")
+    return found
+
+
+def next_steps(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return what to try next: for what, and the command."""
+    runs = [run for row in rows for run in row.counted]
+    argv = [str(word) for word in runs[0].env.get("argv") or ()][1:] if runs else []
+    found = []
+    if len(rows) > 1 and argv[:1] == ["compare"] and max(len(row.counted) for row in rows) == 1:
+        again = shlex.join(["trillium", *argv, "--seeds", "3"])
+        found.append(("How much of this is chance", again))
+    if any(_name(run.config.get("data") or {}, "source") == "builtin" for run in runs):
+        found.append(("Your own data", "trillium compare --data requests.csv"))
+        found.append(("What a larger model would cost", "trillium plan model.id=llama-3-8b"))
+    return found
 
 
 def is_better(measure: str, value: float, other: float) -> bool:
