@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from chatty import STRICT, byte_level
-from trillium.cli.words import parse
+from trillium.config.given import asked
 from trillium.data.deployed import read_rows
 from trillium.data.federated import row_keys
 from trillium.data.sources import RawData
@@ -146,7 +146,7 @@ def test_separators_of_a_csv_are_those_of_its_header(tmp_path: Path) -> None:
 
 def test_a_file_of_no_known_format_is_no_hub_id(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").write_bytes(b"PK")
-    source = parse(None, None, str(tmp_path / "a.xlsx"))[1]["data"]["source"]
+    source = asked(None, [], {"data": tmp_path / "a.xlsx"}).tree["data"]["source"]
     assert source == {"name": "files", "train": str(tmp_path / "a.xlsx")}
 
 
@@ -221,8 +221,8 @@ def test_folders_that_save_to_disk_wrote(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="neither a file"):
         load(tmp_path / "empty")
-    assert parse(None, None, str(tmp_path / "one"))[1]["data"]["source"]["name"] == "files"
-    assert parse(None, None, str(tmp_path / "both"))[1]["data"]["source"]["name"] == "hub"
+    assert asked(None, [], {"data": tmp_path / "one"}).tree["data"]["source"]["name"] == "files"
+    assert asked(None, [], {"data": tmp_path / "both"}).tree["data"]["source"]["name"] == "hub"
 
 
 def test_the_order_of_class_names_survives_a_parquet_file(tmp_path: Path) -> None:

@@ -91,18 +91,6 @@ def tiny_settings(hub: Path) -> list[str]:
     ]
 
 
-def test_the_python_api(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example: Any = load(ROOT / "examples" / "python_api.py")
-    federation = example.main(tiny_settings(hub))
-    printed = capsys.readouterr().out
-    assert "round 1: loss " in printed
-    up = federation.fleet.ledger.bytes_total("up")
-    shown = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) B up", printed)]
-    assert len(shown) == 3
-    assert sum(shown) == up
-    assert "most likely: class " in printed
-
-
 def test_the_custom_aggregator(hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example: Any = load(ROOT / "examples" / "custom_aggregator.py")
     example.main(tiny_settings(hub))

@@ -20,10 +20,9 @@ import yaml
 
 from pages import DOCS, ROOT, load
 from trillium.cli.app import app
-from trillium.cli.words import parse
+from trillium.cli.words import ask
 from trillium.config.comparison import OWN_KEYS, acting_arms, comparison
 from trillium.config.experiment import experiment, merge, read_yaml, recipe_path, recipes
-from trillium.config.sweep import divide
 
 pytestmark = [pytest.mark.usefixtures("registered"), pytest.mark.slow]
 
@@ -151,24 +150,23 @@ def configured(verb: str, given: dict[str, Any]) -> None:
     if verb in ("up", "deploy"):
         words = [str(given["recipe"]), *(given["settings"] or [])]
     if verb == "plan":
-        from trillium.cli.plan import _parse
+        from trillium.cli.plan import _asked
         from trillium.plan.advice import constraints
         from trillium.plan.arms import arms_of
         from trillium.plan.planning import planning_of
 
-        tree, told, _ = _parse(given["words"] or [], given["model"])
-        planning_of(told)
+        asks = _asked(given["words"] or [], given["model"])
+        planning_of(asks.told)
         constraints(given["constraint"] or [])
-        acting_arms(arms_of(tree), {}, keep_refused=True)
+        acting_arms(arms_of(asks.tree), {}, keep_refused=True)
         return
-    plain, sweeps = divide(words)
-    recipe, tree = parse(plain, given.get("model"), given.get("data"))
+    found = ask(words, given.get("model"), given.get("data"), sweeps=verb == "compare")
     if verb == "compare":
-        found = read_yaml(recipe if recipe is not None else recipe_path("compare"))
+        recipe = found.recipe or read_yaml(recipe_path("compare"))
         named = given["only"].split(",") if given["only"] else ()
-        comparison(found, tree, named, sweeps).experiments(None)
+        comparison(recipe, found.tree, named, found.sweeps).experiments(None)
     else:
-        experiment(merge(read_yaml(recipe) if recipe is not None else {}, tree))
+        experiment(found.single())
 
 
 # Recipes

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from trillium.cli.screen import Screen
+from trillium.api.screen import Screen
 from trillium.wire.ledger import Entry
 
 KEY = ("fedllm", 0)

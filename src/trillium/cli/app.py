@@ -21,7 +21,7 @@ from trillium.cli import generate as cli_generate
 from trillium.cli import plan as cli_plan
 from trillium.cli import runs as cli_runs
 from trillium.cli import trained as cli_trained
-from trillium.cli.show import run_all, run_single, show, show_runs
+from trillium.cli.show import run_single, show, show_runs
 from trillium.cli.verbs import Log, Verbs
 from trillium.cli.words import (
     AsJson,
@@ -33,7 +33,7 @@ from trillium.cli.words import (
     Seeds,
     Words,
     Workers,
-    parse,
+    ask,
     seeds_of,
     shares,
 )
@@ -82,26 +82,18 @@ def run(
 
     Settings are given as KEY=VALUE: trillium run framework=split framework.cut=2 rounds=3.
     """
-    from trillium.config.experiment import experiment, merge, read_yaml
-    from trillium.experiment.folder import RunFolder, new_folder
+    from trillium.api.start import begin_run, begin_seeds
+    from trillium.config.experiment import experiment, merge
 
-    recipe, tree = parse(words, model, data)
-    base = read_yaml(recipe) if recipe is not None else {}
-    if "arms" in base:
-        raise UserError(
-            str(recipe), "it has arms, so it is a comparison", f"Write: trillium compare {recipe}"
-        )
-    merged = merge(base, tree)
-    wanted = seeds_of(seeds) or [experiment(merged).seed]
-    configs = {seed: experiment(merge(merged, {"seed": seed})) for seed in wanted}
-    first = configs[wanted[0]]
-    name = f"{first.framework.name}_{first.data.source.name}"
-    if len(configs) > 1:
-        runs = {(first.framework.name, seed): config for seed, config in configs.items()}
-        run_all(runs, name, out, as_json, workers)
+    tree = ask(words, model, data).single()
+    wanted = seeds_of(seeds) or [experiment(tree).seed]
+    if len(wanted) == 1:
+        config = experiment(merge(tree, {"seed": wanted[0]}))
+        run_single(config, begin_run(config, out), as_json, is_new=True)
         return
-    folder = RunFolder(new_folder(out, f"{name}_s{first.seed}"), first.framework.name)
-    run_single(first, folder, as_json, is_new=True)
+    begun = begin_seeds(tree, wanted, out)
+    if show_runs(begun.left, begun.folder, as_json, workers, is_new=True):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from trillium.cli.words import (
     Seeds,
     Words,
     Workers,
-    parse,
+    ask,
     seeds_of,
     shares,
 )
@@ -61,13 +61,11 @@ def compare(
     """
     from trillium.config.comparison import comparison, tuning_of
     from trillium.config.experiment import read_yaml, recipe_path
-    from trillium.config.sweep import divide
     from trillium.errors import UserError
 
-    plain, sweeps = divide(words or [])
-    recipe, tree = parse(plain, model, data)
-    levels = shares(reach)
-    found = read_yaml(recipe if recipe is not None else recipe_path("compare"))
+    asked = ask(words, model, data, sweeps=True)
+    tree, sweeps, levels = asked.tree, asked.sweeps, shares(reach)
+    found = read_yaml(recipe_path("compare")) if asked.recipe is None else asked.recipe
     named = only.split(",") if only else ()
     if not tune:
         comparing = comparison(found, tree, named, sweeps)
@@ -100,23 +98,15 @@ def _run(
     as_json: bool,
 ) -> tuple[Path, bool]:
     """Run a comparison into a new folder; return the folder, and whether an arm has failed."""
-    from trillium.experiment.compare import prepare
-    from trillium.experiment.folder import new_folder
-    from trillium.experiment.reuse import take_finished
+    from trillium.api.start import begin_comparison
 
-    experiments = comparing.experiments(seeds)
-    source = next(iter(experiments.values())).data.source.name
-    told = {**comparing.told(), **({"reach": reach} if reach else {})}
-    folder = new_folder(out, f"{verb}_{source}")
-    prepare(experiments, folder, told)
-    taken = {} if fresh else take_finished(experiments, folder, out)
-    if taken and not as_json:
-        text = (
-            f"{len(taken)} of {len(experiments)} runs had finished before, and are not made again."
-        )
+    begun = begin_comparison(comparing, seeds, out, verb=verb, reach=reach, fresh=fresh)
+    if begun.num_taken and not as_json:
+        num_all = begun.num_taken + len(begun.left)
+        text = f"{begun.num_taken} of {num_all} runs had finished before, and are not made again."
         Console().print(f"{text} --fresh makes them.", highlight=False, soft_wrap=True)
-    left = {key: config for key, config in experiments.items() if key not in taken}
-    return folder, show_runs(left, folder, as_json, workers, is_new=not taken)
+    failed = show_runs(begun.left, begun.folder, as_json, workers, is_new=begun.is_new)
+    return begun.folder, failed
 
 
 def _write_chosen(recipe: Tree, overrides: Tree, folder: Path, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from trillium.plan.collector import collector_paused
 
 if TYPE_CHECKING:
     from trillium.config.experiment import Tree
-    from trillium.config.sweep import Sweep
+    from trillium.plan.asked import Question
 
 Words = Annotated[
     list[str] | None,
@@ -66,76 +67,52 @@ def plan(
     from trillium.quiet import quiet_models
 
     quiet_models()
-    tree, told, sweeps = _parse(words or [], model)
+    asks = _asked(words or [], model)
     if replay is not None:
-        _replay(replay, told, as_json)
+        _replay(replay, asks.told, as_json)
         return
     from rich.console import Console
 
-    from trillium.config.comparison import acting_arms
-    from trillium.config.experiment import experiment
-    from trillium.config.sweep import swept
-    from trillium.plan.advice import advise, constraints
-    from trillium.plan.arms import arm_to_dict, arms_of, check_models, plan_arms
-    from trillium.plan.cut_choice import with_cuts
-    from trillium.plan.models import Models
-    from trillium.plan.planning import planning_of
-    from trillium.plan.show import advice_lines, memory_lines, plan_table
-    from trillium.plan.terminal import terminal_bars
+    from trillium.plan.asked import planned
+    from trillium.plan.show import advice_lines, plan_table
 
     if recipe is not None:
         _make_folder("--recipe", recipe, recipe.parent)
     if plots is not None:
         _make_folder("--plots", plots, plots)
-    planning, limits = planning_of(told), constraints(constraint or [])
-    trees = swept(arms_of(tree), sweeps)
-    if len(trees) > 1:
-        trees = acting_arms(trees, {}, keep_refused=True)
-    check_models(trees)
-    models = Models()
-    trees, cuts = with_cuts(trees, planning, limits, models)
-    arms = plan_arms(trees, planning, models)
-    if all(arm.config is None for arm in arms):
-        experiment(next(iter(trees.values())))  # says what is wrong with the settings
-    advice = advise(arms, trees, planning, limits)
-    if recipe is not None and advice.chosen is not None:
-        _write(recipe, trees[advice.chosen], advice_lines(advice))
+    made = planned(asks, constraint or [])
+    chosen = made.advice.chosen
+    if recipe is not None and chosen is not None:
+        _write(recipe, made.trees[chosen], advice_lines(made.advice))
     if as_json:
-        found = {
-            "arms": [arm_to_dict(arm) for arm in arms],
-            "cuts": [vars(proposal) for proposal in cuts],
-            "advice": vars(advice),
-        }
-        print(json.dumps(found, indent=1))
+        print(json.dumps(made.to_dict(), indent=1))
         return
     console = Console(record=plots is not None)
-    console.print(plan_table(arms))
-    blocks = (memory_lines(arms), list(map(str, cuts)), terminal_bars(arms), advice_lines(advice))
-    lines = [line for block in blocks if block for line in ("", *block)]
+    console.print(plan_table(made.arms))
+    lines = made.lines()
     print(*lines, sep="\n")
     if plots is not None:
         from trillium.plan.plots import write_plots
 
         text = "\n".join([console.export_text(), *lines])
-        sweep = sweeps[0] if len(sweeps) == 1 else None
-        for path in write_plots(plots, arms, sweep, text):
+        for path in write_plots(plots, made.arms, made.sweep, text):
             print(f"{path} written.")
-    if recipe is not None and advice.chosen is not None:
+    if recipe is not None and chosen is not None:
         print(f"\n{recipe} written. Run it with: trillium run {recipe}")
 
 
-def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any], list[Sweep]]:
-    """Divide words and recipe into the settings of runs, what a plan alone is told, and sweeps."""
-    from trillium.config.comparison import OWN_KEYS
-    from trillium.config.experiment import found_recipe, merge, parse_overrides, read_yaml
-    from trillium.config.experiment import recipes as known_recipes
-    from trillium.config.sweep import divide, grid
-    from trillium.errors import UserError
+def _asked(words: list[str], model: str | None) -> Question:
+    """Divide the words into a recipe, a model and settings.
 
-    named = [word for word in words if "=" not in word]
-    shipped = known_recipes()
-    recipes = [w for w in named if Path(w).suffix in (".yaml", ".yml") or w in shipped]
-    models = [word for word in (*named, model or "") if word and word not in recipes]
+    Raises:
+        UserError: there are several of one.
+    """
+    from trillium.errors import UserError
+    from trillium.plan.asked import is_model, question
+
+    names = [word for word in words if "=" not in word]
+    recipes = [name for name in names if not is_model(name)]
+    models = [name for name in (*names, model or "") if name and name not in recipes]
     if len(models) > 1:
         raise UserError(
             " ".join(models),
@@ -146,20 +123,12 @@ def _parse(words: list[str], model: str | None) -> tuple[Tree, dict[str, Any], l
         raise UserError(
             " ".join(recipes), "at most one recipe can be planned", "Write settings as key=value"
         )
-    recipe: Tree = read_yaml(found_recipe(recipes[0])) if recipes else {}
-    of_recipe = grid(recipe.get("grid") or {})
-    tree = {key: value for key, value in recipe.items() if key == "arms" or key not in OWN_KEYS}
-    if models:
-        tree = merge(tree, {"model": {"id": models[0]}})
-    plain, sweeps = divide(word for word in words if "=" in word)
-    named = [path for path, _ in sweeps]
-    sweeps = [*((path, values) for path, values in of_recipe if path not in named), *sweeps]
-    tree = merge(tree, parse_overrides(plain))
-    told = tree.pop("plan", {})
-    return tree, told, sweeps
+    named = {"model": models[0]} if models else {}
+    settings = [word for word in words if "=" in word]
+    return question(recipes[0] if recipes else None, settings, named)
 
 
-def _replay(folder: Path, told: dict[str, Any], as_json: bool) -> None:
+def _replay(folder: Path, told: Mapping[str, Any], as_json: bool) -> None:
     """Show when each round of a measured run would end."""
     from dataclasses import asdict
 

@@ -48,27 +48,6 @@ def show(folder: Path, as_json: bool, reach: Sequence[float] = ()) -> None:
     console.print(f"\nReport: {made.page}", highlight=False, soft_wrap=True)
 
 
-def run_all(
-    experiments: dict[Key, ExperimentConfig],
-    name: str,
-    out: Path,
-    as_json: bool,
-    workers: int = 1,
-) -> None:
-    """Run experiments into a new folder, and show their report.
-
-    Raises:
-        Exit: one has failed.
-    """
-    from trillium.experiment.compare import prepare
-    from trillium.experiment.folder import new_folder
-
-    folder = new_folder(out, name)
-    prepare(experiments, folder)
-    if show_runs(experiments, folder, as_json, workers, is_new=True):
-        raise typer.Exit(1)
-
-
 def show_runs(
     experiments: dict[Key, ExperimentConfig],
     folder: Path,
@@ -88,20 +67,16 @@ def show_runs(
     Raises:
         Exit: no arm could be begun, which was said.
     """
-    from trillium.cli.screen import Screen
-    from trillium.experiment.compare import run_arms
-    from trillium.experiment.folder import discard
-    from trillium.quiet import quiet
+    from trillium.api.start import NoneBegunError, go_all
 
-    quiet()
     console = Console(stderr=as_json, quiet=as_json or is_quiet())
-    rounds = {key: config.rounds * config.framework.trains for key, config in experiments.items()}
-    with interruptible(folder, is_new=is_new), Screen(console, rounds) as screen:
-        failures = run_arms(experiments, folder, begin=screen.begin, argv=sys.argv, workers=workers)
-    if is_new and failures and discard(folder):
-        for why in dict.fromkeys(failures.values()):
+    try:
+        with interruptible(folder, is_new=is_new):
+            failures = go_all(experiments, folder, console, workers, sys.argv, is_new=is_new)
+    except NoneBegunError as error:
+        for why in error.reasons:
             print(f"no run could be begun: {why}", file=sys.stderr)
-        raise typer.Exit(2)
+        raise typer.Exit(2) from error
     show(folder, as_json)
     for (arm, seed), why in failures.items():
         print(f"{arm}, seed {seed}, failed: {why}", file=sys.stderr)
@@ -155,25 +130,15 @@ def run_single(
     Raises:
         Exit: it has failed, and was said to have.
     """
-    from trillium.cli.screen import Screen
-    from trillium.experiment.arm import is_out_of_memory, reason_of, run_one
-    from trillium.experiment.folder import discard
+    from trillium.api.start import go
+    from trillium.experiment.arm import is_out_of_memory, reason_of
     from trillium.federation.fleet import RoundFailed
-    from trillium.quiet import quiet
 
-    quiet()
     console = Console(stderr=as_json, quiet=as_json or is_quiet())
-    key = (folder.arm, config.seed)
     try:
-        with (
-            interruptible(folder.path, is_new=is_new),
-            Screen(console, {key: config.rounds * config.framework.trains}) as screen,
-        ):
-            seen = screen.begin(*key)
-            run_one(config, folder, seen.observe, seen.watch, sys.argv)
+        with interruptible(folder.path, is_new=is_new):
+            go(config, folder, console, sys.argv, is_new=is_new)
     except UserError:
-        if is_new:
-            discard(folder.path)
         raise
     except Exception as error:
         if not isinstance(error, RoundFailed) and not is_out_of_memory(error):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +11,8 @@ from trillium.errors import UserError
 
 if TYPE_CHECKING:
     from trillium.config.experiment import Tree
+    from trillium.config.given import Asked
 
-FILES: Final = (".txt", ".gz", ".zip", ".xls", ".xlsx", ".feather", ".arrow")  # no hub id ends so
 Words = Annotated[
     list[str] | None,
     typer.Argument(
@@ -57,22 +57,20 @@ Reach = Annotated[
 ]
 
 
-def parse(words: list[str] | None, model: str | None, data: str | None) -> tuple[Path | None, Tree]:
+def ask(
+    words: list[str] | None, model: str | None, data: str | None, *, sweeps: bool = False
+) -> Asked:
     """Divide the words of a command into a recipe and settings."""
-    from trillium.config.experiment import found_recipe, merge, parse_overrides
+    from trillium.config.given import asked
 
     recipes = [word for word in words or [] if "=" not in word]
     if len(recipes) > 1:
         raise UserError(
             " ".join(recipes), "at most one recipe can be run", "Write settings as key=value"
         )
-    tree: Tree = {}
-    if model is not None:
-        tree = merge(tree, {"model": {"id": model}})
-    if data is not None:
-        tree = merge(tree, {"data": {"source": _source(data)}})
-    tree = merge(tree, parse_overrides(word for word in words or [] if "=" in word))
-    return (found_recipe(recipes[0]) if recipes else None), tree
+    settings = [word for word in words or [] if "=" in word]
+    named = {key: value for key, value in (("model", model), ("data", data)) if value is not None}
+    return asked(recipes[0] if recipes else None, settings, named, sweeps=sweeps)
 
 
 def settings_of(words: list[str] | None, data: str | None) -> Tree:
@@ -87,15 +85,7 @@ def settings_of(words: list[str] | None, data: str | None) -> Tree:
             "this verb takes the folder of a run, and settings beside it",
             "Write settings as key=value; name a file of rows with --data",
         )
-    return parse(words, None, data)[1]
-
-
-def _source(data: str) -> dict[str, str]:
-    from trillium.data.sources.files import is_table
-
-    if is_table(Path(data)) or Path(data).is_file() or Path(data).suffix.lower() in FILES:
-        return {"name": "files", "train": data}
-    return {"name": "hub", "path": data}
+    return ask(words, None, data).tree
 
 
 def seeds_of(text: str | None) -> list[int] | None:

@@ -32,15 +32,21 @@ LINES = (
 
 def plan_table(arms: Sequence[Arm]) -> Table:
     """Return the table of some plans: a column for each setting and tier."""
-    columns = [column for arm in arms for column in _columns(arm)]
-    table = Table("One client", *(label for label, _ in columns), box=None, pad_edge=False)
+    titles, found = columns(arms)
+    table = Table("One client", *(label for label, _ in found), box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for place, title in enumerate(LINES):
-        cells = [column[place] for _, column in columns]
-        if set(cells) != {NONE}:
-            table.add_row(title, *cells)
+    for title, *cells in zip(titles, *(cells for _, cells in found), strict=True):
+        table.add_row(title, *cells)
     return table
+
+
+def columns(arms: Sequence[Arm]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the titles of the lines in which something is known, and each column by its label."""
+    found = [column for arm in arms for column in _columns(arm)]
+    known = [place for place in range(len(LINES)) if {cells[place] for _, cells in found} != {NONE}]
+    cells_of = [(label, [cells[place] for place in known]) for label, cells in found]
+    return [LINES[place] for place in known], cells_of
 
 
 def _columns(arm: Arm) -> list[tuple[str, list[str]]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -22,7 +23,15 @@ class Plot:
     name: str
     title: str
     caption: str
-    png: bytes
+    png: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        """Show it in a notebook."""
+        return self.png
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture into a file."""
+        Path(path).write_bytes(self.png)
 
 
 _Draw = Callable[[Sequence[Row]], Figure | None]
@@ -81,12 +90,12 @@ _PLOTS: tuple[tuple[str, str, str, _Draw], ...] = (
 PLOT_NAMES = tuple(name for name, *_ in _PLOTS)
 
 
-def draw_plots(rows: Sequence[Row]) -> list[Plot]:
-    """Draw every plot for which the runs have values."""
+def draw_plots(rows: Sequence[Row], names: Collection[str] = PLOT_NAMES) -> list[Plot]:
+    """Draw every plot, or those that are named, for which the runs have values."""
     drawn = []
     with quiet_style():
         for name, title, caption, draw in _PLOTS:
-            figure = draw(rows)
+            figure = draw(rows) if name in names else None
             if figure is not None:
                 drawn.append(Plot(name, title, caption, png(figure)))
     return drawn

@@ -155,12 +155,12 @@ def read_run(folder: Path) -> Run:
     config = _read_mapping(folder / "config.yaml", yaml.safe_load, notes)
     by_round = {
         line["round"]: line
-        for line in _read_lines(folder / "metrics.jsonl", notes)
+        for line in read_lines(folder / "metrics.jsonl", notes)
         if isinstance(line.get("round"), int)  # a resumed run may evaluate a round again
     }
     evaluations = [by_round[index] for index in sorted(by_round)]
     traffic = TrafficSum()
-    for line in _read_lines(folder / "wire.jsonl", notes):
+    for line in read_lines(folder / "wire.jsonl", notes):
         traffic.add(line)
     if traffic.num_malformed:
         notes.append(f"wire.jsonl: {traffic.num_malformed} lines lack a field and were left out")
@@ -220,7 +220,7 @@ def _read_mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> 
     return value
 
 
-def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
     """Stream the lines of a JSONL file; a line that a crash cut short is skipped and noted."""
     if not path.is_file():
         return

@@ -53,7 +53,7 @@ def terminal_table(rows: Sequence[Row], width: int = 120, goals: Sequence[Goal] 
     Measures that no arm has are left out, and the less important ones where there is no room; the
     caption names those. Deviations stand beside quality only, costs hardly have any.
     """
-    names = [name for name in _COLUMNS if any(name in row.values for row in rows)]
+    names = columns_of(rows)
     cells = {name: [_cell(row, BY_NAME[name]) for row in rows] for name in names}
     shorts = {name: BY_NAME[name].short for name in names}
     ranks = dict(_COLUMNS)
@@ -95,6 +95,11 @@ def terminal_table(rows: Sequence[Row], width: int = 120, goals: Sequence[Goal] 
         line += [Text(cells[name][index]) for name in kept]
         table.add_row(*line, *([Text(states[index])] if show_state else []))
     return table
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Return the measures that a table shows, where there is room for all that some arm has."""
+    return [name for name in _COLUMNS if any(name in row.values for row in rows)]
 
 
 def _folded(title: str) -> list[str]:
