@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from trillium.component import Component, known
 from trillium.config.experiment import ExperimentConfig
+from trillium.config.meanings import meanings, summary
 from trillium.frameworks import Framework
 from trillium.training.optimizers import Optimizer
 from trillium.wire.codecs import Codec
@@ -79,6 +80,10 @@ Unknown keys, unknown names and values out of range are refused before anything 
 of a run, with every default filled in, is written to `config.yaml` in its run folder, and can be run
 again as a recipe.
 
+The first line of a recipe leads editors with a YAML language server to its JSON Schema: they complete
+keys, say what they mean, and mark wrong ones. `trillium new` writes that line. `trillium schema` prints
+the schema anew, with components of your own in it.
+
 The machines and files of a deployment are not in this tree, so that the same recipe runs in one
 process and on many machines: [deploy.md](deploy.md#a-run) says where they are set.
 """
@@ -92,7 +97,7 @@ def page() -> str:
 def _section(title: str, path: str, model: type[BaseModel]) -> Iterator[str]:
     """Yield the lines of a model's own keys, and then of the models and components under it."""
     yield f"## {title}\n"
-    yield _summary(model) + "\n"
+    yield summary(model) + "\n"
     yield from _table(path, model)
     for key, field in model.model_fields.items():
         below = f"{path}.{key}" if path else key
@@ -118,7 +123,7 @@ def _choices(
         yield f"One {kind.kind}: {names}. Default: {_default(field)}.\n"
     for name, member in members.items():
         yield f"{level}# `{path}: {name}`\n"
-        yield _summary(member) + "\n"
+        yield summary(member) + "\n"
         yield from _table(path, member)
         for key, option in member.model_fields.items():
             place, found = _place(f"{path}.{key}", option)
@@ -126,7 +131,7 @@ def _choices(
                 yield from _choices(place, found, option, f"{level}##")
             elif found is not None and place == f"{path}.{key}":
                 yield f"{level}## `{place}`\n"
-                yield _summary(found) + "\n"
+                yield summary(found) + "\n"
                 yield from _table(place, found)
 
 
@@ -137,11 +142,11 @@ def _table(path: str, model: type[BaseModel]) -> Iterator[str]:
         return
     yield "| key | type | default | meaning |"
     yield "|---|---|---|---|"
-    meanings = attributes(model)
+    said = meanings(model)
     for name, field in model.model_fields.items():
         key = field.alias or name
         full = f"{path}.{key}" if path else key
-        meaning = meanings[key]
+        meaning = said[key]
         place, found = _place(full, field)
         if found is not None:
             remark = "" if meaning.startswith("See their") else f"{meaning} "
@@ -191,30 +196,6 @@ def _place(path: str, field: FieldInfo) -> tuple[str, type[BaseModel] | None]:
         return f"{path}.LABEL", labelled
     found = _component(annotation) or _model(_without_null(annotation))
     return (path if found is None else EXPLAINED.get(found, path)), found
-
-
-def attributes(model: type[BaseModel]) -> dict[str, str]:
-    """Return the meaning of each field, from the `Attributes:` sections of a class and its bases.
-
-    A name, or several with commas, stands before the first colon; longer lines are indented more.
-    """
-    found: dict[str, str] = {}
-    for cls in model.__mro__:
-        _, _, section = inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition(
-            "Attributes:\n"
-        )
-        for entry in re.split(r"\n(?=    \S)", section.split("\n\n")[0]):
-            names, colon, meaning = " ".join(entry.split()).partition(": ")
-            if colon:
-                for name in names.split(", "):
-                    found.setdefault(name, meaning[0].upper() + meaning[1:])
-    return found
-
-
-def _summary(model: type[BaseModel]) -> str:
-    """Return the docstring of a class up to its sections, as one paragraph per paragraph."""
-    text = inspect.cleandoc(model.__doc__ or "")
-    return re.split(r"\n\n(?:Attributes|Args|Metrics|Raises):", text)[0]
 
 
 def _type(field: FieldInfo) -> str:

@@ -18,7 +18,7 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -116,6 +116,9 @@ def resolve(base: type[C], value: object) -> C:
     return found
 
 
+CHOSEN: Final = "trillium_kind"  # in the metadata of a field: which kind of component it takes
+
+
 class _ChoiceSchema:
     """Teaches pydantic to validate a field with `resolve` and to dump it with `to_config`."""
 
@@ -124,6 +127,7 @@ class _ChoiceSchema:
     ) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
             lambda value: resolve(source, value),
+            metadata={CHOSEN: source},
             serialization=core_schema.plain_serializer_function_ser_schema(
                 lambda component: component.to_config()
             ),

@@ -177,6 +177,6 @@ def test_what_the_system_refuses_is_no_traceback(
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "run.yaml"))
 
-    monkeypatch.setattr("shutil.copyfile", refused)
+    monkeypatch.setattr(Path, "write_text", refused)
     assert trillium(monkeypatch, "new", "run", "--to", tmp_path / "run.yaml") == 2
     assert "it cannot be read or written (Permission denied)" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -133,6 +132,7 @@ def new(
 ) -> None:
     """Write a commented recipe to start from."""
     from trillium.config.experiment import recipe_path, recipes
+    from trillium.config.schema import HINT, SHIPPED
 
     if show:
         listed = click.HelpFormatter(width=None if sys.stdout.isatty() else 200)
@@ -144,9 +144,18 @@ def new(
     if target.exists():
         raise UserError(str(target), "it exists already", "Choose another name with --to")
     make_folder(target.parent, str(target))
-    shutil.copyfile(source, target)
-    verb = "compare" if "\narms:" in source.read_text(encoding="utf-8") else "run"
+    text = source.read_text(encoding="utf-8")
+    target.write_text(HINT + str(SHIPPED) + "\n" + text.partition("\n")[2], encoding="utf-8")
+    verb = "compare" if "\narms:" in text else "run"
     print(f"{target} written. Run it with: trillium {verb} {target}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, by which editors complete and check them."""
+    from trillium.config.schema import as_text, recipe_schema
+
+    print(as_text(recipe_schema()), end="")
 
 
 cli_trained.register(app)

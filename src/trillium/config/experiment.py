@@ -223,10 +223,13 @@ def parse_overrides(words: Iterable[str]) -> Tree:
 
 
 def recipes() -> dict[str, str]:
-    """Return the first line of each recipe that comes with Trillium: when to use it."""
+    """Return when to use each recipe that comes with Trillium: its second line.
+
+    The first leads editors to the schema.
+    """
     folder = Path(__file__).parent / "recipes"
     return {
-        path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        path.stem: path.read_text(encoding="utf-8").splitlines()[1].lstrip("# ")
         for path in sorted(folder.glob("*.yaml"))
     }
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 from torch import nn
 
 from trillium.errors import UserError, suggest
@@ -119,6 +121,24 @@ class Optimizer(BaseModel):
                 f"See the documentation of {classes[self.name].__module__}.{self.name}",
             ) from error
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Say to editors which names and which options there are, those of all optimisers."""
+        made = handler.resolve_ref_schema(handler(schema))
+        classes = _classes()
+        options = {key for found in classes.values() for key in inspect.signature(found).parameters}
+        own = made["properties"] = {
+            **{key: {} for key in sorted(options - {"params"})},
+            **made["properties"],
+        }
+        own["name"]["enum"] = sorted(classes)
+        full = {**made, "additionalProperties": False}
+        made.clear()
+        made["anyOf"] = [{"title": "an optimiser by its name", "enum": sorted(classes)}, full]
+        return made
 
     @property
     def options(self) -> Mapping[str, Any]:
