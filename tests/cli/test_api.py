@@ -132,9 +132,14 @@ def test_a_comparison_has_arms_and_seeds(compared: tr.ComparisonResult) -> None:
 
 
 def test_errors_have_three_parts(
-    result: tr.RunResult, compared: tr.ComparisonResult, recipe: dict[str, Any], tmp_path: Path
+    result: tr.RunResult,
+    compared: tr.ComparisonResult,
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
     wrong: list[tuple[Any, str]] = [
         (lambda: tr.load(tmp_path / "nowhere"), "there is no such folder"),
         (lambda: tr.load(tmp_path / "empty"), "neither a run"),
@@ -149,6 +154,8 @@ def test_errors_have_three_parts(
         (lambda: tr.run(rank=3), "adapter.r"),
         (lambda: tr.run(recipe, seeds=0), "no seed at all"),
         (lambda: tr.compare(reach=[80]), "shares"),
+        (lambda: tr.run(report__track=["wandb"], out=tmp_path / "out"), "not installed here"),
+        (lambda: tr.compare(report__track=["wandb"], out=tmp_path / "out"), "not installed here"),
         (lambda: tr.compare({"rounds": 2}), "nothing to compare"),
         (lambda: tr.run(recipe, model=tmp_path / "empty", out=tmp_path / "out"), "empty"),
         (lambda: tr.plan("gpt2", plan__client__link__upp=1), "Did you mean 'up'"),

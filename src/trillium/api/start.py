@@ -16,6 +16,7 @@ from trillium.experiment.arm import Key, run_one
 from trillium.experiment.compare import prepare, run_arms
 from trillium.experiment.folder import RunFolder, discard, new_folder
 from trillium.experiment.reuse import take_finished
+from trillium.experiment.tracking import check_trackers
 from trillium.quiet import quiet
 
 
@@ -40,7 +41,12 @@ class Begun:
 
 
 def begin_run(config: ExperimentConfig, out: Path) -> RunFolder:
-    """Make the folder of one run."""
+    """Make the folder of one run.
+
+    Raises:
+        UserError: it names a tracker that is not installed.
+    """
+    check_trackers(config.report.track)
     name = f"{config.framework.name}_{config.data.source.name}_s{config.seed}"
     return RunFolder(new_folder(out, name), config.framework.name)
 
@@ -49,6 +55,7 @@ def begin_seeds(tree: Tree, seeds: Sequence[int], out: Path) -> Begun:
     """Make the folder of one experiment with several seeds."""
     configs = {seed: experiment(merge(tree, {"seed": seed})) for seed in seeds}
     first = configs[seeds[0]]
+    check_trackers(first.report.track)
     name = f"{first.framework.name}_{first.data.source.name}"
     folder = new_folder(out, name)
     runs = {(first.framework.name, seed): config for seed, config in configs.items()}
@@ -73,6 +80,8 @@ def begin_comparison(
         fresh: take nothing that has finished.
     """
     experiments = comparing.experiments(seeds)
+    for config in experiments.values():
+        check_trackers(config.report.track)
     source = next(iter(experiments.values())).data.source.name
     told = {**comparing.told(), **({"reach": list(reach)} if reach else {})}
     folder = new_folder(out, f"{verb}_{source}")

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.partitions.natural import Natural
 from trillium.errors import UserError, suggest
+from trillium.experiment.tracking import check_trackers
 from trillium.federation.tiers import tier_of
 from trillium.models.load import LanguageModel
 from trillium.models.quantize import check_package
@@ -28,6 +29,7 @@ def check_ready(config: ExperimentConfig) -> None:
     """
     if not isinstance(config.data.partition, Natural):  # which has as many as the rows name
         config.fleet.check(config.data.num_clients)
+    check_trackers(config.report.track)
     own = [config.server.model, *(tier.model for tier in config.tiers.values())]
     for model in (config.model, *(model for model in own if model is not None)):
         check_package(model.quantize)

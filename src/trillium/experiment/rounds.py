@@ -8,11 +8,13 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 from trillium.config.experiment import ExperimentConfig
+from trillium.config.places import located
 from trillium.data.federated import FederatedData
 from trillium.experiment.best import Rounds
 from trillium.experiment.card import write_cards
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.kept import keep_models
+from trillium.experiment.tracking import Tracking
 from trillium.federation.client import Client
 from trillium.federation.fleet import Fleet, RoundFailed
 from trillium.federation.server import Server
@@ -38,6 +40,7 @@ class Experiment:
         folder: where the run is written, if anywhere.
         clients: the data owners, as far as they live in this process.
         history: one line per evaluation, as in `metrics.jsonl`.
+        tracking: where else the measures go.
     """
 
     config: ExperimentConfig
@@ -47,6 +50,7 @@ class Experiment:
     folder: RunFolder | None = None
     clients: list[Client] = field(default_factory=list)
     history: list[Metrics] = field(default_factory=list)
+    tracking: Tracking | None = None
     _seconds: float = 0.0
     _started: bool = False
 
@@ -71,6 +75,8 @@ class Experiment:
         """
         framework, rounds = self.config.framework, self.config.rounds
         try:
+            if self.tracking is not None:
+                self.tracking.begin(located(self.config).tree())
             if not self._started:
                 start = time.perf_counter()
                 self.config.head.start(self.server, self.fleet)
@@ -103,6 +109,8 @@ class Experiment:
             raise
         finally:
             self.fleet.ledger.close()
+            if self.tracking is not None:
+                self.tracking.end()
         return self.history
 
     def _round(self, number: int) -> Metrics:
@@ -151,6 +159,8 @@ class Experiment:
         self.history.append(line)
         if self.folder is not None:
             self.folder.metrics(line)
+        if self.tracking is not None:
+            self.tracking.observe(line)
         if observe is not None:
             observe(line)
 
@@ -211,5 +221,7 @@ class Experiment:
             batch_size = self.config.evaluation.batch_size
             self.folder.json(ANSWERS, self.server.answers(self.server.state, batch_size))
         self.folder.status("finished")
+        if self.tracking is not None:
+            self.tracking.finish()
         self.config.framework.finish_run(self.server)
         self.folder.checkpoints.clear()

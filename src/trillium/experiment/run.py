@@ -26,6 +26,7 @@ from trillium.experiment.rounds import SERVER as SERVER
 from trillium.experiment.rounds import Experiment as Experiment
 from trillium.experiment.rounds import Observer as Observer
 from trillium.experiment.texts import Texts, in_model_order, usable
+from trillium.experiment.tracking import Tracking
 from trillium.experiment.written import with_public
 from trillium.federation.client import Client, verbs_of
 from trillium.federation.fleet import Engine, Fleet
@@ -184,14 +185,21 @@ def build_server(
         keep_rows(folder.path, data)
         folder.json("data.json", about(data))
         folder.json("once.json", once_bytes(config.framework, server, clients))
-    ledger = Ledger(folder.path / "wire.jsonl" if folder is not None else None, watch)
+    tracking = None
+    if folder is not None and config.report.track:
+        tracking = Tracking(config.report.track, folder.path)
+    watching = [watch, None if tracking is None else tracking.watch]
+    ledger = Ledger(
+        folder.path / "wire.jsonl" if folder is not None else None,
+        [found for found in watching if found is not None],
+    )
     made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}
     wires = {client: made[id(tier)] for client, tier in tiers.items()}
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
     fleet.limits = limits_of(model)
     if folder is not None:
         fleet.failed = folder.failed_rounds
-    built = Experiment(config, data, server, fleet, folder, list(clients))
+    built = Experiment(config, data, server, fleet, folder, list(clients), tracking=tracking)
     if folder is not None:
         built.restore()
     return built

@@ -43,6 +43,19 @@ class Evaluation(BaseModel):
     patience: int | None = Field(default=None, ge=1)
 
 
+class Report(BaseModel):
+    """Where else the measures of a run go, beside its folder.
+
+    Attributes:
+        track: trackers that get the settings, every evaluation, bytes by kind and direction, FLOPs and
+            peaks of memory. Their packages, which have the same names, must be installed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    track: tuple[Literal["tensorboard", "mlflow", "wandb", "trackio"], ...] = ()
+
+
 class Setting(BaseModel):
     """One run.
 
@@ -53,7 +66,7 @@ class Setting(BaseModel):
         head: start values of the task head.
         tiers: clients that differ from the others, by a label of your own.
         server: a model that only the server has.
-        model, task, data, adapter, training, fleet, wire, evaluation: see their classes.
+        model, task, data, adapter, training, fleet, wire, evaluation, report: see their classes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +85,7 @@ class Setting(BaseModel):
     tiers: dict[str, Tier] = {}
     server: OwnModel = OwnModel()
     evaluation: Evaluation = Evaluation()
+    report: Report = Report()
 
     @model_validator(mode="after")
     def _quantized_bases(self) -> Self:

@@ -117,7 +117,7 @@ class PaperFederation:
                 dialects=texts.dialects,
             )
         self.engine = PaperEngine(list(self.clients.values()), self.course)
-        ledger = Ledger(watch=self.course.book)
+        ledger = Ledger(watch=[self.course.book])
         self.fleet = Fleet(
             self.engine,
             self._wire(config.wire),

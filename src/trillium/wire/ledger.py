@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -44,7 +44,7 @@ class Entry:
 class Ledger:
     """Sums up what crossed and, given a path, appends every entry to a JSONL file.
 
-    What the file holds already counts, and is shown to `watch` as every later entry is.
+    What the file holds already counts, and is shown to all that `watch`, as every later entry is.
 
     Attributes:
         entries: all entries where no path was given (tests, notebooks); empty otherwise, because a
@@ -52,7 +52,7 @@ class Ledger:
     """
 
     def __init__(
-        self, path: Path | None = None, watch: Callable[[Entry], None] | None = None
+        self, path: Path | None = None, watch: Sequence[Callable[[Entry], None]] = ()
     ) -> None:
         self.entries: list[Entry] = []
         self._bytes: dict[tuple[Direction, Purpose], int] = defaultdict(int)
@@ -65,8 +65,8 @@ class Ledger:
 
     def _count(self, entry: Entry) -> None:
         self._bytes[entry.direction, entry.purpose] += entry.bytes
-        if self._watch is not None:
-            self._watch(entry)
+        for watch in self._watch:
+            watch(entry)
 
     def add(self, entry: Entry) -> None:
         """Append one entry."""
