@@ -30,7 +30,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## compare the frameworks on a small task, without a GPU or a download
-	@$(BIN)/trillium compare
+	@$(BIN)/trillium compare --workers 2
 
 # Two processes of one thread each: tensors this small gain nothing from threads, and results do
 # not depend on how many cores there are.

@@ -54,10 +54,10 @@ def compare(
 ) -> None:
     """Run several frameworks on one task, and report them side by side.
 
-    Without arguments it runs all frameworks and baselines on the built-in task and model, in about
-    four minutes on two cores. A key that begins with the label of an arm changes that arm alone:
-    fedllm.adapter.r=4. Several values make several arms: fedllm.adapter.r=1,4,8,32. A run that has
-    finished below --out with the same settings is reused.
+    Without arguments it runs all frameworks, plain and frugal, and baselines on the built-in task and
+    model: with --workers 2 on two cores in about five minutes. A key that begins with the label of
+    an arm changes that arm alone: fedllm.adapter.r=4. Several values make several arms:
+    fedllm.adapter.r=1,4,8,32. A run that has finished below --out with the same settings is reused.
     """
     from trillium.config.comparison import comparison, tuning_of
     from trillium.config.experiment import read_yaml, recipe_path

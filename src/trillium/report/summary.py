@@ -139,12 +139,19 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         f"{row.arm}: the task head is new and drawn at random, so this is what guessing gives; it is "
         "no baseline to beat."
         for row in rows
-        if row.framework == "zero_shot"
+        if guesses_only(row)
+    ]
+    return failed + chosen + ended + skipped + [mixed] * bool(redrawn) + _of_data(rows) + guesses
+
+
+def guesses_only(row: Row) -> bool:
+    """Whether an arm is a task head that was drawn at random, and no baseline to beat."""
+    return (
+        row.framework == "zero_shot"
         and _name(row, "task") == "classification"
         and _name(row, "head") == "random"
         and not row.counted[0].data.get("own_head")
-    ]
-    return failed + chosen + ended + skipped + [mixed] * bool(redrawn) + _of_data(rows) + guesses
+    )
 
 
 def _of_data(rows: Sequence[Row]) -> list[str]:

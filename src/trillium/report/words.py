@@ -13,7 +13,7 @@ from trillium.report.interval import interval
 from trillium.report.measure import Measure
 from trillium.report.measures import show_bytes, show_flops
 from trillium.report.read import Run
-from trillium.report.summary import Row
+from trillium.report.summary import Row, guesses_only
 
 LESS_IS_BETTER = ("perplexity", "loss")
 CLOSE = 0.95  # of the best, where no interval is known
@@ -57,7 +57,11 @@ def outcome(rows: Sequence[Row]) -> list[str]:
         said += _frugal(best, federated, measure)
     else:
         said = [f"{best.arm} reaches {said[0]}."]
-    others = [f"{row.arm} {_value(row, measure)}" for row in measured if row.is_baseline]
+    others = [
+        f"{row.arm} {_value(row, measure)}"
+        for row in measured
+        if row.is_baseline and not guesses_only(row)
+    ]
     if others:
         said.append(f"For comparison: {', '.join(others)}.")
     return said
