@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 import tiny
+from trillium.clock.ledger import waves_of
+from trillium.clock.places import Place, quantity
+from trillium.clock.times import round_time
+from trillium.clock.waves import Ask, Wave, Weight, Work
 from trillium.errors import UserError
 from trillium.experiment.arm import run_one
 from trillium.experiment.folder import RunFolder
-from trillium.plan.places import Place, Planning, quantity
-from trillium.plan.replay import replay, waves_of
-from trillium.plan.sizes import Weight
-from trillium.plan.times import round_time
-from trillium.plan.waves import Ask, Wave, Work
+from trillium.plan.places import Planning
+from trillium.plan.replay import replay
 from trillium.wire.ledger import Entry
 
 

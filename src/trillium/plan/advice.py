@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from trillium.clock.places import quantity
 from trillium.config.experiment import Tree
 from trillium.errors import UserError, suggest
 from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
 from trillium.plan.arms import Arm
-from trillium.plan.places import Planning, quantity
+from trillium.plan.places import Planning
 from trillium.plan.tips import tips
 from trillium.report.human import prefixed
 

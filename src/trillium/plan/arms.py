@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trillium.clock.places import Place
+from trillium.clock.times import RoundTime, course_time
 from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge
 from trillium.errors import UserError, suggest
 from trillium.plan.data import assumed_texts, by_tier
+from trillium.plan.memory import Memory
 from trillium.plan.models import Models, architecture
-from trillium.plan.places import Place, Planning
+from trillium.plan.places import Planning
 from trillium.plan.predict import Prediction, predict
 from trillium.plan.result import to_dict
 from trillium.plan.shapes import shapes
 from trillium.plan.sums import Sums
-from trillium.plan.times import RoundTime, course_time
-from trillium.plan.waves import Memory
 
 USUAL: dict[str, Tree] = {
     "fedllm": {"framework": "fedllm"},

@@ -6,12 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from trillium.clock.waves import NOTHING, Ask, Wave, Work
 from trillium.federation.client import Client
 from trillium.federation.fleet import Gathered
 from trillium.federation.local import LocalEngine
 from trillium.plan.paper import Weighed
-from trillium.plan.sizes import NOTHING
-from trillium.plan.waves import Ask, Wave, Work
 from trillium.wire.ledger import Entry
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
+from trillium.clock.times import RoundTime
 from trillium.config.experiment import Tree, experiment, merge
 from trillium.errors import UserError
 from trillium.frameworks.split.protocol import Split
@@ -22,7 +23,6 @@ from trillium.plan.arms import Arm, plan_arm
 from trillium.plan.data import by_tier
 from trillium.plan.models import Models, architecture
 from trillium.plan.places import Planning
-from trillium.plan.times import RoundTime
 
 AUTO: Final = "auto"
 SHARE: Final = 4  # of frozen blocks, at most one in so many

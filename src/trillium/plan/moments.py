@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from trillium.plan.fakes import BUFFER, is_fake
-from trillium.plan.waves import Memory
+from trillium.plan.memory import Memory
 from trillium.training.meters import Count
 
 STATE = "trillium_state"  # marks the tensors that an optimiser keeps

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from trillium.clock.waves import Wave
 from trillium.config.experiment import ExperimentConfig
 from trillium.plan.data import by_tier
+from trillium.plan.memory import Memory
 from trillium.plan.moments import Phases
 from trillium.plan.sums import Sums
-from trillium.plan.waves import Memory, Wave
 
 
 @dataclass

@@ -14,13 +14,14 @@ from pydantic import PrivateAttr
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from trillium.clock.waves import Weight
 from trillium.component import Component
 from trillium.federation.means import Contribution
 from trillium.frameworks.fedllm.aggregators import Aggregate, Aggregator
 from trillium.models.factors import Factors, LowRank
 from trillium.plan.fakes import Paper
 from trillium.plan.moments import STATE
-from trillium.plan.sizes import Scales, Weight
+from trillium.plan.sizes import Scales
 from trillium.training.loop import Training
 from trillium.training.optimizers import Optimizer
 from trillium.wire.kinds import Limits, Tensors, has_values

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from trillium.plan.fakes import Paper, is_fake
+from trillium.plan.memory import Memory
 from trillium.plan.moments import Moments, Phases, before_step
-from trillium.plan.waves import Memory
 from trillium.training.meters import Cost, Meter
 
 T = TypeVar("T")

@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from trillium.clock.places import Place
 from trillium.errors import UserError, suggest
-from trillium.plan.places import Place, Planning
+from trillium.plan.places import Planning
 
 
 def planning_of(told: Mapping[str, Any]) -> Planning:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from trillium.clock.waves import NOTHING, Ask, Wave, Weight, Work
 from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
 from trillium.federation.fleet import FleetConfig
@@ -15,12 +16,11 @@ from trillium.plan.bounds import upper_bound
 from trillium.plan.data import Texts, by_tier
 from trillium.plan.federation import Shared
 from trillium.plan.grow import Stage, is_alike, is_apart, share_of, stages
+from trillium.plan.memory import Memory
 from trillium.plan.models import Models
 from trillium.plan.outcome import Outcome, most_of
 from trillium.plan.rounds import outcome_of
-from trillium.plan.sizes import NOTHING, Weight
 from trillium.plan.sums import Sums
-from trillium.plan.waves import Ask, Memory, Wave, Work
 
 
 @dataclass

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from trillium.plan.advice import Advice
 from trillium.plan.arms import Arm, TierPlan
+from trillium.plan.memory import Memory
 from trillium.plan.sums import Sums
-from trillium.plan.waves import Memory
 from trillium.report.human import NONE, duration, percent, prefixed
 
 LINES = (

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from trillium.clock.waves import Weight
 from trillium.plan.fakes import DEPENDS_ON_VALUES, Paper, is_fake
 from trillium.wire.codecs import Codec
 from trillium.wire.codecs.rows import RowCodec
@@ -30,37 +31,6 @@ _START = len(MAGIC) + 1 + 8  # magic, version, and safetensors' length of the he
 # The order in which safetensors lays tensors out: by dtype, the widest first, then by name.
 _ORDER = ["I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL"]
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class Weight:
-    """What one message weighs.
-
-    Attributes:
-        bytes: its length.
-        kinds: the same by kind of tensor, as in the ledger.
-        low, high: the range of `bytes` where codecs depend on values; else the same.
-    """
-
-    bytes: int
-    kinds: Mapping[str, int]
-    low: int
-    high: int
-
-    @classmethod
-    def sum(cls, weights: Sequence[float], parts: Sequence[Weight]) -> Weight:
-        """Return so much of each, together."""
-        pairs = list(zip(weights, parts, strict=True))
-        names = sorted({kind for part in parts for kind in part.kinds})
-        return cls(
-            round(sum(weight * part.bytes for weight, part in pairs)),
-            {k: round(sum(weight * part.kinds.get(k, 0) for weight, part in pairs)) for k in names},
-            round(sum(weight * part.low for weight, part in pairs)),
-            round(sum(weight * part.high for weight, part in pairs)),
-        )
-
-
-NOTHING = Weight(0, {}, 0, 0)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from trillium.clock.waves import NOTHING, Weight
 from trillium.plan.paper import Weighed
-from trillium.plan.sizes import NOTHING, Weight
 from trillium.wire.ledger import Entry, Purpose
 from trillium.wire.wire import Direction
 

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trillium.plan.places import Place
-from trillium.plan.waves import Ask, Wave
+from trillium.clock.places import Place
+from trillium.clock.waves import Ask, Wave
 
 
 @dataclass
