@@ -58,7 +58,7 @@ def test_the_best_of_the_frameworks_is_marked_and_one_seed_has_an_interval(tmp_p
     columns, lines = results(rows_of(folder), ())
     at = {column.title: place for place, column in enumerate(columns)}
     accuracy = {line.row.arm: line.cells[at["Accuracy"]] for line in lines}
-    size = {line.row.arm: line.cells[at["Communication per client"]] for line in lines}
+    size = {line.row.arm: line.cells[at["Bytes"]] for line in lines}
     assert {arm for arm, cell in accuracy.items() if cell.best} == {"fedllm"}
     assert {arm for arm, cell in size.items() if cell.best} == {"kd"}, "a baseline sends nothing"
     assert accuracy["fedllm"].interval == "", "of two seeds"
@@ -72,7 +72,8 @@ def test_the_outcome_is_told_in_a_sentence(tmp_path: Path) -> None:
     write_run(folder / "kd_s1", "kd", 1, tiny_metrics(0.5, 0.84), few, started="3")
     said = outcome(rows_of(folder))
     assert said[0] == (
-        "fedllm is the best of 2 with 85.0 ± 7.1 % accuracy, for 240 B up and down per client."
+        "fedllm is the best of 2 federated arms with 85.0 ± 7.1 % accuracy, for 240 B up and down "
+        "per client."
     )
     assert said[1] == "kd reaches 84.0 % for 10 times fewer bytes (24 B)."
     assert said[2] == "For comparison: zero-shot 50.0 % accuracy [21.5, 78.5]."

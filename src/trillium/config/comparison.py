@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trillium.clock.places import Places
 from trillium.config.equal_rows import most_held_back, of_equal_rows
 from trillium.config.experiment import ExperimentConfig, Tree, acting, experiment, merge
 from trillium.config.sweep import Sweep, expanded, grid
@@ -16,6 +17,7 @@ from trillium.frameworks.effects import NoEffect
 Arms = dict[str, Tree]
 OWN_KEYS = ("arms", "seeds", "grid", "tuning", "about", "reach")
 """Keys of a recipe that are of the comparison; all others are settings of its runs."""
+_BESIDE = (*OWN_KEYS, "plan")  # of a recipe, beside the settings of its runs
 VALIDATION = 0.1  # share of the training rows that settings are chosen by, unless a recipe says so
 
 
@@ -48,6 +50,7 @@ class CompareConfig(BaseModel):
         about: what a report says above its table.
         reach: accuracies, as shares, of which the report says what it took to get there.
         tuning: how settings were chosen, or are to be.
+        plan: links and devices that the report tells times for, beside those that all know.
         aside: rows that some arm of the recipe holds back, whether it is run or not.
     """
 
@@ -59,6 +62,7 @@ class CompareConfig(BaseModel):
     about: str = ""
     reach: tuple[float, ...] = ()
     tuning: Tuning | None = None
+    plan: Places = Places()
     aside: int = 0
 
     def experiments(
@@ -90,7 +94,10 @@ class CompareConfig(BaseModel):
 
     def told(self) -> Tree:
         """Return what a report is told beside the figures."""
-        return self.model_dump(mode="json", include={"about", "reach", "tuning"})
+        found = self.model_dump(mode="json", include={"about", "reach", "tuning"})
+        if self.plan == Places():
+            return found
+        return {**found, "plan": self.plan.model_dump(mode="json", exclude_none=True)}
 
 
 def acting_arms(
@@ -153,7 +160,9 @@ def comparison(
     }
     every = [arm for found in made.values() for arm in found.values()]
     aside = most_held_back(base, every) if len(kept) < len(every) else 0
-    return _checked({**tree, "base": base, "arms": kept, "aside": aside})
+    told = merge(_mapping(tree, "plan"), _mapping(overrides, "plan"))
+    places = {key: value for key, value in told.items() if key not in ("data", "runs")}
+    return _checked({**tree, "base": base, "arms": kept, "aside": aside, "plan": places})
 
 
 def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()) -> CompareConfig:
@@ -174,7 +183,7 @@ def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()
     shared = {key: value for key, value in overrides.items() if key not in arms}
     own = merge(tuning.settings, shared)
     everywhere = merge({"data": {"validation_fraction": VALIDATION}}, own)
-    recipe = {key: value for key, value in tree.items() if key not in OWN_KEYS}
+    recipe = {key: value for key, value in tree.items() if key not in _BESIDE}
     recipe["arms"] = {
         label: merge(merge(arms[label], own), overrides.get(label, {})) for label in _tuned(tree)
     }
@@ -191,7 +200,7 @@ def with_choices(tree: Mapping[str, Any], overrides: Tree, chosen: Arms) -> Tree
     """Return a recipe with overrides, and with what was chosen for its arms."""
     base, arms = _laid(tree, overrides)
     axes = {k: v for k, v in _mapping(tree, "grid").items() if not _has(overrides, k)}
-    own = {key: tree[key] for key in ("about", "reach", "seeds") if key in tree}
+    own = {key: tree[key] for key in ("about", "reach", "seeds", "plan") if key in tree}
     return {
         **own,
         **base,
@@ -210,8 +219,8 @@ def _laid(tree: Mapping[str, Any], overrides: Tree) -> tuple[Tree, Arms]:
             "there is nothing to compare",
             "Add arms, or use `trillium run`",
         )
-    base = {key: value for key, value in tree.items() if key not in OWN_KEYS}
-    shared = {key: value for key, value in overrides.items() if key not in arms}
+    base = {key: value for key, value in tree.items() if key not in _BESIDE}
+    shared = {k: value for k, value in overrides.items() if k not in arms and k != "plan"}
     own = {
         label: merge(_settings(label, arm), _settings(label, overrides.get(label)))
         for label, arm in arms.items()
@@ -288,6 +297,9 @@ def _checked(tree: Mapping[str, Any]) -> CompareConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        raised = first.get("ctx", {}).get("error")
+        if isinstance(raised, UserError):
+            raise UserError(f"{where}={raised.given}", raised.why, raised.instead) from error
         raise UserError(
             f"{where}={first['input']!r}",
             first["msg"][0].lower() + first["msg"][1:],

@@ -21,6 +21,20 @@ _FRACTIONS = ("accuracy", "exact_match", "token_accuracy")
 _MARKED_POINTS = 25
 
 
+Spent = Callable[[Run, int], float | None]
+"""Gives what a run had spent until a round; `None` where that is not known."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: a measure against what was spent, with the label of that."""
+
+    title: str
+    measure: Measure
+    spent: Spent
+    label: str
+
+
 @dataclass(frozen=True)
 class Curve:
     """A measure of an arm at every evaluation that all its counted runs share.
@@ -42,7 +56,7 @@ def plotted_measures(rows: Sequence[Row]) -> list[Measure]:
     return []
 
 
-def curve(row: Row, of: Callable[[dict[str, Any]], float | None], spent: _Spent) -> Curve:
+def curve(row: Row, of: Callable[[dict[str, Any]], float | None], spent: Spent) -> Curve:
     """Return an arm's values of an evaluation line against what had been spent at that round."""
     series = []
     for run in row.counted:
@@ -63,43 +77,46 @@ def curve(row: Row, of: Callable[[dict[str, Any]], float | None], spent: _Spent)
     return found
 
 
-_Spent = Callable[[Run, int], float | None]
-
-
 def plot_rounds(rows: Sequence[Row]) -> Figure | None:
     """Quality against rounds; dashed, the mean over the clients' own models where they have any."""
-    return _plot(rows, lambda run, index: float(index), "Round", None)
+    return draw(rows, _panels(rows, lambda run, index: float(index), "Round"), None)
 
 
 def plot_bytes(rows: Sequence[Row]) -> Figure | None:
     """Quality against bytes up and down per client, on a logarithmic axis."""
-    return _plot(rows, bytes_per_client, "Bytes up and down per client, so far", "B")
+    label = "Bytes up and down per client, so far"
+    return draw(rows, _panels(rows, bytes_per_client, label), "B")
 
 
 def plot_flops(rows: Sequence[Row]) -> Figure | None:
     """Quality against the FLOPs per client, on a logarithmic axis."""
-    return _plot(rows, flops_per_client, "Client compute, so far (mean over clients)", "FLOPs")
+    label = "Client compute, so far (mean over clients)"
+    return draw(rows, _panels(rows, flops_per_client, label), "FLOPs")
 
 
-def _plot(rows: Sequence[Row], spent: _Spent, xlabel: str, unit: str | None) -> Figure | None:
-    """Draw a panel per measure; arms that spend nothing on the axis become level lines."""
-    measures = plotted_measures(rows)
-    curves = {
-        (row.arm, measure.name): curve(row, _metric(measure.name), spent)
-        for row in rows
-        for measure in measures
-    }
-    most = max((max(found.x, default=0) for found in curves.values()), default=0)
+def _panels(rows: Sequence[Row], spent: Spent, label: str) -> list[Panel]:
+    return [Panel(measure.title, measure, spent, label) for measure in plotted_measures(rows)]
+
+
+def draw(rows: Sequence[Row], panels: Sequence[Panel], unit: str | None) -> Figure | None:
+    """Draw panels side by side; arms that spend nothing on an axis become level lines."""
+    curves = [
+        {row.arm: curve(row, _metric(panel.measure.name), panel.spent) for row in rows}
+        for panel in panels
+    ]
+    most = max((max(c.x, default=0) for found in curves for c in found.values()), default=0)
     if most <= 0:  # nobody spent anything: there is no axis to draw
         return None
     styles = arm_styles(families(rows))
-    figure = Figure(figsize=(5.6 * len(measures) + 2.6, 4.3), layout="constrained")
+    width = 5.6 if len(panels) < 3 else 4.2
+    figure = Figure(figsize=(width * len(panels) + 2.6, 4.3), layout="constrained")
     handles: dict[str, Line2D] = {}
-    panels = figure.subplots(1, len(measures), squeeze=False)[0]
-    for axes, measure in zip(panels, measures, strict=True):
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel, own in zip(all_axes, panels, curves, strict=True):
         spans: list[float] = []
+        measure = panel.measure
         for row in rows:
-            found, style = curves[row.arm, measure.name], styles[row.arm]
+            found, style = own[row.arm], styles[row.arm]
             # A logarithmic axis has no zero, so what was before the first byte is left out there.
             pairs = zip(found.x, found.y, strict=True)
             points = [(x, stat) for x, stat in pairs if x > 0 or unit is None]
@@ -112,7 +129,7 @@ def _plot(rows: Sequence[Row], spent: _Spent, xlabel: str, unit: str | None) -> 
                 handles.setdefault(row.arm, line)
             if unit is None:
                 _clients_line(axes, row, measure, style)
-        _finish(axes, measure, xlabel, unit, spans)
+        _finish(axes, panel, unit, spans)
     _legend(figure, [handles[row.arm] for row in rows if row.arm in handles], figure.axes)
     return figure
 
@@ -173,9 +190,10 @@ def _level(axes: Any, stat: Stat, style: dict[str, Any], label: str) -> Line2D:
     return line
 
 
-def _finish(axes: Any, measure: Measure, xlabel: str, unit: str | None, xs: list[float]) -> None:
-    axes.set_xlabel(xlabel)
-    axes.set_title(measure.title)
+def _finish(axes: Any, panel: Panel, unit: str | None, xs: list[float]) -> None:
+    measure = panel.measure
+    axes.set_xlabel(panel.label)
+    axes.set_title(panel.title)
     if measure.name in _FRACTIONS:
         # Ticks may be finer than a per cent where the arms are close.
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))

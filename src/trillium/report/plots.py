@@ -14,6 +14,7 @@ from trillium.report.depth import plot_leakage
 from trillium.report.partition import plot_partition
 from trillium.report.style import png, quiet_style
 from trillium.report.summary import Row
+from trillium.report.times import Clock, plot_times
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Plot:
         Path(path).write_bytes(self.png)
 
 
-_Draw = Callable[[Sequence[Row]], Figure | None]
+_Draw = Callable[[Sequence[Row], Clock | None], Figure | None]
 
 _PLOTS: tuple[tuple[str, str, str, _Draw], ...] = (
     (
@@ -42,28 +43,35 @@ _PLOTS: tuple[tuple[str, str, str, _Draw], ...] = (
         "Quality against rounds",
         "Mean over the seeds, the band is ± one standard deviation. Round 0 is before training. "
         "Dotted level lines are arms that were evaluated once only.",
-        plot_rounds,
+        lambda rows, clock: plot_rounds(rows),
     ),
     (
         "bytes",
         "Quality against communication",
         "Encoded bytes up and down per client until each evaluation, on a logarithmic axis. "
         "Dotted level lines are the last value of arms that send nothing.",
-        plot_bytes,
+        lambda rows, clock: plot_bytes(rows),
     ),
     (
         "flops",
         "Quality against client compute",
         "Floating-point operations per client until each evaluation, on a logarithmic axis. "
         "Dotted level lines are the last value of arms whose clients compute nothing.",
-        plot_flops,
+        lambda rows, clock: plot_flops(rows),
+    ),
+    (
+        "time",
+        "Quality against time",
+        "When each evaluation would be reached at other places: what crossed and what was computed is "
+        "as measured, how long it takes follows from links and devices.",
+        plot_times,
     ),
     (
         "kinds",
         "What crosses the wire",
         "Left, encoded bytes in a round in which a client takes part, on a logarithmic axis; "
         "right, what these bytes consist of. Arms that send nothing are left out.",
-        plot_kinds,
+        lambda rows, clock: plot_kinds(rows),
     ),
     (
         "leakage",
@@ -71,31 +79,37 @@ _PLOTS: tuple[tuple[str, str, str, _Draw], ...] = (
         "What simple attacks recover of held-out texts from the activations that the server reads, "
         "and the quality of the model. Grey lines join arms that differ in the cut alone, or in "
         "the cut and in which layers have adapters.",
-        plot_leakage,
+        lambda rows, clock: plot_leakage(rows),
     ),
     (
         "costs",
         "Time and memory",
         "Bars are means over the seeds, whiskers ± one standard deviation.",
-        plot_costs,
+        lambda rows, clock: plot_costs(rows),
     ),
     (
         "partition",
         "How the data lies with the clients",
         "",
-        lambda rows: plot_partition([run for row in rows for run in row.runs]),
+        lambda rows, clock: plot_partition([run for row in rows for run in row.runs]),
     ),
 )
 
 PLOT_NAMES = tuple(name for name, *_ in _PLOTS)
 
 
-def draw_plots(rows: Sequence[Row], names: Collection[str] = PLOT_NAMES) -> list[Plot]:
-    """Draw every plot, or those that are named, for which the runs have values."""
+def draw_plots(
+    rows: Sequence[Row], names: Collection[str] = PLOT_NAMES, clock: Clock | None = None
+) -> list[Plot]:
+    """Draw every plot, or those that are named, for which the runs have values.
+
+    Args:
+        clock: for times; that of places that many people know where it is left out.
+    """
     drawn = []
     with quiet_style():
         for name, title, caption, draw in _PLOTS:
-            figure = draw(rows) if name in names else None
+            figure = draw(rows, clock) if name in names else None
             if figure is not None:
                 drawn.append(Plot(name, title, caption, png(figure)))
     return drawn

@@ -53,7 +53,7 @@ def outcome(rows: Sequence[Row]) -> list[str]:
     best = _best(federated, measure)
     said = [f"{_value(best, measure)}{_spent(best)}"]
     if len(federated) > 1:
-        said = [f"{best.arm} is the best of {len(federated)} with {said[0]}."]
+        said = [f"{best.arm} is the best of {len(federated)} federated arms with {said[0]}."]
         said += _frugal(best, federated, measure)
     else:
         said = [f"{best.arm} reaches {said[0]}."]

@@ -15,6 +15,7 @@ from trillium.report.reach import Goal, goals
 from trillium.report.read import read_about, read_runs
 from trillium.report.summary import Row, summarise
 from trillium.report.table import to_csv
+from trillium.report.times import clock_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def make_report(folder: Path, reach: Sequence[float] = ()) -> Report:
     rows, told = summarise(read_runs(folder)), read_about(folder)
     held = goals(rows, reach or told.get("reach") or ())
     name = folder.resolve().name
-    plots = draw_plots(rows)
+    clock = clock_of(rows, told.get("plan"))
+    plots = draw_plots(rows, clock)
     (folder / "plots").mkdir(exist_ok=True)
     drawn = {plot.name: plot.png for plot in plots}
     for plot_name in PLOT_NAMES:
@@ -60,7 +62,7 @@ def make_report(folder: Path, reach: Sequence[float] = ()) -> Report:
     for path, text in (
         (folder / "table.csv", to_csv(rows, held)),
         (folder / "table.md", markdown(name, rows, held, told)),
-        (page, render_page(folder, rows, plots, held, str(told.get("about") or ""))),
+        (page, render_page(folder, rows, plots, clock, held, str(told.get("about") or ""))),
     ):
         _replace(path, text.encode("utf-8", "replace"))
     return Report(page, rows, held)

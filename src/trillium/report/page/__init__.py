@@ -16,13 +16,14 @@ from trillium.report.page.changes import changed, configs
 from trillium.report.page.charts import charts
 from trillium.report.page.held_out import classes, texts
 from trillium.report.page.html import image, render
-from trillium.report.page.results import results
+from trillium.report.page.results import results, timed
 from trillium.report.planned import held
 from trillium.report.plots import Plot
 from trillium.report.progress import missing_clients, round_table
 from trillium.report.reach import Goal
 from trillium.report.style import arm_colours
 from trillium.report.summary import Row, families, remarks, shown
+from trillium.report.times import Clock
 from trillium.report.words import outcome, title
 
 PICTURES = ("leakage", "partition")  # that the page shows as they are; it draws the others itself
@@ -32,16 +33,17 @@ def render_page(
     folder: Path,
     rows: Sequence[Row],
     plots: Sequence[Plot],
+    clock: Clock,
     goals: Sequence[Goal] = (),
     about: str = "",
 ) -> str:
     """Return the HTML page of a report."""
     runs = [run for row in rows for run in row.runs]
     measures = [m for m in MEASURES if any(sections.tells(row, m) for row in rows)]
-    columns, lines = results(rows, goals)
+    columns, lines = results(rows, goals, timed(rows, clock))
     bars, kinds = sections.bars(rows)
     data = sections.data_of(runs)
-    curves = charts(rows)
+    curves = charts(rows, {place: clock.spent(place) for place in clock.places})
     return render(
         "report.html.j2",
         scripts=["vendor/uPlot.iife.min.js", "templates/charts.js", "templates/page.js"],
@@ -63,6 +65,7 @@ def render_page(
         ],
         num_seeds=max(len(row.counted) for row in rows),
         charts=curves,
+        clock={place: clock.described(place) for place in clock.places},
         bars=bars,
         kinds=kinds,
         plots=[(plot, image(plot.png)) for plot in plots if plot.name in PICTURES],

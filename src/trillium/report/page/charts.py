@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trillium.report.curves import Curve, curve, plotted_measures, spends_nothing
+from trillium.report.curves import Curve, Spent, curve, plotted_measures, spends_nothing
 from trillium.report.human import percent
 from trillium.report.interval import interval
 from trillium.report.measures import BY_NAME, bytes_per_client, flops_per_client
@@ -14,19 +14,18 @@ from trillium.report.read import Run, number
 from trillium.report.style import arm_styles
 from trillium.report.summary import Row, Stat, families
 
-_Spent = Callable[[Run, int], float | None]
 _DASHES = {"-": [], "--": [8, 4], "-.": [8, 3, 2, 3], ":": [2, 3]}
 TRAINING = ("train_loss", "distil_loss")
 _TITLES = {"train_loss": "Training loss", "distil_loss": "Loss of distillation"}
 
 
-def charts(rows: Sequence[Row], places: Mapping[str, _Spent] | None = None) -> dict[str, Any]:
+def charts(rows: Sequence[Row], places: Mapping[str, Spent] | None = None) -> dict[str, Any]:
     """Return axes, arms and curves; empty without a curve.
 
     Args:
         places: seconds until a round at some places, by the name of the place.
     """
-    axes: dict[str, tuple[str, str, _Spent]] = {
+    axes: dict[str, tuple[str, str, Spent]] = {
         "rounds": ("Rounds", "", lambda run, index: float(index)),
         "bytes": ("Bytes", "B", bytes_per_client),
         "flops": ("Compute", "FLOPs", flops_per_client),
@@ -64,7 +63,7 @@ def charts(rows: Sequence[Row], places: Mapping[str, _Spent] | None = None) -> d
     }
 
 
-def _series(row: Row, measure: str, key: str, unit: str, spent: _Spent) -> dict[str, Any]:
+def _series(row: Row, measure: str, key: str, unit: str, spent: Spent) -> dict[str, Any]:
     """Return the points of an arm, or its level if it has no place along the axis."""
     made = curve(row, lambda line: number(line.get(measure)), spent)
     if key == "memory":  # what a client needs at once is not spent bit by bit

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 _HERE = Path(__file__).parent
 
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    found = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["soft"] = soft
+    return found
+
+
+def soft(text: str) -> Markup:
+    """Return a name that may be broken behind its underscores and slashes."""
+    return Markup(re.sub("([_/])", r"\1<wbr>", str(escape(text))))
 
 
 def render(template: str, scripts: Sequence[str], styles: Sequence[str], **values: Any) -> str:

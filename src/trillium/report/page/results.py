@@ -7,15 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trillium.report import human
+from trillium.report.curves import plotted_measures
 from trillium.report.interval import interval
 from trillium.report.measure import Measure
 from trillium.report.measures import BY_NAME, QUALITY
 from trillium.report.reach import Goal
 from trillium.report.summary import Row, shown
+from trillium.report.times import Clock
 from trillium.report.words import is_better
 
-_COSTS = ("bytes_per_client", "flops_per_client", "peak_bytes_client", "wall_seconds")
-_LEAKAGE = ("inverter_accuracy", "epsilon_text")
+# Of all measures those that most people look at, with short titles.
+_COSTS = {
+    "bytes_per_client": "Bytes",
+    "flops_per_client": "Compute",
+    "peak_bytes_client": "Peak memory",
+    "inverter_accuracy": "Recovered words",
+    "epsilon_text": "ε of a text",
+    "wall_seconds": "Wall time",
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,15 @@ class Line:
     cells: list[Cell]
 
 
+@dataclass(frozen=True)
+class Timed:
+    """How long the runs of arms take at one place, in seconds."""
+
+    title: str
+    definition: str
+    seconds: Mapping[str, float]
+
+
 def results(
     rows: Sequence[Row], goals: Sequence[Goal], times: Sequence[Timed] = ()
 ) -> tuple[list[Column], list[Line]]:
@@ -58,10 +76,9 @@ def results(
     Args:
         times: how long a run takes elsewhere, by arm.
     """
-    measures = [m for m in QUALITY if not m.name.startswith("clients_")]
-    measures += [BY_NAME[name] for name in (*_COSTS, *_LEAKAGE)]
-    measures = [m for m in measures if any(m.name in row.values for row in rows)]
-    columns = [Column(measure.title, measure.definition) for measure in measures]
+    costs = [BY_NAME[name] for name in _COSTS if any(name in row.values for row in rows)]
+    measures = [*plotted_measures(rows), *costs]
+    columns = [Column(_COSTS.get(m.name, m.title), m.definition) for m in measures]
     table = [_measured(rows, measure) for measure in measures]
     for goal in goals:
         values = {arm: float(spent.bytes) for arm, spent in goal.reached.items()}
@@ -77,13 +94,16 @@ def results(
     ]
 
 
-@dataclass(frozen=True)
-class Timed:
-    """How long the runs of arms take at one place, in seconds."""
-
-    title: str
-    definition: str
-    seconds: Mapping[str, float]
+def timed(rows: Sequence[Row], clock: Clock) -> list[Timed]:
+    """Return how long the runs of arms would take at the places of a clock."""
+    return [
+        Timed(
+            f"Time, {place}",
+            f"How long the run would take with {clock.described(place)}.",
+            {row.arm: total for row in rows if (total := clock.total(row, place)) is not None},
+        )
+        for place in clock.places
+    ]
 
 
 def _measured(rows: Sequence[Row], measure: Measure) -> list[Cell]:

@@ -16,8 +16,6 @@ from trillium.report.read import Run, number
 from trillium.report.style import kind_colours
 from trillium.report.summary import Row
 
-_RUNS = 12  # commands for single runs, at most
-
 
 def tells(row: Row, measure: Measure) -> bool:
     """Whether a measure says something: what crossed the wire once, mostly nothing, may be 0."""
@@ -106,10 +104,17 @@ def bars(rows: Sequence[Row]) -> tuple[list[Bar], dict[str, str]]:
 
 @dataclass(frozen=True)
 class Commands:
-    """Commands that can be pasted: those that were given, and what can be done with the runs."""
+    """Commands that can be pasted.
+
+    Attributes:
+        given: by which the runs were made.
+        useful: what can be done with them, in words and as a command.
+        again: those that make single runs again.
+    """
 
     given: list[str]
     useful: list[tuple[str, str]]
+    again: list[str]
 
 
 def commands(folder: Path, runs: Sequence[Run]) -> Commands:
@@ -128,16 +133,12 @@ def commands(folder: Path, runs: Sequence[Run]) -> Commands:
     useful = [("Write this report again", _line("report", folder))]
     if any(run.state in ("stopped", "failed") for run in runs):
         useful.append(("Go on with what has not finished", _line("resume", folder)))
-    for run in runs[:_RUNS]:
-        name = "this run" if len(runs) == 1 else run.folder.name
-        again = _line("run", run.folder / "config.yaml")
-        useful.append((f"Make {name} again, as a run of its own", again))
     whole = [run for run in runs if run.state == "finished" and (run.folder / "adapter").is_dir()]
     for run in whole[:1]:
         predict, export = _line("predict", run.folder), _line("export", run.folder)
         useful.append((f"Let the model of {run.arm} answer your rows", f"{predict} my_rows.csv"))
         useful.append((f"Save the whole model of {run.arm}", f"{export} --to my_model"))
-    return Commands([*given], useful)
+    return Commands([*given], useful, [_line("run", run.folder / "config.yaml") for run in runs])
 
 
 def _line(verb: str, path: Path) -> str:

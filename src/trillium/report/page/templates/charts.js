@@ -119,7 +119,7 @@
     const ticks = log ? ticksOf(...span, place.clientWidth / 75) : null;
     const values = (plot, splits) => splits.map((value) => along(axis, value));
     const options = {
-      width: place.clientWidth, height: 270, series, bands,
+      width: place.clientWidth, height: 250, series, bands,
       legend: { show: false },
       cursor: { y: true, points: { show: false }, drag: { x: false, y: false } },
       scales: {
@@ -127,9 +127,9 @@
         y: { distr: measure.wide && wide(shown) ? 3 : 1, range: measure.wide && wide(shown) ? undefined : (plot, min, max) => padded(shown, min, max, measure) },
       },
       axes: [
-        { stroke: dim, grid: { stroke: style("--grid"), width: 1 }, ticks: { show: false }, values,
-          incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000],
-          ...(ticks && { splits: () => ticks, filter: (plot, splits) => splits }) },
+        { stroke: dim, grid: { stroke: style("--grid"), width: 1 }, ticks: { show: false }, size: 30, values,
+          ...(ticks ? { splits: () => ticks, filter: (plot, splits) => splits }
+            : { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] }) },
         { stroke: dim, grid: { stroke: style("--grid"), width: 1 }, ticks: { show: false }, size: 56,
           values: (plot, splits) => splits.map((value) => (value === null ? "" : height(measure, value))) },
       ],
