@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from pages import DOCS, load
 from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
+from trillium.cli.app import app
 from trillium.report.write import write_report
 
 screens = load(DOCS / "screens.py")
@@ -137,6 +139,19 @@ def test_tables_are_sorted_and_curves_are_read(watched: Watched, reports: dict[s
     page.locator(".legend [data-arm='0']").click()
     assert page.evaluate("document.querySelector('.plot canvas').toDataURL()") != shown
     assert watched.faults() == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_plan_is_whole_at_every_width(watched: Watched, tmp_path: Path, width: int) -> None:
+    words = ["framework=fedllm", "adapter.r=2,4,8,16,32,64", "--plots", str(tmp_path)]
+    words += ["plan.client.device.flops=1e12", "plan.server.device.flops=1e13"]
+    words += ["plan.client.link={up: 10Mbit, down: 10Mbit}"]
+    shown = CliRunner().invoke(app, ["plan", "distilgpt2", *words])
+    assert shown.exit_code == 0, shown.output
+    for scheme in ("light", "dark"):
+        watched.open(tmp_path / "plan.html", width, scheme)
+        assert watched.faults() == []
+        assert watched.page.locator("img").count() == 2
 
 
 def test_a_report_is_printed_on_white(watched: Watched, reports: dict[str, Path]) -> None:

@@ -118,7 +118,12 @@ def test_plots_of_a_sweep(tmp_path: Path) -> None:
     assert "▒" in shown.output
     for name in ("plan_costs.png", "plan_time.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert "fedllm_r4" in (tmp_path / "plan.html").read_text(encoding="utf-8")
+    page = (tmp_path / "plan.html").read_text(encoding="utf-8")
+    assert "fedllm_<wbr>r4" in page
+    assert "<pre" not in page, "it is a page, not what the terminal shows"
+    assert page.count("data:image/png;base64,") == 2
+    assert '<p class="outcome">Take fedllm_r2.</p>' in page
+    assert "Peak memory" in page
 
 
 def test_a_plan_as_json() -> None:

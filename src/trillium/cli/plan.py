@@ -87,15 +87,10 @@ def plan(
     if as_json:
         print(json.dumps(made.to_dict(), indent=1))
         return
-    console = Console(record=plots is not None)
-    console.print(plan_table(made.arms))
-    lines = made.lines()
-    print(*lines, sep="\n")
+    Console().print(plan_table(made.arms))
+    print(*made.lines(), sep="\n")
     if plots is not None:
-        from trillium.plan.plots import write_plots
-
-        text = "\n".join([console.export_text(), *lines])
-        for path in write_plots(plots, made.arms, made.sweep, text):
+        for path in made.save(plots):
             print(f"{path} written.")
     if recipe is not None and chosen is not None:
         print(f"\n{recipe} written. Run it with: trillium run {recipe}")

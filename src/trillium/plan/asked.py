@@ -111,7 +111,8 @@ class Plan:
         """Write plots and a page into a folder, and return the paths."""
         from trillium.plan.plots import write_plots
 
-        return write_plots(Path(folder), self.arms, self.sweep, repr(self))
+        cuts = list(map(str, self.cuts))
+        return write_plots(Path(folder), self.arms, self.sweep, self.advice, cuts)
 
     def __repr__(self) -> str:
         """Return table and advice as the terminal shows them."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +10,32 @@ from matplotlib.figure import Figure
 
 from trillium.config.sweep import Sweep, curves
 from trillium.files import write_atomic
+from trillium.plan.advice import Advice
 from trillium.plan.arms import Arm
+from trillium.plan.page import framework_of, plan_page
 from trillium.plan.terminal import seconds_of, values
 from trillium.report.style import arm_styles, png, quiet_style, scale_axis, short
 
-_PARTS = {"compute": "#0072B2", "wire": "#D55E00", "waiting": "#BBBBBB"}
+# None of them is the hue of a framework.
+_PARTS = {"compute": "#332288", "wire": "#CC6677", "waiting": "#BBBBBB"}
 _MEASURES = (("Bytes of a round, up and down", "B"), ("FLOPs of a round", "FLOPs"))
 
 
-def write_plots(folder: Path, arms: Sequence[Arm], sweep: Sweep | None, text: str) -> list[Path]:
+def write_plots(
+    folder: Path,
+    arms: Sequence[Arm],
+    sweep: Sweep | None,
+    advice: Advice,
+    notes: Sequence[str] = (),
+) -> list[Path]:
     """Write plots as PNG, and a page that holds them, and return the paths.
 
     Args:
         folder: made where it is missing.
         arms: the plans.
         sweep: the one setting with several values, if there is one.
-        text: table and advice, for the page.
+        advice: for the page.
+        notes: what else stands there, such as cuts that were looked for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     planned = [arm for arm in arms if arm.tiers]
@@ -42,29 +50,14 @@ def write_plots(folder: Path, arms: Sequence[Arm], sweep: Sweep | None, text: st
         path = folder / f"plan_{name}.png"
         path.write_bytes(image)
         paths.append(path)
-    images = "".join(
-        f'<p><img alt="{name}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></p>'
-        for name, image in found.items()
-    )
     page = folder / "plan.html"
-    write_atomic(
-        page,
-        '<!doctype html><meta charset="utf-8"><title>Plan</title>'
-        "<style>body { font: 15px sans-serif; margin: 2em } img { max-width: 100% } "
-        "pre { white-space: pre-wrap }</style>"
-        f"<h1>Plan</h1><pre>{escape(text)}</pre>{images}",
-    )
+    write_atomic(page, plan_page(arms, advice, found, notes))
     return [*paths, page]
-
-
-def _framework(arm: Arm) -> str:
-    """Return the framework of a plan, by which it is coloured."""
-    return "" if arm.config is None else arm.config.framework.name
 
 
 def _bars(arms: Sequence[Arm]) -> Figure:
     figure = Figure(figsize=(9.4, 1.2 + 0.45 * len(arms)), layout="constrained")
-    styles = arm_styles({arm.label: _framework(arm) for arm in arms})
+    styles = arm_styles({arm.label: framework_of(arm) for arm in arms})
     names = [short(arm.label, 30, 1) for arm in arms]
     panels: Any = figure.subplots(1, 2, sharey=True)
     for place, (axes, (title, unit)) in enumerate(zip(panels, _MEASURES, strict=True)):
@@ -91,7 +84,7 @@ def _curves(arms: Sequence[Arm], lines: Mapping[str, Mapping[float, str]], key: 
     figure = Figure(figsize=(9.4, 3.6), layout="constrained")
     swept = {label for points in lines.values() for label in points.values()}
     level = [arm.label for arm in arms if arm.label not in swept]
-    known = {arm.label: _framework(arm) for arm in arms}
+    known = {arm.label: framework_of(arm) for arm in arms}
     swept_as = {name: known[next(iter(points.values()))] for name, points in lines.items()}
     styles = arm_styles({**swept_as, **{name: known[name] for name in level}})
     panels: Any = figure.subplots(1, 2)

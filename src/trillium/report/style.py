@@ -167,14 +167,16 @@ def scale_axis(axis: Any, values: Iterable[float], unit: str, log: bool) -> None
         margin = max((high / low) ** 0.06, 1.25)
         getattr(axis.axes, f"set_{which}lim")(low / margin, high * margin)
         decades = math.log10(high / low * margin**2)
+        # A label such as "100 kB" takes most of an inch.
+        inches = axis.axes.get_window_extent().width / axis.axes.figure.dpi
         if decades >= 2.5:
-            # A label such as "100 kB" takes most of an inch.
-            inches = axis.axes.get_window_extent().width / axis.axes.figure.dpi
             num_ticks = max(3, int(inches / 0.7)) if which == "x" else 12
             axis.set_major_locator(LogLocator(10, numticks=num_ticks))
         else:  # so short an axis holds few powers of ten, or none
-            subs = LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12)
-            axis.set_major_locator(subs if decades >= 0.8 else MaxNLocator(4))
+            is_tight = which == "x" and 3 * decades * 0.9 > inches
+            factors = (1.0, 2.0, 5.0) if not is_tight else (1.0, 3.0) if decades < 1.5 else (1.0,)
+            subs = LogLocator(10, subs=factors, numticks=12)
+            axis.set_major_locator(subs if decades >= 0.8 else MaxNLocator(3 if is_tight else 4))
             axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
     elif unit == "s":
