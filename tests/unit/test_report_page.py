@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib import image
-from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
 
+from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
 from trillium.report.bars import bytes_by_kind
 from trillium.report.config_view import differing_paths, marked_yaml
 from trillium.report.curves import curve, plot_bytes

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from report_fixture import tiny_compare, tiny_messages, tiny_metrics, write_run
 
+from report_fixture import tiny_compare, tiny_messages, tiny_metrics, write_run
 from trillium.config.comparison import comparison
 from trillium.errors import UserError
 from trillium.report.curves import plotted_measures

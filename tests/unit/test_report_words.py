@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
 
+from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
 from trillium.report import human
 from trillium.report.page.changes import changed
 from trillium.report.page.charts import charts
