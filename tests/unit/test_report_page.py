@@ -24,7 +24,6 @@ from trillium.report.progress import missing_clients, round_table
 from trillium.report.read import number, read_runs
 from trillium.report.style import quiet_style
 from trillium.report.summary import summarise
-from trillium.report.times import clock_of
 from trillium.report.write import write_report
 
 
@@ -108,8 +107,7 @@ def test_labels_with_dollars_or_foreign_scripts_can_be_drawn(tmp_path: Path) -> 
         tiny_messages(),
         clients=clients,
     )
-    rows = summarise(read_runs(folder))
-    drawn = [plot.name for plot in draw_plots(rows, clock_of(rows))]
+    drawn = [plot.name for plot in draw_plots(summarise(read_runs(folder)))]
     assert drawn == [name for name in PLOT_NAMES if name != "leakage"]
 
 

@@ -91,8 +91,9 @@ def clock_of(rows: Sequence[Row], own: Mapping[str, Any] | None = None) -> Clock
     return Clock({name: places[name] for name in kept}, kept)
 
 
-def plot_times(rows: Sequence[Row], clock: Clock) -> Figure | None:
+def plot_times(rows: Sequence[Row], clock: Clock | None = None) -> Figure | None:
     """Draw quality against time, a panel for each place."""
+    clock = clock_of(rows) if clock is None else clock
     panels = [
         Panel(f"{measure.title}, {place}", measure, clock.spent(place), "Time since the start")
         for measure in plotted_measures(rows)[:1]

@@ -49,7 +49,7 @@ def make_report(folder: Path, reach: Sequence[float] = ()) -> Report:
     held = goals(rows, reach or told.get("reach") or ())
     name = folder.resolve().name
     clock = clock_of(rows, told.get("plan"))
-    plots = draw_plots(rows, clock)
+    plots = draw_plots(rows, clock=clock)
     (folder / "plots").mkdir(exist_ok=True)
     drawn = {plot.name: plot.png for plot in plots}
     for plot_name in PLOT_NAMES:
