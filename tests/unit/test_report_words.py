@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
+from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_lines, write_run
 from trillium.report import human
 from trillium.report.page.changes import changed
 from trillium.report.page.charts import charts
@@ -108,6 +108,19 @@ def test_costs_are_told_and_what_comes_next(tmp_path: Path) -> None:
     assert [command for _, command in next_steps(rows)] == [
         "trillium compare 'my recipe.yaml' --seeds 3"
     ]
+
+
+def test_arms_that_are_equal_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    for label, perplexity in (("fedllm", 9.0), ("kd", 12.0)):
+        lines = [{"round": n, "exact_match": 0.0, "perplexity": perplexity - n} for n in (0, 1)]
+        write_run(tmp_path / f"c/{label}_s1", label, 1, lines, tiny_messages())
+    (tmp_path / "c" / "compare.yaml").write_text("{}")
+    said = outcome(rows_of(tmp_path / "c"))
+    assert said[0].startswith("fedllm is the best of 2 federated arms with 8.00 perplexity")
+    for folder in (tmp_path / "c").glob("*_s1"):
+        write_lines(folder / "metrics.jsonl", [{"round": 1, "accuracy": 0.5, "num_examples": 10}])
+    (alike,) = outcome(rows_of(tmp_path / "c"))
+    assert alike == "All 2 federated arms come to 50.0 % accuracy [23.7, 76.3]."
 
 
 def test_classes_and_answers_are_those_of_the_run(tmp_path: Path) -> None:

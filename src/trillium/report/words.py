@@ -43,7 +43,7 @@ def title(rows: Sequence[Row]) -> str:
 
 def outcome(rows: Sequence[Row]) -> list[str]:
     """Return what was found, the most important sentence first."""
-    measure = next(iter(plotted_measures(rows)), None)
+    measure = _telling(rows)
     measured = [row for row in rows if measure is not None and measure.name in row.values]
     if measure is None or not measured:
         return ["Nothing has been measured yet."]
@@ -52,7 +52,9 @@ def outcome(rows: Sequence[Row]) -> list[str]:
         return [_alone(row, measure) for row in measured[:1]]
     best = _best(federated, measure)
     said = [f"{_value(best, measure)}{_spent(best)}"]
-    if len(federated) > 1:
+    if len(federated) > 1 and len({row.values[measure.name].mean for row in federated}) == 1:
+        said = [f"All {len(federated)} federated arms come to {_value(best, measure)}."]
+    elif len(federated) > 1:
         said = [f"{best.arm} is the best of {len(federated)} federated arms with {said[0]}."]
         said += _frugal(best, federated, measure)
     else:
@@ -97,6 +99,16 @@ def next_steps(rows: Sequence[Row]) -> list[tuple[str, str]]:
         found.append(("Your own data", "trillium compare --data requests.csv"))
         found.append(("What a larger model would cost", "trillium plan model.id=llama-3-8b"))
     return found
+
+
+def _telling(rows: Sequence[Row]) -> Measure | None:
+    """Return the first measure of quality in which federated arms differ, or else the first."""
+    measures = plotted_measures(rows)
+    for measure in measures:
+        values = (row.values.get(measure.name) for row in rows if not row.is_baseline)
+        if len({stat.mean for stat in values if stat is not None}) > 1:
+            return measure
+    return next(iter(measures), None)
 
 
 def is_better(measure: str, value: float, other: float) -> bool:
