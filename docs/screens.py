@@ -13,10 +13,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from playwright.sync_api import BrowserContext, sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext
 
 IMAGES = Path(__file__).parent / "images"
 SIZES = {"phone": (390, 844), "tablet": (800, 1100), "desktop": (1280, 900)}
@@ -34,13 +38,16 @@ _FLAGS = (
 
 
 def chromium() -> str | None:
-    """Return where Chromium is, if it is there."""
-    return next((found for name in _NAMES if (found := shutil.which(name))), None)
+    """Return where Chromium is, if it and what drives it are there."""
+    driven = find_spec("playwright") is not None
+    return next((found for name in _NAMES if driven and (found := shutil.which(name))), None)
 
 
 @contextmanager
 def browser() -> Iterator[BrowserContext]:
     """Open a browser without a history, and close it."""
+    from playwright.sync_api import sync_playwright
+
     path = chromium()
     assert path is not None, "Chromium is not on the path"
     with tempfile.TemporaryDirectory() as profile, sync_playwright() as playwright:

@@ -19,7 +19,7 @@ screens = load(DOCS / "screens.py")
 WIDTHS = (390, 800, 1280)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(screens.chromium() is None, reason="Chromium is not on the path"),
+    pytest.mark.skipif(screens.chromium() is None, reason="Chromium or Playwright is not there"),
 ]
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 BROKEN = "[...document.images].filter((i) => !i.complete || !i.naturalWidth).length"

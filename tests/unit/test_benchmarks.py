@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from report_fixture import tiny_compare
 
+from report_fixture import tiny_compare
 from trillium.config.comparison import choices, comparison, tuning_of
 from trillium.config.experiment import acting, experiment, merge, read_yaml
 from trillium.report.markdown import markdown

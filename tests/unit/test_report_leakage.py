@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib import image
-from report_fixture import tiny_compare, tiny_messages, tiny_metrics, write_run
 
+from report_fixture import tiny_compare, tiny_messages, tiny_metrics, write_run
 from trillium.report.depth import plot_leakage
 from trillium.report.measures import BY_NAME
 from trillium.report.read import read_runs

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
 
+from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
 from trillium.errors import UserError
 from trillium.report.read import Run, read_runs
 from trillium.report.traffic import RoundTraffic

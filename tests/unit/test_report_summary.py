@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
 from rich.console import Console
 
+from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
 from trillium.report import human
 from trillium.report.markdown import markdown
 from trillium.report.measures import MEASURES
