@@ -85,7 +85,7 @@ def commands(body: str) -> Iterator[list[str]]:
     """Yield the words of each command; here-documents, loops and comments are left out."""
     body = re.sub(r"<<(\w+)\n.*?^\1$", "", body, flags=re.MULTILINE | re.DOTALL)
     for line in body.replace("\\\n", " ").splitlines():
-        words = shlex.split(line.partition(" | ")[0], comments=True)
+        words = shlex.split(re.split(r" \| | > ", line)[0], comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words = words[1:]
         if words:
