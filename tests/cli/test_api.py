@@ -70,6 +70,7 @@ def test_the_ledger_has_every_message(result: tr.RunResult) -> None:
 def test_the_history_has_every_evaluation(result: tr.RunResult) -> None:
     written = lines(result.folder, "metrics.jsonl")
     assert list(result.history["loss"]) == [line["loss"] for line in written]
+    assert list(result.history["missing"]) == [{}, {}, {}]
 
 
 def test_the_model_is_that_which_was_measured(result: tr.RunResult) -> None:

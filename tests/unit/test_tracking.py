@@ -101,6 +101,7 @@ def check(folder: Path, config: ExperimentConfig) -> None:
                 wanted["client_flops"] = wanted.get("client_flops", 0) + entry["flops"]
             peak = max(wanted.get("client_peak_bytes", 0), entry["peak_bytes"] or 0)
             wanted |= {"client_peak_bytes": peak} if peak else {}
+        wanted |= {f"leakage/{name}": value for name, value in line.get("leakage", {}).items()}
         for client, own in (line.get("clients") or {}).items():
             wanted |= {f"clients/{client}/{name}": value for name, value in own.items()}
         for name, value in wanted.items():
@@ -115,11 +116,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("framework", ["fedllm", "local_only"])
+@pytest.mark.parametrize(
+    "framework", ["fedllm", "local_only", "{name: split, cut: 1, leakage: true}"]
+)
 def test_trackers_have_what_the_files_have(hub: Path, tmp_path: Path, framework: str) -> None:
     config = tracked(hub, f"framework={framework}")
-    run_one(config, RunFolder(tmp_path / "run", framework))
+    run_one(config, RunFolder(tmp_path / "run", "arm"))
     check(tmp_path / "run", config)
+    last = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert ("leakage" in last) == ("leakage" in framework)
+    assert ("clients" in last) == (framework == "local_only")
 
 
 def test_a_resumed_run_goes_on_in_the_same_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ def shown_frame(rows: Sequence[Row], goals: Sequence[Goal] = ()) -> DataFrame:
 
 
 def evaluations_frame(runs: Iterable[Run], *, named: bool) -> DataFrame:
-    """Return all evaluations, one a row; a client's own measure is `clients.<client>.<measure>`.
+    """Return all evaluations, one a row; nested measures by their path, `clients.client-0.accuracy`.
 
     Args:
         named: whether arm and seed stand in front.
@@ -89,9 +89,16 @@ def _frame(runs: Iterable[Run], of: Any, named: bool) -> DataFrame:
 
 def _evaluations(run: Run) -> Iterator[dict[str, Any]]:
     for line in run.evaluations:
-        clients = line.get("clients") or {}
-        own = {f"clients.{c}.{name}": v for c, of in clients.items() for name, v in of.items()}
-        yield {key: value for key, value in {**line, **own}.items() if key != "clients"}
+        yield {**dict(_flat(line)), "missing": line.get("missing", {})}
+
+
+def _flat(tree: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what stands in a tree by its path; who is missing, and why, is left out."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{place}{key}.") if f"{place}{key}" != "missing" else ()
+        else:
+            yield f"{place}{key}", value
 
 
 def _messages(run: Run) -> Iterator[dict[str, Any]]:
