@@ -46,6 +46,7 @@ HELD = (
     "model.id",
     "model.device",
     "model.attention",
+    "report.track",  # what is not installed is refused
     "data.source*",
     "rounds",
     "seed",

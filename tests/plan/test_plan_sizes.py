@@ -78,6 +78,19 @@ def test_every_codec_of_rows(name: str) -> None:
     assert found.bytes == len(packed.data)
 
 
+@pytest.mark.parametrize("num_rows", [0, 1, 5])
+@pytest.mark.parametrize("rest", ["int8", "int4", "cast", "zstd", "sign"])
+def test_codecs_behind_soft_labels(rest: str, num_rows: int) -> None:
+    """Also of no rows at all, as where clients hold every label."""
+    wire = Wire(down=(codec(rest),))
+    labels = SoftLabels(wire.row_codec("down"), torch.randn(num_rows, 7).log_softmax(-1), 7)
+    message = Message("learn", {}, {"round": 2}, encoded={"logits/teacher": labels})
+    found = Scales(Paper(), 50).weigh(
+        wire, "down", Message("learn", {}, {"round": 2}), {"logits/teacher": (num_rows, 7)}
+    )
+    assert found.low <= len(wire.pack(message, "down").data) <= found.high
+
+
 def test_zeros_and_noise_span_the_range_of_compression() -> None:
     wire, paper = Wire(up=(codec("zstd"),)), Paper()
     found = Scales(paper, 50).weigh(wire, "up", Message("a", {"parameters/x": paper.empty(5000)}))

@@ -151,14 +151,15 @@ class Scales:
             self._known[key] = [{"": _Form((num_rows, *one.shape[1:]), one.dtype)}]
             return self._known[key]
         # These look at all rows together.
-        count = max(1, min(num_rows, ENTRIES // num_classes))
+        count = min(num_rows, max(1, ENTRIES // num_classes))
+        more = num_rows / count if count else 1.0  # nothing may be sent, where clients hold it all
         draw = torch.Generator().manual_seed(0)
         found = []
         for spread in (3.0, 0.1, 20.0):  # of logits: as they probably are, unsure, sure
             logits = spread * torch.randn(count, num_classes, generator=draw)
             records = sized.encode_rows(logits.log_softmax(-1), 0)
             forms = _forms(encode_stack(rest, records, 0))
-            found.append({part: _grown(form, num_rows / count) for part, form in forms.items()})
+            found.append({part: _grown(form, more) for part, form in forms.items()})
         found = found[:1] if all(forms == found[0] for forms in found) else found
         self._known[key] = found
         return found
