@@ -25,9 +25,9 @@ from sklearn.linear_model import LogisticRegression
 from bag_of_words import bag_of_words, scores
 from trillium.config.comparison import comparison
 from trillium.config.experiment import read_yaml, recipe_path
+from trillium.config.texts import Texts
 from trillium.data.federated import load_data
 from trillium.experiment.folder import environment
-from trillium.experiment.texts import Texts
 from trillium.files import write_atomic
 from trillium.models.adapters.full import Full
 from trillium.models.base import ModelConfig

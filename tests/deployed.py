@@ -17,6 +17,7 @@ import pytest
 from flwr.app import RecordDict
 
 from trillium.config.experiment import ExperimentConfig
+from trillium.config.texts import Texts
 from trillium.data.federated import load_data
 from trillium.engines import distributed
 from trillium.engines.distributed import Patience, SessionEngine
@@ -26,7 +27,6 @@ from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import Handler, Summary, serve_session
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import SERVER, Experiment, build_server, resident_model
-from trillium.experiment.texts import Texts
 from trillium.federation.fleet import Lost
 from trillium.federation.side import Metrics
 

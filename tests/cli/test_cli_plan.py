@@ -12,11 +12,14 @@ from transformers import AutoConfig
 from typer.testing import CliRunner
 
 import tiny
+import trillium
 from trillium.cli.app import app
+from trillium.config.comparison import comparison
 from trillium.config.experiment import experiment, read_yaml
 from trillium.errors import UserError
 from trillium.experiment.arm import run_one
 from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import build
 from trillium.plan import result
 from trillium.report.planned import held
 from trillium.report.read import read_run
@@ -168,3 +171,67 @@ def test_a_run_without_a_plan_says_why(
     plan = json.loads((folder.path / "plan.json").read_text(encoding="utf-8"))
     assert "there is none yet" in plan["not_planned"]
     assert held(read_run(folder.path)) == []
+
+
+@pytest.fixture
+def recipe(hub: Path, tmp_path: Path) -> Path:
+    """Three arms over a file of rows, as a user would write them."""
+    lines = [
+        json.dumps({"text": f"w{i % 9} w{i % 7} w{i}", "label": "ab"[i % 2]}) for i in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    settings = {
+        "rounds": 2,
+        "model": {"id": str(hub / "bert"), "random_weights": True},
+        "data": {
+            "source": {"name": "files", "train": str(tmp_path / "rows.jsonl")},
+            "num_clients": 3,
+            "public_size": 8,
+        },
+        "training": {"batch_size": 4},
+        "arms": {"fedllm": {"framework": "fedllm"}, "kd": {"framework": "kd"}},
+    }
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+def test_the_plan_of_a_recipe_is_of_its_data(recipe: Path, tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["plan", str(recipe)])
+    assert shown.exit_code == 0, shown.output
+    assert "Of the data as they are: 3 clients with" in shown.output
+    assert "Assumed" not in shown.output
+    assert "Runs on the device" not in shown.output  # none was named
+    made = trillium.plan(str(recipe))
+    for label, config in comparison(read_yaml(recipe), {}).experiments().items():
+        run = build(config)
+        run.run()
+        tiers = next(arm for arm in made.arms if arm.label == label[0]).tiers
+        up = [
+            e.bytes for e in run.fleet.ledger.entries if (e.direction, e.purpose) == ("up", "train")
+        ]
+        assert tiers[0].run.up.bytes == pytest.approx(sum(up) / 3)
+        flops = [e.flops or 0.0 for e in run.fleet.ledger.entries if e.purpose == "train"]
+        assert tiers[0].run.flops == pytest.approx(sum(flops) / 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["plan.data.examples=40"], "plan.data says how many there are"),
+        (["data.source={train: nowhere.csv}"], "nowhere.csv: there is no such file"),
+    ],
+)
+def test_what_is_assumed_is_said_and_why(recipe: Path, words: list[str], why: str) -> None:
+    shown = CliRunner().invoke(app, ["plan", str(recipe), *words])
+    assert shown.exit_code == 0, shown.output
+    said = " ".join(shown.output.split())
+    assert "Assumed, as" in said
+    assert why in said
+    assert "2 classes" in said
+
+
+def test_one_setting_is_not_recommended() -> None:
+    alone = CliRunner().invoke(app, ["plan", "gpt2", "framework=fedllm", *WORDS[1:]])
+    assert "Take" not in alone.output
+    assert "Assumed, as plan.data says how many there are" in " ".join(alone.output.split())

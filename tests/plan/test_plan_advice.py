@@ -128,7 +128,7 @@ def test_advice_on_real_plans() -> None:
     assert found.chosen is None
     assert set(found.broken) == {"fedllm", "kd"}
     [tip] = [tip for tip in found.tips if tip.startswith("kd moves fewer")]
-    size = int(tip.rpartition(" ")[2].replace(",", ""))
+    size = int(tip.split()[-2].replace(",", ""))
     bytes_of: Callable[[Arm], float] = lambda a: (  # noqa: E731
         a.tiers[0].round.up.bytes + a.tiers[0].round.down.bytes
     )

@@ -14,10 +14,10 @@ import pytest
 import trillium.experiment.run as run
 from chatty import CHATML, byte_level
 from tiny import federation
+from trillium.config.texts import MOST, needed
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
-from trillium.experiment.texts import MOST, needed
 from trillium.tasks.classification import Classification
 
 

@@ -74,7 +74,7 @@ def plan(
     from rich.console import Console
 
     from trillium.plan.asked import planned
-    from trillium.plan.show import advice_lines, plan_table
+    from trillium.plan.show import advice_lines, data_lines, plan_table
 
     if recipe is not None:
         _make_folder("--recipe", recipe, recipe.parent)
@@ -87,6 +87,7 @@ def plan(
     if as_json:
         print(json.dumps(made.to_dict(), indent=1))
         return
+    Console().print(*data_lines(made.arms), sep="\n", highlight=False)
     Console().print(plan_table(made.arms))
     print(*made.lines(), sep="\n")
     if plots is not None:

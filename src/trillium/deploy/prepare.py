@@ -9,6 +9,7 @@ from typing import Final
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.places import located
+from trillium.config.texts import Texts, in_model_order
 from trillium.data.deployed import write_rows, write_server_data
 from trillium.data.federated import FederatedData, load_data
 from trillium.deploy.flower import RunStatus, Value
@@ -18,7 +19,6 @@ from trillium.deploy.launch import HOST, Federation
 from trillium.deploy.processes import free_port
 from trillium.errors import UserError
 from trillium.experiment.folder import to_yaml
-from trillium.experiment.texts import Texts, in_model_order
 
 RUNS: Final = Path("server") / "runs"
 

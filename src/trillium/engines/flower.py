@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.config.places import located
+from trillium.config.texts import Texts, in_model_order
 from trillium.data.deployed import read_server_data
 from trillium.engines.distributed import Patience, SessionEngine
 from trillium.engines.messages import MessageEngine
@@ -32,7 +33,6 @@ from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder, is_finished, new_folder
 from trillium.experiment.held_out import about
 from trillium.experiment.run import SERVER, build_server, resident_model
-from trillium.experiment.texts import Texts, in_model_order
 from trillium.federation.checkpoint import Checkpoints, dump, load
 from trillium.federation.side import Metrics
 from trillium.quiet import quiet

@@ -20,11 +20,11 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trillium.config.experiment import ExperimentConfig, experiment
+from trillium.config.texts import COUNTED, Texts
 from trillium.data.deployed import read_rows
 from trillium.data.federated import load_data
 from trillium.errors import UserError, suggest
 from trillium.experiment.run import build_client, resident_model
-from trillium.experiment.texts import COUNTED, Texts
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
 from trillium.models.load import LanguageModel

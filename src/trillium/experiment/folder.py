@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -189,15 +189,6 @@ def digest(tree: Mapping[str, Any]) -> str:
     """Return what a resolved configuration is known by."""
     text = json.dumps(tree, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def texts_in(value: Any) -> Iterator[str]:
-    """Yield every text of a tree."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from texts_in(item)
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 
 from trillium.config.experiment import ExperimentConfig, read_yaml
 from trillium.config.places import located
+from trillium.config.texts import texts_in
 from trillium.errors import UserError
 from trillium.experiment.arm import Key, place
-from trillium.experiment.folder import digest, texts_in, versions
+from trillium.experiment.folder import digest, versions
 from trillium.files import write_atomic
 
 REPORT = ("table.csv", "table.md", "report.html", "plots", "run.lock")

@@ -11,6 +11,7 @@ import torch
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.places import located
+from trillium.config.texts import Texts, in_model_order, usable
 from trillium.data.federated import FederatedData, load_data
 from trillium.experiment.best import check_measured
 from trillium.experiment.fit import (
@@ -25,7 +26,6 @@ from trillium.experiment.held_out import about, keep_rows
 from trillium.experiment.rounds import SERVER as SERVER
 from trillium.experiment.rounds import Experiment as Experiment
 from trillium.experiment.rounds import Observer as Observer
-from trillium.experiment.texts import Texts, in_model_order, usable
 from trillium.experiment.tracking import Tracking
 from trillium.experiment.written import with_public
 from trillium.federation.client import Client, verbs_of

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge, read_yaml
+from trillium.config.texts import usable
 from trillium.data.federated import FederatedData
 from trillium.data.rows import rows_of
 from trillium.errors import UserError
@@ -22,7 +23,6 @@ from trillium.experiment.fit import check_answers, check_lengths
 from trillium.experiment.held_out import kept_rows
 from trillium.experiment.kept import find_model
 from trillium.experiment.run import Experiment, assemble, resident_model, tokenize
-from trillium.experiment.texts import usable
 from trillium.federation.side import Metrics
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from trillium.clock.places import Place
 from trillium.clock.times import RoundTime, course_time
 from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge
 from trillium.errors import UserError, suggest
-from trillium.plan.data import assumed_texts, by_tier
+from trillium.plan.data import Assumptions, Texts, assumed_texts, by_tier
 from trillium.plan.memory import Memory
 from trillium.plan.models import Models, architecture
 from trillium.plan.places import Planning
 from trillium.plan.predict import Prediction, predict
+from trillium.plan.read import Reader
 from trillium.plan.result import to_dict
 from trillium.plan.shapes import shapes
 from trillium.plan.sums import Sums
@@ -69,6 +70,7 @@ class Arm:
         time: the course of a round after the first; `None` where a speed is unknown.
         accuracy: of a measured run that the user has named, else `None`.
         refused: why it cannot be planned or run at all.
+        unread: why its data are assumed, where they are.
     """
 
     label: str
@@ -78,6 +80,7 @@ class Arm:
     time: RoundTime | None = None
     accuracy: float | None = None
     refused: str = ""
+    unread: str = ""
 
     @property
     def misfit(self) -> str:
@@ -150,18 +153,28 @@ def plan_arms(trees: Mapping[str, Tree], planning: Planning, models: Models) -> 
         planning: data, devices and links.
         models: makes their models.
     """
-    return [plan_arm(label, tree, planning, models) for label, tree in trees.items()]
+    reader = Reader()
+    return [plan_arm(label, tree, planning, models, reader) for label, tree in trees.items()]
 
 
-def plan_arm(label: str, tree: Tree, planning: Planning, models: Models) -> Arm:
-    """Return the plan of one setting."""
-    config = None
+def plan_arm(
+    label: str, tree: Tree, planning: Planning, models: Models, reader: Reader | None = None
+) -> Arm:
+    """Return the plan of one setting: of its own data, if there is a reader, or of assumed ones."""
+    config, unread = None, ""
     try:
         config = experiment(tree)
-        found = predict(config, assumed_texts(config, planning.data), models)
+        read: tuple[ExperimentConfig, Texts] | str = "plan.data says how many there are"
+        if reader is not None and planning.data == Assumptions():
+            read = reader.read(tree, config)
+        if isinstance(read, str):
+            unread, texts = read, assumed_texts(config, planning.data)
+        else:
+            config, texts = read
+        found = predict(config, texts, models)
     except UserError as error:
         return Arm(label, config, refused=f"{error.given}: {error.why}. {error.instead}")
-    return bear(label, found, planning)
+    return replace(bear(label, found, planning), unread=unread)
 
 
 def bear(label: str, found: Prediction, planning: Planning) -> Arm:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from trillium.config.comparison import OWN_KEYS, acting_arms
+from trillium.config.equal_rows import of_equal_rows
 from trillium.config.experiment import Tree, experiment, merge, recipes
 from trillium.config.given import Recipe, Settings, asked
 from trillium.config.sweep import Sweep, grid, swept
@@ -21,7 +22,7 @@ from trillium.plan.collector import collector_paused
 from trillium.plan.cut_choice import Proposal, with_cuts
 from trillium.plan.models import Models
 from trillium.plan.planning import planning_of
-from trillium.plan.show import advice_lines, columns, memory_lines
+from trillium.plan.show import advice_lines, columns, data_lines, memory_lines
 from trillium.plan.terminal import terminal_bars
 from trillium.quiet import quiet_models
 
@@ -111,12 +112,12 @@ class Plan:
         """Write plots and a page into a folder, and return the paths."""
         from trillium.plan.plots import write_plots
 
-        cuts = list(map(str, self.cuts))
-        return write_plots(Path(folder), self.arms, self.sweep, self.advice, cuts)
+        notes = [*data_lines(self.arms), *map(str, self.cuts)]
+        return write_plots(Path(folder), self.arms, self.sweep, self.advice, notes)
 
     def __repr__(self) -> str:
         """Return table and advice as the terminal shows them."""
-        return "\n".join([self._shown().to_string(), *self.lines()])
+        return "\n".join([*data_lines(self.arms), self._shown().to_string(), *self.lines()])
 
     def _repr_html_(self) -> str:
         said = "".join(
@@ -198,6 +199,7 @@ def planned(asks: Question, most: Sequence[str] = ()) -> Plan:
     trees = swept(arms_of(asks.tree), asks.sweeps)
     if len(trees) > 1:
         trees = acting_arms(trees, {}, keep_refused=True)
+        trees |= of_equal_rows({label: tree for label, tree in trees.items() if _reads(tree)})
     check_models(trees)
     models = Models()
     trees, cuts = with_cuts(trees, planning, limits, models)
@@ -207,3 +209,13 @@ def planned(asks: Question, most: Sequence[str] = ()) -> Plan:
     advice = advise(arms, trees, planning, limits)
     sweep = asks.sweeps[0] if len(asks.sweeps) == 1 else None
     return Plan(tuple(arms), trees, tuple(cuts), advice, sweep)
+
+
+def _reads(tree: Tree) -> bool:
+    """Whether settings can be run, and name the data that they are run on."""
+    try:
+        experiment(tree)
+    except UserError:
+        return False
+    data = tree.get("data")
+    return isinstance(data, Mapping) and "source" in data

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from trillium.plan.advice import Advice
 from trillium.plan.arms import Arm, TierPlan
+from trillium.plan.data import Texts
 from trillium.plan.memory import Memory
 from trillium.plan.sums import Sums
 from trillium.report.human import NONE, duration, percent, prefixed
@@ -78,8 +79,39 @@ def _cells(arm: Arm, tier: TierPlan) -> list[str]:
         NONE if tier.seconds is None else duration(tier.seconds),
         NONE if tier.joules is None else prefixed(tier.joules, "J"),
         NONE if arm.accuracy is None else percent(arm.accuracy),
-        "yes" if not tier.misfit and not arm.refused else "no",
+        _runs(arm, tier),
     ]
+
+
+def _runs(arm: Arm, tier: TierPlan) -> str:
+    if tier.misfit or arm.refused:
+        return "no"
+    return NONE if tier.place.device.memory is None else "yes"
+
+
+def data_lines(arms: Sequence[Arm]) -> list[str]:
+    """Return what the data of the plans are: read, or assumed, and why."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
+        if arm.prediction is not None:
+            found.setdefault(_data(arm, arm.prediction.texts), []).append(arm.label)
+    if len(found) == 1:
+        return [*found]
+    return [f"{', '.join(labels)}: {text}" for text, labels in found.items()]
+
+
+def _data(arm: Arm, texts: Texts) -> str:
+    sizes = sorted(len(examples) for examples in texts.clients.values())
+    longest = max((e.num_tokens for own in texts.clients.values() for e in own), default=0)
+    many = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
+    size = f"{len(sizes):,} client{'s' * (len(sizes) > 1)} with {many} examples"
+    classes = f", {texts.num_classes} classes" if texts.num_classes else ""
+    if texts.assumed:
+        return (
+            f"Assumed, as {arm.unread or 'no data are named'}: {size} of {longest} tokens{classes}. "
+            "Set plan.data.examples, .tokens and .classes, or name data.source."
+        )
+    return f"Of the data as they are: {size} of at most {longest} tokens{classes}."
 
 
 def memory_lines(arms: Sequence[Arm]) -> list[str]:
@@ -119,7 +151,7 @@ def _range(sums: Sums) -> str:
 def advice_lines(advice: Advice) -> list[str]:
     """Return advice in lines."""
     lines = []
-    if advice.chosen is not None:
+    if advice.chosen is not None and len(advice.fits) + len(advice.broken) > 1:
         lines.append(f"Take {advice.chosen}.")
     lines += [f"- {reason}" for reason in advice.reasons]
     if len(advice.pareto) > 1:

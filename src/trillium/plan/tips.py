@@ -16,12 +16,16 @@ from trillium.plan.places import Planning
 from trillium.plan.predict import bytes_of_a_round
 
 SMALL = 256  # where a break-even point is looked for first
+PUBLIC = "the public set has at most {} texts", "however small the public set is"
+RANK = "its rank is at most {}", "however small its rank is"
+EXAMPLES = "a client has at most {} examples", "however few examples a client has"
 EXACT = 10_000  # up to which it is found exactly; above, to three digits
 
 
 def tips(arms: Sequence[Arm], trees: Mapping[str, Tree], planning: Planning) -> list[str]:
     """Return in words up to which size one setting moves fewer bytes in a round than another."""
-    planned = [arm for arm in arms if arm.prediction is not None and arm.config is not None]
+    # Of data that were read the sizes are what they are.
+    planned = [arm for arm in arms if arm.prediction is not None and arm.prediction.texts.assumed]
     found, costs = [], dict[tuple[str, str], Callable[[int], float]]()
     for arm in planned:
         for other in planned:
@@ -34,32 +38,35 @@ def tips(arms: Sequence[Arm], trees: Mapping[str, Tree], planning: Planning) -> 
             exact = 0 if key == "adapter.r" else EXACT
             most = break_even(cost, _round_bytes(other), start, exact)
             if most is not None:
+                upto, anyway = words
                 found.append(
-                    f"{arm.label} moves fewer bytes in a round than {other.label} as long as {words} "
-                    f"{most:,}"
+                    f"{arm.label} moves fewer bytes in a round than {other.label} as long as "
+                    f"{upto.format(f'{most:,}')}"
                     if most
-                    else f"{arm.label} moves more bytes in a round than {other.label}, however small "
-                    f"{words.removesuffix(' has at most').removesuffix(' is at most')} is"
+                    else f"{arm.label} moves more bytes in a round than {other.label}, {anyway}"
                 )
     return found
 
 
-def _about(arm: Arm, other: Arm) -> tuple[str, str, int] | None:
-    """Return which setting of an arm decides whether it moves fewer bytes than another one."""
+def _about(arm: Arm, other: Arm) -> tuple[str, tuple[str, str], int] | None:
+    """Return which setting of an arm decides whether it moves fewer bytes than another one.
+
+    With it come the words for "up to so much" and for "however little", and the arm's own value.
+    """
     assert arm.config is not None
     assert other.config is not None
     mine, theirs = arm.config.framework, other.config.framework
     if isinstance(mine, KD) and isinstance(theirs, FedLLM):
         whole = mine.public_per_round is None and mine.cache_rounds == 1
         size = arm.config.public_size
-        return ("data.public_size", "the public set has at most", size) if whole else None
+        return ("data.public_size", PUBLIC, size) if whole else None
     adapter = arm.config.adapter
     is_free = adapter.name == "lora" and adapter.goes_on_from is None
     if isinstance(mine, FedLLM) and isinstance(theirs, KD) and is_free:
-        return "adapter.r", "its rank is at most", int(adapter.r)  # type: ignore[attr-defined]
+        return "adapter.r", RANK, int(adapter.r)  # type: ignore[attr-defined]
     if isinstance(mine, Split) and isinstance(theirs, FedLLM):
         count = len(next(iter(arm.prediction.texts.clients.values()))) if arm.prediction else 1
-        return "plan.data.examples", "the examples of a client are at most", count
+        return "plan.data.examples", EXAMPLES, count
     return None
 
 

@@ -6,14 +6,13 @@ How long texts may be follows from them; what is cut, and what is of no use, is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.federated import FederatedData
 from trillium.errors import UserError
-from trillium.experiment.folder import texts_in
 from trillium.models.base import ModelConfig
 from trillium.models.inputs import Inputs, read_inputs
 from trillium.tasks import Example
@@ -189,6 +188,15 @@ def in_model_order(config: ExperimentConfig, data: FederatedData) -> FederatedDa
         )
     ordered = data.in_order(sorted(data.labels, key=place.__getitem__))
     return replace(ordered, head=head, own_head=True)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield every text of a tree."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(item)
 
 
 def needed(lengths: Iterable[int]) -> int:
