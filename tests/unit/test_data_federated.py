@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from trillium.config.given import default_comparison
 from trillium.data.federated import DataConfig, FederatedData, load_data, row_keys
 from trillium.data.partitions.dirichlet import Dirichlet
 from trillium.data.sources.files import Files
@@ -180,3 +181,29 @@ def test_settings_are_chosen_by_rows_that_are_neither_tested_nor_trained_on(
     assert len(chosen.test) == 9, "a quarter of the 36 training rows that are no test rows"
     clients, public, _ = texts(reported)
     assert {*row_keys(chosen.test)} < {*clients, *public}
+
+
+def test_a_public_set_that_is_left_out_fits_few_rows(tmp_path: Path) -> None:
+    """All arms hold back as many, and one that is asked for is still refused."""
+    lines = [json.dumps({"text": f"t{i}", "label": i % 2}) for i in range(75)]
+    (tmp_path / "few.jsonl").write_text("\n".join(lines))
+    source = {"name": "files", "train": str(tmp_path / "few.jsonl")}
+    plain = DataConfig.model_validate({"source": source})
+    beside = plain.model_copy(update={"set_aside": 256})
+    with_public, without = (
+        load_data(plain, "classification", 0, 256),
+        load_data(beside, "classification", 0, 0),
+    )
+    assert len(with_public.public) == 60 // 4
+    assert len(without.public) == 0
+    for name, rows in with_public.clients.items():
+        assert rows["text"] == without.clients[name]["text"]
+    asked = plain.model_copy(update={"public_size": 256})
+    with pytest.raises(UserError, match="would leave nothing"):
+        load_data(asked, "classification", 0, 256)
+
+
+def test_the_default_comparison_fits_the_data_that_are_named(tmp_path: Path) -> None:
+    own = default_comparison({"data": {"source": {"name": "files", "train": "mine.csv"}}})
+    assert "public_size" not in own["data"]
+    assert default_comparison({})["data"]["public_size"] == 200

@@ -13,8 +13,8 @@ from rich.console import Console
 from trillium.api.results import ComparisonResult, RunResult
 from trillium.api.start import begin_comparison, begin_run, begin_seeds, go, go_all
 from trillium.config.comparison import comparison
-from trillium.config.experiment import experiment, read_yaml, recipe_path
-from trillium.config.given import Recipe, Settings, asked
+from trillium.config.experiment import experiment
+from trillium.config.given import Recipe, Settings, asked, default_comparison
 from trillium.errors import UserError
 from trillium.experiment.compare import stopped
 from trillium.experiment.folder import RunFolder, discard
@@ -122,7 +122,7 @@ def compare(
         UserError: something cannot be run.
     """
     found = asked(recipe, settings, overrides, sweeps=True)
-    tree = read_yaml(recipe_path("compare")) if found.recipe is None else found.recipe
+    tree = default_comparison(found.tree) if found.recipe is None else found.recipe
     if not all(0 < share <= 1 for share in reach):
         raise UserError(
             f"reach={reach!r}", "these are shares, above 0 and at most 1", "Write [0.8]"

@@ -60,12 +60,12 @@ def compare(
     fedllm.adapter.r=1,4,8,32. A run that has finished below --out with the same settings is reused.
     """
     from trillium.config.comparison import comparison, tuning_of
-    from trillium.config.experiment import read_yaml, recipe_path
+    from trillium.config.given import default_comparison
     from trillium.errors import UserError
 
     asked = ask(words, model, data, sweeps=True)
     tree, sweeps, levels = asked.tree, asked.sweeps, shares(reach)
-    found = read_yaml(recipe_path("compare")) if asked.recipe is None else asked.recipe
+    found = default_comparison(tree) if asked.recipe is None else asked.recipe
     named = only.split(",") if only else ()
     if not tune:
         comparing = comparison(found, tree, named, sweeps)

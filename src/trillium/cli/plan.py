@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trillium.cli.words import Data
 from trillium.plan.collector import collector_paused
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def plan(
         str | None,
         typer.Option(help="A built-in shape such as llama-3-8b, a hub id or a folder."),
     ] = None,
+    data: Data = None,
     constraint: Annotated[
         list[str] | None,
         typer.Option(help="Upper limit of a measure: client_memory=8GB, up=1GB, round=60s."),
@@ -67,7 +69,7 @@ def plan(
     from trillium.quiet import quiet_models
 
     quiet_models()
-    asks = _asked(words or [], model)
+    asks = _asked(words or [], model, data)
     if replay is not None:
         _replay(replay, asks.told, as_json)
         return
@@ -97,7 +99,7 @@ def plan(
         print(f"\n{recipe} written. Run it with: trillium run {recipe}")
 
 
-def _asked(words: list[str], model: str | None) -> Question:
+def _asked(words: list[str], model: str | None, data: str | None = None) -> Question:
     """Divide the words into a recipe, a model and settings.
 
     Raises:
@@ -120,6 +122,8 @@ def _asked(words: list[str], model: str | None) -> Question:
             " ".join(recipes), "at most one recipe can be planned", "Write settings as key=value"
         )
     named = {"model": models[0]} if models else {}
+    if data is not None:
+        named["data"] = data
     settings = [word for word in words if "=" in word]
     return question(recipes[0] if recipes else None, settings, named)
 

@@ -11,7 +11,14 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from trillium.component import Component
-from trillium.config.experiment import Tree, found_recipe, merge, parse_overrides, read_yaml
+from trillium.config.experiment import (
+    Tree,
+    found_recipe,
+    merge,
+    parse_overrides,
+    read_yaml,
+    recipe_path,
+)
 from trillium.config.sweep import Sweep, divide
 from trillium.errors import UserError
 
@@ -85,6 +92,19 @@ def asked(
         words += plain if isinstance(one, str) else [one]
         found += several
     return Asked(*_read(recipe), laid(words, named), tuple(found))
+
+
+def default_comparison(tree: Tree) -> Tree:
+    """Return the recipe of a comparison where none is named.
+
+    Args:
+        tree: the settings that are laid over it; of other data, the public set is of the usual size.
+    """
+    found = read_yaml(recipe_path("compare"))
+    data = tree.get("data")
+    if isinstance(data, Mapping) and "source" in data:
+        found["data"].pop("public_size")
+    return found
 
 
 def laid(settings: Sequence[Settings], named: Mapping[str, Any]) -> Tree:

@@ -193,6 +193,9 @@ def load_data(
     public_size = 0 if config.public.is_written else wanted or 0
     held = max(public_size, config.set_aside)
     name = "public_size" if held == public_size else "set_aside"
+    if config.public_size is None and 2 * held > len(pool):  # as many as there ought to be
+        held = max(len(pool) // 4, 1)
+        public_size = min(public_size, held)
     if held >= len(pool):
         raise UserError(
             f"data.{name}={held}",
