@@ -44,7 +44,7 @@ def show(folder: Path, as_json: bool, reach: Sequence[float] = ()) -> None:
     said = [*outcome(made.rows), *costs(made.rows)]
     console.print("\n" + " ".join(said), highlight=False)
     for what, command in next_steps(made.rows):
-        console.print(f"{what}: {command}", highlight=False)
+        console.print(f"{what}: {command}", highlight=False, soft_wrap=True)
     console.print(f"\nReport: {made.page}", highlight=False, soft_wrap=True)
 
 
