@@ -81,9 +81,10 @@ def costs(rows: Sequence[Row]) -> list[str]:
     seconds = {r.arm: 8 * r.values["bytes_per_client"].mean / LINK for r in federated
                if "bytes_per_client" in r.values}  # fmt: skip
     order = sorted(filter(seconds.get, seconds), key=lambda arm: -seconds[arm])
+    each = [f"{arm} {human.duration(seconds[arm])}" for arm in order]
     if order:
-        each = ", ".join(f"{arm} {human.duration(seconds[arm])}" for arm in order)
-        found.append(f"Over a link of 10 Mbit/s, the messages of a client take: {each}.")
+        take = f": {', '.join(each)}" if len(each) > 1 else f" {human.duration(seconds[order[0]])}"
+        found.append(f"Over a link of 10 Mbit/s, the messages of a client take{take}.")
     return found
 
 
