@@ -93,6 +93,25 @@ def test_loss_and_gradients_are_those_of_the_whole_logits(
         torch.testing.assert_close(own, other, rtol=1e-7, atol=1e-10)
 
 
+def test_sums_of_few_bits_are_taken_in_more(in_parts: None) -> None:
+    """A head that trains in bfloat16 has the gradient of all rows at once, to one rounding."""
+    model = language_model("llama").to(torch.bfloat16)
+    head = model.get_output_embeddings().weight
+    rows, targets = torch.randn(600, 16).to(torch.bfloat16), torch.arange(600) % 50
+    loss = vocabulary.summed(
+        model,
+        rows,
+        lambda some, at: nn.functional.cross_entropy(some, targets[at], reduction="sum"),
+    )
+    [found] = torch.autograd.grad(loss, [head], retain_graph=True)
+    assert torch.equal(torch.autograd.grad(loss, [head])[0], found)
+    exact = head.detach().double().requires_grad_()
+    whole = nn.functional.cross_entropy(rows.double() @ exact.T, targets, reduction="sum")
+    [wanted] = torch.autograd.grad(whole, [exact])
+    error = (found.double() - wanted).norm() / wanted.norm()
+    assert error < 0.01
+
+
 def test_a_model_is_as_it_was(in_parts: None) -> None:
     model = language_model("gemma2").eval()
     before = [name for name, _ in model.named_modules()]

@@ -76,7 +76,10 @@ class _Summed(torch.autograd.Function):
     ) -> Tensor:
         needs = [index for index, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        sums = [torch.zeros_like(weight) for weight in weights]
+        # Sums of few bits would lose what later rows add to them.
+        sums = [
+            torch.zeros_like(w, dtype=torch.promote_types(w.dtype, total.dtype)) for w in weights
+        ]
         of_hidden = torch.zeros_like(hidden) if 0 in needs else None
         size = max(1, CHUNK // _num_classes(module))
         for start in range(0, len(hidden), size):
@@ -97,13 +100,13 @@ class _Summed(torch.autograd.Function):
                     sums[place] += gradient
                 elif of_hidden is not None:
                     of_hidden[rows] = gradient
-        ctx.found = (of_hidden, *sums)
+        ctx.found = (of_hidden, *(sums.pop(0).to(weight.dtype) for weight in weights))
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         [upstream] = gradients
-        found = [None if g is None else g.mul_(upstream.to(g.dtype)) for g in ctx.found]
+        found = [None if g is None else g * upstream.to(g.dtype) for g in ctx.found]
         return None, None, *found
 
 
