@@ -155,7 +155,9 @@ def test_compare_arms_seeds_and_json(
     assert trillium(monkeypatch, "compare", *words, "--seeds", "2", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     folder = Path(result["folder"])
-    names = {"zero_shot", "local_only", "centralised", "fedllm", "kd", "split"}
+    names = {"zero_shot", "local_only", "centralised"}
+    for name in ("fedllm", "kd", "split"):
+        names |= {name, f"{name}_frugal"}
     assert {path.name for path in folder.glob("*_s*")} == {
         f"{a}_s{s}" for a in names for s in (0, 1)
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -180,3 +182,22 @@ def test_what_the_system_refuses_is_no_traceback(
     monkeypatch.setattr(Path, "write_text", refused)
     assert trillium(monkeypatch, "new", "run", "--to", tmp_path / "run.yaml") == 2
     assert "it cannot be read or written (Permission denied)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_something_is_said_on_a_terminal_before_libraries_are_loaded() -> None:
+    """Of `working` alone: nothing is loaded here that takes its time."""
+    import pty
+
+    code = "from trillium.cli.verbs import working\nwith working('Loading'): pass"
+    main, side = pty.openpty()
+    shown = subprocess.run(
+        [sys.executable, "-c", code], stderr=side, stdout=subprocess.PIPE, check=True
+    )
+    os.close(side)
+    said = os.read(main, 4096).decode()
+    os.close(main)
+    assert "Loading …" in said
+    assert shown.stdout == b""
+    piped = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert piped.stderr == piped.stdout == b""

@@ -203,7 +203,10 @@ def test_a_public_set_that_is_left_out_fits_few_rows(tmp_path: Path) -> None:
         load_data(asked, "classification", 0, 256)
 
 
-def test_the_default_comparison_fits_the_data_that_are_named(tmp_path: Path) -> None:
+def test_the_default_comparison_fits_the_data_and_the_model_that_are_named() -> None:
     own = default_comparison({"data": {"source": {"name": "files", "train": "mine.csv"}}})
     assert "public_size" not in own["data"]
-    assert default_comparison({})["data"]["public_size"] == 200
+    assert "layers" not in default_comparison({"model": {"id": "roberta-base"}})["adapter"]
+    whole = default_comparison({"data": {"num_clients": 4}, "model": {"dtype": "bfloat16"}})
+    assert whole["data"]["public_size"] == 200
+    assert whole["adapter"]["layers"] == [3, 4, 5]

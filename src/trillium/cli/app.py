@@ -21,7 +21,7 @@ from trillium.cli import plan as cli_plan
 from trillium.cli import runs as cli_runs
 from trillium.cli import trained as cli_trained
 from trillium.cli.show import run_single, show, show_runs
-from trillium.cli.verbs import Log, Verbs
+from trillium.cli.verbs import Log, Verbs, working
 from trillium.cli.words import (
     AsJson,
     Data,
@@ -81,11 +81,12 @@ def run(
 
     Settings are given as KEY=VALUE: trillium run framework=split framework.cut=2 rounds=3.
     """
-    from trillium.api.start import begin_run, begin_seeds
-    from trillium.config.experiment import experiment, merge
+    with working("Loading libraries and settings"):
+        from trillium.api.start import begin_run, begin_seeds
+        from trillium.config.experiment import experiment, merge
 
-    tree = ask(words, model, data).single()
-    wanted = seeds_of(seeds) or [experiment(tree).seed]
+        tree = ask(words, model, data).single()
+        wanted = seeds_of(seeds) or [experiment(tree).seed]
     if len(wanted) == 1:
         config = experiment(merge(tree, {"seed": wanted[0]}))
         run_single(config, begin_run(config, out), as_json, is_new=True)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from trillium.cli.show import show_runs
+from trillium.cli.verbs import working
 from trillium.cli.words import (
     AsJson,
     Data,
@@ -59,13 +60,14 @@ def compare(
     an arm changes that arm alone: fedllm.adapter.r=4. Several values make several arms:
     fedllm.adapter.r=1,4,8,32. A run that has finished below --out with the same settings is reused.
     """
-    from trillium.config.comparison import comparison, tuning_of
-    from trillium.config.given import default_comparison
-    from trillium.errors import UserError
+    with working("Loading libraries and settings"):
+        from trillium.config.comparison import comparison, tuning_of
+        from trillium.config.given import default_comparison
+        from trillium.errors import UserError
 
-    asked = ask(words, model, data, sweeps=True)
-    tree, sweeps, levels = asked.tree, asked.sweeps, shares(reach)
-    found = default_comparison(tree) if asked.recipe is None else asked.recipe
+        asked = ask(words, model, data, sweeps=True)
+        tree, sweeps, levels = asked.tree, asked.sweeps, shares(reach)
+        found = default_comparison(tree) if asked.recipe is None else asked.recipe
     named = only.split(",") if only else ()
     if not tune:
         comparing = comparison(found, tree, named, sweeps)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trillium.cli.verbs import working
 from trillium.cli.words import AsJson, Client, Folder
 
 if TYPE_CHECKING:
@@ -54,12 +55,13 @@ def generate(
         raise UserError(f"--top-p {top_p}", "it is a probability", "Write a number up to 1")
     from dataclasses import asdict
 
-    from trillium.experiment.generation import generate_run
-    from trillium.models.generate import Writing
-    from trillium.quiet import quiet
+    with working("Writing"):
+        from trillium.experiment.generation import generate_run
+        from trillium.models.generate import Writing
+        from trillium.quiet import quiet
 
-    quiet()
-    found = generate_run(folder, texts, Writing(max_new_tokens, temperature, top_p), client)
+        quiet()
+        found = generate_run(folder, texts, Writing(max_new_tokens, temperature, top_p), client)
     if as_json:
         lines = [
             {"prompt": prompt, "text": text, "num_tokens": size}

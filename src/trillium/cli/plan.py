@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trillium.cli.verbs import working
 from trillium.cli.words import Data
 from trillium.plan.collector import collector_paused
 
@@ -66,10 +67,11 @@ def plan(
         for name, shape in known().items():
             print(f"{name:26} {shape.source}")
         return
-    from trillium.quiet import quiet_models
+    with working("Loading libraries and settings"):
+        from trillium.quiet import quiet_models
 
-    quiet_models()
-    asks = _asked(words or [], model, data)
+        quiet_models()
+        asks = _asked(words or [], model, data)
     if replay is not None:
         _replay(replay, asks.told, as_json)
         return
@@ -82,7 +84,8 @@ def plan(
         _make_folder("--recipe", recipe, recipe.parent)
     if plots is not None:
         _make_folder("--plots", plots, plots)
-    made = planned(asks, constraint or [])
+    with working("Planning"):
+        made = planned(asks, constraint or [])
     chosen = made.advice.chosen
     if recipe is not None and chosen is not None:
         _write(recipe, made.trees[chosen], advice_lines(made.advice))

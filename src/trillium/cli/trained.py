@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trillium.cli.verbs import working
 from trillium.cli.words import AsJson, Client, Folder, Settings, settings_of
 from trillium.errors import UserError
 from trillium.files import check_writable
@@ -33,12 +34,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure the model of a run on its held-out rows or on a file."""
-    tree = settings_of(words, data)
-    from trillium.experiment.trained import evaluate_run
-    from trillium.quiet import quiet
+    with working("Measuring"):
+        tree = settings_of(words, data)
+        from trillium.experiment.trained import evaluate_run
+        from trillium.quiet import quiet
 
-    quiet()
-    metrics = evaluate_run(folder, tree, client)
+        quiet()
+        metrics = evaluate_run(folder, tree, client)
     if as_json:
         print(json.dumps(metrics, indent=1))
     else:
@@ -69,12 +71,13 @@ def predict(
         raise UserError(f"--to {to}", f"there is no folder {to.parent}", "Make it first")
     if to is not None:
         check_writable(to.parent, f"--to {to}")
-    from trillium.experiment.prediction import predict_run
-    from trillium.models.generate import Writing
-    from trillium.quiet import quiet
+    with working("Predicting"):
+        from trillium.experiment.prediction import predict_run
+        from trillium.models.generate import Writing
+        from trillium.quiet import quiet
 
-    quiet()
-    found = predict_run(folder, tree, Writing(max_new_tokens), client)
+        quiet()
+        found = predict_run(folder, tree, Writing(max_new_tokens), client)
     if to is None:
         _write_lines(found, sys.stdout)
         return
@@ -112,13 +115,14 @@ def export(
 
     It comes with its tokenizer and a model card, README.md, that says how to load it.
     """
-    from trillium.experiment.trained import export_run
-    from trillium.quiet import quiet
-
     if to.parent.is_dir():
         check_writable(to.parent, f"--to {to}")
-    quiet()
-    export_run(folder, to, merge=merge, client=client)
+    with working("Exporting"):
+        from trillium.experiment.trained import export_run
+        from trillium.quiet import quiet
+
+        quiet()
+        export_run(folder, to, merge=merge, client=client)
     print(f"{to} written; {to / 'README.md'} says how to load it.")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, TextIO
@@ -171,3 +173,15 @@ class Verbs(TyperGroup):
                 (name, " ".join((verb.help or "").split("\n\n")[0].split()))
                 for name, verb in self.commands.items()
             ])  # fmt: skip
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say on a terminal what is under way, while nothing else is said: libraries alone take seconds."""
+    if is_quiet() or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} …"):
+        yield

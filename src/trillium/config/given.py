@@ -98,12 +98,15 @@ def default_comparison(tree: Tree) -> Tree:
     """Return the recipe of a comparison where none is named.
 
     Args:
-        tree: the settings that are laid over it; of other data, the public set is of the usual size.
+        tree: the settings that are laid over it. What suits the built-in data and model alone goes
+            where others are named: the size of the public set, and which blocks have adapters.
     """
     found = read_yaml(recipe_path("compare"))
-    data = tree.get("data")
+    data, model = tree.get("data"), tree.get("model")
     if isinstance(data, Mapping) and "source" in data:
         found["data"].pop("public_size")
+    if isinstance(model, Mapping) and "id" in model:
+        found["adapter"].pop("layers")
     return found
 
 
