@@ -129,20 +129,21 @@ class Task(Component, kind="task", package="trillium.tasks"):
             return hidden_states(module, batch.inputs), module
         return module(**batch.inputs).logits, None
 
-    def total(
-        self, output: Tensor, labels: Tensor, head: nn.Module | None, part: Part
-    ) -> tuple[Tensor, Tensor]:
-        """Return a loss summed over the predictions that count, and their targets `(n,)`.
+    def counted(self, module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, nn.Module | None]:
+        """Return what `select` takes of that output, with the targets and the head."""
+        output, head = self.output(module, batch)
+        return *self.select(output, batch.labels), head
+
+    def total(self, rows: Tensor, targets: Tensor, head: nn.Module | None, part: Part) -> Tensor:
+        """Return a loss summed over the predictions that count.
 
         Args:
-            output: as `output` returns it, or the last part of a cut model.
-            head: the model whose head is still to be applied, some rows at a time.
+            rows, targets, head: as `counted` returns them.
             part: gives the loss of some predictions, from logits, targets, and which rows they are.
         """
-        rows, targets = self.select(output, labels)
         if head is None:
-            return part(rows, targets, slice(None)), targets
-        return summed(head, rows, lambda some, at: part(some, targets[at], at)), targets
+            return part(rows, targets, slice(None))
+        return summed(head, rows, lambda some, at: part(some, targets[at], at))
 
     def loss(
         self,
@@ -154,7 +155,7 @@ class Task(Component, kind="task", package="trillium.tasks"):
         """Return the summed cross-entropy (nats) of the supervised predictions, and how many.
 
         Args:
-            output, head: as in `total`.
+            output, head: as `output` returns them, or the last part of a cut model.
             adjustment: of the logits.
         """
 
@@ -163,8 +164,8 @@ class Task(Component, kind="task", package="trillium.tasks"):
             wide = found if found.dtype == torch.float64 else found.float()
             return functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
 
-        loss, targets = self.total(output, labels, head, part)
-        return loss, int((targets != IGNORE).sum())
+        rows, targets = self.select(output, labels)
+        return self.total(rows, targets, head, part), int((targets != IGNORE).sum())
 
     def adjustment(self, examples: Sequence[Example]) -> Adjustment | None:
         """Return what is added to logits in training on these examples, if anything."""

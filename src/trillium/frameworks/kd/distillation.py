@@ -102,12 +102,12 @@ def distillation_objective(
         return found
 
     def objective(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        rows = rows_of(slices, batch.indices)
-        output, head = task.output(module, batch)
-        loss, _ = task.total(
-            output, batch.labels, head, lambda some, targets, at: part(some, targets, rows[at])
+        taught = rows_of(slices, batch.indices)
+        rows, targets, head = task.counted(module, batch)
+        loss = task.total(
+            rows, targets, head, lambda some, meant, at: part(some, meant, taught[at])
         )
-        return loss, len(rows)
+        return loss, len(taught)
 
     return objective
 
@@ -129,8 +129,8 @@ def predict(loop: Loop, task: Task, public: Sequence[Example], writer: Writer) -
                 found += writer.encode(_log_probs(logits))
             return found
 
-        key = (loop.label, batch.layout, loop.rows(batch))
-        form = task.num_supervised(batch.labels), repr(writer.codec)
+        count = task.num_supervised(batch.labels)
+        key, form = (loop.label, batch.layout, count), (count, repr(writer.codec))
         writer.take(loop.meter.run(key, one_batch, resident, form=form))
     return writer.done()
 
