@@ -145,7 +145,7 @@ def _promises(config: ExperimentConfig, run: Experiment, folder: Path) -> None:
         wrong = {key: exported[key] for key in close if not close[key]}
         assert not wrong, f"exported is not what was measured: {wrong}, {measured}"
     if config.framework.trains:
-        assert_resumes(config, folder)
+        assert_resumes(config, folder, peaks=0.03)  # of batches of a few tokens
 
 
 def _shipped(config: ExperimentConfig, history: list[Metrics]) -> Metrics:

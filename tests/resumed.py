@@ -53,7 +53,7 @@ def killed_in(fed: Experiment, number: int) -> None:
         fed.run()
 
 
-def assert_resumes(config: ExperimentConfig, folder: Path) -> None:
+def assert_resumes(config: ExperimentConfig, folder: Path, *, peaks: float = 0.01) -> None:
     """Kill a run in each of its rounds, resume it, and hold it bit for bit to one that was let be."""
     whole = build(config, RunFolder(folder / "whole", "whole"))
     history = whole.run()
@@ -72,11 +72,10 @@ def assert_resumes(config: ExperimentConfig, folder: Path) -> None:
         assert same(client.store, other.store), client.name
     for name in ("wire.jsonl", "metrics.jsonl"):
         wanted = lines(folder / "whole", name, "seconds")
-        for (
-            line
-        ) in wanted:  # which client's batch of a shape is measured depends on where it goes on
+        # Which client's batch of a shape is measured depends on where it goes on.
+        for line in wanted:
             if peak := line.get("peak_bytes"):
-                line["peak_bytes"] = pytest.approx(peak, rel=0.01)
+                line["peak_bytes"] = pytest.approx(peak, rel=peaks)
         assert lines(folder / "cut", name, "seconds") == wanted
     assert not (folder / "cut" / "checkpoints").exists()
     assert json.loads((folder / "cut" / "status.json").read_text())["resumed"] == config.rounds
