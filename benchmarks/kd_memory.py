@@ -2,8 +2,8 @@
 
 A small decoder with random weights goes through what a round of distillation does with soft labels: a
 client predicts and encodes, the server translates between vocabularies and makes a teacher of three
-opinions, a student distils. Beside it stand a training step of a client and a look at held-out rows: from
-8,192 classes on, none of these has the logits of all tokens at once.
+opinions, a student distils. Beside it stand a training step of a client and a look at held-out rows.
+From 8,192 classes on, none of these has the logits of all tokens at once.
 
     OMP_NUM_THREADS=1 python benchmarks/kd_memory.py
 """
@@ -170,8 +170,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"`top_classes` with k = {CODEC['k']}, LoRA; distillation in batches of "
         f"{content['batch_size']} texts. Bytes of all tensors that lived at once, the model's own left "
         f"out. At most {chunk} of soft labels are decoded at once. `own step` and `evaluate` are no "
-        "part of distillation: a training step of a client, and a look at held-out rows, with all "
-        "logits of a batch."
+        "part of distillation: a training step of a client, and a look at held-out rows."
     )
     made = content["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
