@@ -121,6 +121,14 @@ def test_a_model_is_as_it_was(in_parts: None) -> None:
     assert torch.equal(model(input_ids=torch.arange(5)[None]).logits, wanted)
 
 
+def test_a_model_is_whole_between_rows(in_parts: None) -> None:
+    model = language_model("llama")
+    ids = torch.arange(5)[None]
+    wanted = model(input_ids=ids).logits
+    for _ in vocabulary.logits_of(model, torch.randn(7, 16).double()):
+        assert torch.equal(model(input_ids=ids).logits, wanted)
+
+
 def test_what_does_not_come_apart_is_left_whole(in_parts: None) -> None:
     model = language_model("llama")
     forward = model.forward

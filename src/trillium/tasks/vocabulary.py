@@ -50,11 +50,10 @@ def hidden_states(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def logits_of(module: nn.Module, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield the logits `(some rows, classes)` of hidden states `(rows, width)`, with their places."""
-    size = max(1, CHUNK // _num_classes(module))
-    with _from_hidden(_unwrapped(module)) as head:
-        for start in range(0, len(hidden), size):
-            rows = slice(start, min(start + size, len(hidden)))
-            yield rows, head(hidden[rows])
+    for rows in _spans(module, len(hidden)):
+        with _from_hidden(_unwrapped(module)) as head:
+            logits = head(hidden[rows])
+        yield rows, logits  # the model is whole again, whatever is done meanwhile
 
 
 def summed(module: nn.Module, hidden: Tensor, part: Part) -> Tensor:
@@ -81,9 +80,7 @@ class _Summed(torch.autograd.Function):
             torch.zeros_like(w, dtype=torch.promote_types(w.dtype, total.dtype)) for w in weights
         ]
         of_hidden = torch.zeros_like(hidden) if 0 in needs else None
-        size = max(1, CHUNK // _num_classes(module))
-        for start in range(0, len(hidden), size):
-            rows = slice(start, min(start + size, len(hidden)))
+        for rows in _spans(module, len(hidden)):
             with torch.enable_grad(), _from_hidden(_unwrapped(module)) as head:
                 some = hidden[rows].detach().requires_grad_(0 in needs)
                 loss = part(head(some), rows)
@@ -119,6 +116,12 @@ def _unwrapped(module: nn.Module) -> Any:
 def _head(model: Any) -> Any:
     """Return the last layer of a language model, or `None` if it has none."""
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def _spans(module: nn.Module, num_rows: int) -> Iterator[slice]:
+    size = max(1, CHUNK // _num_classes(module))
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))
 
 
 def _num_classes(module: nn.Module) -> int:
