@@ -235,3 +235,9 @@ def test_one_setting_is_not_recommended() -> None:
     alone = CliRunner().invoke(app, ["plan", "gpt2", "framework=fedllm", *WORDS[1:]])
     assert "Take" not in alone.output
     assert "Assumed, as plan.data says how many there are" in " ".join(alone.output.split())
+
+
+def test_a_file_that_is_typed_must_be_there() -> None:
+    found = CliRunner().invoke(app, ["plan", "gpt2", "--data", "nowhere.csv"])
+    assert isinstance(found.exception, UserError)
+    assert found.exception.given == "--data nowhere.csv"

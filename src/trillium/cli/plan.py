@@ -108,6 +108,7 @@ def _asked(words: list[str], model: str | None, data: str | None = None) -> Ques
     Raises:
         UserError: there are several of one.
     """
+    from trillium.config.given import source_of
     from trillium.errors import UserError
     from trillium.plan.asked import is_model, question
 
@@ -127,6 +128,9 @@ def _asked(words: list[str], model: str | None, data: str | None = None) -> Ques
     named = {"model": models[0]} if models else {}
     if data is not None:
         named["data"] = data
+        # A recipe may name files of another machine; a file that is typed here is meant to be here.
+        if source_of(data)["name"] == "files" and not Path(data).exists():
+            raise UserError(f"--data {data}", "there is no such file", "Name one that is here")
     settings = [word for word in words if "=" in word]
     return question(recipes[0] if recipes else None, settings, named)
 
