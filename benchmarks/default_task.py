@@ -4,6 +4,7 @@ Both references see all training rows in one place. Word counts ought to do badl
 encoder better: the test rows say what the training rows say in other words.
 
     python benchmarks/default_task.py
+    python benchmarks/default_task.py --grid    by difficulty, on the rows that settings are chosen by
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 
 from bag_of_words import bag_of_words, scores
 from trillium.config.comparison import comparison
-from trillium.config.experiment import read_yaml, recipe_path
+from trillium.config.experiment import merge, read_yaml, recipe_path
 from trillium.config.texts import Texts
 from trillium.data.federated import load_data
 from trillium.experiment.folder import environment
@@ -41,6 +45,7 @@ RESULTS = Path(__file__).parent / "results"
 ARM = "fedllm"  # of the recipe; all arms have the same data
 Rows = tuple[list[str], list[int]]
 Found = dict[str, dict[str, float]]
+ASIDES, TYPOS = (0.0, 0.15, 0.3, 0.45, 0.6), (0.0, 0.02, 0.05)
 
 
 def encoder() -> LanguageModel:
@@ -60,7 +65,7 @@ def encoder() -> LanguageModel:
 def features(model: LanguageModel, texts: list[str], max_length: int) -> np.ndarray[Any, Any]:
     """Return the mean of the last hidden states of each text, of length one, `(texts, hidden)`."""
     body: Any = model.module.base_model
-    rows = {"text": texts, "label": [0] * len(texts)}
+    rows = Dataset.from_dict({"text": texts, "label": [0] * len(texts)})
     examples = Classification().tokenize(rows, model.tokenizer, max_length)
     pooled = []
     for chunk in in_order(examples, 64):
@@ -92,29 +97,53 @@ def references(tree: Mapping[str, Any], seed: int, model: LanguageModel) -> Foun
     }
 
 
+def by_difficulty(
+    tree: Mapping[str, Any], seeds: Sequence[int], model: LanguageModel
+) -> list[dict[str, Any]]:
+    """Print and return the mean accuracies by how hard the requests are, on validation rows."""
+    found = []
+    for asides, typos in product(ASIDES, TYPOS):
+        given = {"held_out": "validation", "asides": asides, "typos": typos}
+        hard = merge(tree, {"data": {"source": given}})
+        each = [references(hard, seed, model) for seed in seeds]
+        means = {name: fmean(one[name]["accuracy"] for one in each) for name in each[0]}
+        found.append({"asides": asides, "typos": typos, "accuracy": means})
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def by_seed(tree: Mapping[str, Any], seeds: Sequence[int], model: LanguageModel) -> dict[str, Any]:
+    """Print and return the scores of both references for each seed, on test rows."""
+    found = {seed: references(tree, seed, model) for seed in seeds}
+    table = Table("Reference", "Accuracy", "F1 (macro)", title="Built-in task, data in one place")
+    for name in found[seeds[0]]:
+        stats = {m: Stat.of(found[seed][name][m] for seed in found) for m in ("accuracy", "f1")}
+        table.add_row(name, *(BY_NAME[m].show(s.mean, s.sd) for m, s in stats.items() if s))
+    Console().print(table)
+    return {str(seed): values for seed, values in found.items()}
+
+
 def main() -> None:
-    """Compute, print and write `results/default_task.json`."""
+    """Compute, print and write `results/default_task.json`, or `default_difficulty.json`."""
     parser = argparse.ArgumentParser(description="References on the built-in task")
     parser.add_argument("--recipe", type=Path, default=recipe_path("compare"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=RESULTS / "default_task.json")
+    parser.add_argument("--grid", action="store_true")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model, tree = encoder(), read_yaml(options.recipe)
-    found = {seed: references(tree, seed, model) for seed in options.seeds}
-    table = Table("Reference", "Accuracy", "F1 (macro)", title="Built-in task, data in one place")
-    for name in found[options.seeds[0]]:
-        stats = {m: Stat.of(found[seed][name][m] for seed in found) for m in ("accuracy", "f1")}
-        table.add_row(name, *(BY_NAME[m].show(s.mean, s.sd) for m, s in stats.items() if s))
-    Console().print(table)
+    found: dict[str, Any]
+    if options.grid:
+        name, found = "difficulty", {"grid": by_difficulty(tree, options.seeds, model)}
+    else:
+        name, found = "task", {"seeds": by_seed(tree, options.seeds, model)}
     content = {
         "data": tree["data"],
-        "seeds": {str(seed): values for seed, values in found.items()},
+        **found,
         "environment": environment(str(model.device), sys.argv),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(options.out, json.dumps(content, indent=1) + "\n")
+    write_atomic(RESULTS / f"default_{name}.json", json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
