@@ -17,9 +17,8 @@ from session_help import ClientThread, server_tls
 
 from trillium.engines import distributed
 from trillium.engines.distributed import Patience, SessionEngine
-from trillium.engines.node import Arrival, Opening, shareable
+from trillium.engines.node import Arrival, Opening
 from trillium.engines.roster import Mail, Online, Unreachable, text_of
-from trillium.errors import UserError
 from trillium.federation.fleet import Lost
 
 OPENING = Opening("run", {}, [], 0)
@@ -224,17 +223,3 @@ def test_a_node_that_cannot_take_part_is_asked_less_and_less(
         made.gather(0)
         mail.online.clear()
     assert "a: its session has ended: the node cannot take part: because" in caplog.text
-
-
-def test_nothing_private_is_told() -> None:
-    assert shareable(UserError("file /a/b.csv", "there is no such file", "")) == (
-        "there is no such file"
-    )
-    assert shareable(OSError(13, "Permission denied", "/a/b.csv")) == "Permission denied"
-    assert shareable(ValueError("row 'Mrs Smith'")) == "ValueError"
-    assert shareable(UserError("", "a row holds 'Mrs Smith' in /a/b.csv", "")) == (
-        "a row holds … in …"
-    )
-    error = UserError("", "it cannot be read: Expected 2 columns, got 3: Mrs Smith", "")
-    error.__cause__ = ValueError()
-    assert shareable(error) == "it cannot be read"

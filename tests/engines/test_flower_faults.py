@@ -20,6 +20,7 @@ from flower_help import (
 from deployed import lines_of
 from tiny import experiment_config
 from trillium.deploy.flower import Value
+from trillium.errors import SAID
 
 pytestmark = pytest.mark.drill  # processes of Flower's, which take seconds to start
 
@@ -82,8 +83,8 @@ def test_nodes_go_and_come(deployed: tuple[Deployment, dict[str, dict[str, Value
 
     run.until_there(GOOD, SHAKY, LATE)
     for name, why in (
-        (UNKNOWN, "the federation lacks the class of"),
-        (EMPTY, "there is no such file"),
+        (UNKNOWN, SAID["unknown_class"]),
+        (EMPTY, SAID["no_file"]),
     ):
         run.until_told(f"{name}: its session has ended: the node cannot take part: {why}")
     assert run.finish().completed, "\n".join(run.lines)

@@ -24,8 +24,7 @@ from trillium.data.federated import row_keys
 from trillium.data.sources import RawData
 from trillium.data.sources.files import Files
 from trillium.data.sources.hub import Hub
-from trillium.engines.node import shareable
-from trillium.errors import UserError
+from trillium.errors import UserError, shareable
 from trillium.tasks.causal_lm import CausalLM
 
 GOOD = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]

@@ -132,6 +132,7 @@ class Texts:
             f"{cut} tokens that are kept",
             "Write a longer training.max_length, look at the columns that are named, or leave such "
             "clients out with data.unusable=leave_out",
+            code="useless",
         )
 
     def _uncut(self, model: ModelConfig, rows: Dataset) -> list[Example]:

@@ -24,12 +24,12 @@ from trillium.config.texts import Texts, in_model_order
 from trillium.data.deployed import read_server_data
 from trillium.engines.distributed import Patience, SessionEngine
 from trillium.engines.messages import MessageEngine
-from trillium.engines.node import Arrival, Node, NodeConfig, Opening, shareable
+from trillium.engines.node import Arrival, Node, NodeConfig, Opening
 from trillium.engines.roster import Mail, bytes_of, text_of, with_bytes
 from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import SessionRefused, serve_session
 from trillium.engines.settings import Settings
-from trillium.errors import UserError
+from trillium.errors import SAID, UserError, shareable
 from trillium.experiment.folder import RunFolder, is_finished, new_folder
 from trillium.experiment.held_out import about
 from trillium.experiment.run import SERVER, build_server, resident_model
@@ -201,7 +201,7 @@ def session(message: Message, context: Context) -> Message:
             {"message": node.handle, "control": node.control},
         )
         log.info("%s: session over: %s", node.name, summary)
-        return _closed(summary.closed)
+        return _closed(summary.closed if summary.complete else SAID["link"])
 
     return _answer(message, context, serve)
 
@@ -262,7 +262,7 @@ def _answer(
         content = _closed(f"the node cannot take part: {shareable(error)}")
     except SessionRefused as error:
         log.error("the server did not let this node in: %s", error)
-        content = _closed(str(error))
+        content = _closed(f"the node cannot take part: {SAID['session']}")
     except Exception as error:  # Flower would send its text, which may hold anything
         log.exception("the node has failed")
         content = _closed(f"the node has failed: {shareable(error)}")

@@ -18,6 +18,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trillium.errors import PeerError
+
 PROTOCOL: Final = 1
 MIB: Final = 1024**2
 MAX_CHUNK_BYTES: Final = 4 * MIB  # of any sender; what a receiver lets gRPC take in at once
@@ -27,7 +29,7 @@ HEADER: Final = struct.Struct("!BQQB")
 MAX_FRAME_BYTES: Final = HEADER.size + MAX_CHANNEL_BYTES + MAX_CHUNK_BYTES
 
 
-class FrameError(ValueError):
+class FrameError(PeerError):
     """What the other side sent breaks the protocol; its stream must end."""
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,18 +23,18 @@ from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.config.texts import COUNTED, Texts
 from trillium.data.deployed import read_rows
 from trillium.data.federated import load_data
-from trillium.errors import UserError, suggest
+from trillium.errors import PeerError, UserError, doing, shareable, suggest
 from trillium.experiment.run import build_client, resident_model
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
 from trillium.models.load import LanguageModel
-from trillium.wire.kinds import MessageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
 RUN: Final = re.compile(r"[\w.-]{1,200}")
-# What is quoted, and words with a slash in them.
-_PRIVATE: Final = re.compile(r"""'[^']*'|"[^"]*"|\S*[\\/]\S*""")
 EXAMPLE: Final = 'Write for example --node-config \'name="hospital-a" data="data/train.csv"\''
 
 
@@ -75,13 +75,17 @@ class NodeConfig(BaseModel):
                     f"node configuration {key}={values[key]!r}",
                     "a node has no such setting",
                     suggest(key, known),
+                    code="settings",
                 )
         try:
             found = cls.model_validate(dict(values))
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(
-                f"node configuration {first['loc'][0]}={first['input']!r}", first["msg"], EXAMPLE
+                f"node configuration {first['loc'][0]}={first['input']!r}",
+                first["msg"],
+                EXAMPLE,
+                code="settings",
             ) from error
         if found.partition_id is None and (found.name is None or found.data is None):
             missing = "name" if found.name is None else "data"
@@ -89,20 +93,9 @@ class NodeConfig(BaseModel):
                 f"node configuration without {missing}",
                 "the node would not know who it is or what to train on; no data comes from the server",
                 EXAMPLE,
+                code="settings",
             )
         return found
-
-
-def shareable(error: Exception) -> str:
-    """Return what may be said elsewhere of an error: no path, no row, no word that is quoted."""
-    if isinstance(error, MessageError):
-        return str(error)  # speaks of what came from there
-    if isinstance(error, UserError):
-        # After the colon speaks the library that failed; it may quote a row.
-        why = error.why if error.__cause__ is None else error.why.partition(":")[0]
-    else:
-        why = getattr(error, "strerror", None) or type(error).__name__
-    return _PRIVATE.sub("…", why)
 
 
 @dataclass(frozen=True)
@@ -173,7 +166,7 @@ class Node:
 
     def __init__(self, settings: NodeConfig, opening: Opening) -> None:
         self.name, self.client, self.counts = _client(settings, opening)
-        self.client.describe = shareable
+        self.client.describe = self._told
         self._settled: bool | None = None
         self._folder = None if settings.state is None else settings.state / opening.run
         self._checkpoints = None if self._folder is None else Checkpoints(self._folder)
@@ -196,6 +189,11 @@ class Node:
         )
         return reply
 
+    def _told(self, error: Exception) -> str:
+        """Log an error here, whole, and return what the server is told of it."""
+        log.error("%s: %s failed", self.name, self.client.last_verb or "an ask", exc_info=error)
+        return shareable(error)
+
     def settle(self, number: int) -> bool:
         """Do as `restore` does, once in this process."""
         return self.restore(number) if self._settled is None else self._settled
@@ -217,7 +215,7 @@ class Node:
     def _check_settled(self) -> None:
         """Refuse to go on from nothing, which would in the end replace what is kept."""
         if self._settled is None:
-            raise RuntimeError("it has not been told yet where the run is")
+            raise PeerError("it has not been told yet where the run is")
 
     def save(self, number: int) -> None:
         """Keep what the client holds after a round."""
@@ -235,52 +233,58 @@ class Node:
         """Answer what the engine, not the framework, asks: `[verb, round]` as JSON."""
         verb, number = json.loads(data)
         if type(number) is not int or verb not in ("settle", "restore", "save", "forget"):
-            raise ValueError(f"{str(verb)[:40]!r} is nothing that a node is asked")
-        try:
-            if verb == "forget":
-                self.forget()
-                return b"true"
+            raise PeerError(f"{str(verb)[:40]!r} is nothing that a node is asked")
+        if verb == "forget":
+            self.forget()
+            return b"true"
+        with doing("state"):
             done = getattr(self, verb)(number)
-            if verb == "settle":
-                return Arrival(done, self.counts).encode().encode()
-            return json.dumps(done is not False).encode()
-        except (OSError, UserError) as error:
-            log.exception("%s: its state cannot be kept or read", self.name)
-            raise RuntimeError(shareable(error)) from None
+        if verb == "settle":
+            return Arrival(done, self.counts).encode().encode()
+        return json.dumps(done is not False).encode()
 
 
 def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client, dict[str, int]]:
-    config = experiment(opening.tree)
-    form, source, labels = config.task.data_form, config.data.source, opening.labels
-    if settings.partition_id is None:
-        assert settings.name is not None
-        assert settings.data is not None
-        name, rows = settings.name, read_rows(settings.data, source, form, labels)
-        test = None if settings.test is None else read_rows(settings.test, source, form, labels)
-    else:
-        data = load_data(config.data, form, config.seed, config.public_size)
-        names = sorted(data.clients)
-        if settings.partition_id >= len(names):
-            raise UserError(
-                f"partition-id={settings.partition_id}",
-                f"the recipe divides its data among {len(names)} clients",
-                f"Start {len(names)} nodes, or write data.num_clients in the recipe",
-            )
-        name = names[settings.partition_id]
-        rows, test = data.clients[name], data.test
+    with doing("recipe"):
+        config = experiment(opening.tree)
+    with doing("rows"):
+        name, rows, test = _rows(settings, config, opening.labels)
     own = config.of(name)
     if settings.model is not None:
         changes = {"id": settings.model}
         own = own.model_copy(update={"model": own.model.model_copy(update=changes)})
-    texts = Texts(config, labels)
-    examples, counts = texts.examples(own.model, rows), texts.count(own.model, rows)
-    if not examples:
-        raise texts.useless(name, rows)
-    counts = {"num_examples": len(rows), **counts}
-    log.info("%s: %s", name, ", ".join(f"{what} {count}" for what, count in counts.items()))
-    held_out = [] if test is None else texts.examples(own.model, test)
-    model = _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels))
-    return name, build_client(config, model, name, examples, test=held_out), counts
+    with doing("model"):
+        texts = Texts(config, opening.labels)
+        examples, counts = texts.examples(own.model, rows), texts.count(own.model, rows)
+        if not examples:
+            raise texts.useless(name, rows)
+        counts = {"num_examples": len(rows), **counts}
+        log.info("%s: %s", name, ", ".join(f"{what} {count}" for what, count in counts.items()))
+        held_out = [] if test is None else texts.examples(own.model, test)
+        model = _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels))
+        return name, build_client(config, model, name, examples, test=held_out), counts
+
+
+def _rows(
+    settings: NodeConfig, config: ExperimentConfig, labels: Sequence[str]
+) -> tuple[str, Dataset, Dataset | None]:
+    """Return the node's name, its rows, and those to look at its own model, if there are any."""
+    form, source = config.task.data_form, config.data.source
+    if settings.partition_id is None:
+        assert settings.name is not None
+        assert settings.data is not None
+        test = None if settings.test is None else read_rows(settings.test, source, form, labels)
+        return settings.name, read_rows(settings.data, source, form, labels), test
+    data = load_data(config.data, form, config.seed, config.public_size)
+    names = sorted(data.clients)
+    if settings.partition_id >= len(names):
+        raise UserError(
+            f"partition-id={settings.partition_id}",
+            f"the recipe divides its data among {len(names)} clients",
+            f"Start {len(names)} nodes, or write data.num_clients in the recipe",
+        )
+    name = names[settings.partition_id]
+    return name, data.clients[name], data.test
 
 
 @lru_cache(maxsize=1)

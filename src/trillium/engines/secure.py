@@ -95,4 +95,5 @@ def _content(path: Path) -> bytes:
             str(path),
             f"it cannot be read ({error.strerror})",
             "Make certificates and keys with `trillium keys`, or name the folder that holds them",
+            code="keys",
         ) from error

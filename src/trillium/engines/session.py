@@ -16,6 +16,7 @@ import grpc
 from trillium.engines import frames
 from trillium.engines.frames import Frame, FrameError, Kind, StreamConfig, Whole
 from trillium.engines.secure import METHOD, SERVICE, ClientTLS, client_options
+from trillium.errors import PeerError, shareable
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def serve_session(
         address: `host:port`; the host must be in the server's certificate.
         tls: the client's certificate, whose common name is `name`.
         token: what the server issued for this name; it is good for one session.
-        handlers: by channel, what answers an ask. One that raises answers with the error.
+        handlers: by channel, what answers an ask. One that raises answers with what is fit to be told.
     """
     return _Session(address, tls, name, token, handlers, config).run()
 
@@ -142,14 +143,14 @@ class _Session:
         try:
             if ask.channel not in self.handlers:
                 known = ", ".join(sorted(self.handlers))
-                raise LookupError(f"there is no channel {ask.channel!r}, only {known}")
+                raise PeerError(f"there is no channel {ask.channel!r}, only {known}")
             reply = self.handlers[ask.channel](ask.data)
             if len(reply) > self.config.max_bytes:
                 limit = self.config.max_bytes
-                raise ValueError(f"the reply has {len(reply)} bytes, at most {limit} may be sent")
+                raise PeerError(f"the reply has {len(reply)} bytes, at most {limit} may be sent")
         except Exception as error:
             self._log(logging.ERROR, f"{ask.channel} failed", exc_info=True)
-            reason = f"{ask.channel} failed: {type(error).__name__}: {error}"
+            reason = f"{ask.channel} failed: {shareable(error)}"
             return iter((frames.text(Kind.ERROR, ask.sequence, reason),))
         self.bytes_up += len(reply)
         return frames.encode(Kind.REPLY, ask.sequence, reply, chunk_bytes=self.config.chunk_bytes)

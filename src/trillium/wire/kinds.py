@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from trillium.errors import PeerError
+
 Tensors = dict[str, Tensor]
 """Tensors by name."""
 
@@ -54,7 +56,7 @@ def has_values(tensor: Tensor) -> bool:
     return not isinstance(tensor, FakeTensor)
 
 
-class MessageError(ValueError):
+class MessageError(PeerError):
     """Bytes or a message from the other side that are not what was agreed."""
 
 

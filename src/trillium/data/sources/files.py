@@ -56,7 +56,9 @@ def read_table(path: Path, encoding: str | None = None) -> Table:
     """
     table = _read_saved(path) if path.is_dir() else _reader_of(path)(path, encoding)
     if len(table) == 0:
-        raise UserError(f"file {path}", "it has no rows", "Give a file with at least one row")
+        raise UserError(
+            f"file {path}", "it has no rows", "Give a file with at least one row", code="no_rows"
+        )
     return table
 
 
@@ -85,7 +87,9 @@ def _reader_of(path: Path) -> Callable[[Path, str | None], Table]:
     if not path.is_file():
         folder = path.parent
         names = [f.name for f in folder.iterdir() if f.is_file()] if folder.is_dir() else []
-        raise UserError(f"file {path}", "there is no such file", suggest(path.name, names))
+        raise UserError(
+            f"file {path}", "there is no such file", suggest(path.name, names), code="no_file"
+        )
 
     def read(path: Path, encoding: str | None) -> Table:
         try:

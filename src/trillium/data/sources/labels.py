@@ -76,4 +76,5 @@ def check_known(
             f"It has no row of class {unseen}; it has {', '.join(labels[:5])}"
             f"{', …' * (len(labels) > 5)}. Correct the spelling, leave these rows out, or add rows of "
             "that class to the training split",
+            code="unknown_class",
         )

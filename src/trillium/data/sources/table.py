@@ -54,6 +54,7 @@ class Table:
                 f"{what}: {name} in {self.origin}",
                 "there is no such column",
                 f"Name one that it has: {', '.join(names)}{hint}",
+                code="no_column",
             )
         if list(self.names).count(name) > 1:
             raise UserError(
@@ -76,6 +77,7 @@ class Table:
                 f"{what}: {name} in {self.origin}",
                 f"{len(gaps)} of {self.num_rows} rows have no value, the first is row {gaps[0] + 1}",
                 "Fill in these rows or leave them out",
+                code="no_value",
             )
 
     def wrong(self, what: str, name: str, place: int, value: object, why: str) -> UserError:
@@ -86,6 +88,7 @@ class Table:
             f"{what}: {name}, row {place + 1} of {self.origin}, which holds {wide.repr(value)}",
             why,
             "Correct the row, or leave it out",
+            code="wrong_value",
         )
 
     def texts(self, what: str, name: str, values: Sequence[Any]) -> list[str]:
