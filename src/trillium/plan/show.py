@@ -102,7 +102,8 @@ def data_lines(arms: Sequence[Arm]) -> list[str]:
 
 def _data(arm: Arm, texts: Texts) -> str:
     sizes = sorted(len(examples) for examples in texts.clients.values())
-    longest = max((e.num_tokens for own in texts.clients.values() for e in own), default=0)
+    distinct = {id(own): own for own in texts.clients.values()}.values()  # assumed, all are one
+    longest = max((e.num_tokens for own in distinct for e in own), default=0)
     many = f"{sizes[0]:,}" if sizes[0] == sizes[-1] else f"{sizes[0]:,} to {sizes[-1]:,}"
     size = f"{len(sizes):,} client{'s' * (len(sizes) > 1)} with {many} examples"
     classes = f", {texts.num_classes} classes" if texts.num_classes else ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 
 from trillium.config.experiment import Tree, experiment, merge
 from trillium.frameworks.fedllm.protocol import FedLLM
@@ -15,28 +14,27 @@ from trillium.plan.grow import FEW
 from trillium.plan.places import Planning
 from trillium.plan.predict import bytes_of_a_round
 
-SMALL = 256  # where a break-even point is looked for first
-PUBLIC = "the public set has at most {} texts", "however small the public set is"
-RANK = "its rank is at most {}", "however small its rank is"
-EXAMPLES = "a client has at most {} examples", "however few examples a client has"
-EXACT = 10_000  # up to which it is found exactly; above, to three digits
+SMALL = 256  # two sizes so far apart tell how fast bytes grow
+PUBLIC = "the public set has no more than about {} texts", "however small the public set is"
+RANK = "its rank is not above about {}", "however small its rank is"
+EXAMPLES = "a client has no more than about {} examples", "however few examples a client has"
 
 
 def tips(arms: Sequence[Arm], trees: Mapping[str, Tree], planning: Planning) -> list[str]:
     """Return in words up to which size one setting moves fewer bytes in a round than another."""
     # Of data that were read the sizes are what they are.
     planned = [arm for arm in arms if arm.prediction is not None and arm.prediction.texts.assumed]
-    found, costs = [], dict[tuple[str, str], Callable[[int], float]]()
+    found, slopes = [], dict[tuple[str, str], float]()
     for arm in planned:
         for other in planned:
             about = _about(arm, other)
             if about is None:
                 continue
             key, words, start = about
-            made = _cost(arm, trees[arm.label], planning, key, start)
-            cost = costs.setdefault((arm.label, key), made)
-            exact = 0 if key == "adapter.r" else EXACT
-            most = break_even(cost, _round_bytes(other), start, exact)
+            if (arm.label, key) not in slopes:
+                slopes[arm.label, key] = _slope(arm, trees[arm.label], planning, key, start)
+            room = _round_bytes(other) - _round_bytes(arm)
+            most = break_even(slopes[arm.label, key], room, start)
             if most is not None:
                 upto, anyway = words
                 found.append(
@@ -70,8 +68,10 @@ def _about(arm: Arm, other: Arm) -> tuple[str, tuple[str, str], int] | None:
     return None
 
 
-def _cost(arm: Arm, tree: Tree, planning: Planning, key: str, start: int) -> Callable[[int], float]:
-    """Return what gives the bytes of a round by the value of one setting.
+def _slope(arm: Arm, tree: Tree, planning: Planning, key: str, start: int) -> float:
+    """Return how many bytes a round gains with the value of one setting.
+
+    What further blocks add does not depend on the data, nor what further examples add on the rank.
 
     Args:
         start: the value that the arm has.
@@ -79,7 +79,6 @@ def _cost(arm: Arm, tree: Tree, planning: Planning, key: str, start: int) -> Cal
     assert arm.prediction is not None
     like, shallow = arm.prediction, key != "adapter.r"
 
-    @cache
     def few(value: int) -> float:
         assumed, changed = planning.data, tree
         if key == "plan.data.examples":
@@ -93,45 +92,27 @@ def _cost(arm: Arm, tree: Tree, planning: Planning, key: str, start: int) -> Cal
             assumed = assumed.model_copy(update={"examples": least})
         return bytes_of_a_round(config, assumed_texts(config, assumed), like, shallow=shallow)
 
-    # What further blocks add does not depend on the data, nor what further examples add on the rank.
-    return lambda value: few(value) + _round_bytes(arm) - few(start)
+    near = max(min(start, SMALL), 1)
+    return (few(near + SMALL) - few(near)) / SMALL
 
 
 def _round_bytes(arm: Arm) -> float:
     return max(tier.round.up.bytes + tier.round.down.bytes for tier in arm.tiers)
 
 
-def break_even(
-    cost: Callable[[int], float], most: float, start: int, exact: int = EXACT
-) -> int | None:
-    """Return the largest whole number whose cost is below `most`, if large to three digits.
+def break_even(slope: float, room: float, start: int) -> int | None:
+    """Return up to which whole number, to three digits, bytes stay below those of another setting.
 
     Args:
-        cost: grows evenly, or nearly so, with its argument, which is at least 1.
-        most: to stay below.
-        start: where to look first.
-        exact: up to which number it is found exactly.
+        slope: so many bytes come with each; they grow evenly, but for headers and full batches.
+        room: so many more has the other setting.
+        start: the number now.
 
     Returns:
-        The number, 0 if there is none, or `None` where the cost does not grow.
+        The number, 0 if there is none, or `None` where the bytes do not grow.
     """
-    near = max(min(start, SMALL), 1)
-    at_near = cost(near)
-    slope = (cost(near + SMALL) - at_near) / SMALL
     if slope <= 0:
         return None
-    guess = max(int(near + (most - at_near) / slope), 0)
-    if guess > exact:
-        unit: int = 10 ** max(len(str(guess)) - 3, 0)
-        return guess // unit * unit
-    # Headers grow by steps of eight bytes, batches by steps of their size.
-    low, step = guess, 1
-    while low > 0 and cost(low) >= most:
-        low, step = max(low - step, 0), 2 * step
-    high, step = low + 1, 1
-    while cost(high) < most:
-        low, high, step = high, high + step, 2 * step
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) < most else (low, middle)
-    return low
+    found = max(int(start + room / slope), 0)
+    unit: int = 10 ** max(len(str(found)) - 3, 0)
+    return found // unit * unit
