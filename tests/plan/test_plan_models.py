@@ -8,8 +8,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from trillium.config.experiment import ExperimentConfig, experiment, parse_overrides
 from trillium.errors import UserError
-from trillium.plan import grow
+from trillium.models.packaged import HUB_IDS
+from trillium.plan import grow, models
 from trillium.plan.data import Assumptions, assumed_texts
+from trillium.plan.models import architecture
 from trillium.plan.predict import Prediction, predict
 from trillium.plan.shapes import shapes
 
@@ -21,6 +23,7 @@ PUBLISHED = {
     "llama-3-8b": 8030.3,
     "llama-3-70b": 70553.7,
     "smollm2-135m": 134.5,
+    "smollm2-135m-instruct": 134.5,
     "smollm2-360m": 361.8,
     "smollm2-1.7b": 1711.4,
     "qwen2.5-0.5b": 494.0,
@@ -52,6 +55,18 @@ def test_an_architecture_without_fused_attention_says_what_to_write() -> None:
     with pytest.raises(UserError, match=r"model\.attention=eager"):
         planned(configured(*words))
     assert planned(configured(*words, "model.attention=eager")).num_parameters > 2e9
+
+
+@pytest.mark.parametrize("name", HUB_IDS)
+def test_a_model_of_a_package_is_planned_without_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "locate", None)
+    task = "causal_lm" if name == "smollm2" else "classification"
+    known, own = (
+        configured(f"model.id={model}", f"task={task}") for model in (HUB_IDS[name], name)
+    )
+    assert architecture(own, 2).to_dict() == architecture(known, 2).to_dict()
 
 
 def configured(*words: str) -> ExperimentConfig:

@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 def test_every_extra_is_explained() -> None:
     text = (DOCS / "installing.md").read_text(encoding="utf-8")
     table = text.partition("| extra |")[2].partition("\n\n")[0]
-    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(
         PROJECT["optional-dependencies"]
     )
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from trillium.extras import EXTRAS, install
+from trillium.extras import APART, EXTRAS, install
 
 
 def doctor(
@@ -53,7 +53,8 @@ def _version(name: str) -> str | None:
 
 def _missing(extra: str) -> list[str]:
     """Return the packages of an extra that are not installed; its own extras are looked into."""
-    found: list[str] = []
+    apart = APART.get(extra, "").partition("=")[0]
+    found = [apart] if apart and _version(apart) is None else []
     for line in requires("trillium") or []:
         needed, _, marker = line.partition(";")
         if not re.search(rf"""extra == ["']{extra}["']""", marker):

@@ -11,13 +11,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.experiment.kept import ADAPTER, CLIENTS, place_of
-from trillium.models.hub import BUILTIN
+from trillium.models.packaged import HUB_IDS
 from trillium.report.markdown import as_words
 from trillium.report.read import Run, number, read_run
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.j2")
 _PIPELINES: Final = {"classification": "text-classification", "causal_lm": "text-generation"}
-_HUB_ID: Final = {BUILTIN: "sentence-transformers/all-MiniLM-L6-v2"}
 _COUNTS: Final = ("num_examples",)
 
 
@@ -46,7 +45,7 @@ def write_card(folder: Path, config: ExperimentConfig, to: Path, client: str | N
     measures, pipeline = dict(_measures(run, client)), _PIPELINES[config.task.data_form]
     title = f"{run.arm}, seed {config.seed}" + (f", {client}" if client is not None else "")
     data = ModelCardData(
-        base_model=_HUB_ID.get(base or "", base),
+        base_model=HUB_IDS.get(base or "", base),
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=pipeline,
         tags=["trillium", "federated-learning", config.framework.name],
@@ -70,7 +69,7 @@ def write_card(folder: Path, config: ExperimentConfig, to: Path, client: str | N
         pipeline=pipeline,
         config=config,
         client=client,
-        base=_HUB_ID.get(model.id, model.id),
+        base=HUB_IDS.get(model.id, model.id),
         revision=model.revision,
         is_adapter=is_adapter,
         new_tokens=_new_tokens(to) if is_adapter else [],

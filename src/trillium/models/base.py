@@ -15,7 +15,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from trillium.errors import UserError
 from trillium.files import PathOrName
 from trillium.models.heads import drawn_modules, head_modules
-from trillium.models.hub import BUILTIN, explained, locate
+from trillium.models.hub import explained, locate
+from trillium.models.packaged import MINILM
 from trillium.models.quantize import Quantize, check_quantized, quantization
 
 
@@ -23,8 +24,8 @@ class ModelConfig(BaseModel):
     """Which model, and in which form.
 
     Attributes:
-        id: a hub id, a folder in Hugging Face format, or `minilm` for the all-MiniLM-L6-v2 that the
-            extra `demo` installs.
+        id: a hub id, a folder in Hugging Face format, `minilm` for the all-MiniLM-L6-v2 that the extra
+            `demo` installs, or `smollm2` for SmolLM2-135M-Instruct (the extra `llm`).
         revision: branch, tag or commit on the hub.
         dtype: data type of weights and computation.
         attention: PyTorch's fused attention, or Hugging Face's eager one.
@@ -44,7 +45,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: PathOrName = BUILTIN
+    id: PathOrName = MINILM
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     attention: Literal["sdpa", "eager"] = "sdpa"

