@@ -17,7 +17,7 @@ from trillium.engines.stream import SessionServer
 from trillium.experiment.run import Experiment
 from trillium.federation.fleet import Gathered, Lost
 from trillium.frameworks.split.generate import give_prompts, texts_of, write_texts
-from trillium.models.generate import Writing
+from trillium.tasks.writing import Writing
 from trillium.wire.ledger import Entry
 
 PROMPTS = {"client-0": [[9, 30, 17], [5, 6, 7, 8]], "client-1": [[40, 4, 22, 23, 8, 19]]}

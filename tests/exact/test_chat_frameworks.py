@@ -16,8 +16,8 @@ from tiny import CONFIGS, federation, run_rounds
 from trillium.data.deployed import read_server_data, write_server_data
 from trillium.errors import UserError
 from trillium.frameworks.kd.public import decode_public
-from trillium.models.generate import until_end
 from trillium.tasks.ends import end_ids
+from trillium.tasks.writing import until_end
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message
 

@@ -19,7 +19,7 @@ from trillium.experiment.run import Experiment, build
 from trillium.federation.client import Client
 from trillium.frameworks.split.generate import give_prompts, texts_of, write_texts
 from trillium.frameworks.split.session import PartSession
-from trillium.models.generate import Writing, pad_left
+from trillium.tasks.writing import Writing, pad_left
 from trillium.training.meters import Meter
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, decode

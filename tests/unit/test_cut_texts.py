@@ -12,7 +12,7 @@ from trillium.experiment.folder import RunFolder
 from trillium.experiment.prediction import predict_run
 from trillium.experiment.run import build
 from trillium.experiment.trained import evaluate_run
-from trillium.models.generate import Writing
+from trillium.tasks.writing import Writing
 
 
 def test_a_file_of_longer_texts_is_cut_and_that_is_said(

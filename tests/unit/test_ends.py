@@ -12,9 +12,9 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from tiny import federation
-from trillium.models.generate import write_whole
 from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.ends import before_end, end_ids, template_end
+from trillium.tasks.writing import write_whole
 
 TURN_END = "[BOS]"  # a special token that is not the tokenizer's end token
 TEMPLATE = (
@@ -77,10 +77,11 @@ def test_generation_stops_at_every_end_of_the_models_list(folder: Path) -> None:
     assert written == [[5, 6, 7]]
     assert module.asked.eos_token_id == [3, 7, 9]
     assert before_end(written[0], [3, 7, 9]) == [5, 6]
-    CausalLM(generate=1)._exact_match(
-        module, federation(folder, task="causal_lm").server.test, tokenizer
+    module.asked = None
+    CausalLM(generate=1).answers(
+        module, federation(folder, task="causal_lm").server.test, tokenizer, 8
     )
-    assert module.asked["eos_token_id"] == [3, 7, 9]
+    assert module.asked.eos_token_id == [3, 7, 9]
 
 
 def test_a_run_says_that_nothing_ends_a_response(

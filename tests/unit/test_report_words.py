@@ -11,7 +11,7 @@ from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, writ
 from trillium.report import human
 from trillium.report.page.changes import changed
 from trillium.report.page.charts import charts
-from trillium.report.page.held_out import classes
+from trillium.report.page.held_out import classes, texts
 from trillium.report.page.results import results
 from trillium.report.read import read_runs
 from trillium.report.style import arm_colours
@@ -126,8 +126,8 @@ def test_arms_that_are_equal_are_told_apart_by_what_differs(tmp_path: Path) -> N
 def test_classes_and_answers_are_those_of_the_run(tmp_path: Path) -> None:
     folder = tiny_compare(tmp_path / "c")
     for seed, wrong in ((1, 1), (2, 3)):
-        said = {"confusion": [[0, 0, 3], [1, 0, wrong], [1, 1, 2]]}
-        (folder / f"fedllm_s{seed}" / "answers.json").write_text(json.dumps(said))
+        known = {"confusion": [[0, 0, 3], [1, 0, wrong], [1, 1, 2]]}
+        (folder / f"fedllm_s{seed}" / "answers.json").write_text(json.dumps(known))
     (found,) = classes(rows_of(folder))
     assert (found.arm, found.num_seeds) == ("fedllm", 2)
     assert [(one.label, one.num_rows, one.recall, one.precision) for one in found.results] == [
@@ -148,6 +148,12 @@ def test_classes_and_answers_are_those_of_the_run(tmp_path: Path) -> None:
     page = write_report(folder).read_text(encoding="utf-8")
     assert "&lt;b&gt;2+2&lt;/b&gt;" in page
     assert "✓ equal" in page
+    other = {"texts": [{**text["texts"][0], "answer": "five"}], "client": "client-1"}
+    (folder / "zero-shot_s1" / "answers.json").write_text(json.dumps(other))
+    (shown,) = texts(rows_of(folder))
+    said = [(answer.arm, answer.text, answer.client) for answer in shown.answers]
+    assert said == [("fedllm", "4", ""), ("zero-shot", "five", "client-1")]
+    assert "zero-shot (client-1)" in write_report(folder).read_text(encoding="utf-8")
 
 
 def test_curves_are_given_to_the_page_as_numbers(tmp_path: Path) -> None:

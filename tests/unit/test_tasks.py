@@ -22,6 +22,7 @@ from trillium.tasks import IGNORE, Example
 from trillium.tasks.batches import by_length, collate, epoch, in_order
 from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.classification import Classification, macro_f1
+from trillium.tasks.scores import TEXT_SCORES, text_scores
 
 BOS, EOS = 2, 3
 TEMPLATE = (
@@ -216,6 +217,10 @@ def test_the_first_prompts_are_answered_for_the_report(tokenizer: Any, hub: Path
     said = tokenizer.decode(written[0, first.shape[1] :], skip_special_tokens=True).strip()
     assert said.startswith(texts[0]["answer"])
     assert CausalLM().answers(model, examples, tokenizer, 4) == {}, "none is asked for"
+    found = task.evaluate(model, examples, tokenizer, 3)
+    pairs = [*task._answered(model, examples, tokenizer, 1)]
+    assert {name: found[name] for name in TEXT_SCORES} == pytest.approx(text_scores(pairs))
+    assert TEXT_SCORES[0] not in CausalLM().evaluate(model, examples, tokenizer, 3)
 
 
 # Batches

@@ -57,8 +57,8 @@ def generate(
 
     with working("Writing"):
         from trillium.experiment.generation import generate_run
-        from trillium.models.generate import Writing
         from trillium.quiet import quiet
+        from trillium.tasks.writing import Writing
 
         quiet()
         found = generate_run(folder, texts, Writing(max_new_tokens, temperature, top_p), client)

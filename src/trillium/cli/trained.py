@@ -73,8 +73,8 @@ def predict(
         check_writable(to.parent, f"--to {to}")
     with working("Predicting"):
         from trillium.experiment.prediction import predict_run
-        from trillium.models.generate import Writing
         from trillium.quiet import quiet
+        from trillium.tasks.writing import Writing
 
         quiet()
         found = predict_run(folder, tree, Writing(max_new_tokens), client)

@@ -14,6 +14,7 @@ from trillium.experiment.kept import ADAPTER, CLIENTS, place_of
 from trillium.models.packaged import HUB_IDS
 from trillium.report.markdown import as_words
 from trillium.report.read import Run, number, read_run
+from trillium.tasks.scores import TEXT_SCORES
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.j2")
 _PIPELINES: Final = {"classification": "text-classification", "causal_lm": "text-generation"}
@@ -105,7 +106,7 @@ def _measures(run: Run, client: str | None) -> Iterator[tuple[str, float]]:
             yield name, known
 
 
-_QUALITY: Final = ("accuracy", "f1", "loss", "perplexity", "token_accuracy", "exact_match")
+_QUALITY: Final = ("accuracy", "f1", "loss", "perplexity", "token_accuracy", *TEXT_SCORES)
 
 
 def _sizes(data: Mapping[str, Any]) -> dict[str, int]:

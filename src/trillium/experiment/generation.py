@@ -12,11 +12,11 @@ from trillium.experiment.run import Experiment
 from trillium.experiment.trained import Trained, about_data, load_trained, rebuild, run_config
 from trillium.frameworks.split.generate import give_prompts, texts_of, write_texts
 from trillium.frameworks.split.protocol import Split
-from trillium.models.generate import Writing, write_whole
 from trillium.models.load import LanguageModel
 from trillium.rng import scoped_rng
 from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.ends import before_end, end_ids
+from trillium.tasks.writing import Writing, write_whole
 from trillium.wire.ledger import Entry
 
 NEXT = "next_tokens"  # the verb of all that crosses after the prompts

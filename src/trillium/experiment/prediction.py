@@ -20,10 +20,10 @@ from trillium.experiment.trained import (
     refuse_others,
     warn_of_cuts,
 )
-from trillium.models.generate import Writing
 from trillium.tasks.batches import by_length, collate
 from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.ends import before_end, end_ids
+from trillium.tasks.writing import Writing
 
 if TYPE_CHECKING:
     from datasets import Dataset

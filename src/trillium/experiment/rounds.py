@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.places import located
@@ -207,6 +208,18 @@ class Experiment:
         self._started = True
         return self.fleet.engine.restore(number) or frozenset()
 
+    def _answers(self) -> dict[str, Any]:
+        """Return what the model says that is shipped; of clients' own ones, what the first writes."""
+        batch_size = self.config.evaluation.batch_size
+        if self.config.framework.ships == SERVER_MODEL:
+            return self.server.answers(self.server.state, batch_size)
+        for client in self.clients:
+            if "tensors" in client.store:
+                state = client.model.state(client.store["tensors"])
+                texts = client.answers(state, batch_size).get("texts")
+                return {"texts": texts, "client": client.name} if texts else {}
+        return {}
+
     def _finish(self) -> None:
         kept = self.rounds.kept
         self.rounds.take()
@@ -217,9 +230,8 @@ class Experiment:
         log.info("writing the model into %s", self.folder.path)
         keep_models(self.config.framework, self.server, self.clients, self.folder.path)
         write_cards(self.folder.path, self.config)
-        if self.config.framework.ships == SERVER_MODEL:
-            batch_size = self.config.evaluation.batch_size
-            self.folder.json(ANSWERS, self.server.answers(self.server.state, batch_size))
+        if answers := self._answers():
+            self.folder.json(ANSWERS, answers)
         self.folder.status("finished")
         if self.tracking is not None:
             self.tracking.finish()

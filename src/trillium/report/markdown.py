@@ -16,6 +16,9 @@ from trillium.report.summary import Row, remarks, shown
 COLUMNS = (
     "accuracy",
     "exact_match",
+    "chrf",
+    "bleu",
+    "rouge_l",
     "perplexity",
     "token_accuracy",
     "loss",

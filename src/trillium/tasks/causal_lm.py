@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,7 +16,9 @@ from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_length, collate
 from trillium.tasks.chats import answer_tokens, chat_spans, prompt_tokens
 from trillium.tasks.ends import before_end, end_ids
+from trillium.tasks.scores import text_scores
 from trillium.tasks.spans import Spans
+from trillium.tasks.writing import write_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,10 +33,11 @@ class CausalLM(Task, name="causal_lm"):
     assistant is supervised and the tokenizer's chat template sets the text (`trillium.tasks.chats`).
 
     Metrics: `loss` (mean over response tokens, nats), `perplexity` (its exponential),
-    `token_accuracy` (teacher-forced), and `exact_match` of greedy generations where `generate` > 0.
+    `token_accuracy` (teacher-forced), and, of greedy generations where `generate` > 0, `exact_match`,
+    `chrf`, `bleu` and `rouge_l` (`trillium.tasks.scores`).
 
     Attributes:
-        generate: how many held-out prompts to answer for exact match; 0 for none.
+        generate: how many held-out prompts to answer, for these measures; 0 for none.
         max_new_tokens: longest generated answer.
     """
 
@@ -102,7 +106,7 @@ class CausalLM(Task, name="causal_lm"):
     def evaluate(
         self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
     ) -> dict[str, float]:
-        """Return loss, perplexity, token accuracy and, if asked for, exact match."""
+        """Return loss, perplexity, token accuracy and, if asked for, the measures of written texts."""
         device = next(module.parameters()).device
         loss, hits, count = 0.0, 0, 0
         for chunk in by_length(examples, batch_size):
@@ -125,40 +129,42 @@ class CausalLM(Task, name="causal_lm"):
             "num_examples": len(examples),
         }
         if self.generate:
-            metrics["exact_match"] = self._exact_match(module, examples[: self.generate], tokenizer)
+            asked = examples[: self.generate]
+            metrics |= text_scores([*self._answered(module, asked, tokenizer, batch_size)])
         return metrics
 
-    def _exact_match(self, module: nn.Module, examples: list[Example], tokenizer: Any) -> float:
-        pairs = [self._answer(module, example, tokenizer) for example in examples]
-        return sum(said == meant for said, meant in pairs) / max(len(pairs), 1)
-
-    def _answer(self, module: nn.Module, example: Example, tokenizer: Any) -> tuple[str, str]:
-        """Return what a model answers to an example, and what it should."""
-        ends = end_ids(tokenizer, module)
-        prompt = example.input_ids[: example.prompt_tokens][None]
-        prompt = prompt.to(next(module.parameters()).device)
-        answer = module.generate(  # type: ignore[operator]
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=ends or None,
-        )[0, prompt.shape[1] :]
-        # Only the first response counts; later turns of a chat are supervised but not generated.
-        wanted = example.labels[example.prompt_tokens :]
-        end = int((wanted == IGNORE).nonzero()[0]) if (wanted == IGNORE).any() else len(wanted)
-        said, meant = before_end(answer.tolist(), ends), before_end(wanted[:end].tolist(), ends)
-        return _text(tokenizer, said), _text(tokenizer, meant)
+    def _answered(
+        self, module: nn.Module, examples: Sequence[Example], tokenizer: Any, batch_size: int
+    ) -> Iterator[tuple[str, str]]:
+        """Yield what a model answers to each example, and what it should."""
+        ends, device = end_ids(tokenizer, module), next(module.parameters()).device
+        for start in range(0, len(examples), batch_size):
+            chunk = examples[start : start + batch_size]
+            prompts = [example.input_ids[: example.prompt_tokens].tolist() for example in chunk]
+            answers = write_whole(
+                module,
+                tokenizer,
+                device,
+                prompts,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+            )
+            for example, answer in zip(chunk, answers, strict=True):
+                # Only the first response counts; later turns of a chat are supervised but not written.
+                wanted = takewhile(
+                    lambda label: label != IGNORE, example.labels[example.prompt_tokens :].tolist()
+                )
+                said, meant = before_end(answer, ends), before_end([*wanted], ends)
+                yield _text(tokenizer, said), _text(tokenizer, meant)
 
     @torch.inference_mode()
     def answers(
         self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
     ) -> dict[str, Any]:
         """Return the first prompts, where any are answered, with what is meant and what is said."""
-        found = []
-        for example in examples[: min(self.generate, SHOWN)]:
-            said, meant = self._answer(module, example, tokenizer)
+        found, shown = [], examples[: min(self.generate, SHOWN)]
+        answered = self._answered(module, shown, tokenizer, batch_size)
+        for example, (said, meant) in zip(shown, answered, strict=True):
             prompt = _text(tokenizer, example.input_ids[: example.prompt_tokens].tolist())
             found.append({"prompt": prompt, "reference": meant, "answer": said})
         return {"texts": found} if found else {}

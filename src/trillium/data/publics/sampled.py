@@ -18,12 +18,12 @@ from torch import nn
 from trillium.data.publics import Public, Row
 from trillium.errors import UserError
 from trillium.models.base import ModelConfig, load_base
-from trillium.models.generate import write_whole
 from trillium.models.inputs import read_inputs
 from trillium.models.load import LanguageModel
 from trillium.rng import scoped_rng
 from trillium.tasks import Task
 from trillium.tasks.ends import before_end, end_ids
+from trillium.tasks.writing import write_whole
 from trillium.training.meters import Meter, resident_tensors
 
 

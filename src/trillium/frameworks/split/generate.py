@@ -24,10 +24,10 @@ from trillium.federation.server import Server
 from trillium.frameworks.split.ragged import lengths_of, read_lengths, spread, strip
 from trillium.frameworks.split.session import PartSession
 from trillium.frameworks.split.settings import SplitSettings
-from trillium.models.generate import Writing, pad_left, prompt_mask
 from trillium.models.parts import Parts
 from trillium.models.slots import State
 from trillium.tasks.ends import end_ids
+from trillium.tasks.writing import Writing, pad_left, prompt_mask
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, named
 

@@ -97,22 +97,33 @@ def _confusion(run: Run) -> dict[tuple[str, str], int]:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What the model of an arm answers; the name of its client, where each client has its own."""
+
+    arm: str
+    text: str
+    client: str
+
+
+@dataclass(frozen=True)
 class Text:
     """A prompt, what is meant, and what the model of each arm answers."""
 
     prompt: str
     reference: str
-    answers: list[tuple[str, str]]
+    answers: list[Answer]
 
 
 def texts(rows: Sequence[Row]) -> list[Text]:
     """Return some prompts with their answers; of the first run of each arm that counts."""
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    found: dict[tuple[str, str], list[Answer]] = {}
     for row in rows:
-        for entry in _list(row.counted[0].answers.get("texts")):
+        said = row.counted[0].answers
+        for entry in _list(said.get("texts")):
             if isinstance(entry, dict):
                 key = (str(entry.get("prompt", "")), str(entry.get("reference", "")))
-                found.setdefault(key, []).append((row.arm, str(entry.get("answer", ""))))
+                answer = Answer(row.arm, str(entry.get("answer", "")), str(said.get("client", "")))
+                found.setdefault(key, []).append(answer)
     return [Text(*key, answers) for key, answers in found.items()]
 
 
