@@ -12,6 +12,7 @@ from urllib.request import url2pathname
 EXTRAS: Final = {
     "demo": "minilm, the default model, without a hub",
     "llm": "smollm2, a small language model, without a hub",
+    "lm-eval": "trillium eval --lm-eval",
     "quantization": "model.quantize",
     "deploy": "trillium keys, deploy and up",
     "simulation": "a deployment in Flower's simulation",

@@ -287,3 +287,11 @@ def test_what_a_verb_does_not_take_is_refused_in_three_parts(
     ]
     assert expected in error
     assert "Traceback" not in error
+
+
+def test_the_harness_asks_no_classifier(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: lm-eval)")
+    assert trillium(monkeypatch, "eval", run, "--lm-eval", "hellaswag") == 2
+    assert "trained for task=classification" in " ".join(capsys.readouterr().err.split())

@@ -42,6 +42,19 @@ def test_layers_limit_where_lora_goes(hub: Path) -> None:
     assert {n.split(".h.")[1][0] for n in alike.model.initial if "lora" in n} == {"0", "1", "2"}
 
 
+@pytest.mark.parametrize("model", ["gpt2", "bert"])
+def test_all_linear_layers_of_some_blocks(hub: Path, model: str) -> None:
+    def adapted(**options: object) -> set[str]:
+        adapter = {"name": "lora", "target_modules": "all-linear", **options}
+        names = load(checkpoint(hub, model, "SEQ_CLS"), "SEQ_CLS", adapter).initial
+        return {name.partition(".lora_")[0] for name in names if ".lora_" in name}
+
+    every = adapted()
+    last = {name for name in every if ".1." in name and "pooler" not in name}
+    assert adapted(layers=[1]) == last
+    assert 3 < len(last) < len(every)
+
+
 def trained(model: LanguageModel) -> set[str]:
     """Names of what trains, without what PEFT puts in front and between."""
     return {

@@ -31,9 +31,21 @@ def evaluate(
         str | None, typer.Option(help=f"{ALL_ROWS}, in place of the run's held-out rows.")
     ] = None,
     client: Client = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            "--lm-eval",
+            metavar="TASK,...",
+            help="Measure a language model by tasks of EleutherAI's harness instead: their names, or "
+            "YAML files.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the model of a run on its held-out rows or on a file."""
+    """Measure the model of a run on its held-out rows, on a file, or by EleutherAI's harness."""
+    if harness is not None:
+        _by_harness(folder, harness, words, data, client, as_json)
+        return
     with working("Measuring"):
         tree = settings_of(words, data)
         from trillium.experiment.trained import evaluate_run
@@ -46,6 +58,29 @@ def evaluate(
     else:
         for key, value in metrics.items():
             print(f"{key:16} {value:.4f}" if isinstance(value, float) else f"{key:16} {value}")
+
+
+def _by_harness(
+    folder: Path,
+    tasks: str,
+    words: list[str] | None,
+    data: str | None,
+    client: str | None,
+    as_json: bool,
+) -> None:
+    with working("Measuring"):
+        tree = settings_of(words, data)
+        from trillium.experiment.harness import harness_run
+        from trillium.quiet import quiet
+
+        quiet()
+        found = harness_run(folder, tasks.split(","), tree, client)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for task, metrics in found.items():
+        for key, value in metrics.items():
+            print(f"{task:24} {key:24} {value:.4f}")
 
 
 def predict(

@@ -18,11 +18,13 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from pydantic import Field, model_validator
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from trillium.errors import UserError
 from trillium.files import PathOrName
 from trillium.models.adapters import Adapter
 from trillium.models.adapters.attach import attach
+from trillium.models.blocks import find_blocks
 
 
 class Lora(Adapter, name="lora"):
@@ -84,6 +86,10 @@ class Lora(Adapter, name="lora"):
         known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
         if targets is None and getattr(model.config, "model_type", None) not in known:
             targets = "all-linear"
+        if (
+            targets == "all-linear" and self.layers is not None
+        ):  # beside these, PEFT takes names alone
+            targets = _linear_names(model)
         config = LoraConfig(
             task_type=peft_task,
             r=self.r,
@@ -102,6 +108,13 @@ class Lora(Adapter, name="lora"):
                     for factor in layer.lora_A.values():
                         nn.init.orthogonal_(factor.weight)
         return wrapped
+
+
+def _linear_names(model: nn.Module) -> tuple[str, ...]:
+    """Return what the linear layers of blocks are called there."""
+    layers = (named for block in find_blocks(model)[1] for named in block.named_modules())
+    kinds = (nn.Linear, Conv1D)
+    return tuple({name.rpartition(".")[2]: None for name, m in layers if isinstance(m, kinds)})
 
 
 def _rows(model: Any, tokens: Sequence[int]) -> dict[str, list[int]]:
