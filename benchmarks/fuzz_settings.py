@@ -37,7 +37,6 @@ from trillium.experiment.trained import evaluate_run
 from trillium.federation.fleet import RoundFailed
 from trillium.federation.side import Metrics
 from trillium.frameworks import Framework
-from trillium.frameworks.split.defences import NoDefence
 from walk import leaves, others, print_of, tree_of
 
 MOST_CHANGES = 7
@@ -130,7 +129,7 @@ def judge(tree: Tree, folder: Path) -> str:
 
 def _promises(config: ExperimentConfig, run: Experiment, folder: Path) -> None:
     """Hold a run to its plan, and to itself: again, resumed, and exported."""
-    if getattr(config.framework, "defence", NoDefence()).name == "gaussian":
+    if config.framework.hides:
         return  # its noise is not of the run's seed, on purpose
     again = build(config)
     hold(again, peaks=False)

@@ -159,10 +159,13 @@ def test_epsilon_grows_with_releases_and_tokens_as_it_should() -> None:
     assert math.isfinite(Gaussian(noise=0.01).epsilon(512, 20)["epsilon_text"])
 
 
-def test_gaussian_noise_has_its_size_and_is_new_each_time() -> None:
+def test_gaussian_noise_has_its_size_and_is_another_with_each_secret() -> None:
     rows = torch.cat([torch.full((300, 40), 1e-3), torch.full((300, 40), 100.0)])
     defence = Gaussian(clip=2.0, noise=0.5)
-    first, second = defence.apply(rows), defence.apply(rows)
+    first, second = (
+        defence.apply(rows, lambda _: b"a" * 32),
+        defence.apply(rows, lambda _: b"b" * 32),
+    )
     assert not torch.equal(first, second)
     centre = torch.cat([rows[:300], torch.full((300, 40), 2.0 / math.sqrt(40))])
     errors = first - centre

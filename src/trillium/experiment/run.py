@@ -33,6 +33,7 @@ from trillium.federation.fleet import Engine, Fleet
 from trillium.federation.local import LocalEngine
 from trillium.federation.parts import limits_of
 from trillium.federation.server import Server
+from trillium.federation.side import new_secret
 from trillium.federation.tiers import tier_of
 from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
@@ -176,6 +177,7 @@ def build_server(
         meter=meter,
         seed=config.seed,
         num_rounds=config.rounds,
+        store={"secret": new_secret()} if config.framework.hides else {},
     )
     if folder is not None:
         folder.cut({} if newest is None else newest[1]["positions"])
@@ -234,6 +236,7 @@ def build_client(
         meter=Meter({} if cache is None else cache, model.device),
         seed=config.seed,
         num_rounds=config.rounds,
+        store={"secret": new_secret()} if config.framework.hides else {},
     )
 
 

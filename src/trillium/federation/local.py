@@ -19,7 +19,7 @@ class LocalEngine:
     def __init__(self, clients: Sequence[Client], checkpoints: Checkpoints | None = None) -> None:
         self._clients = {client.name: client for client in sorted(clients, key=lambda c: c.name)}
         self._checkpoints = checkpoints
-        self._changed: set[str] = set()
+        self._changed = {client.name for client in clients if client.store}
 
     @property
     def clients(self) -> Sequence[str]:
@@ -37,7 +37,7 @@ class LocalEngine:
         return Gathered(self._clients.keys())
 
     def save(self, number: int) -> None:
-        """Write what those clients hold that were asked since the last time."""
+        """Write what those clients hold that were asked, or were made, since the last time."""
         if self._checkpoints is not None:
             for name in sorted(self._changed):
                 self._checkpoints.keep(name, number, self._clients[name].store)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +68,16 @@ class Side:
         """Return a generator for one purpose of this side in this round."""
         return generator(self.seed, purpose, self.name, self.round)
 
+    def secret(self, purpose: str) -> bytes:
+        """Return a key for one purpose of this side in this round, which nobody else can compute.
+
+        It comes of 256 bits of the operating system's, not of the run's seed, which all sides know.
+        They are kept with the state of the side, so that a run that is resumed goes on with the same.
+        """
+        own = bytes.fromhex(self.store.setdefault("secret", new_secret()))
+        text = f"{purpose}/{self.name}/{self.round}".encode()
+        return hashlib.blake2b(text, key=own, digest_size=32).digest()
+
     def progress(self, fraction: float) -> float:
         """Return how far the run is, from 0 to 1, at a fraction of this round."""
         return (max(self.round, 1) - 1 + fraction) / self.num_rounds
@@ -93,3 +105,8 @@ class Side:
         """Return what a report shows of the answers of a state to the held-out data."""
         module = self.model.mount(state, self.base).eval()
         return self.task.answers(module, self.test, self.model.tokenizer, batch_size)
+
+
+def new_secret() -> str:
+    """Return 256 bits of the operating system's, as `Side.store` keeps them."""
+    return os.urandom(32).hex()

@@ -42,6 +42,11 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         return False
 
     @property
+    def hides(self) -> bool:
+        """Whether noise is to hide something: each side then has a secret from the start."""
+        return False
+
+    @property
     def ships(self) -> str:
         """Whose accuracy is reported."""
         return SERVER_MODEL

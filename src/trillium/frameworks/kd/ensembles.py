@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trillium.component import Component
+from trillium.privacy.noise import on_grid, released
 from trillium.tasks import IGNORE
 from trillium.wire.codecs.rows import LEAST
 
@@ -28,6 +31,7 @@ class Opinions:
         sizes: weight of each client in means, `(clients,)` float64.
         counts: examples of each class, `(clients, classes)` float64, if the ensemble asks for it.
         targets: label of each row, `(rows,)` int64, `IGNORE` where there is none.
+        secret: gives the key of what noise there is to be.
     """
 
     log_probs: Tensor
@@ -35,7 +39,7 @@ class Opinions:
     sizes: Tensor
     counts: Tensor | None
     targets: Tensor
-    key: int = 0
+    secret: Callable[[], bytes] = lambda: os.urandom(32)
 
 
 class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensembles"):
@@ -47,11 +51,13 @@ class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensem
         needs_labels: it looks at the labels of the public set.
         needs_counts: clients tell how many examples of each class they have.
         averages: it can average probabilities or logits.
+        draws: it draws noise.
     """
 
     needs_labels: ClassVar[bool] = False
     needs_counts: ClassVar[bool] = False
     averages: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     def weights(self, opinions: Opinions) -> Tensor:
         """Return weights that broadcast to `(clients, rows, classes)`, in any scale; here the same.
@@ -157,9 +163,10 @@ class NoisyMean(Ensemble, name="noisy_mean"):
 
     It is for differential privacy of the clients towards whoever sees the teacher. One client more
     or less changes the sum of a row by at most `clip` in l2 norm: that is the sensitivity, and the
-    noise has `noise * clip` as its standard deviation in every entry. Of `m` rows in all rounds
-    together the sensitivity is `clip * sqrt(m)`. The server sees the opinions themselves, and how
-    many there are is not hidden. No accountant is run.
+    noise has `noise * clip` as its standard deviation in every entry. It comes of a secret of the
+    server's, not of the run's seed, which all clients know. Of `m` rows in all rounds together the
+    sensitivity is `clip * sqrt(m)`. The server sees the opinions themselves, and how many there are is
+    not hidden. No accountant is run.
 
     Attributes:
         clip: largest l2 norm of a client's distribution of one row; none exceeds 1.
@@ -167,23 +174,22 @@ class NoisyMean(Ensemble, name="noisy_mean"):
     """
 
     averages: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
 
     clip: float = Field(1.0, gt=0, le=1)
     noise: float = Field(1.0, ge=0)
 
-    def total(self, opinions: Opinions, temperature: float) -> Tensor:
-        """Return the sum of clipped distributions `(rows, classes)`, without noise."""
-        softened = (opinions.log_probs / temperature).softmax(-1)
-        norms = softened.norm(dim=-1, keepdim=True)
-        clipped = softened * (self.clip / norms).clamp(max=1.0)
-        return torch.where(opinions.present[..., None], clipped, 0.0).sum(0)
-
     def combine(self, opinions: Opinions, temperature: float, average: Average) -> Tensor:
         """Return the noisy sum, what is negative set to zero, normalised."""
-        total = self.total(opinions, temperature)
-        draw = torch.Generator().manual_seed(opinions.key)
-        noise = torch.randn(total.shape, generator=draw, dtype=total.dtype).to(total.device)
-        noisy = (total + self.noise * self.clip * noise).clamp(min=0)
+        softened = (opinions.log_probs / temperature).softmax(-1)
+        here, deviation = opinions.present[..., None], self.noise * self.clip
+        if deviation:
+            steps = on_grid(softened, self.clip, deviation)
+            total = released(steps.where(here, 0).sum(0), deviation, opinions.secret())
+        else:
+            norms = softened.norm(dim=-1, keepdim=True)
+            total = (softened * (self.clip / norms).clamp(max=1.0)).where(here, 0.0).sum(0)
+        noisy = total.clamp(min=0)
         sums = noisy.sum(-1, keepdim=True)
         shares = torch.where(sums > 0, noisy / sums, 1 / total.shape[-1])
         return shares.log().clamp(min=LEAST)

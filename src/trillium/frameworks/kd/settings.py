@@ -50,6 +50,11 @@ class KDSettings(OwnModels):
         return True
 
     @property
+    def hides(self) -> bool:
+        """An ensemble may draw noise."""
+        return self.ensemble.draws
+
+    @property
     def ships(self) -> str:
         """The server's model, if it distils, else the clients' own."""
         return CLIENT_MODELS if self.direction == "client" else SERVER_MODEL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from trillium.frameworks.kd.opinion import Opinion
 from trillium.frameworks.kd.public import row_slices
 from trillium.frameworks.kd.settings import KDSettings
 from trillium.frameworks.kd.sharpenings import Sharpening
-from trillium.rng import derive_seed
 from trillium.tasks import IGNORE, Example, Task
 from trillium.wire.kinds import has_values
 from trillium.wire.soft_labels import Teacher, Writer, chunks
@@ -65,16 +65,15 @@ def make_teacher(
     num_rows, num_classes = predictions(server, examples)
     places = torch.stack([_places(opinion, num_rows) for opinion in opinions])
     targets = _targets(server.task, examples)
-    seed = derive_seed(server.seed, "teacher", server.round)
     copies = 4 * len(opinions)  # float64, and one in the making
     in_parts = chunks(num_rows, num_classes, copies)
     if not has_values(opinions[0].labels.records):
         in_parts = iter([slice(0, num_rows)])
     for rows in in_parts:
-        asked = _opinions(opinions, places[:, rows], targets[rows], num_classes, seed)
+        asked = _opinions(opinions, places[:, rows], targets[rows], num_classes)
+        asked = replace(asked, secret=lambda: server.secret("teacher"))
         mean = framework.ensemble.combine(asked, framework.temperature, framework.average)
         writer.add(framework.sharpening.sharpen(mean))
-        seed = derive_seed(seed)
     present = (places >= 0).any(0)
     kept = [e.index for e in examples if bool(present[slices[e.index]].any())]
     labels = writer.done()
@@ -82,7 +81,7 @@ def make_teacher(
 
 
 def _opinions(
-    opinions: Sequence[Opinion], places: Tensor, targets: Tensor, num_classes: int, seed: int
+    opinions: Sequence[Opinion], places: Tensor, targets: Tensor, num_classes: int
 ) -> Opinions:
     """Return what clients say of some rows; of those that nobody speaks of, all say nothing much."""
     shape = (len(opinions), places.shape[1], num_classes)
@@ -98,7 +97,6 @@ def _opinions(
         sizes=torch.tensor([opinion.weight for opinion in opinions], dtype=torch.float64),
         counts=torch.stack(counts) if counts else None,
         targets=targets,
-        key=seed,
     )
 
 

@@ -227,13 +227,14 @@ def send_activations(split: SplitSettings, client: Client, message: Message) -> 
     places = [replace(example, index=place) for place, example in enumerate(examples)]
     # Order is free here, so nothing is spent on padding.
     for chunk in of_one_length(places, client.training.batch_size):
-        rows = _run(split, client, parts, chunk)
-        hidden |= {example.index: row for example, row in zip(chunk, rows, strict=True)}
+        found = _run(split, client, parts, chunk)
+        hidden |= {example.index: row for example, row in zip(chunk, found, strict=True)}
     beside = torch.cat([_beside(split, client, example) for example in examples])
+    rows = torch.cat([hidden[place] for place in range(len(examples))])
     return Message(
         "send_activations",
         {
-            _ROWS: split.defence.apply(torch.cat([hidden[p] for p in range(len(examples))])),
+            _ROWS: split.defence.apply(rows, client.secret),
             LENGTHS: torch.tensor([e.num_tokens for e in examples], dtype=torch.int32),
             _LABELS if split.shape == "two_part" else _COUNTS: beside.int(),
         },

@@ -97,7 +97,7 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
         hidden, kept = client.meter.run(key, run, resident)
     if trains or parts.split.tail is not None:
         pending.append(Pending(batch, hidden, weights, kept))
-    rows = split.defence.apply(strip(hidden.detach(), batch.attention_mask))
+    rows = split.defence.apply(strip(hidden.detach(), batch.attention_mask), client.secret)
     found = Message("forward", {HIDDEN: rows})
     if split.delta is not None:
         found = _changes(split.delta, client, rows, chunk)

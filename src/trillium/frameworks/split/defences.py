@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-import secrets
+from collections.abc import Callable
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from trillium.component import Component
+from trillium.privacy.noise import on_grid, released
+
+Secret = Callable[[str], bytes]
+"""Gives a key for a purpose, as `Side.secret`."""
 
 
 class Defence(Component, kind="defence", package="trillium.frameworks.split.defences"):
     """Makes activations tell less of the texts; what it costs in accuracy is for the run to show."""
 
-    def apply(self, rows: Tensor) -> Tensor:
+    def apply(self, rows: Tensor, secret: Secret) -> Tensor:
         """Return what is sent in place of activations `(tokens, width)` of one message."""
         raise NotImplementedError
 
@@ -27,8 +31,8 @@ class Defence(Component, kind="defence", package="trillium.frameworks.split.defe
 class Gaussian(Defence, name="gaussian"):
     """Scale activations down to a norm and add noise to every entry: local differential privacy.
 
-    The noise is drawn from a generator that the operating system seeds, not from the run's seed, which
-    the server knows: two runs differ. It is no cryptographic generator.
+    The noise is a discrete Gaussian of a secret of the client's, not of the run's seed, which the
+    server knows. So two runs differ, but not a run from the same run resumed.
 
     Two guarantees are stated, both at `delta`, for who may see all that was sent: `epsilon_token` hides
     which of two activations one token had, all else being equal; `epsilon_text` hides the whole text,
@@ -45,14 +49,11 @@ class Gaussian(Defence, name="gaussian"):
     noise: float = Field(default=0.1, gt=0)
     delta: float = Field(default=1e-5, gt=0, lt=1)
 
-    def apply(self, rows: Tensor) -> Tensor:
+    def apply(self, rows: Tensor, secret: Secret) -> Tensor:
         """Return clipped activations with noise."""
-        norms = rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        clipped = rows * (self.clip / norms).clamp(max=1.0)
-        draw = torch.Generator().manual_seed(secrets.randbits(63))
-        added = torch.randn(rows.shape, generator=draw, dtype=torch.float64)
-        found: Tensor = clipped + (self.clip * self.noise * added).to(rows)
-        return found
+        deviation = self.clip * self.noise
+        steps = on_grid(rows, self.clip, deviation)
+        return released(steps, deviation, secret("activations")).to(rows)
 
     def epsilon(self, num_tokens: int, num_releases: int) -> dict[str, float]:
         """Return both guarantees."""
@@ -99,6 +100,6 @@ def _log_normal(value: float) -> float:
 class NoDefence(Defence, name="none"):
     """Send activations as they are."""
 
-    def apply(self, rows: Tensor) -> Tensor:
+    def apply(self, rows: Tensor, secret: Secret) -> Tensor:
         """Return them."""
         return rows

@@ -267,7 +267,7 @@ def begin_texts(split: SplitSettings, client: Client, message: Message) -> Messa
     going = list(range(len(prompts)))
     ends = end_ids(client.model.tokenizer, client.model.module)
     client.scratch["texts"] = _Texts(parts, state, head, tail, mask, writing, draw, ends, going)
-    rows = split.defence.apply(strip(head.step(ids), mask))
+    rows = split.defence.apply(strip(head.step(ids), mask), client.secret)
     return Message("begin_texts", {_HIDDEN: rows, **lengths_of(mask)})
 
 
@@ -298,7 +298,7 @@ def next_tokens(split: SplitSettings, client: Client, message: Message) -> Messa
     texts.parts.head.mount(texts.state)
     new = torch.tensor([tokens[place] for place in kept], device=client.model.device)
     rows = texts.head.step(new[:, None])[:, 0]
-    return Message("next_tokens", {**reply, _HIDDEN: split.defence.apply(rows)})
+    return Message("next_tokens", {**reply, _HIDDEN: split.defence.apply(rows, client.secret)})
 
 
 def _read_tokens(texts: _Texts, client: Client, message: Message) -> list[int]:

@@ -31,9 +31,8 @@ def leakage(
     verb = "send_activations" if split.caches(parts) else "forward"
 
     def channel(rows: Tensor) -> Tensor:
-        message = Message(
-            verb, {"activations/rows": split.defence.apply(rows)}, {"round": server.round}
-        )
+        sent = split.defence.apply(rows, server.secret)
+        message = Message(verb, {"activations/rows": sent}, {"round": server.round})
         return fleet.wire.preview(message, "up").seen.tensors["activations/rows"]
 
     tokenizer = server.model.tokenizer

@@ -95,6 +95,11 @@ class SplitSettings(Framework):
         """For the attacker to learn from."""
         return self.leakage
 
+    @property
+    def hides(self) -> bool:
+        """A defence may draw noise."""
+        return self.defence.name != NoDefence.name
+
     def parts_of(self, client: Client) -> Parts:
         """Return the model as a client cuts it, which may hold fewer blocks than others."""
         return self.parts(client.model, client.examples, client.tier.cut)

@@ -1,0 +1,69 @@
+"""Noise that hides something: a discrete Gaussian from a stream that nobody can guess.
+
+The Discrete Gaussian for Differential Privacy (Canonne, Kamath and Steinke, 2020, arXiv 2004.00010).
+Values are rounded to a grid first, so that the low bits of a float tell nothing of what is released
+(Mironov, 2012, "On Significance of the Least Significant Bits").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trillium.wire.kinds import has_values
+
+GRID: Final = 1024  # steps of the grid in a standard deviation
+
+
+def on_grid(rows: Tensor, norm: float, deviation: float) -> Tensor:
+    """Return rows of at most a norm as whole steps of the grid of a deviation.
+
+    Args:
+        rows: `(rows, width)`; those that are longer are scaled down.
+        norm: of which no row is longer, in l2, after it was rounded.
+        deviation: of the noise that is to come.
+
+    Returns:
+        int64, of the same shape, on the CPU.
+    """
+    step = deviation / GRID
+    room = max(norm - step * math.sqrt(rows.shape[-1]) / 2, 0.0)  # rounding may add the rest
+    values = rows.detach().double().cpu()
+    norms = values.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    steps: Tensor = (values * (room / norms).clamp(max=1.0) / step).round().long()
+    return steps
+
+
+def released(steps: Tensor, deviation: float, key: bytes) -> Tensor:
+    """Return values on a grid with noise of a standard deviation, float64.
+
+    The noise follows from the key and the values: the same ones get the same again, as in a run that is
+    resumed, and others get other noise. That is how deterministic signatures draw (RFC 6979).
+
+    Args:
+        steps: whole steps of the grid, int64.
+        key: a secret of 128 bits or more, as `Side.secret` gives it.
+    """
+    if not has_values(steps):
+        return steps.double()
+    values = steps.numpy()
+    stream = hashlib.shake_256(key + hashlib.blake2b(values.tobytes()).digest())
+    bits = np.frombuffer(stream.digest(8 * values.size), dtype="<u8")
+    uniform = (bits >> np.uint64(11)) * 2.0**-53
+    drawn = np.searchsorted(_cumulative(), uniform, side="right") - 10 * GRID
+    return (steps + torch.from_numpy(drawn.reshape(values.shape))).double() * (deviation / GRID)
+
+
+@cache
+def _cumulative() -> np.ndarray[Any, Any]:
+    """Return the distribution function from -10 to 10 deviations; beyond is less than 2^-53."""
+    steps = np.arange(-10 * GRID, 10 * GRID + 1) / GRID
+    weights = np.exp(-(steps**2) / 2)
+    found: np.ndarray[Any, Any] = np.cumsum(weights) / weights.sum()
+    return found
