@@ -166,7 +166,7 @@ def test_bytes_do_not_depend_on_the_size_of_the_model(hub: Path) -> None:
 
 
 def test_it_learns_and_shuffled_scalars_do_not(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = (*WORDS, "training.local_steps=20", "rounds=3")
+    words = (*WORDS, "training.local_steps=30", "rounds=3")
     learnt = federation(hub, *words, model="bert").run()
     assert learnt[-1]["loss"] < learnt[0]["loss"] - 0.2
     assert learnt[-1]["train_loss"] < learnt[1]["train_loss"] - 0.2

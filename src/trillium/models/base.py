@@ -14,6 +14,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from trillium.errors import UserError
 from trillium.files import PathOrName
+from trillium.models.draws import draw_missing
 from trillium.models.heads import drawn_modules, head_modules
 from trillium.models.hub import explained, locate
 from trillium.models.packaged import MINILM
@@ -77,7 +78,7 @@ class ModelConfig(BaseModel):
 
 
 def load_base(
-    config: ModelConfig, auto_class: str, hf_config: Any, device: torch.device
+    config: ModelConfig, auto_class: str, hf_config: Any, device: torch.device, seed: int = 0
 ) -> tuple[nn.Module, set[str]]:
     """Return the model, and the names of those of its parameters that a frozen base must not trust.
 
@@ -110,7 +111,9 @@ def load_base(
                 **options,
                 **quantization(config.quantize, dtype, device, plain),
             )
-        return model, {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+        drawn = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+        draw_missing(model, drawn, seed)
+        return model, drawn
 
     if config.quantize == "none":
         return read()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from trillium.errors import UserError
 from trillium.models.blocks import base_model
+from trillium.models.draws import draw
 
 
 def head_modules(model: nn.Module) -> tuple[str, ...]:
@@ -70,10 +72,11 @@ def keep_classes(model: nn.Module, order: Sequence[int], labels: Sequence[str]) 
     config.label2id = {label: index for index, label in enumerate(labels)}
 
 
-def draw_head(model: nn.Module) -> set[str]:
+def draw_head(model: nn.Module, seed: int) -> set[str]:
     """Draw the last layer of the head anew, and return the names of its parameters."""
     name, layer = head_layer(model)
-    nn.init.normal_(layer.weight, std=getattr(model.config, "initializer_range", None) or 0.02)
+    std = getattr(model.config, "initializer_range", None) or 0.02
+    draw(model, {f"{name}.weight": partial(nn.init.normal_, std=std)}, seed)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return {f"{name}.{own}" for own, _ in layer.named_parameters()}

@@ -20,6 +20,7 @@ from trillium.models.adapters.lora import Lora
 from trillium.models.base import ModelConfig, load_base
 from trillium.models.blocks import base_model, find_blocks, text_config
 from trillium.models.cut import check_split, split_model
+from trillium.models.draws import draw
 from trillium.models.factors import Factors, lora_factors
 from trillium.models.folds import BaseWeights, Fold, room_for_wide, wide_adapter
 from trillium.models.heads import (
@@ -251,13 +252,13 @@ def load_model(
     classifies = peft_task == "SEQ_CLS"
     device = find_device(config.device)
     with scoped_rng(seed, "model"):
-        model, drawn = load_base(config, auto_class, inputs.hf_config, device)
+        model, drawn = load_base(config, auto_class, inputs.hf_config, device, seed)
         if inputs.onward is not None and inputs.onward.key is not None:
-            drawn |= draw_head(model)  # that of the adapter takes its place, where it serves
+            drawn |= draw_head(model, seed)  # that of the adapter takes its place, where it serves
         elif inputs.order is not None:
             keep_classes(model, inputs.order, labels)
         elif len(inputs.classes) == len(labels) and classifies:
-            drawn |= draw_head(model)  # its rows are other classes
+            drawn |= draw_head(model, seed)  # its rows are other classes
         new_tokens = range(0)
         if config.resize_embeddings and inputs.num_tokens > inputs.num_embeddings:
             new_tokens = range(inputs.num_embeddings, inputs.num_tokens)
@@ -279,6 +280,7 @@ def load_model(
             )
         else:
             module = adapter.apply(model, peft_task, keep)
+        draw(module, adapter.draws(module), seed)
         if inputs.onward is not None:
             inputs.onward.apply(module, inputs.order)
         if narrow:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from trillium.component import Component
+from trillium.models.draws import Draws
 
 
 class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
@@ -36,3 +37,10 @@ class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
                 with the adapter.
         """
         raise NotImplementedError
+
+    def draws(self, module: nn.Module) -> Draws:
+        """Return the tensors of an adapted model that start at random, and how each is drawn.
+
+        They are drawn one by one, so that a part of the model gets the values that the whole has.
+        """
+        return {}

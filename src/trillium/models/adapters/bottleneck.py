@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,6 +30,7 @@ from trillium.errors import UserError
 from trillium.models.adapters import Adapter
 from trillium.models.adapters.attach import attach
 from trillium.models.blocks import find_blocks
+from trillium.models.draws import Draws
 
 PEFT_TYPE = "BOTTLENECK"
 _PREFIX = "bottleneck_"
@@ -75,6 +77,18 @@ class Bottleneck(Adapter, name="bottleneck"):
             target_modules=self._targets(model),
         )
         return attach(model, config, keep)
+
+    def draws(self, module: nn.Module) -> Draws:
+        """Return the projections down, drawn as those of any linear layer."""
+        drawn: dict[str, Callable[[Tensor], object]] = {}
+        for name, layer in module.named_modules():
+            if isinstance(layer, BottleneckLayer):
+                for which, down in layer.bottleneck_down.named_children():
+                    bound = float(down.weight.shape[1]) ** -0.5  # type: ignore[index]
+                    fill = partial(nn.init.uniform_, a=-bound, b=bound)
+                    path = f"{name}.bottleneck_down.{which}"
+                    drawn |= {f"{path}.weight": fill, f"{path}.bias": fill}
+        return drawn
 
     def _targets(self, model: nn.Module) -> list[str]:
         root, blocks = find_blocks(model)

@@ -10,14 +10,16 @@ Variants: rsLoRA (Kalajdzievski, 2023, arXiv 2312.03732) scales by `alpha / sqrt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from trillium.errors import UserError
@@ -25,6 +27,7 @@ from trillium.files import PathOrName
 from trillium.models.adapters import Adapter
 from trillium.models.adapters.attach import attach
 from trillium.models.blocks import find_blocks
+from trillium.models.draws import Draws
 
 
 class Lora(Adapter, name="lora"):
@@ -101,13 +104,19 @@ class Lora(Adapter, name="lora"):
             use_dora=self.dora,
             trainable_token_indices=_rows(model, new_tokens) if new_tokens else None,
         )
-        wrapped = attach(model, config, keep)
-        if self.init == "orthonormal":
-            for layer in wrapped.modules():
-                if isinstance(layer, LoraLayer):
-                    for factor in layer.lora_A.values():
-                        nn.init.orthogonal_(factor.weight)
-        return wrapped
+        return attach(model, config, keep)
+
+    def draws(self, module: nn.Module) -> Draws:
+        """Return `A` of all layers, in embeddings `B`, drawn as PEFT does or with orthonormal rows."""
+        default = partial(nn.init.kaiming_uniform_, a=math.sqrt(5))
+        drawn: dict[str, Callable[[Tensor], object]] = {}
+        for name, layer in module.named_modules():
+            if isinstance(layer, LoraLayer):
+                fill = nn.init.orthogonal_ if self.init == "orthonormal" else default
+                drawn |= {f"{name}.lora_A.{which}.weight": fill for which in layer.lora_A}
+                which_b = layer.lora_embedding_B
+                drawn |= {f"{name}.lora_embedding_B.{which}": nn.init.normal_ for which in which_b}
+        return drawn
 
 
 def _linear_names(model: nn.Module) -> tuple[str, ...]:

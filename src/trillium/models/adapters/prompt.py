@@ -18,6 +18,7 @@ from trillium.errors import UserError
 from trillium.models.adapters import Adapter
 from trillium.models.adapters.attach import attach
 from trillium.models.blocks import evaluating, placeholder_ids, text_config
+from trillium.models.draws import Draws
 from trillium.models.heads import head_layer
 
 
@@ -50,6 +51,11 @@ class Prompt(Adapter, name="prompt"):
             prompt_tuning_init="RANDOM" if self.init == "random" else "SAMPLE_VOCAB",
         )
         return _wrapped(model, config, keep)
+
+    def draws(self, module: nn.Module) -> Draws:
+        """Return the embeddings, unless they are those of words."""
+        names = [name for name, _ in module.named_parameters() if ".prompt_encoder." in f".{name}"]
+        return dict.fromkeys(names, nn.init.normal_) if self.init == "random" else {}
 
 
 def _wrapped(model: nn.Module, config: PromptTuningConfig, keep: Sequence[str]) -> nn.Module:
