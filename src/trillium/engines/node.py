@@ -27,7 +27,9 @@ from trillium.errors import PeerError, UserError, doing, shareable, suggest
 from trillium.experiment.run import build_client, resident_model
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
+from trillium.federation.tiers import tier_of
 from trillium.models.load import LanguageModel
+from trillium.models.own import Ends
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -261,7 +263,10 @@ def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client, dict[s
         counts = {"num_examples": len(rows), **counts}
         log.info("%s: %s", name, ", ".join(f"{what} {count}" for what, count in counts.items()))
         held_out = [] if test is None else texts.examples(own.model, test)
-        model = _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels))
+        # The nodes of a simulation share a process, and so one model.
+        alone = settings.partition_id is None and not config.head.runs_model
+        ends = config.framework.ends(tier_of(config.tiers, name)) if alone else None
+        model = _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels), ends)
         return name, build_client(config, model, name, examples, test=held_out), counts
 
 
@@ -288,7 +293,7 @@ def _rows(
 
 
 @lru_cache(maxsize=1)
-def _model(tree: str, labels: tuple[str, ...]) -> LanguageModel:
+def _model(tree: str, labels: tuple[str, ...], ends: Ends | None) -> LanguageModel:
     """Return the resident model of this process; simulated nodes that share the process share it."""
     config: ExperimentConfig = experiment(json.loads(tree))
-    return resident_model(config, labels)
+    return resident_model(config, labels, ends)

@@ -38,6 +38,7 @@ from trillium.federation.tiers import tier_of
 from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
 from trillium.models.load import LanguageModel, load_model
+from trillium.models.own import Ends
 from trillium.report.summary import said_of
 from trillium.tasks import Example
 from trillium.tasks.causal_lm import CausalLM
@@ -240,12 +241,15 @@ def build_client(
     )
 
 
-def resident_model(config: ExperimentConfig, labels: Sequence[str]) -> LanguageModel:
+def resident_model(
+    config: ExperimentConfig, labels: Sequence[str], ends: Ends | None = None
+) -> LanguageModel:
     """Load the model of a configuration.
 
     Args:
         config: as one side sees it (`ExperimentConfig.of`).
         labels: class names; none for language modelling.
+        ends: what of the model is wanted, where not the whole.
     """
     log.info("loading model: %s", config.model.id)
     return load_model(
@@ -255,6 +259,7 @@ def resident_model(config: ExperimentConfig, labels: Sequence[str]) -> LanguageM
         peft_task=config.task.peft_task,
         labels=labels,
         seed=config.seed,
+        ends=ends,
     )
 
 

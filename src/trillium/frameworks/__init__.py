@@ -20,7 +20,9 @@ from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
+from trillium.federation.tiers import Tier
 from trillium.frameworks.effects import Crosses, Crossings, NoEffect, check_codecs, idle, unread
+from trillium.models.own import Ends
 from trillium.wire.message import Message, scalar
 
 SERVER_MODEL = "server model"
@@ -114,6 +116,10 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
         """Return the metrics of the model that would be shipped, on held-out data."""
         return server.evaluate(server.state, batch_size)
+
+    def ends(self, tier: Tier) -> Ends | None:
+        """Return what a client of a tier holds of the model, where that is not the whole."""
+        return None
 
     def finish_run(self, server: Server) -> None:
         """Remove what the server has laid down in `server.folder`; the run has come to its end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -10,13 +9,13 @@ import transformers
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from transformers import GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from trillium.errors import UserError
 from trillium.files import PathOrName
 from trillium.models.draws import draw_missing
 from trillium.models.heads import drawn_modules, head_modules
-from trillium.models.hub import explained, locate
+from trillium.models.hub import MISSING, explained, locate
 from trillium.models.packaged import MINILM
 from trillium.models.quantize import Quantize, check_quantized, quantization
 
@@ -87,15 +86,11 @@ def load_base(
     """
     auto, classifies = getattr(transformers, auto_class), "Classification" in auto_class
     dtype = getattr(torch, config.dtype)
-    options = {
-        "dtype": dtype,
-        "attn_implementation": config.attention,
-        "trust_remote_code": config.trust_remote_code,
-    }
+    options = form_of(config)
     if config.random_weights:
         with explained(config.id):
             model = auto.from_config(hf_config, **options)
-            _add_generation(model, locate(config.id))
+            add_generation(model, config)
         heads = tuple(f"{name}." for name in head_modules(model))
         return model, {n for n, _ in model.named_parameters() if n.startswith(heads)}
 
@@ -111,9 +106,7 @@ def load_base(
                 **options,
                 **quantization(config.quantize, dtype, device, plain),
             )
-        drawn = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
-        draw_missing(model, drawn, seed)
-        return model, drawn
+        return model, draw_missing(model, found, seed)
 
     if config.quantize == "none":
         return read()
@@ -128,7 +121,21 @@ def load_base(
     return model, drawn
 
 
-def _add_generation(model: nn.Module, location: str) -> None:
-    """Give a model without weights the generation settings of its folder; they name its ends."""
-    if model.can_generate() and (Path(location) / GENERATION_CONFIG_NAME).is_file():  # type: ignore[operator]
-        model.generation_config = GenerationConfig.from_pretrained(location)
+def form_of(config: ModelConfig) -> dict[str, Any]:
+    """Return what Transformers must be told of the form of a model, loaded or built."""
+    return {
+        "dtype": getattr(torch, config.dtype),
+        "attn_implementation": config.attention,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def add_generation(model: Any, config: ModelConfig) -> None:
+    """Give a model that was not read whole the generation settings beside it, which name its ends."""
+    place = (locate(config.id), GENERATION_CONFIG_NAME)
+    silent = {f"_raise_exceptions_for_{what}": False for what in MISSING}
+    found = cached_file(*place, revision=config.revision, **silent)
+    if model.can_generate() and found is not None:
+        model.generation_config = GenerationConfig.from_pretrained(
+            place[0], revision=config.revision
+        )

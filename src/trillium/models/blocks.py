@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from trillium.errors import UserError
+from trillium.models.stand_ins import Form, StandIn
 
 # Any length does; a short one keeps the pass cheap on a large model.
 _TRACE_LENGTH = 4
@@ -31,7 +32,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = {
         name: members
         for name, members in _outermost_lists(model)
-        if len(members) > 1 and all(any(True for _ in block.parameters()) for block in members)
+        if len(members) > 1 and all(map(_holds, members))
     }
     longest = max(map(len, lists.values()), default=0)
     found = [name for name, members in lists.items() if len(members) == longest]
@@ -44,6 +45,10 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             "fedllm or kd",
         )
     return found[0], lists[found[0]]
+
+
+def _holds(block: nn.Module) -> bool:
+    return isinstance(block, StandIn) or any(True for _ in block.parameters())
 
 
 def _outermost_lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
@@ -93,20 +98,6 @@ def refuse_uncuttable(model: nn.Module) -> None:
         instead = "Set layerdrop to 0 in the model's config"
     if given:
         raise UserError(f"{given} on a split model", why, f"{instead}, or use the framework fedllm")
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a module answers: with a tensor of some width, alone or as the first of a tuple."""
-
-    width: int
-    tuple_size: int | None
-
-    def fill(self, hidden: Tensor) -> object:
-        """Return hidden states `(batch, seq, hidden)` in this form; zeros if the width differs."""
-        if hidden.shape[-1] != self.width:  # embeddings narrower than the blocks
-            hidden = hidden.new_zeros(*hidden.shape[:-1], self.width)
-        return hidden if self.tuple_size is None else (hidden, *[None] * (self.tuple_size - 1))
 
 
 def hidden_of(output: object) -> Tensor:
@@ -192,7 +183,7 @@ def trace(model: nn.Module, bounds: Sequence[int]) -> Trace:
         first = output[0] if isinstance(output, tuple) else output
         if isinstance(first, Tensor) and first.dim():
             size = len(output) if isinstance(output, tuple) else None
-            found.forms[module] = Form(first.shape[-1], size)
+            found.forms[module] = Form(first.shape[-1], first.dim(), size)
         if isinstance(module, nn.modules.dropout._DropoutNd) and module not in inside:
             (late if blocks[0] in found.forms else found.early_dropouts).add(module)
         if module not in ends:

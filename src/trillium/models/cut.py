@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.models.blocks import (
-    Form,
     Trace,
     absent_modules,
     base_model,
@@ -40,33 +39,11 @@ from trillium.models.blocks import (
     text_config,
     trace,
 )
+from trillium.models.stand_ins import Received, StandIn
 from trillium.tasks.vocabulary import before_head, is_wide
 from trillium.wire.kinds import has_values
 
 Side = Literal["head", "body", "tail"]
-
-
-@dataclass
-class _Received:
-    """The hidden states that a part is working on, seen by all its stand-ins during a forward."""
-
-    hidden: Tensor | None = None
-
-
-class _StandIn(nn.Module):
-    """Stands where another party's module was, and answers with the received hidden states."""
-
-    def __init__(self, absent: nn.Module, form: Form, received: _Received) -> None:
-        super().__init__()
-        # Model code reads such things as `layer.attention_type` from outside.
-        for name, value in vars(absent).items():
-            if not name.startswith("_") and isinstance(value, str | int | float | None):
-                setattr(self, name, value)
-        self._form, self._received = form, received
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        assert self._received.hidden is not None, "the head ran a module that it does not hold"
-        return self._form.fill(self._received.hidden)
 
 
 class _LeftError(Exception):
@@ -97,12 +74,12 @@ class Part(nn.Module):
         sides: tuple[Side, ...] = ("head", "body", "tail")
         self.side, self.blocks = sides[index], traced.runs[index]
         self.is_last = index == len(traced.runs) - 1
-        self._received = _Received()
+        self._received = Received()
         memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
         for parameter in model.parameters():
             memo[id(parameter)] = parameter if id(parameter) in traced.needed[index] else None
         for module in absent_modules(model, traced, index):
-            memo[id(module)] = _StandIn(module, traced.forms[module], self._received)
+            memo[id(module)] = StandIn(module, traced.forms[module], self._received)
         root = copy.deepcopy(model, memo)
         text_config(root).use_cache = False
         if not self.is_last:
@@ -202,6 +179,13 @@ def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitMod
     U shape the tail begins with block `tail`, `cut < tail <= n`; with n it has only the final norm
     and the classifier. A model or a place that cannot be cut is refused.
     """
+    traced = trace(model, bounds_of(model, cut, tail))
+    head, body, *rest = (Part(model, traced, index) for index in range(len(traced.runs)))
+    return SplitModel(head, body, rest[0] if rest else None, cut, len(find_blocks(model)[1]))
+
+
+def bounds_of(model: nn.Module, cut: int, tail: int | None) -> list[int]:
+    """Return the blocks in front of which a model is cut; refuse what cannot be cut, or not there."""
     num_blocks = len(find_blocks(model)[1])
     refuse_uncuttable(model)
     for what, bound, low in (("cut", cut, 1), ("tail", tail, cut + 1)):
@@ -212,9 +196,7 @@ def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitMod
                 f"the model has {num_blocks} blocks, and head and body need at least one each",
                 f"Write a {what} from {low} to {high}",
             )
-    traced = trace(model, [cut] if tail is None else [cut, tail])
-    head, body, *rest = (Part(model, traced, index) for index in range(len(traced.runs)))
-    return SplitModel(head, body, rest[0] if rest else None, cut, num_blocks)
+    return [cut] if tail is None else [cut, tail]
 
 
 def shared_parameters(split: SplitModel) -> set[str]:

@@ -5,7 +5,7 @@ So a part of a model draws what the whole would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,11 +28,16 @@ def draw(module: nn.Module, draws: Draws, seed: int) -> None:
         parameter.copy_(drawn)
 
 
-def draw_missing(model: Any, names: Collection[str], seed: int) -> None:
-    """Draw anew what a Hugging Face model did not find in its checkpoint, as its architecture does.
+def draw_missing(model: Any, found: Mapping[str, Any], seed: int) -> set[str]:
+    """Draw anew what a Hugging Face model did not find in its checkpoint, and return the names.
 
-    Whole modules are drawn at once, for only they know how; what they did find stays.
+    Whole modules are drawn at once, for only their architecture knows how; what they did find stays.
+
+    Args:
+        found: what `from_pretrained` says of the loading.
     """
+    names = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     for owner in sorted({name.rpartition(".")[0] for name in names}):
         with scoped_rng(seed, "model", owner):
             model._init_weights(model.get_submodule(owner))
+    return names

@@ -65,8 +65,13 @@ def keep_classes(model: nn.Module, order: Sequence[int], labels: Sequence[str]) 
                 kept.bias.copy_(layer.bias[[*order]])
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, kept)
-        if hasattr(model, "num_labels"):
-            model.num_labels = len(order)  # type: ignore[assignment]
+    name_classes(model, labels)
+
+
+def name_classes(model: nn.Module, labels: Sequence[str]) -> None:
+    """Name the classes of a model, and say how many there are."""
+    if hasattr(model, "num_labels"):
+        model.num_labels = len(labels)  # type: ignore[assignment]
     config: Any = model.config
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from trillium.errors import UserError
 from trillium.models.packaged import HUB_IDS, find_packaged
+
+# What `cached_file` need not raise where a file may be lacking.
+MISSING: Final = ("gated_repo", "missing_entries", "connection_errors")
 
 
 def locate(model_id: str) -> str:

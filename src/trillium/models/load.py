@@ -26,16 +26,20 @@ from trillium.models.folds import BaseWeights, Fold, room_for_wide, wide_adapter
 from trillium.models.heads import (
     draw_head,
     drawn_modules,
+    head_modules,
     keep_classes,
+    name_classes,
     straighten,
     train_last_only,
 )
 from trillium.models.hub import find_device
 from trillium.models.inputs import positions_of, read_inputs
 from trillium.models.merge import differs, is_half, merged, probe
+from trillium.models.own import Ends, load_part
 from trillium.models.parts import Parts
 from trillium.models.shipped import replacing, write
 from trillium.models.slots import Slots, State
+from trillium.models.stand_ins import is_whole
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
 from trillium.tasks.batches import collate
@@ -140,8 +144,9 @@ class LanguageModel:
             self.mount(self.state())
             split = split_model(self.module, cut, tail)
             inputs = collate(probe, self.tokenizer.pad_token_id, self.device).inputs
-            check_split(self.module, split, inputs)
-            self._parts[cut, tail] = Parts(split, inputs)
+            if is_whole(self.module):
+                check_split(self.module, split, inputs)
+            self._parts[cut, tail] = Parts(split, inputs, self.num_classes)
         return self._parts[cut, tail]
 
     def save(
@@ -243,17 +248,25 @@ def load_model(
     peft_task: str,
     labels: Sequence[str],
     seed: int,
+    ends: Ends | None = None,
 ) -> LanguageModel:
     """Load a model with its task head and adapter; new weights are drawn from `seed`.
 
-    `labels` names the classes; there are none for language modelling.
+    Args:
+        labels: names of the classes; there are none for language modelling.
+        ends: what of the model is wanted, where not the whole.
     """
     inputs = read_inputs(config, labels, adapter.goes_on_from)
     classifies = peft_task == "SEQ_CLS"
     device = find_device(config.device)
     with scoped_rng(seed, "model"):
-        model, drawn = load_base(config, auto_class, inputs.hf_config, device, seed)
-        if inputs.onward is not None and inputs.onward.key is not None:
+        part = None if ends is None else load_part(config, auto_class, inputs, ends, seed)
+        whole = part or load_base(config, auto_class, inputs.hf_config, device, seed)
+        model, drawn = whole
+        has_head = part is None or not classifies or bool(head_modules(model))
+        if not has_head:
+            name_classes(model, labels)
+        elif inputs.onward is not None and inputs.onward.key is not None:
             drawn |= draw_head(model, seed)  # that of the adapter takes its place, where it serves
         elif inputs.order is not None:
             keep_classes(model, inputs.order, labels)
@@ -263,9 +276,9 @@ def load_model(
         if config.resize_embeddings and inputs.num_tokens > inputs.num_embeddings:
             new_tokens = range(inputs.num_embeddings, inputs.num_tokens)
             model.resize_token_embeddings(inputs.num_tokens)  # type: ignore[operator]
-        if not classifies:
+        if not classifies and part is None:
             _check_causal(model, config.id)
-        narrow = classifies and adapter.freezes and config.head == "linear"
+        narrow = classifies and has_head and adapter.freezes and config.head == "linear"
         if narrow:
             straighten(model, drawn)
         # Without a checkpoint the whole base is drawn, and cannot be told from the seed's next draw.

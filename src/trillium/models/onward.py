@@ -15,7 +15,8 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 from trillium.errors import UserError
 from trillium.models.heads import head_layer
-from trillium.models.hub import locate
+from trillium.models.hub import MISSING, locate
+from trillium.models.stand_ins import StandIn
 from trillium.wire.kinds import Tensors
 
 
@@ -45,7 +46,7 @@ class Onward:
         many apart.
         """
         named: object = None
-        options = {f"_raise_exceptions_for_{what}": False for what in _MISSING}
+        options = {f"_raise_exceptions_for_{what}": False for what in MISSING}
         path = cached_file(locate(self.source), CONFIG_NAME, **options)
         if path is not None:
             try:
@@ -68,8 +69,13 @@ class Onward:
         Raises:
             UserError: they do not fit.
         """
-        weights = dict(self.weights)
-        if self.key is not None:
+        elsewhere = tuple(
+            f"{name.replace('.original_module', '')}."
+            for name, part in module.named_modules()
+            if isinstance(part, StandIn)
+        )
+        weights = {n: t for n, t in self.weights.items() if not n.startswith(elsewhere)}
+        if self.key is not None and f"{self.key}.weight" in weights:
             for name, own in head_layer(module)[1].named_parameters():
                 theirs = weights.get(f"{self.key}.{name}")
                 found = own.detach() if order is None or theirs is None else theirs[[*order]]
@@ -89,9 +95,6 @@ class Onward:
                 f"it has values for which there is no place here, such as {unknown[0]}",
                 "Give an adapter of this base model and task",
             )
-
-
-_MISSING = ("gated_repo", "missing_entries", "connection_errors")
 
 
 def read_onward(

@@ -21,8 +21,8 @@ class Parts:
     `head_is_random` says whether the head draws random numbers in training, as dropout does.
     """
 
-    def __init__(self, split: SplitModel, probe: Mapping[str, Tensor]) -> None:
-        self.split = split
+    def __init__(self, split: SplitModel, probe: Mapping[str, Tensor], num_classes: int) -> None:
+        self.split, self.num_classes = split, num_classes
         self.head, self.body = Slots(split.head), Slots(split.body)
         self.tail = Slots(split.tail if split.tail is not None else nn.Module())
         client = {*self.head.names, *self.tail.names}
@@ -38,13 +38,10 @@ class Parts:
                 "weights",
             )
         mask = probe["attention_mask"]
-        with evaluating(*split.parts), torch.no_grad():
+        with evaluating(split.head), torch.no_grad():
             hidden = split.head(None, input_ids=probe["input_ids"], attention_mask=mask)
             self.width = hidden.shape[-1]
             self.head_is_random = _draws(split.head, probe, hidden)
-            for part in split.parts[1:]:
-                hidden = part(hidden, attention_mask=mask)
-            self.num_classes = hidden.shape[-1]
 
 
 def _draws(head: nn.Module, probe: Mapping[str, Tensor], expected: Tensor) -> bool:

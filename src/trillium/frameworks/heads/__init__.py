@@ -5,6 +5,8 @@ Imports `federation`, `data` and what is below them, and no framework.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from trillium.component import Component
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
@@ -18,6 +20,8 @@ class Head(Component, kind="head", package="trillium.frameworks.heads"):
     What it leaves: the values by parameter name in the `store["head"]` of every side, so that they
     are part of what `Side.initial` returns, and in the server's state.
     """
+
+    runs_model: ClassVar[bool] = False  # whether clients need the whole model for it
 
     def crossings(self, config: Setting) -> Crossings:
         """Return what crosses beside control, by direction and kind."""

@@ -73,6 +73,7 @@ class ClosedForm(Head):
 
     scales: tuple[Scale, ...] = Field(default=tuple(2.0**i for i in range(-6, 8)), min_length=1)
 
+    runs_model: ClassVar[bool] = True
     sends_products: ClassVar[bool]
 
     def basis(self, side: Side, width: int) -> Tensor | None:

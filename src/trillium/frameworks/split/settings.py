@@ -10,10 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from trillium.component import Choice
 from trillium.errors import UserError
 from trillium.federation.client import Client
+from trillium.federation.tiers import Tier
 from trillium.frameworks import Framework
 from trillium.frameworks.split.defences import Defence, NoDefence
 from trillium.frameworks.split.delta import Delta
 from trillium.models.load import LanguageModel
+from trillium.models.own import Ends
 from trillium.models.parts import Parts
 from trillium.tasks import Example
 from trillium.training.loop import Training
@@ -108,10 +110,12 @@ class SplitSettings(Framework):
         self, model: LanguageModel, examples: Sequence[Example], cut: int | None = None
     ) -> Parts:
         """Return the cut model; the first call in a process checks it on a few examples."""
-        tail = self.tail
-        if self.shape == "u" and tail is None:
-            tail = model.num_blocks
-        return model.parts(cut or self.cut, tail, examples[:2])
+        ends = Ends(cut or self.cut, self.shape == "u", self.tail)
+        return model.parts(ends.cut, ends.tail_of(model.num_blocks), examples[:2])
+
+    def ends(self, tier: Tier) -> Ends:
+        """Return what a client of a tier holds: its first blocks, in the U shape also the last."""
+        return Ends(tier.cut or self.cut, self.shape == "u", self.tail)
 
     def head_trains(self, parts: Parts, training: Training) -> bool:
         """Whether anything in the client's first blocks trains."""

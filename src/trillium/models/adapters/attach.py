@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from peft import PeftConfig, get_peft_model
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.models.blocks import base_model
 from trillium.models.heads import head_modules
+from trillium.models.stand_ins import is_whole
 
 # PEFT itself adds these names for SEQ_CLS.
 _ADDED_BY_PEFT = ("classifier", "score")
@@ -36,6 +38,9 @@ def attach(
     try:
         wrapped: nn.Module = get_peft_model(model, config)
     except ValueError as error:
+        if not is_whole(model) and config.target_modules != DUMMY_TARGET_MODULES:
+            config.target_modules = DUMMY_TARGET_MODULES  # it adapts what others hold
+            return attach(model, config, keep, train)
         leaves = {name.rsplit(".", 1)[-1]: m for name, m in model.named_modules()}
         linear = sorted(
             name for name, m in leaves.items() if hasattr(m, "weight") and m.weight.dim() == 2
