@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
@@ -185,8 +185,20 @@ def open_tensors(location: str, revision: str | None) -> Iterator[dict[str, Any]
         found: dict[str, Any] = {}
         for file in files or ():
             reader = stack.enter_context(safe_open(file, "pt", backend="pread"))
-            found |= {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 - it is not a mapping
+            found |= {name: _Unread(reader, name) for name in reader.keys()}  # noqa: SIM118 - no mapping
         yield found if files else None
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A tensor of a file; safetensors' own slices hold it twice while they read it."""
+
+    reader: Any
+    name: str
+
+    def __getitem__(self, key: Any) -> Tensor:
+        found: Tensor = self.reader.get_tensor(self.name)
+        return found[key]
 
 
 def _files(location: str, revision: str | None) -> list[str]:

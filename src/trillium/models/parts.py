@@ -25,6 +25,10 @@ class Parts:
         self.split, self.num_classes = split, num_classes
         self.head, self.body = Slots(split.head), Slots(split.body)
         self.tail = Slots(split.tail if split.tail is not None else nn.Module())
+        # What a client holds all the time, whichever of them it runs.
+        self.at_client = nn.ModuleList(
+            [part for part in (split.head, split.tail) if part is not None]
+        )
         client = {*self.head.names, *self.tail.names}
         tied = (client & {*self.body.names}) | (shared_parameters(split) & client)
         if tied:

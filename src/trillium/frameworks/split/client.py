@@ -19,7 +19,7 @@ from trillium.frameworks.split.body import scaled_step, squared_norm
 from trillium.frameworks.split.delta import GRADIENT, HIDDEN, SAMPLES, Copies, Delta
 from trillium.frameworks.split.ragged import lengths_of, spread, strip
 from trillium.frameworks.split.settings import SplitSettings
-from trillium.models.parts import load_values
+from trillium.models.parts import Parts, load_values
 from trillium.models.slots import State, train_only, values
 from trillium.tasks import Batch, Example
 from trillium.tasks.batches import collate
@@ -92,7 +92,7 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
         found = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         return found, kept
 
-    key, resident = _cost(split, client, "head forward", batch, head, pending)
+    key, resident = _cost(split, client, "head forward", batch, parts, pending)
     with torch.set_grad_enabled(trains), noting:
         hidden, kept = client.meter.run(key, run, resident)
     if trains or parts.split.tail is not None:
@@ -139,7 +139,8 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
 
     rows = 0 if tail.apart is None else client.task.num_supervised(batch.labels)
     what = f"tail of {rows}"
-    key, resident = _cost(split, client, what, batch, tail.train(), [*pending][1:])
+    tail.train()
+    key, resident = _cost(split, client, what, batch, parts, [*pending][1:])
     fills = [output, *(state[name] for name in parts.tail.names)]
     loss = client.meter.run(key, run, resident, fills=fills)
     assert output.grad is not None
@@ -175,7 +176,7 @@ def backward(split: SplitSettings, client: Client, message: Message) -> Message:
     def run(hidden: Tensor) -> None:
         hidden.backward(gradient)  # type: ignore[no-untyped-call]
 
-    key, resident = _cost(split, client, "head backward", batch, parts.split.head, pending)
+    key, resident = _cost(split, client, "head backward", batch, parts, pending)
     fills = [weights[name] for name in parts.head.names]
     client.meter.run(key, run, resident, fills=fills, needs=[hidden])
     state: State = client.scratch["state"]
@@ -272,7 +273,7 @@ def _cost(
     client: Client,
     what: str,
     batch: Batch,
-    part: nn.Module,
+    parts: Parts,
     others: Iterable[Pending],
 ) -> tuple[Hashable, Callable[[], Iterator[Tensor]]]:
     """Return on what the cost of work on a batch depends, others being under way, and what is there."""
@@ -283,7 +284,7 @@ def _cost(
     key = (what, batch.layout, split.cut, split.tail, split.train, stepped, waiting)
 
     def resident() -> Iterator[Tensor]:
-        yield from resident_tensors(part, *optimizers)
+        yield from resident_tensors(parts.at_client, *optimizers)
         yield from (tensor for other in others for tensor in other.kept)
 
     return key, resident
