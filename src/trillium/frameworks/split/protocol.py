@@ -23,11 +23,13 @@ from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.frameworks import weigh
 from trillium.frameworks.effects import DIRECTIONS, Crossing, Crossings, Direction
+from trillium.frameworks.split import agreement as split_agreement
 from trillium.frameworks.split import cached as split_cached
 from trillium.frameworks.split import client as split_client
 from trillium.frameworks.split import generate as split_generate
 from trillium.frameworks.split import local as split_local
 from trillium.frameworks.split.activation_cache import ActivationCache
+from trillium.frameworks.split.agreement import check_agreement
 from trillium.frameworks.split.checks import (
     check_delta,
     check_fixed,
@@ -47,6 +49,7 @@ class Split(SplitSettings, name="split"):
     """Training across a cut."""
 
     client_half: ClassVar[Sequence[ModuleType]] = (
+        split_agreement,
         split_client,
         split_local,
         split_cached,
@@ -96,6 +99,7 @@ class Split(SplitSettings, name="split"):
     def round(self, server: Server, fleet: Fleet) -> Metrics:
         """Train with the cohort, or on what the cohort has sent once."""
         parts = self.parts(server.model, server.test)
+        check_agreement(self, server, fleet)
         if server.round <= self.local_rounds:
             return {"train_loss": split_local.train_first_blocks(server, fleet, parts)}
         kept, figures = None, dict[str, int]()
