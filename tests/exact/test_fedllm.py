@@ -60,6 +60,8 @@ def test_one_client_is_plain_peft_training(hub: Path, model: str, task: str) -> 
             "rounds=3",
             "training.local_epochs=2",
             "training.schedule=linear",
+            "training.warmup=0.25",
+            "training.weight_decay=0.1",
             "training.max_grad_norm=0.5",
             model=model,
             task=task,
@@ -69,12 +71,13 @@ def test_one_client_is_plain_peft_training(hub: Path, model: str, task: str) -> 
     start = {name: p.detach().clone() for name, p in trained(plain).items()}
     figures = run_rounds(fed, 3)
     for number, figure in enumerate(figures):
-        optimizer = torch.optim.AdamW(trained(plain).values(), lr=0.01, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained(plain).values(), lr=0.01, weight_decay=0.1)
         chunks = round_batches(fed, number + 1)
         losses, sizes = [], []
         for step, chunk in enumerate(chunks):
             progress = (number + step / len(chunks)) / 3
-            optimizer.param_groups[0]["lr"] = 0.01 * (1 - progress)
+            factor = progress / 0.25 if progress < 0.25 else (1 - progress) / 0.75
+            optimizer.param_groups[0]["lr"] = 0.01 * factor
             losses += plain_steps(plain, [chunk], optimizer, clip=0.5)
             sizes.append(sum(fed.config.task.num_targets(example) for example in chunk))
         mean = sum(a * b for a, b in zip(losses, sizes, strict=True)) / sum(sizes)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from transformers import get_scheduler
 
 from trillium.errors import UserError
 from trillium.training.loop import Training
@@ -85,6 +86,33 @@ def test_schedules_run_from_the_full_rate_to_nothing() -> None:
     assert rates("constant") == [0.2, 0.2, 0.2]
     assert rates("linear") == pytest.approx([0.2, 0.1, 0.0])
     assert rates("cosine") == pytest.approx([0.2, 0.1, 0.0])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_warm_up_is_that_of_transformers(schedule: str) -> None:
+    training = Training.model_validate(
+        {"schedule": schedule, "warmup": 0.25, "optimizer": {"lr": 0.2}}
+    )
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=5, num_training_steps=20)
+    for step in range(20):
+        assert training.learning_rate(step / 20) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ({"optimizer": {"name": "adamw", "weight_decay": 0.1}}, r"training\.weight_decay=0\.1"),
+        ({"optimizer": "yogi", "weight_decay": 0.1}, "has no weight decay"),
+        ({"warmup": 1.0}, "less than 1"),
+    ],
+)
+def test_a_decay_has_one_place(given: dict[str, Any], instead: str) -> None:
+    with pytest.raises(ValidationError, match=instead):
+        Training.model_validate(given)
 
 
 @pytest.mark.parametrize(

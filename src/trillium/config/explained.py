@@ -32,6 +32,8 @@ ALIASES: Final = {
     "model_name": "id",
     "model_name_or_path": "id",
     "optim": "optimizer",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
     "text_column": "text",
     "label_column": "label",
     "file": "train",

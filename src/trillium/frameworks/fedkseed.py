@@ -75,7 +75,7 @@ class FedKSeed(Framework, name="fedkseed"):
         """Return what belongs to gradients."""
         step = "a step is plain descent along one direction, by framework.lr"
         off = "losses are measured without dropout, so that two of them differ by the step alone"
-        own = {"training.optimizer": step, "training.max_grad_norm": step}
+        own = {f"training.{n}": step for n in ("optimizer", "max_grad_norm", "weight_decay")}
         return {
             **super().no_effect(config),
             **own,
@@ -87,11 +87,12 @@ class FedKSeed(Framework, name="fedkseed"):
         """Refuse what replay cannot reproduce."""
         super().check(config)
         training = config.training
-        if training.schedule != "constant":
+        if training.schedule != "constant" or training.warmup:
             raise UserError(
-                f"training.schedule={training.schedule} with framework=fedkseed",
+                f"training.schedule={training.schedule}, warmup={training.warmup} with "
+                "framework=fedkseed",
                 "steps are summed over rounds and clients, so it is not known when they were taken",
-                "Write training.schedule=constant",
+                "Write training.schedule=constant, and leave training.warmup out",
             )
         factors = {name: f for name, f in training.lr_factors.items() if f not in (0.0, 1.0)}
         if factors:

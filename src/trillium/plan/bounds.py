@@ -38,6 +38,7 @@ def reasons(config: ExperimentConfig) -> list[str]:
         found["a codec may leave a whole tensor as it was"] = is_sparse or is_lossy
         steps = [config.training.local_steps, *(t.local_steps for t in config.tiers.values())]
         first = gradients or framework.mask.name == "rolora" or 1 in steps
+        found["the first step of a warm-up moves nothing"] = first and config.training.warmup > 0
         found["LoRA's A does not move before B has"] = config.adapter.name == "lora" and first
     return [why for why, holds in found.items() if holds]
 

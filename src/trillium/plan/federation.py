@@ -150,7 +150,8 @@ class PaperFederation:
             return None
         some = _some(self.texts)[:1] if self.texts.assumed else []
         tokens = [(example.num_tokens, example.prompt_tokens) for example in some]
-        key = id(model), repr((training.optimizer, training.max_grad_norm, tokens))
+        step = training.optimizer, training.weight_decay, training.max_grad_norm
+        key = id(model), repr((step, tokens))
         return self.shared.models.plain.setdefault(key, Known())
 
     def _wire(self, wire: Any) -> PaperWire:

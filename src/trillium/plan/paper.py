@@ -104,9 +104,10 @@ class PaperOptimizer(Optimizer):
         self,
         parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         saved: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> torch.optim.Optimizer:
         """Return an optimiser over the parameters."""
-        return _Steps(super().build(parameters, saved), self._paper)
+        return _Steps(super().build(parameters, saved, **more), self._paper)
 
 
 class _Steps(torch.optim.Optimizer):

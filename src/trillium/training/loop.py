@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from trillium.errors import UserError
 from trillium.models.slots import State, matches, train_only
 from trillium.tasks import Adjustment, Batch, Example, Task
 from trillium.tasks.batches import T, collate, epoch
@@ -31,7 +32,9 @@ class Training(BaseModel):
         local_epochs: passes over a client's data in one round.
         local_steps: optimiser steps in one round instead; the data is passed as often as it takes.
         optimizer: optimiser of the clients and, in a split, of each part.
-        schedule: course of the learning rate over the whole run.
+        schedule: course of the learning rate over the whole run, behind its warm-up.
+        warmup: share of the run over which the learning rate rises from zero.
+        weight_decay: pulls all that trains towards zero, as the optimiser does it.
         lr_factors: multiplies the learning rate of tensors by a pattern of their names: `head`, a part
             of the name such as `lora_B` (LoRA+ gives it 16), or a pattern with `*`. 0 freezes them.
         max_grad_norm: gradients are scaled down to this global l2 norm; null does not clip.
@@ -47,9 +50,28 @@ class Training(BaseModel):
     local_steps: int | None = Field(default=None, ge=1)
     optimizer: Optimizer = Optimizer(name="adamw", lr=1e-3)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
     lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     max_length: int | None = Field(default=None, ge=4)
+
+    @model_validator(mode="after")
+    def _decays(self) -> Self:
+        """Refuse weight decay in another place, and where the optimiser has none."""
+        if "weight_decay" in self.optimizer.options:
+            raise UserError(
+                f"optimizer.weight_decay={self.optimizer.options['weight_decay']}",
+                "of local training it is an option of its own",
+                f"Write training.weight_decay={self.optimizer.options['weight_decay']}",
+            )
+        if self.weight_decay and not self.optimizer.decays:
+            raise UserError(
+                f"weight_decay={self.weight_decay} with training.optimizer={self.optimizer.name}",
+                "this optimiser has no weight decay",
+                "Write training.optimizer.name=adamw, or leave training.weight_decay out",
+            )
+        return self
 
     @property
     def limit(self) -> int:
@@ -86,10 +108,14 @@ class Training(BaseModel):
             {"params": params, "lr": self.optimizer.lr * factor, "lr_factor": factor}
             for factor, params in groups.items()
         ]
-        return self.optimizer.build(found, saved)
+        decay = {"weight_decay": self.weight_decay} if self.weight_decay else {}
+        return self.optimizer.build(found, saved, **decay)
 
     def learning_rate(self, progress: float) -> float:
         """Return the learning rate at a point of the run, `progress` from 0 to 1."""
+        if progress < self.warmup:
+            return self.optimizer.lr * progress / self.warmup
+        progress = (progress - self.warmup) / (1.0 - self.warmup)
         factor = {
             "constant": 1.0,
             "linear": 1.0 - progress,

@@ -145,18 +145,25 @@ class Optimizer(BaseModel):
         """The options beyond `lr`."""
         return dict(self.model_extra or {})
 
+    @property
+    def decays(self) -> bool:
+        """Whether it knows weight decay."""
+        return "weight_decay" in inspect.signature(_classes()[self.name]).parameters
+
     def build(
         self,
         parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         saved: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> torch.optim.Optimizer:
         """Return an optimiser over the parameters, or groups of them.
 
-        It goes on from `saved`, the `state_dict` of an earlier one over the same.
+        It goes on from `saved`, the `state_dict` of an earlier one over the same. Further options lie
+        over its own.
         """
         found = _classes()[self.name]
-        options = dict(self.options)
-        if "weight_decay" in inspect.signature(found).parameters:
+        options = {**self.options, **more}
+        if self.decays:
             options.setdefault("weight_decay", 0.0)
         if isinstance(options.get("betas"), list):
             options["betas"] = tuple(options["betas"])

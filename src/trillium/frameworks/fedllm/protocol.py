@@ -70,7 +70,8 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         if self.upload != "gradient" or self.server_optimizer is None:
             return found
         why = "framework.server_optimizer steps along the gradient, with its own learning rate"
-        return {**found, "training.optimizer": why, "training.schedule": why}
+        names = ("optimizer", "schedule", "warmup", "weight_decay")
+        return {**found, **{f"training.{name}": why for name in names}}
 
     def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other."""
