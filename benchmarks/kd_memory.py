@@ -145,7 +145,7 @@ def measure(vocabulary: int) -> Peaks:
     loop, own = client.loop("train", state), task_objective(task, client.examples)
     batch = client.examples[:BATCH]
     step("own step", lambda: loop.fit([batch], own, training, client.progress, 1), trains=True)
-    step("evaluate", lambda: client.evaluate(state, BATCH))
+    step("evaluate", lambda: client.evaluate(state, BATCH * (2 * TOKENS + 8)))
     return found
 
 

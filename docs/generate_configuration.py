@@ -9,6 +9,7 @@ docstrings. A test fails when the page is not what this script would write.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import types
 import typing
@@ -23,6 +24,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trillium.component import Component, known
+from trillium.config.defaults import BY_TASK
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.meanings import meanings, summary
 from trillium.frameworks import Framework
@@ -91,7 +93,27 @@ process and on many machines: [deploy.md](deploy.md#a-run) says where they are s
 
 def page() -> str:
     """Return the whole page."""
-    return "\n".join([OPENING, *_section("Top level", "", ExperimentConfig)])
+    return "\n".join([OPENING, *_by_task(), *_section("Top level", "", ExperimentConfig)])
+
+
+def _by_task() -> Iterator[str]:
+    """Yield the lines of the defaults that depend on the task."""
+    yield "## Defaults by task\n"
+    yield (
+        "Of some keys the default depends on others. These values, too, stand in `config.yaml`, as the "
+        "length does that the texts need (`training.max_length`); what you write wins. `trillium plan` "
+        "warns of a setting that is far from what its task wants.\n"
+    )
+    yield "| key | default | under | because |"
+    yield "|---|---|---|---|"
+    for default in BY_TASK:
+        under = ", ".join(
+            f"`{path}={' or '.join(name for name in names if name)}`"
+            for path, names in default.under.items()
+        )
+        value = json.dumps(default.value).replace('"', "")
+        yield f"| `{default.path}` | `{value}` | {under} | {default.basis} |"
+    yield ""
 
 
 def _section(title: str, path: str, model: type[BaseModel]) -> Iterator[str]:
@@ -155,7 +177,14 @@ def _table(path: str, model: type[BaseModel]) -> Iterator[str]:
             meaning = f"{remark}See [{where}](#{anchor})."
         if idle := _idle(full):
             meaning += f" No effect under {', '.join(f'`{name}`' for name in idle)}."
-        cells = [f"`{full}`", _type(field), _default(field), meaning]
+        default = _default(field)
+        chosen = (getattr(model, "name", ""),)
+        if any(
+            own.path in (full, f"{full}.lr") and chosen[0] in own.under.get(path, chosen)
+            for own in BY_TASK
+        ):
+            default += ", or [by task](#defaults-by-task)"
+        cells = [f"`{full}`", _type(field), default, meaning]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
 

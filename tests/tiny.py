@@ -131,6 +131,7 @@ def experiment_config(
             "rounds=2",
             "training.batch_size=8",
             "training.optimizer.lr=0.01",
+            "wire={up: [], down: []}",
             f"adapter={{name: lora, r: 3, alpha: 5, target_modules: {TARGETS[model]}}}",
         ]
     )

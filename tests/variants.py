@@ -70,7 +70,7 @@ class Variant:
     def fewest(self) -> str:
         """The word for as few rounds as there can be."""
         if self.framework == "zero_shot":
-            return "evaluation.batch_size=64"  # there are none
+            return "evaluation.batch_tokens=64"  # there are none
         return "rounds=2" if "local_rounds" in " ".join(self.words) else "rounds=1"
 
 

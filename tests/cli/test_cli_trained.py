@@ -215,7 +215,7 @@ def test_a_language_model_answers_rows_and_comes_with_its_ends(
     prompts = ["w1 w2 w3", "w4", "w5 w6"]
     Path("new.csv").write_text("prompt\n" + "\n".join(prompts) + "\n")
     capsys.readouterr()
-    words = ("new.csv", "--max-new-tokens", 4, "evaluation.batch_size=2")
+    words = ("new.csv", "--max-new-tokens", 4, "evaluation.batch_tokens=16")
     assert trillium(monkeypatch, "predict", run, *words) == 0
     lines = [json.loads(line) for line in asked(capsys).splitlines()]
     assert [line["prompt"] for line in lines] == prompts

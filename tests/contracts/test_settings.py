@@ -46,7 +46,7 @@ OUTSIDE = {
 }
 # No effect by mathematics, or because they bound what is smaller.
 NO_EFFECT = {
-    "evaluation.batch_size": "measures are sums over examples",
+    "evaluation.batch_tokens": "measures are sums over examples",
     "evaluation.keep": "the last of so few rounds is the best one, mostly",
     "evaluation.patience": "a bound: no round is without a gain, mostly",
     "fleet.min_replies": "a bound: everybody replies",

@@ -180,7 +180,7 @@ def test_a_round_in_parts_gives_the_same_models_and_measures(
     parts = after_a_round(hub, model, *words)
     assert distance(whole.server.state, parts.server.state) < 1e-5
     assert distance(whole.server.state, whole.model.initial) > 1e-3
-    found, wanted = (fed.server.evaluate(fed.server.state, 4) for fed in (parts, whole))
+    found, wanted = (fed.server.evaluate(fed.server.state, 64) for fed in (parts, whole))
     assert found == pytest.approx(wanted, rel=1e-5)
     if words[0] == "framework=kd":
         own = [fed.clients[0].store["tensors"] for fed in (whole, parts)]

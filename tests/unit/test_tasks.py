@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer
 
 from trillium.errors import UserError
 from trillium.tasks import IGNORE, Example
-from trillium.tasks.batches import by_length, collate, epoch, in_order
+from trillium.tasks.batches import by_length, by_tokens, collate, epoch, in_order, padded
 from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.classification import Classification, macro_f1
 from trillium.tasks.scores import TEXT_SCORES, text_scores
@@ -159,14 +160,14 @@ class ByToken(nn.Module):
         return SimpleNamespace(logits=logits[:, 0] if self.per_text else logits)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_metrics_do_not_depend_on_batches(tokenizer: Any, batch_size: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 24, 512])
+def test_metrics_do_not_depend_on_batches(tokenizer: Any, tokens: int) -> None:
     texts = [" ".join(f"w{(i * j) % 9}" for j in range(1, 2 + i % 5)) for i in range(1, 11)]
     labels = [i % 3 for i in range(10)]
     rows = Dataset.from_dict({"text": texts, "label": labels})
     model = ByToken(3, per_text=True)
     task = Classification()
-    found = task.evaluate(model, task.tokenize(rows, tokenizer, 64), tokenizer, batch_size)
+    found = task.evaluate(model, task.tokenize(rows, tokenizer, 64), tokenizer, tokens)
     logits = torch.stack([model.table[ids(tokenizer, text)[0]] for text in texts]).detach()
     best = logits.argmax(-1)
     loss = nn.functional.cross_entropy(logits, torch.tensor(labels))
@@ -174,13 +175,13 @@ def test_metrics_do_not_depend_on_batches(tokenizer: Any, batch_size: int) -> No
     assert found["f1"] == pytest.approx(f1_score(labels, best, average="macro", zero_division=0))
     assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert found["num_examples"] == 10
-    answers = task.answers(model, task.tokenize(rows, tokenizer, 64), tokenizer, batch_size)
+    answers = task.answers(model, task.tokenize(rows, tokenizer, 64), tokenizer, tokens)
     pairs = Counter(zip(labels, best.tolist(), strict=True))
     assert answers == {"confusion": [[*pair, times] for pair, times in sorted(pairs.items())]}
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_perplexity_is_over_all_response_tokens(tokenizer: Any, batch_size: int) -> None:
+@pytest.mark.parametrize("most", [1, 24, 512])
+def test_perplexity_is_over_all_response_tokens(tokenizer: Any, most: int) -> None:
     pairs = [
         {"prompt": "w1 w2 w3 w4 w5 w6 w7 w8", "completion": "w3"},
         {"prompt": "w4", "completion": "w5 w6 w7 w8"},
@@ -188,7 +189,7 @@ def test_perplexity_is_over_all_response_tokens(tokenizer: Any, batch_size: int)
     ]
     model, task = ByToken(44, per_text=False), CausalLM()
     examples = task.tokenize(Dataset.from_list(pairs), tokenizer, 64)
-    found = task.evaluate(model, examples, tokenizer, batch_size)
+    found = task.evaluate(model, examples, tokenizer, most)
     losses, hits = [], []
     for example in examples:
         tokens = example.input_ids
@@ -246,6 +247,18 @@ def test_each_way_to_batch_yields_each_example_once(
         assert Counter(e.index for chunk in found for e in chunk) == Counter(range(len(own)))
         assert all(1 <= len(chunk) <= size for chunk in found)
         assert len(found) == math.ceil(len(own) / size)
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 200))
+@settings(max_examples=50, deadline=None)
+def test_batches_have_at_most_so_many_tokens(lengths: list[int], most: int) -> None:
+    own = examples(lengths)
+    found = list(by_tokens(own, most))
+    assert Counter(e.index for chunk in found for e in chunk) == Counter(range(len(own)))
+    sizes = [len(chunk) * padded(max(e.num_tokens for e in chunk)) for chunk in found]
+    assert all(size <= most or len(chunk) == 1 for size, chunk in zip(sizes, found, strict=True))
+    for chunk, after in pairwise(found):  # and as many as fit
+        assert (len(chunk) + 1) * padded(after[0].num_tokens) > most
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from trillium.component import Choice
 from trillium.config.continued import with_adapters
+from trillium.config.defaults import defaults_of, value_at
 from trillium.config.explained import explained
 from trillium.errors import UserError, suggest
 from trillium.federation.setting import Setting
@@ -43,8 +44,8 @@ def experiment(tree: Mapping[str, Any]) -> ExperimentConfig:
         UserError: a key is unknown, a value cannot be used, two settings contradict each other, or one
             acts nowhere in this run.
     """
-    config = _checked(tree)
-    for found in config.framework.without_effect(config):
+    config, base = _checked(tree)
+    for found in _idle(config, base):
         raise found
     return config
 
@@ -62,8 +63,8 @@ def acting(tree: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[Tree, dict[
     """
     left, idle = copy.deepcopy(dict(tree)), dict[str, NoEffect]()
     while True:
-        config = _checked(left)
-        for found in config.framework.without_effect(config):
+        config, base = _checked(left)
+        for found in _idle(config, base):
             if _holds(own, found.path) or not _holds(left, found.path):
                 raise found
             _leave_out(left, found.path)
@@ -92,17 +93,26 @@ def _leave_out(tree: Any, path: str) -> None:
     del tree[int(last) if isinstance(tree, list) else last]
 
 
-def _checked(tree: Mapping[str, Any]) -> ExperimentConfig:
-    merged = _with_common(
-        merge(ExperimentConfig().tree(), with_adapters(copy.deepcopy(dict(tree))))
-    )
+def _idle(config: ExperimentConfig, base: Tree) -> Iterator[NoEffect]:
+    """Yield what is set and acts nowhere in a run, but for what is so by default."""
+    tree = config.tree()
+    for found in config.framework.without_effect(config):
+        if value_at(tree, found.path) != value_at(base, found.path):
+            yield found
+
+
+def _checked(tree: Mapping[str, Any]) -> tuple[ExperimentConfig, Tree]:
+    """Return the configuration of a tree, and what holds where the tree says nothing."""
+    given = with_adapters(copy.deepcopy(dict(tree)))
+    base = defaults_of(ExperimentConfig().tree(), given, merge)
+    merged = _with_common(merge(base, given))
     try:
         config = ExperimentConfig.model_validate(merged)
     except ValidationError as error:
         raise explained(error, merged, ExperimentConfig()) from error
     config.framework.check(config)
     config.head.check(config)
-    return config
+    return config, base
 
 
 def _with_common(tree: Tree) -> Tree:

@@ -126,7 +126,7 @@ def reason_of(error: BaseException) -> str:
     first = (str(error).strip() or "it says nothing more").splitlines()[0]
     if is_out_of_memory(error):
         return (
-            f"out of memory ({first}). Take a smaller training.batch_size or evaluation.batch_size, "
+            f"out of memory ({first}). Take a smaller training.batch_size or evaluation.batch_tokens, "
             "fewer --workers, or model.dtype=bfloat16"
         )
     return f"{type(error).__name__}: {first} (all of it: {TRACEBACK} in the run folder)"

@@ -11,7 +11,7 @@ from trillium.errors import UserError
 from trillium.experiment.trained import MOVED, load_trained, refuse_others, run_config
 from trillium.extras import install
 
-SETTINGS: Final = ("evaluation.batch_size", *MOVED)
+SETTINGS: Final = ("evaluation.batch_tokens", *MOVED)
 Results = dict[str, dict[str, float]]
 """Metrics by task; one that is of a filter has its name behind it."""
 
@@ -51,11 +51,8 @@ def harness_run(
     specs = [_read(task) if task in files else _known(task, manager) for task in tasks]
     found = load_trained(folder, client, changes)
     module = found.model.mount(found.state).eval()
-    model = HFLM(
-        pretrained=module,
-        tokenizer=found.model.tokenizer,
-        batch_size=found.config.evaluation.batch_size,
-    )
+    rows = found.config.evaluation.batch_tokens // found.config.training.limit
+    model = HFLM(pretrained=module, tokenizer=found.model.tokenizer, batch_size=max(rows, 1))
     try:
         told = simple_evaluate(
             model,

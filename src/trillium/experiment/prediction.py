@@ -20,7 +20,7 @@ from trillium.experiment.trained import (
     refuse_others,
     warn_of_cuts,
 )
-from trillium.tasks.batches import by_length, collate
+from trillium.tasks.batches import by_tokens, collate, spans
 from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.ends import before_end, end_ids
 from trillium.tasks.writing import Writing
@@ -28,7 +28,7 @@ from trillium.tasks.writing import Writing
 if TYPE_CHECKING:
     from datasets import Dataset
 
-PREDICTING: Final = ("data.source", "evaluation.batch_size", "training.max_length")
+PREDICTING: Final = ("data.source", "evaluation.batch_tokens", "training.max_length")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _classified(found: Trained, rows: Dataset) -> list[Predicted]:
     module = model.mount(found.state).eval()
     result: dict[int, Predicted] = {}
     texts = list(rows["text"])
-    for chunk in by_length(examples, config.evaluation.batch_size):
+    for chunk in by_tokens(examples, config.evaluation.batch_tokens):
         batch = collate(chunk, model.tokenizer.pad_token_id, model.device)
         shares = module(**batch.inputs).logits.double().softmax(-1).cpu().tolist()
         for index, own in zip(batch.indices, shares, strict=True):
@@ -109,13 +109,13 @@ def _classified(found: Trained, rows: Dataset) -> list[Predicted]:
 
 
 def _answered(found: Trained, task: CausalLM, rows: Dataset, writing: Writing) -> list[Predicted]:
-    model, size, texts = found.model, found.config.evaluation.batch_size, list[str]()
+    model, most, texts = found.model, found.config.evaluation.batch_tokens, list[str]()
     chat = "messages" in found.columns
     prompts = [task.prompt_of(row, model.tokenizer, chat=chat) for row in rows]
     check_room(model, prompts, writing.max_new_tokens)
     ends = end_ids(model.tokenizer, model.module)
-    for start in range(0, len(prompts), size):
-        written = write_on(found, prompts[start : start + size], writing)
+    for place in spans([len(prompt) + writing.max_new_tokens for prompt in prompts], most):
+        written = write_on(found, prompts[place], writing)
         said = [before_end(tokens, ends) for tokens in written]
         texts += model.tokenizer.batch_decode(said, skip_special_tokens=True)
     return [

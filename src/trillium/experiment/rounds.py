@@ -141,8 +141,8 @@ class Experiment:
         framework, number = self.config.framework, self.server.round
         last = number == self.config.rounds or not framework.trains or self.rounds.may_end(number)
         missing = {**figures.get("missing", self.fleet.missing)}
-        batch_size = self.config.evaluation.batch_size
-        found = framework.evaluate(self.server, self.fleet, batch_size, last)
+        batch_tokens = self.config.evaluation.batch_tokens
+        found = framework.evaluate(self.server, self.fleet, batch_tokens, last)
         line = {
             "round": number,
             **found,
@@ -210,13 +210,13 @@ class Experiment:
 
     def _answers(self) -> dict[str, Any]:
         """Return what the model says that is shipped; of clients' own ones, what the first writes."""
-        batch_size = self.config.evaluation.batch_size
+        batch_tokens = self.config.evaluation.batch_tokens
         if self.config.framework.ships == SERVER_MODEL:
-            return self.server.answers(self.server.state, batch_size)
+            return self.server.answers(self.server.state, batch_tokens)
         for client in self.clients:
             if "tensors" in client.store:
                 state = client.model.state(client.store["tensors"])
-                texts = client.answers(state, batch_size).get("texts")
+                texts = client.answers(state, batch_tokens).get("texts")
                 return {"texts": texts, "client": client.name} if texts else {}
         return {}
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
-MEASURING: Final = ("task", "evaluation.batch_size", "training.max_length", "data.source")
+MEASURING: Final = ("task", "evaluation.batch_tokens", "training.max_length", "data.source")
 """Settings of a run that may be others when its model is measured; beside those of `MOVED`."""
 MOVED: Final = ("model.id", "model.device", "model.dtype", "model.attention")
 """Settings that say where the base model is, and how it computes."""
@@ -101,8 +101,8 @@ def evaluate_run(folder: Path, changes: Tree, client: str | None = None) -> Metr
     check_lengths(config, found.model, [examples])
     check_answers(config, found.model, examples)
     module = found.model.mount(found.state).eval()
-    batch_size = config.evaluation.batch_size
-    return dict(config.task.evaluate(module, examples, found.model.tokenizer, batch_size))
+    batch_tokens = config.evaluation.batch_tokens
+    return dict(config.task.evaluate(module, examples, found.model.tokenizer, batch_tokens))
 
 
 def warn_of_cuts(config: ExperimentConfig, model: LanguageModel, rows: Dataset) -> None:

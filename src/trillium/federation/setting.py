@@ -28,7 +28,7 @@ class Evaluation(BaseModel):
 
     Attributes:
         every: rounds from one evaluation to the next; the last round is always evaluated.
-        batch_size: examples at once.
+        batch_tokens: tokens at once, with padding; a longer text is a batch of its own.
         keep: whether the model of the `last` round is shipped, or that of the `best` one: by accuracy;
             in language modelling by loss, or by exact match where answers are generated. The best is
             chosen by the rows that it is measured on.
@@ -38,7 +38,7 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: int = Field(default=1, ge=1)
-    batch_size: int = Field(default=64, ge=1)
+    batch_tokens: int = Field(default=8192, ge=1)
     keep: Literal["last", "best"] = "last"
     patience: int | None = Field(default=None, ge=1)
 

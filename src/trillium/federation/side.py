@@ -96,15 +96,15 @@ class Side:
         pad_id = self.model.tokenizer.pad_token_id
         return Loop(module, state, pad_id, self.model.device, self.meter, label, self.task)
 
-    def evaluate(self, state: State, batch_size: int) -> Metrics:
+    def evaluate(self, state: State, batch_tokens: int) -> Metrics:
         """Return the metrics of a state on the held-out data."""
         module = self.model.mount(state, self.base).eval()
-        return dict(self.task.evaluate(module, self.test, self.model.tokenizer, batch_size))
+        return dict(self.task.evaluate(module, self.test, self.model.tokenizer, batch_tokens))
 
-    def answers(self, state: State, batch_size: int) -> dict[str, Any]:
+    def answers(self, state: State, batch_tokens: int) -> dict[str, Any]:
         """Return what a report shows of the answers of a state to the held-out data."""
         module = self.model.mount(state, self.base).eval()
-        return self.task.answers(module, self.test, self.model.tokenizer, batch_size)
+        return self.task.answers(module, self.test, self.model.tokenizer, batch_tokens)
 
 
 def new_secret() -> str:

@@ -113,9 +113,9 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Run one round with the cohort of the fleet; return figures of the training, if any."""
         raise NotImplementedError
 
-    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+    def evaluate(self, server: Server, fleet: Fleet, batch_tokens: int, last: bool) -> Metrics:
         """Return the metrics of the model that would be shipped, on held-out data."""
-        return server.evaluate(server.state, batch_size)
+        return server.evaluate(server.state, batch_tokens)
 
     def ends(self, tier: Tier) -> Ends | None:
         """Return what a client of a tier holds of the model, where that is not the whole."""
@@ -170,14 +170,14 @@ class OwnModels(Framework):
         if not client.test or "tensors" not in client.store:
             return Message("evaluate_own")
         state = client.model.state(client.store["tensors"])
-        metrics = client.evaluate(state, int(message.meta["batch_size"]))
+        metrics = client.evaluate(state, int(message.meta["batch_tokens"]))
         return Message(
             "evaluate_own", {f"control/{name}": scalar(value) for name, value in metrics.items()}
         )
 
-    def clients_metrics(self, fleet: Fleet, batch_size: int) -> dict[str, Metrics]:
+    def clients_metrics(self, fleet: Fleet, batch_tokens: int) -> dict[str, Metrics]:
         """Return the metrics of every client's own model; nothing of it counts as communication."""
-        message = Message("evaluate_own", meta={"batch_size": batch_size})
+        message = Message("evaluate_own", meta={"batch_tokens": batch_tokens})
 
         def read(reply: Message) -> Metrics:
             names = sorted(reply.group("control").keys() - {"cost"})

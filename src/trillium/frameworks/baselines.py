@@ -77,11 +77,11 @@ class LocalOnly(OwnModels, name="local_only"):
         losses = fleet.ask_all(asks, lambda reply: reply.scalar("control/loss"))
         return {"train_loss": sum(losses.values()) / len(losses)}
 
-    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+    def evaluate(self, server: Server, fleet: Fleet, batch_tokens: int, last: bool) -> Metrics:
         """Return the mean over the clients' own models, which begin as the server's."""
         if server.round == 0:
-            return server.evaluate(server.state, batch_size)
-        clients = self.clients_metrics(fleet, batch_size)
+            return server.evaluate(server.state, batch_tokens)
+        clients = self.clients_metrics(fleet, batch_tokens)
         return {**mean_metrics(clients), "clients": clients}
 
     @client_verb

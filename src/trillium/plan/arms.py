@@ -9,6 +9,7 @@ from typing import Any
 
 from trillium.clock.places import Place
 from trillium.clock.times import RoundTime, course_time
+from trillium.config.defaults import remarks
 from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge
 from trillium.errors import UserError, suggest
 from trillium.plan.data import Assumptions, Texts, assumed_texts, by_tier
@@ -87,6 +88,13 @@ class Arm:
         """Why it cannot run on these devices; empty where it can."""
         found = [f"{t.label}: {t.misfit}" if len(self.tiers) > 1 else t.misfit for t in self.tiers]
         return self.refused or "; ".join(text for text in found if not text.endswith(": ") and text)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is far from what its task wants."""
+        if self.config is None or self.prediction is None:
+            return []
+        return [*remarks(self.config, self.prediction.model.num_classes)]
 
     @property
     def bytes_up(self) -> float:
@@ -261,6 +269,7 @@ def arm_to_dict(arm: Arm) -> dict[str, Any]:
             for tier in dict.fromkeys(c["tier"] for c in clients.values())
         }
         result |= whole
+        result["warnings"] = arm.remarks
         result["seconds_per_round"] = None if arm.time is None else arm.time.seconds
         result["tiers"] = {
             tier.label: {

@@ -22,7 +22,7 @@ from trillium.plan.collector import collector_paused
 from trillium.plan.cut_choice import Proposal, with_cuts
 from trillium.plan.models import Models
 from trillium.plan.planning import planning_of
-from trillium.plan.show import advice_lines, columns, data_lines, memory_lines
+from trillium.plan.show import advice_lines, columns, data_lines, memory_lines, warning_lines
 from trillium.plan.terminal import terminal_bars
 from trillium.quiet import quiet_models
 
@@ -93,6 +93,7 @@ class Plan:
     def lines(self) -> list[str]:
         """Return what is said below the table: memory, cuts, bars and advice."""
         blocks = (
+            warning_lines(self.arms),
             memory_lines(self.arms),
             list(map(str, self.cuts)),
             terminal_bars(self.arms),
@@ -112,7 +113,7 @@ class Plan:
         """Write plots and a page into a folder, and return the paths."""
         from trillium.plan.plots import write_plots
 
-        notes = [*data_lines(self.arms), *map(str, self.cuts)]
+        notes = [*data_lines(self.arms), *warning_lines(self.arms), *map(str, self.cuts)]
         return write_plots(Path(folder), self.arms, self.sweep, self.advice, notes)
 
     def __repr__(self) -> str:

@@ -59,11 +59,11 @@ class _OnPaper(Side):
         """Return the public set, the only text that crosses, as it has been tokenised before."""
         return list(self.public_set)
 
-    def evaluate(self, state: State, batch_size: int) -> Metrics:
+    def evaluate(self, state: State, batch_tokens: int) -> Metrics:
         """Return metrics of the right names."""
         known = self.shared.metrics
         if id(self.model) not in known:
-            known[id(self.model)] = super().evaluate(state, batch_size)
+            known[id(self.model)] = super().evaluate(state, batch_tokens)
         return known[id(self.model)]
 
 
@@ -225,7 +225,7 @@ class PaperFederation:
             is_due = is_last or number % config.evaluation.every == 0
             if evaluates and is_due and isinstance(self.framework, OwnModels):
                 self.framework.evaluate(
-                    self.server, self.fleet, config.evaluation.batch_size, is_last
+                    self.server, self.fleet, config.evaluation.batch_tokens, is_last
                 )
 
 

@@ -115,6 +115,15 @@ def _data(arm: Arm, texts: Texts) -> str:
     return f"Of the data as they are: {size} of at most {longest} tokens{classes}."
 
 
+def warning_lines(arms: Sequence[Arm]) -> list[str]:
+    """Return which settings are far from what the task wants."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
+        for said in arm.remarks:
+            found.setdefault(said, []).append(arm.label)
+    return [f"Warning: {', '.join(labels)}: {said}." for said, labels in found.items()]
+
+
 def memory_lines(arms: Sequence[Arm]) -> list[str]:
     """Return what the memory of a client is made of, and how it spends a round."""
     lines = []

@@ -180,13 +180,13 @@ class Task(Component, kind="task", package="trillium.tasks"):
         raise NotImplementedError
 
     def evaluate(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
     ) -> dict[str, float]:
         """Return the metrics of a model on held-out examples; the module is in eval mode."""
         raise NotImplementedError
 
     def answers(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
     ) -> dict[str, Any]:
         """Return what a report shows of a model's answers to held-out examples, as plain values."""
         return {}

@@ -97,6 +97,28 @@ def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Exa
     yield from in_order(ordered, batch_size)
 
 
+def by_tokens(examples: Sequence[Example], most: int) -> Iterator[list[Example]]:
+    """Yield the examples once in batches of similar length and of at most so many tokens."""
+    ordered = sorted(examples, key=lambda example: (len(example.input_ids), example.index))
+    for place in spans([len(example.input_ids) for example in ordered], most):
+        yield ordered[place]
+
+
+def spans(lengths: Sequence[int], most: int) -> Iterator[slice]:
+    """Yield texts in their order as batches of at most so many tokens, padding among them.
+
+    A text that has more is a batch of its own.
+    """
+    start, longest = 0, 0
+    for place, length in enumerate(lengths):
+        longest = max(longest, padded(length))
+        if place > start and (place + 1 - start) * longest > most:
+            yield slice(start, place)
+            start, longest = place, padded(length)
+    if lengths:
+        yield slice(start, len(lengths))
+
+
 def of_one_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:
     """Yield the examples once in batches that need no padding: those of one have the same length."""
     ordered = sorted(examples, key=lambda example: (len(example.input_ids), example.index))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.tasks import IGNORE, Example, Task
-from trillium.tasks.batches import by_length, collate
+from trillium.tasks.batches import by_tokens, collate, spans
 from trillium.tasks.chats import answer_tokens, chat_spans, prompt_tokens
 from trillium.tasks.ends import before_end, end_ids
 from trillium.tasks.scores import text_scores
@@ -104,12 +104,12 @@ class CausalLM(Task, name="causal_lm"):
 
     @torch.inference_mode()
     def evaluate(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
     ) -> dict[str, float]:
         """Return loss, perplexity, token accuracy and, if asked for, the measures of written texts."""
         device = next(module.parameters()).device
         loss, hits, count = 0.0, 0, 0
-        for chunk in by_length(examples, batch_size):
+        for chunk in by_tokens(examples, batch_tokens):
             batch = collate(chunk, tokenizer.pad_token_id, device)
             for rows, targets in self.predictions(module, batch):
                 loss += float(nn.functional.cross_entropy(rows.float(), targets, reduction="sum"))
@@ -130,16 +130,17 @@ class CausalLM(Task, name="causal_lm"):
         }
         if self.generate:
             asked = examples[: self.generate]
-            metrics |= text_scores([*self._answered(module, asked, tokenizer, batch_size)])
+            metrics |= text_scores([*self._answered(module, asked, tokenizer, batch_tokens)])
         return metrics
 
     def _answered(
-        self, module: nn.Module, examples: Sequence[Example], tokenizer: Any, batch_size: int
+        self, module: nn.Module, examples: Sequence[Example], tokenizer: Any, batch_tokens: int
     ) -> Iterator[tuple[str, str]]:
         """Yield what a model answers to each example, and what it should."""
         ends, device = end_ids(tokenizer, module), next(module.parameters()).device
-        for start in range(0, len(examples), batch_size):
-            chunk = examples[start : start + batch_size]
+        lengths = [example.prompt_tokens + self.max_new_tokens for example in examples]
+        for place in spans(lengths, batch_tokens):
+            chunk = examples[place]
             prompts = [example.input_ids[: example.prompt_tokens].tolist() for example in chunk]
             answers = write_whole(
                 module,
@@ -159,11 +160,11 @@ class CausalLM(Task, name="causal_lm"):
 
     @torch.inference_mode()
     def answers(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
     ) -> dict[str, Any]:
         """Return the first prompts, where any are answered, with what is meant and what is said."""
         found, shown = [], examples[: min(self.generate, SHOWN)]
-        answered = self._answered(module, shown, tokenizer, batch_size)
+        answered = self._answered(module, shown, tokenizer, batch_tokens)
         for example, (said, meant) in zip(shown, answered, strict=True):
             prompt = _text(tokenizer, example.input_ids[: example.prompt_tokens].tolist())
             found.append({"prompt": prompt, "reference": meant, "answer": said})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.tasks import IGNORE, Adjustment, Example, Task
-from trillium.tasks.batches import by_length, collate
+from trillium.tasks.batches import by_tokens, collate
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,7 +82,7 @@ class Classification(Task, name="classification"):
 
     @torch.inference_mode()
     def evaluate(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
     ) -> dict[str, float]:
         """Return accuracy, macro F1 and loss."""
         if not examples:
@@ -91,7 +91,7 @@ class Classification(Task, name="classification"):
             )
         device = next(module.parameters()).device
         loss, predicted, expected = 0.0, [], []
-        for chunk in by_length(examples, batch_size):
+        for chunk in by_tokens(examples, batch_tokens):
             batch = collate(chunk, tokenizer.pad_token_id, device)
             logits = module(**batch.inputs).logits
             loss += float(self.loss(logits, batch.labels)[0])
@@ -107,11 +107,11 @@ class Classification(Task, name="classification"):
 
     @torch.inference_mode()
     def answers(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_size: int
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
     ) -> dict[str, Any]:
         """Return how often each class was taken for which, as [class, taken for, times]."""
         device, found = next(module.parameters()).device, Counter[tuple[int, int]]()
-        for chunk in by_length(examples, batch_size):
+        for chunk in by_tokens(examples, batch_tokens):
             batch = collate(chunk, tokenizer.pad_token_id, device)
             taken = module(**batch.inputs).logits.argmax(-1)
             found.update(zip(batch.labels.tolist(), taken.tolist(), strict=True))

@@ -173,11 +173,11 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         chosen = self.server_optimizer or Optimizer(name="sgd", lr=1.0)
         return chosen.build(server.state.values(), saved)
 
-    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+    def evaluate(self, server: Server, fleet: Fleet, batch_tokens: int, last: bool) -> Metrics:
         """Return the metrics of the server's model, or of the clients' own where a part is local."""
         if not self.local or server.round == 0:
-            return server.evaluate(server.state, batch_size)
-        clients = self.clients_metrics(fleet, batch_size)
+            return server.evaluate(server.state, batch_tokens)
+        clients = self.clients_metrics(fleet, batch_tokens)
         return {**mean_metrics(clients), "clients": clients}
 
     @property

@@ -145,14 +145,14 @@ class KD(KDSettings, name="kd"):
             )
         return metrics
 
-    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+    def evaluate(self, server: Server, fleet: Fleet, batch_tokens: int, last: bool) -> Metrics:
         """Return the metrics of the server's model, and in the end of the clients' own models."""
         if self.direction == "client" and server.round > 0:
-            clients = self.clients_metrics(fleet, batch_size)
+            clients = self.clients_metrics(fleet, batch_tokens)
             return {**mean_metrics(clients), "clients": clients}
-        metrics = server.evaluate(server.state, batch_size)
+        metrics = server.evaluate(server.state, batch_tokens)
         if last:
-            metrics["clients"] = self.clients_metrics(fleet, batch_size)
+            metrics["clients"] = self.clients_metrics(fleet, batch_tokens)
         return metrics
 
     # The clients

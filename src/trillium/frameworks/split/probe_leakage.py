@@ -13,14 +13,14 @@ from trillium.frameworks.split.leakage import measure, observe
 from trillium.frameworks.split.leakage.labels import norm_auc
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts
-from trillium.tasks.batches import collate, in_order
+from trillium.tasks.batches import by_tokens, collate
 from trillium.wire.message import Message
 
 TEXTS: Final = 500  # most that are attacked, and most that the attacker trains on
 
 
 def leakage(
-    split: SplitSettings, server: Server, fleet: Fleet, batch_size: int
+    split: SplitSettings, server: Server, fleet: Fleet, batch_tokens: int
 ) -> dict[str, float]:
     """Return what is recovered of held-out texts, which stand for those of the clients.
 
@@ -37,25 +37,25 @@ def leakage(
 
     tokenizer = server.model.tokenizer
     private, public = (
-        observe(parts, examples[:TEXTS], tokenizer.pad_token_id, batch_size, channel)
+        observe(parts, examples[:TEXTS], tokenizer.pad_token_id, batch_tokens, channel)
         for examples in (server.test, server.public)
     )
     words = parts.split.head.embeddings()
     found = measure(private, public, words, tokenizer.all_special_ids, server.seed)
     if split.shape == "u" and server.task.peft_task == "SEQ_CLS":
-        norms, labels = _gradient_norms(server, parts, batch_size)
+        norms, labels = _gradient_norms(server, parts, batch_tokens)
         found["label_norm_auc"] = norm_auc(norms, labels)
     return found
 
 
-def _gradient_norms(server: Server, parts: Parts, batch_size: int) -> tuple[Tensor, Tensor]:
+def _gradient_norms(server: Server, parts: Parts, batch_tokens: int) -> tuple[Tensor, Tensor]:
     """Return the norm of the gradient that each held-out text would send up, and the labels."""
     split = parts.split
     assert split.tail is not None, "only in the U shape labels stay with the client"
     for slots in (parts.head, parts.body, parts.tail):
         slots.mount(server.state)
     norms, labels = [], []
-    for chunk in in_order(server.test[:TEXTS], batch_size):
+    for chunk in by_tokens(server.test[:TEXTS], batch_tokens):
         batch = collate(chunk, server.model.tokenizer.pad_token_id, server.model.device)
         with torch.no_grad():
             hidden = split.head.eval()(None, **batch.inputs)

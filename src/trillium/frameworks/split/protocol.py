@@ -116,9 +116,9 @@ class Split(SplitSettings, name="split"):
         server.store["losses"] = [*server.store.get("losses", ())[-1:], mean]
         return {"train_loss": mean, **figures}
 
-    def evaluate(self, server: Server, fleet: Fleet, batch_size: int, last: bool) -> Metrics:
+    def evaluate(self, server: Server, fleet: Fleet, batch_tokens: int, last: bool) -> Metrics:
         """Return the metrics of the assembled model; in the end also what activations give away."""
-        found = super().evaluate(server, fleet, batch_size, last)
+        found = super().evaluate(server, fleet, batch_tokens, last)
         if not last:
             return found
         parts, training = self.parts(server.model, server.test), server.training
@@ -126,7 +126,7 @@ class Split(SplitSettings, name="split"):
         num_releases = 1 if self.caches(parts) else passes
         found |= self.defence.epsilon(training.limit, num_releases)
         if self.leakage:
-            found["leakage"] = leakage(self, server, fleet, batch_size)
+            found["leakage"] = leakage(self, server, fleet, batch_tokens)
         return found
 
     def finish_run(self, server: Server) -> None:

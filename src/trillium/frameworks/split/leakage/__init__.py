@@ -17,7 +17,7 @@ from trillium.frameworks.split.leakage.tokens import Inverter, nearest_tokens, r
 from trillium.frameworks.split.ragged import strip
 from trillium.models.parts import Parts
 from trillium.tasks import Example
-from trillium.tasks.batches import by_length, collate
+from trillium.tasks.batches import by_tokens, collate
 
 Channel = Callable[[Tensor], Tensor]
 """Gives what the server reads of activations `(tokens, width)`: after defences and codecs."""
@@ -39,13 +39,13 @@ class Seen:
 
 @torch.no_grad()
 def observe(
-    parts: Parts, examples: Sequence[Example], pad_id: int, batch_size: int, channel: Channel
+    parts: Parts, examples: Sequence[Example], pad_id: int, batch_tokens: int, channel: Channel
 ) -> Seen:
     """Return what the server reads of some texts."""
     head = parts.split.head.eval()
     device = next(head.parameters()).device
     rows, tokens, lengths = [], [], []
-    for chunk in by_length(examples, batch_size):
+    for chunk in by_tokens(examples, batch_tokens):
         batch = collate(chunk, pad_id, device)
         hidden = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         rows.append(channel(strip(hidden, batch.attention_mask)).float().to(device))
