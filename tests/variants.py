@@ -118,6 +118,8 @@ FEDLLM: dict[str, tuple[str, ...]] = {
     "rest of svd, ranks": (
         *("framework.aggregator={name: svd, fold_rest: true}", RANKS, "training.local_steps=1"),
     ),
+    "checkpoints": ("training.gradient_checkpointing=true", "adapter.dropout=0.2"),
+    "checkpoints, gradient": ("framework.upload=gradient", "training.gradient_checkpointing=true"),
     "svd": ("framework.aggregator=svd", "training.local_steps=1", "rounds=3"),
     "rolora": ("framework={aggregator: fedex, mask: rolora}", "rounds=3"),
 }
@@ -148,6 +150,7 @@ KD: dict[str, tuple[str, ...]] = {
         "server.adapter.r=2",
         "head=ridge",
     ),
+    "checkpoints": ("training.gradient_checkpointing=true",),
     "words": ("data.public={name: words, longest: 9, shortest: 3}",),
 }
 SPLIT: dict[str, tuple[str, ...]] = {
@@ -194,6 +197,14 @@ SPLIT: dict[str, tuple[str, ...]] = {
         "framework={staleness: 1, mode: relay, shape: u, train: server, cache: false}",
     ),
     "ahead, full": ("framework={staleness: 1, cut: 2}", "adapter=full"),
+    "checkpoints": ("training.gradient_checkpointing=true", "framework.mode=splitfed_v1"),
+    "checkpoints, u": ("training.gradient_checkpointing=true", "framework={shape: u, tail: 2}"),
+    "checkpoints, ahead": ("training.gradient_checkpointing=true", "framework.staleness=1"),
+    "checkpoints, cache": ("training.gradient_checkpointing=true", "framework.train=server"),
+    "checkpoints, local rounds": (
+        "training.gradient_checkpointing=true",
+        *("framework={train: server, local_rounds: 1}", "rounds=3"),
+    ),
     "dropout": ("framework={train: server, defence: gaussian}", "model.dropout=0.1"),
 }
 BASELINES: dict[str, tuple[str, ...]] = {

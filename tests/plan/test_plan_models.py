@@ -80,6 +80,11 @@ def planned(config: ExperimentConfig, tokens: int = 32) -> Prediction:
 DEEP = {
     "fedllm": ["framework=fedllm"],
     "split": ["framework={name: split, shape: u, cut: 4, tail: 9}"],
+    "checkpoints": ["framework=fedllm", "training.gradient_checkpointing=true"],
+    "checkpoints, split": [
+        "framework={name: split, cut: 6}",
+        "training.gradient_checkpointing=true",
+    ],
     "full": ["framework=fedllm", "adapter=full"],
     "full, sgd": ["framework=fedllm", "adapter=full", "training.optimizer={name: sgd, lr: 0.1}"],
     "full, kd": ["framework=kd", "adapter=full", "data.public_size=16"],
@@ -98,7 +103,9 @@ DEEP = {
             words,
             tokens,
             id=f"{name}-{tokens}",
-            marks=[] if name in ("full", "split") and tokens == 64 else pytest.mark.slow,
+            marks=[]
+            if name in ("full", "split", "checkpoints") and tokens == 64
+            else pytest.mark.slow,
         )
         for name, words in DEEP.items()
         for tokens in (16, 64)
@@ -117,6 +124,17 @@ def test_few_blocks_tell_the_cost_of_many(
     assert few.server_flops == pytest.approx(whole.server_flops, rel=1e-9)
     assert few.total.peak_bytes == pytest.approx(whole.total.peak_bytes, rel=0.001)
     assert few.server_peak_bytes == pytest.approx(whole.server_peak_bytes, rel=0.001)
+
+
+def test_blocks_that_run_again_take_less_memory_for_more_compute() -> None:
+    plain, again = (
+        planned(configured("framework=fedllm", f"training.gradient_checkpointing={word}"), 64)
+        for word in ("false", "true")
+    )
+    assert 1.4 < again.total.flops / plain.total.flops < 1.51
+    memories = [found.memory["client-0"] for found in (plain, again)]
+    assert memories[1].activations < memories[0].activations / 3
+    assert memories[1].weights == memories[0].weights
 
 
 @pytest.mark.parametrize("model", ["distilgpt2", "all-minilm-l6-v2", "qwen2.5-0.5b"])

@@ -126,8 +126,8 @@ def reason_of(error: BaseException) -> str:
     first = (str(error).strip() or "it says nothing more").splitlines()[0]
     if is_out_of_memory(error):
         return (
-            f"out of memory ({first}). Take a smaller training.batch_size or evaluation.batch_tokens, "
-            "fewer --workers, or model.dtype=bfloat16"
+            f"out of memory ({first}). Write training.gradient_checkpointing=true, a smaller "
+            "evaluation.batch_tokens, or model.dtype=bfloat16, or take fewer --workers"
         )
     return f"{type(error).__name__}: {first} (all of it: {TRACEBACK} in the run folder)"
 

@@ -37,6 +37,7 @@ from trillium.federation.side import new_secret
 from trillium.federation.tiers import tier_of
 from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
+from trillium.models.checkpointing import checkpoint_blocks
 from trillium.models.load import LanguageModel, load_model
 from trillium.models.own import Ends
 from trillium.report.summary import said_of
@@ -252,7 +253,7 @@ def resident_model(
         ends: what of the model is wanted, where not the whole.
     """
     log.info("loading model: %s", config.model.id)
-    return load_model(
+    model = load_model(
         config.model,
         config.adapter,
         auto_class=config.task.auto_class,
@@ -261,6 +262,9 @@ def resident_model(
         seed=config.seed,
         ends=ends,
     )
+    if config.training.gradient_checkpointing:
+        checkpoint_blocks(model.module)
+    return model
 
 
 def device_name(device: torch.device) -> str:

@@ -75,10 +75,12 @@ class FedKSeed(Framework, name="fedkseed"):
         """Return what belongs to gradients."""
         step = "a step is plain descent along one direction, by framework.lr"
         off = "losses are measured without dropout, so that two of them differ by the step alone"
+        kept = "nothing is kept for a way back"
         own = {f"training.{n}": step for n in ("optimizer", "max_grad_norm", "weight_decay")}
         return {
             **super().no_effect(config),
             **own,
+            "training.gradient_checkpointing": kept,
             "model.dropout": off,
             "adapter.dropout": off,
         }

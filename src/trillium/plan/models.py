@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.models.base import load_base
+from trillium.models.checkpointing import checkpoint_blocks
 from trillium.models.heads import straighten, train_last_only
 from trillium.models.hub import explained, locate, set_dropout
 from trillium.models.load import LanguageModel
@@ -109,6 +110,8 @@ def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> Langu
             train_last_only(module)
     text = hf_config.get_text_config()
     words = Vocabulary(int(text.pad_token_id), int(text.vocab_size))
+    if config.training.gradient_checkpointing:
+        checkpoint_blocks(module)
     module = paper.fake(module).eval()
     with paper.running():
         return LanguageModel(module, words, torch.device("cpu"), task.peft_task)
@@ -137,7 +140,8 @@ class Models:
             num_labels: classes; 0 for language modelling.
             num_blocks: how many blocks it is to have; its own number by default.
         """
-        key = repr((config.model, config.adapter, config.task, num_labels, num_blocks))
+        again = config.training.gradient_checkpointing
+        key = repr((config.model, config.adapter, config.task, num_labels, num_blocks, again))
         if key not in self._made:
             found = architecture(config, num_labels)
             if num_blocks is not None:

@@ -38,6 +38,9 @@ class Training(BaseModel):
         lr_factors: multiplies the learning rate of tensors by a pattern of their names: `head`, a part
             of the name such as `lora_B` (LoRA+ gives it 16), or a pattern with `*`. 0 freezes them.
         max_grad_norm: gradients are scaled down to this global l2 norm; null does not clip.
+        gradient_checkpointing: blocks of the model keep their inputs alone, and run once more on the
+            way back: a fraction of the memory, for up to half as much compute again. It changes no
+            result.
         max_length: tokens of an example; longer ones are cut, and counted. Null takes what the texts of
             the run need: the longest, or 99 % where few are far longer; at most 1,024, and what the
             model has positions for.
@@ -54,6 +57,7 @@ class Training(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
     max_grad_norm: float | None = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = False
     max_length: int | None = Field(default=None, ge=4)
 
     @model_validator(mode="after")

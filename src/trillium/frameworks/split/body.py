@@ -78,6 +78,7 @@ class Body:
         """
         if not pooled.output.requires_grad and task is None:
             return  # nothing on this side or before it trains
+        self._mount()  # another body's may be there since `forward`, and blocks may run again
 
         def run(output: Tensor) -> float:
             if task is None:
