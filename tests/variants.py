@@ -120,11 +120,14 @@ FEDLLM: dict[str, tuple[str, ...]] = {
     ),
     "checkpoints": ("training.gradient_checkpointing=true", "adapter.dropout=0.2"),
     "checkpoints, gradient": ("framework.upload=gradient", "training.gradient_checkpointing=true"),
+    "micro-batches": ("training.micro_batch_size=3", "framework.drift=scaffold"),
+    "micro-batches, gradient": ("framework.upload=gradient", "training.micro_batch_size=3"),
     "svd": ("framework.aggregator=svd", "training.local_steps=1", "rounds=3"),
     "rolora": ("framework={aggregator: fedex, mask: rolora}", "rounds=3"),
 }
 FEDKSEED: dict[str, tuple[str, ...]] = {
     "": ("training.local_steps=3",),
+    "micro-batches": ("training.micro_batch_size=3",),
     "failures": ("rounds=4", FAILURES),
     "few seeds, all parameters": ("adapter=full", "framework.num_seeds=12", "rounds=3"),
     "frozen factors": ("training.lr_factors={lora_A: 0}", "framework.num_seeds=64"),
@@ -151,6 +154,7 @@ KD: dict[str, tuple[str, ...]] = {
         "head=ridge",
     ),
     "checkpoints": ("training.gradient_checkpointing=true",),
+    "micro-batches": ("training.micro_batch_size=3",),
     "words": ("data.public={name: words, longest: 9, shortest: 3}",),
 }
 SPLIT: dict[str, tuple[str, ...]] = {
@@ -204,6 +208,17 @@ SPLIT: dict[str, tuple[str, ...]] = {
     "checkpoints, local rounds": (
         "training.gradient_checkpointing=true",
         *("framework={train: server, local_rounds: 1}", "rounds=3"),
+    ),
+    "micro-batches": ("training.micro_batch_size=3",),
+    "micro-batches, u": (
+        *("training.micro_batch_size=3", "framework={shape: u, tail: 2}"),
+        "training.gradient_checkpointing=true",
+    ),
+    "micro-batches, ahead": ("training.micro_batch_size=3", "framework.staleness=1"),
+    "micro-batches, cache": ("training.micro_batch_size=3", "framework.train=server"),
+    "micro-batches, turns": (
+        "training.micro_batch_size=3",
+        "framework={mode: splitfed_v2, train: server, cache: false}",
     ),
     "dropout": ("framework={train: server, defence: gaussian}", "model.dropout=0.1"),
 }

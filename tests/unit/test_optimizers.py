@@ -11,8 +11,8 @@ from torch import nn
 from transformers import get_scheduler
 
 from trillium.errors import UserError
-from trillium.training.loop import Training
 from trillium.training.optimizers import Optimizer, set_learning_rate
+from trillium.training.settings import Training
 
 GIVEN: list[tuple[Any, type[torch.optim.Optimizer], dict[str, Any]]] = [
     ("adamw", torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.0}),

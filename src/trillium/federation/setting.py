@@ -17,7 +17,7 @@ from trillium.models.adapters.lora import Lora
 from trillium.models.base import ModelConfig
 from trillium.tasks import Task
 from trillium.tasks.classification import Classification
-from trillium.training.loop import Training
+from trillium.training.settings import Training
 from trillium.wire.wire import Wire
 
 PUBLIC = 256  # rows of a public set, where none are named

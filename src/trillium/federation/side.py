@@ -15,8 +15,9 @@ from trillium.models.load import LanguageModel
 from trillium.models.slots import State
 from trillium.rng import generator
 from trillium.tasks import Example, Task
-from trillium.training.loop import Loop, Training
+from trillium.training.loop import Loop
 from trillium.training.meters import Meter
+from trillium.training.settings import Training
 from trillium.wire.kinds import Tensors
 
 Metrics = dict[str, Any]
@@ -94,7 +95,9 @@ class Side:
         """Return the local loop over a state, mounted into the model."""
         module = self.model.mount(state, self.base)
         pad_id = self.model.tokenizer.pad_token_id
-        return Loop(module, state, pad_id, self.model.device, self.meter, label, self.task)
+        size = self.training.micro_batch_size
+        device, meter = self.model.device, self.meter
+        return Loop(module, state, pad_id, device, meter, label, self.task, size)
 
     def evaluate(self, state: State, batch_tokens: int) -> Metrics:
         """Return the metrics of a state on the held-out data."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trillium.component import Choice
 from trillium.models.adapters import Adapter
 from trillium.models.base import ModelConfig
-from trillium.training.loop import Training
+from trillium.training.settings import Training
 from trillium.wire.codecs import Codec
 from trillium.wire.wire import Wire
 

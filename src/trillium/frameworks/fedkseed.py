@@ -36,8 +36,8 @@ from trillium.frameworks import Framework
 from trillium.frameworks.effects import Crossings
 from trillium.models.slots import State
 from trillium.rng import derive_seed
-from trillium.tasks.batches import collate
-from trillium.training.loop import batches, task_objective
+from trillium.tasks.batches import collate, in_order
+from trillium.training.loop import batches, losses, task_objective
 from trillium.training.meters import resident_tensors
 from trillium.wire.kinds import MessageError, has_values
 from trillium.wire.message import Message, scalar
@@ -151,9 +151,13 @@ class FedKSeed(Framework, name="fedkseed"):
         change = torch.zeros(self.num_seeds, dtype=torch.float64)
         total, weight = 0.0, 0.0
         for k, chunk in zip(draw.tolist(), chunks, strict=True):
-            batch = collate(chunk, model.tokenizer.pad_token_id, model.device)
-            key = ("walk", batch.layout, tuple(len(flat) for flat in walker.flat))
-            loss_of = partial(objective, module, batch)
+            parts = [
+                collate(part, model.tokenizer.pad_token_id, model.device)
+                for part in in_order(chunk, training.at_once)
+            ]
+            layouts, sizes = (part.layout for part in parts), (len(flat) for flat in walker.flat)
+            key = ("walk", tuple(layouts), tuple(sizes))
+            loss_of = partial(losses, objective, module, parts)
             step, loss, count = client.meter.run(
                 key,
                 partial(self._step, walker, client.seed, k, loss_of),

@@ -25,7 +25,7 @@ from trillium.plan.phases import Known, PhaseMeter
 from trillium.plan.sizes import Scales
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
-from trillium.training.loop import Training
+from trillium.training.settings import Training
 from trillium.wire.ledger import Ledger
 
 

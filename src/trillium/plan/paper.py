@@ -22,8 +22,8 @@ from trillium.models.factors import Factors, LowRank
 from trillium.plan.fakes import Paper
 from trillium.plan.moments import STATE
 from trillium.plan.sizes import Scales
-from trillium.training.loop import Training
 from trillium.training.optimizers import Optimizer
+from trillium.training.settings import Training
 from trillium.wire.kinds import Limits, Tensors, has_values
 from trillium.wire.message import Message
 from trillium.wire.wire import Direction, Packed, Preview, Wire

@@ -2,130 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from trillium.errors import UserError
-from trillium.models.slots import State, matches, train_only
+from trillium.models.slots import State
 from trillium.tasks import Adjustment, Batch, Example, Task
-from trillium.tasks.batches import T, collate, epoch
+from trillium.tasks.batches import T, collate, epoch, in_order
 from trillium.tasks.vocabulary import is_wide
 from trillium.training.meters import Meter, resident_tensors
-from trillium.training.optimizers import Optimizer, set_learning_rate
+from trillium.training.optimizers import set_learning_rate
+from trillium.training.settings import Training
 
-Objective = Callable[[nn.Module, Batch], tuple[Tensor, int]]
-"""Gives the summed loss of a batch and how many predictions it sums over."""
-
-
-class Training(BaseModel):
-    """How a side trains.
-
-    Attributes:
-        batch_size: examples in one optimiser step of one client.
-        local_epochs: passes over a client's data in one round.
-        local_steps: optimiser steps in one round instead; the data is passed as often as it takes.
-        optimizer: optimiser of the clients and, in a split, of each part.
-        schedule: course of the learning rate over the whole run, behind its warm-up.
-        warmup: share of the run over which the learning rate rises from zero.
-        weight_decay: pulls all that trains towards zero, as the optimiser does it.
-        lr_factors: multiplies the learning rate of tensors by a pattern of their names: `head`, a part
-            of the name such as `lora_B` (LoRA+ gives it 16), or a pattern with `*`. 0 freezes them.
-        max_grad_norm: gradients are scaled down to this global l2 norm; null does not clip.
-        gradient_checkpointing: blocks of the model keep their inputs alone, and run once more on the
-            way back: a fraction of the memory, for up to half as much compute again. It changes no
-            result.
-        max_length: tokens of an example; longer ones are cut, and counted. Null takes what the texts of
-            the run need: the longest, or 99 % where few are far longer; at most 1,024, and what the
-            model has positions for.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    batch_size: int = Field(default=16, ge=1)
-    local_epochs: int = Field(default=1, ge=1)
-    local_steps: int | None = Field(default=None, ge=1)
-    optimizer: Optimizer = Optimizer(name="adamw", lr=1e-3)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: float = Field(default=0.0, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
-    max_grad_norm: float | None = Field(default=1.0, gt=0)
-    gradient_checkpointing: bool = False
-    max_length: int | None = Field(default=None, ge=4)
-
-    @model_validator(mode="after")
-    def _decays(self) -> Self:
-        """Refuse weight decay in another place, and where the optimiser has none."""
-        if "weight_decay" in self.optimizer.options:
-            raise UserError(
-                f"optimizer.weight_decay={self.optimizer.options['weight_decay']}",
-                "of local training it is an option of its own",
-                f"Write training.weight_decay={self.optimizer.options['weight_decay']}",
-            )
-        if self.weight_decay and not self.optimizer.decays:
-            raise UserError(
-                f"weight_decay={self.weight_decay} with training.optimizer={self.optimizer.name}",
-                "this optimiser has no weight decay",
-                "Write training.optimizer.name=adamw, or leave training.weight_decay out",
-            )
-        return self
-
-    @property
-    def limit(self) -> int:
-        """Tokens of an example at most; known once the data has been read."""
-        assert self.max_length is not None, "texts have not been counted"
-        return self.max_length
-
-    def num_steps(self, num_examples: int) -> int:
-        """Return the optimiser steps of one round on so many examples."""
-        if self.local_steps is not None:
-            return self.local_steps
-        return self.local_epochs * math.ceil(num_examples / self.batch_size)
-
-    def factor(self, name: str) -> float:
-        """Return by how much the learning rate of a tensor is multiplied."""
-        return next((f for p, f in self.lr_factors.items() if matches(name, [p])), 1.0)
-
-    def trained(self, names: Iterable[str]) -> list[str]:
-        """Return those of the tensors that the learning rate does not freeze."""
-        return [name for name in names if self.factor(name) > 0]
-
-    def build(self, state: State, saved: Mapping[str, Any] | None = None) -> torch.optim.Optimizer:
-        """Return an optimiser over those parameters of a state that train; freeze those of factor 0.
-
-        Args:
-            saved: `state_dict` of an earlier one over the same parameters, which it goes on from.
-        """
-        groups: dict[float, list[nn.Parameter]] = {}
-        train_only(state, self.trained(n for n, p in state.items() if p.requires_grad))
-        for name, parameter in state.items():
-            if parameter.requires_grad:
-                groups.setdefault(self.factor(name), []).append(parameter)
-        found: list[dict[str, Any]] = [
-            {"params": params, "lr": self.optimizer.lr * factor, "lr_factor": factor}
-            for factor, params in groups.items()
-        ]
-        decay = {"weight_decay": self.weight_decay} if self.weight_decay else {}
-        return self.optimizer.build(found, saved, **decay)
-
-    def learning_rate(self, progress: float) -> float:
-        """Return the learning rate at a point of the run, `progress` from 0 to 1."""
-        if progress < self.warmup:
-            return self.optimizer.lr * progress / self.warmup
-        progress = (progress - self.warmup) / (1.0 - self.warmup)
-        factor = {
-            "constant": 1.0,
-            "linear": 1.0 - progress,
-            "cosine": 0.5 + 0.5 * math.cos(math.pi * progress),
-        }[self.schedule]
-        return self.optimizer.lr * factor
+Seen = tuple[Tensor, int]
+"""A summed loss, and how many predictions it sums over."""
+Objective = Callable[[nn.Module, Batch], Seen]
+"""Gives this of a batch."""
 
 
 def batches(
@@ -157,6 +52,7 @@ class Loop:
     Attributes:
         module: the model with the trained parameters mounted.
         meter: counts what the steps cost; `label` tells their kind apart from others'.
+        micro_batch_size: as in `Training`.
     """
 
     module: nn.Module
@@ -166,6 +62,7 @@ class Loop:
     meter: Meter
     label: str
     task: Task
+    micro_batch_size: int | None = None
 
     def run(
         self,
@@ -189,20 +86,25 @@ class Loop:
         for step, chunk in enumerate(chunks):
             if learning_rate is not None:
                 set_learning_rate(optimizer, learning_rate(step))
-            batch = collate(chunk, self.pad_id, self.device)
+            parts = self._parts(chunk)
+            predictions = sum(self.task.num_targets(example) for example in chunk)
 
-            def one_step(batch: Batch = batch) -> tuple[Tensor, int]:
-                loss, count = objective(self.module, batch)
-                (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
+            def one_step(parts: list[Batch] = parts, predictions: int = predictions) -> Seen:
+                seen = list[Seen]()
+                for batch in parts:
+                    loss, count = objective(self.module, batch)
+                    (loss / max(predictions, 1)).backward()  # type: ignore[no-untyped-call]
+                    seen.append((loss.detach(), count))
+                    del loss  # and all that it was computed from
                 if correct is not None:
                     correct()
                 if max_grad_norm is not None:
                     nn.utils.clip_grad_norm_(self.state.values(), max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                return loss.detach(), count
+                return _summed(seen)
 
-            key, resident = self._cost(batch, optimizer)
+            key, resident = self._cost(parts, optimizer)
             plain = isinstance(objective, TaskLoss)
             loss, count = self.meter.run(key, one_step, resident, moves=moved, plain=plain)
             total += float(loss)
@@ -239,15 +141,14 @@ class Loop:
         """Leave the gradient of the mean loss over all batches in the parameters' `grad`."""
         self.module.train()
         total, weight, steps = 0.0, 0.0, 0
-        for chunk in chunks:
-            batch = collate(chunk, self.pad_id, self.device)
+        for batch in (part for chunk in chunks for part in self._parts(chunk)):
 
             def one_batch(batch: Batch = batch) -> tuple[Tensor, int]:
                 loss, count = objective(self.module, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
                 return loss.detach(), count
 
-            key, resident = self._cost(batch)
+            key, resident = self._cost([batch])
             loss, count = self.meter.run(key, one_batch, resident, fills=self.state.values())
             total += float(loss)
             weight, steps = weight + count, steps + 1
@@ -266,11 +167,17 @@ class Loop:
         """Return what costs depend on beside the layout of a batch: how many rows count, if any do."""
         return self.task.num_supervised(batch.labels) if is_wide(self.module) else 0
 
+    def _parts(self, chunk: list[Example]) -> list[Batch]:
+        """Return the batches that go through the model one by one."""
+        size = self.micro_batch_size or len(chunk)
+        return [collate(part, self.pad_id, self.device) for part in in_order(chunk, size)]
+
     def _cost(
-        self, batch: Batch, *optimizers: torch.optim.Optimizer
+        self, parts: Sequence[Batch], *optimizers: torch.optim.Optimizer
     ) -> tuple[Hashable, Callable[[], Iterator[Tensor]]]:
-        """Return on what the cost of a batch depends, and what is in memory besides."""
-        key = (self.label, batch.layout, self.rows(batch), self.trained, bool(optimizers))
+        """Return on what the cost of a step depends, and what is in memory besides."""
+        forms = tuple((batch.layout, self.rows(batch)) for batch in parts)
+        key = (self.label, forms, self.trained, bool(optimizers))
 
         def resident() -> Iterator[Tensor]:
             yield from resident_tensors(self.module, *optimizers)
@@ -278,6 +185,18 @@ class Loop:
                 yield from (p.grad for p in self.state.values() if p.grad is not None)
 
         return key, resident
+
+
+def losses(objective: Objective, module: nn.Module, parts: Sequence[Batch]) -> Seen:
+    """Return the summed loss of a batch in parts, and how many predictions it sums over."""
+    return _summed([objective(module, batch) for batch in parts])
+
+
+def _summed(seen: Sequence[Seen]) -> Seen:
+    (loss, count), *others = seen
+    for other, predictions in others:
+        loss, count = loss + other, count + predictions
+    return loss, count
 
 
 @dataclass(frozen=True)

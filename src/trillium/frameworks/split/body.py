@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trillium.frameworks.split.micro import in_parts, paddings
 from trillium.frameworks.split.pooled import Pooled
 from trillium.models.parts import Parts
 from trillium.models.slots import State
 from trillium.tasks import Task
-from trillium.training.loop import Training
 from trillium.training.meters import Meter, resident_tensors
 from trillium.training.optimizers import set_learning_rate
+from trillium.training.settings import Training
 from trillium.wire.kinds import has_values
 
 
@@ -52,6 +54,7 @@ class Body:
         meter: Meter,
     ) -> None:
         self.owner, self.parts, self.state, self.meter = owner, parts, state, meter
+        self._size = training.micro_batch_size
         trains = any(parameter.requires_grad for parameter in state.values())
         self._optimizer = training.build(state, saved) if trains else None
 
@@ -65,7 +68,12 @@ class Body:
         pooled.hidden.requires_grad_(gradient)
         key, resident = self._cost("body forward", pooled)
         body, hidden, mask = self.parts.split.body, pooled.hidden, pooled.mask
-        pooled.output = self.meter.run(key, lambda: body.run(hidden, attention_mask=mask), resident)
+
+        def part(hidden: Tensor, mask: Tensor) -> Tensor:
+            return body.run(hidden, attention_mask=mask)
+
+        run = partial(in_parts, part, self._size, hidden, mask)
+        pooled.output = self.meter.run(key, run, resident)
         pooled.output_gradient = torch.zeros_like(pooled.output)
 
     def backward(self, pooled: Pooled, task: Task | None) -> None:
@@ -120,7 +128,7 @@ class Body:
         """Return on what the cost of a batch depends, and what is in memory besides."""
         optimizers = [self._optimizer] if self._optimizer is not None else []
         stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
-        layout = (*pooled.hidden.shape, bool(pooled.mask.all()))
+        layout = (*pooled.hidden.shape, paddings(pooled.mask, self._size))
         key = (what, layout, pooled.hidden.requires_grad, tuple(self.state), stepped)
         return key, lambda: resident_tensors(self.parts.split.body, *optimizers)
 

@@ -226,7 +226,7 @@ def send_activations(split: SplitSettings, client: Client, message: Message) -> 
     hidden: dict[int, Tensor] = {}
     places = [replace(example, index=place) for place, example in enumerate(examples)]
     # Order is free here, so nothing is spent on padding.
-    for chunk in of_one_length(places, client.training.batch_size):
+    for chunk in of_one_length(places, client.training.at_once):
         found = _run(split, client, parts, chunk)
         hidden |= {example.index: row for example, row in zip(chunk, found, strict=True)}
     beside = torch.cat([_beside(split, client, example) for example in examples])

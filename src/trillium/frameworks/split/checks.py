@@ -7,7 +7,7 @@ from trillium.federation.setting import Setting
 from trillium.frameworks.split.delta import Delta
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts
-from trillium.training.loop import Training
+from trillium.training.settings import Training
 
 
 def check_split_settings(framework: SplitSettings, config: Setting) -> None:

@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from trillium.federation.client import Client, client_verb
 from trillium.frameworks.split.body import scaled_step, squared_norm
 from trillium.frameworks.split.delta import GRADIENT, HIDDEN, SAMPLES, Copies, Delta
+from trillium.frameworks.split.micro import in_parts, paddings, places
 from trillium.frameworks.split.ragged import lengths_of, spread, strip
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts, load_values
@@ -88,9 +89,13 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
     head, kept = parts.split.head.train(), list[Tensor]()
     noting = _noting(kept) if trains and split.staleness else nullcontext()
 
+    def part(input_ids: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = head(None, input_ids=input_ids, attention_mask=mask)
+        return found
+
     def run() -> tuple[Tensor, list[Tensor]]:
-        found = head(None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-        return found, kept
+        size = client.training.micro_batch_size
+        return in_parts(part, size, batch.input_ids, batch.attention_mask), kept
 
     key, resident = _cost(split, client, "head forward", batch, parts, pending)
     with torch.set_grad_enabled(trains), noting:
@@ -131,14 +136,20 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
     parts.tail.mount(state)
     adjustment = client.task.adjustment(client.examples)
 
-    def run() -> Tensor:
-        found = tail.run(output, **batch.inputs)
-        loss, count = client.task.loss(found, batch.labels, tail.apart, adjustment)
-        (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+    parted = [*places(len(mask), client.training.micro_batch_size)]
+    counts = [client.task.num_supervised(batch.labels[rows]) for rows in parted]
 
-    rows = 0 if tail.apart is None else client.task.num_supervised(batch.labels)
-    what = f"tail of {rows}"
+    def run() -> Tensor:
+        total = output.new_zeros(())
+        for rows in parted:
+            inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
+            found = tail.run(output[rows], **inputs)
+            loss, _ = client.task.loss(found, batch.labels[rows], tail.apart, adjustment)
+            (loss / max(sum(counts), 1)).backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        return total
+
+    what = f"tail of {0 if tail.apart is None else counts}"
     tail.train()
     key, resident = _cost(split, client, what, batch, parts, [*pending][1:])
     fills = [output, *(state[name] for name in parts.tail.names)]
@@ -281,7 +292,8 @@ def _cost(
     optimizers = [optimizer] if optimizer is not None else []
     stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
     waiting = tuple(other.batch.layout for other in others)
-    key = (what, batch.layout, split.cut, split.tail, split.train, stepped, waiting)
+    padded = paddings(batch.attention_mask, client.training.micro_batch_size)
+    key = (what, batch.layout, padded, split.cut, split.tail, split.train, stepped, waiting)
 
     def resident() -> Iterator[Tensor]:
         yield from resident_tensors(parts.at_client, *optimizers)

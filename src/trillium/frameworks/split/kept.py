@@ -18,7 +18,8 @@ from trillium.frameworks.split.cached import at_cut
 from trillium.frameworks.split.pooled import Forwarded
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.rng import generator
-from trillium.training.loop import Training, batches
+from trillium.training.loop import batches
+from trillium.training.settings import Training
 
 
 @dataclass(frozen=True)

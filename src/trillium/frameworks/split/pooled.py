@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from trillium.frameworks.split.ragged import mask_of, read_lengths, spread, strip
 from trillium.tasks import IGNORE, Task
-from trillium.training.loop import Training
+from trillium.training.settings import Training
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message
 

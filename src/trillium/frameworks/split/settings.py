@@ -18,7 +18,7 @@ from trillium.models.load import LanguageModel
 from trillium.models.own import Ends
 from trillium.models.parts import Parts
 from trillium.tasks import Example
-from trillium.training.loop import Training
+from trillium.training.settings import Training
 
 CACHE_BYTES = 16 * 1024**3
 

@@ -1,0 +1,38 @@
+"""Parts of a batch on one side of the cut, one after the other.
+
+A part whose gradient comes with a later message would have to keep all until then: it keeps its inputs
+alone, and runs once more, with the same random numbers, when the gradient is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def in_parts(work: Callable[..., Tensor], size: int | None, *tensors: Tensor) -> Tensor:
+    """Return what some work gives for the rows of tensors, at most `size` of these at once."""
+    if size is None or len(tensors[0]) <= size:
+        return work(*tensors)
+    found = []
+    for rows in places(len(tensors[0]), size):
+        some = [tensor[rows] for tensor in tensors]
+        if torch.is_grad_enabled():
+            found.append(checkpoint(work, *some, use_reentrant=False))
+        else:
+            found.append(work(*some))
+    return torch.cat(found)
+
+
+def places(count: int, size: int | None) -> Iterator[slice]:
+    """Yield which of so many rows go together."""
+    for start in range(0, count, size or count):
+        yield slice(start, start + (size or count))
+
+
+def paddings(mask: Tensor, size: int | None) -> tuple[bool, ...]:
+    """Return in which parts of a batch there is padding: models leave a mask away without."""
+    return tuple(not bool(mask[rows].all()) for rows in places(len(mask), size))
