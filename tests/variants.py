@@ -122,6 +122,7 @@ FEDLLM: dict[str, tuple[str, ...]] = {
     "checkpoints, gradient": ("framework.upload=gradient", "training.gradient_checkpointing=true"),
     "micro-batches": ("training.micro_batch_size=3", "framework.drift=scaffold"),
     "micro-batches, gradient": ("framework.upload=gradient", "training.micro_batch_size=3"),
+    "autocast": ("model.dtype=float32", "training.autocast=bfloat16"),
     "svd": ("framework.aggregator=svd", "training.local_steps=1", "rounds=3"),
     "rolora": ("framework={aggregator: fedex, mask: rolora}", "rounds=3"),
 }
@@ -155,6 +156,11 @@ KD: dict[str, tuple[str, ...]] = {
     ),
     "checkpoints": ("training.gradient_checkpointing=true",),
     "micro-batches": ("training.micro_batch_size=3",),
+    "autocast": (
+        "model.dtype=float32",
+        "training.autocast=bfloat16",
+        "training.micro_batch_size=3",
+    ),
     "words": ("data.public={name: words, longest: 9, shortest: 3}",),
 }
 SPLIT: dict[str, tuple[str, ...]] = {
@@ -219,6 +225,20 @@ SPLIT: dict[str, tuple[str, ...]] = {
     "micro-batches, turns": (
         "training.micro_batch_size=3",
         "framework={mode: splitfed_v2, train: server, cache: false}",
+    ),
+    "autocast": ("model.dtype=float32", "training.autocast=bfloat16"),
+    "autocast, u": (
+        "model.dtype=float32",
+        "training.autocast=bfloat16",
+        "framework={shape: u, tail: 2}",
+    ),
+    "autocast, checkpoints": (
+        *("model.dtype=float32", "training.autocast=bfloat16"),
+        *("training.gradient_checkpointing=true", "training.micro_batch_size=3"),
+    ),
+    "autocast, local rounds": (
+        *("model.dtype=float32", "training.autocast=bfloat16"),
+        *("framework={train: server, local_rounds: 1}", "rounds=3"),
     ),
     "dropout": ("framework={train: server, defence: gaussian}", "model.dropout=0.1"),
 }

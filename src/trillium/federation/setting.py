@@ -88,9 +88,16 @@ class Setting(BaseModel):
     report: Report = Report()
 
     @model_validator(mode="after")
-    def _quantized_bases(self) -> Self:
-        """Refuse to train what is quantised."""
+    def _trainable_bases(self) -> Self:
+        """Refuse to train what is quantised, and to round what is rounded already."""
         for own in (self.of(None), *(self._with(tier) for tier in self.tiers.values())):
+            form = {"dtype": own.model.dtype, "quantize": own.model.quantize}
+            if self.training.autocast and form != {"dtype": "float32", "quantize": "none"}:
+                raise UserError(
+                    f"training.autocast={self.training.autocast} with model={form}",
+                    "it is for weights in float32, of which it rounds what is computed with them",
+                    "Write model.dtype=float32 and model.quantize=none, or leave it out",
+                )
             if own.model.quantize != "none" and not own.adapter.freezes:
                 raise UserError(
                     f"adapter={own.adapter.name} with model.quantize={own.model.quantize}",

@@ -95,9 +95,8 @@ class Side:
         """Return the local loop over a state, mounted into the model."""
         module = self.model.mount(state, self.base)
         pad_id = self.model.tokenizer.pad_token_id
-        size = self.training.micro_batch_size
         device, meter = self.model.device, self.meter
-        return Loop(module, state, pad_id, device, meter, label, self.task, size)
+        return Loop(module, state, pad_id, device, meter, label, self.task, self.training)
 
     def evaluate(self, state: State, batch_tokens: int) -> Metrics:
         """Return the metrics of a state on the held-out data."""

@@ -96,6 +96,12 @@ class FedKSeed(Framework, name="fedkseed"):
                 "steps are summed over rounds and clients, so it is not known when they were taken",
                 "Write training.schedule=constant, and leave training.warmup out",
             )
+        if training.autocast:
+            raise UserError(
+                f"training.autocast={training.autocast} with framework=fedkseed",
+                "two losses that differ by a small step are the same in 16 bits",
+                "Leave it out",
+            )
         factors = {name: f for name, f in training.lr_factors.items() if f not in (0.0, 1.0)}
         if factors:
             raise UserError(

@@ -150,8 +150,8 @@ class PaperFederation:
             return None
         some = _some(self.texts)[:1] if self.texts.assumed else []
         tokens = [(example.num_tokens, example.prompt_tokens) for example in some]
-        step = training.optimizer, training.weight_decay, training.max_grad_norm
-        key = id(model), repr((step, tokens))
+        own = training.optimizer, training.weight_decay, training.max_grad_norm, training.autocast
+        key = id(model), repr((own, tokens))
         return self.shared.models.plain.setdefault(key, Known())
 
     def _wire(self, wire: Any) -> PaperWire:

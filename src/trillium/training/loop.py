@@ -52,7 +52,7 @@ class Loop:
     Attributes:
         module: the model with the trained parameters mounted.
         meter: counts what the steps cost; `label` tells their kind apart from others'.
-        micro_batch_size: as in `Training`.
+        training: says what goes through the model at once, and in which precision.
     """
 
     module: nn.Module
@@ -62,7 +62,7 @@ class Loop:
     meter: Meter
     label: str
     task: Task
-    micro_batch_size: int | None = None
+    training: Training
 
     def run(
         self,
@@ -92,7 +92,8 @@ class Loop:
             def one_step(parts: list[Batch] = parts, predictions: int = predictions) -> Seen:
                 seen = list[Seen]()
                 for batch in parts:
-                    loss, count = objective(self.module, batch)
+                    with self.training.precision(self.device):
+                        loss, count = objective(self.module, batch)
                     (loss / max(predictions, 1)).backward()  # type: ignore[no-untyped-call]
                     seen.append((loss.detach(), count))
                     del loss  # and all that it was computed from
@@ -144,7 +145,8 @@ class Loop:
         for batch in (part for chunk in chunks for part in self._parts(chunk)):
 
             def one_batch(batch: Batch = batch) -> tuple[Tensor, int]:
-                loss, count = objective(self.module, batch)
+                with self.training.precision(self.device):
+                    loss, count = objective(self.module, batch)
                 loss.backward()  # type: ignore[no-untyped-call]
                 return loss.detach(), count
 
@@ -169,7 +171,7 @@ class Loop:
 
     def _parts(self, chunk: list[Example]) -> list[Batch]:
         """Return the batches that go through the model one by one."""
-        size = self.micro_batch_size or len(chunk)
+        size = self.training.micro_batch_size or len(chunk)
         return [collate(part, self.pad_id, self.device) for part in in_order(chunk, size)]
 
     def _cost(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -35,6 +36,9 @@ class Training(BaseModel):
         gradient_checkpointing: blocks of the model keep their inputs alone, and run once more on the
             way back: a fraction of the memory, for up to half as much compute again. It changes no
             result.
+        autocast: computes the forward passes of training in `bfloat16` where PyTorch holds that for
+            safe, with weights, gradients and optimiser in float32, which `model.dtype` must be.
+            Evaluation, predictions for others and activations that are sent once stay in float32.
         max_length: tokens of an example; longer ones are cut, and counted. Null takes what the texts of
             the run need: the longest, or 99 % where few are far longer; at most 1,024, and what the
             model has positions for.
@@ -53,6 +57,7 @@ class Training(BaseModel):
     lr_factors: dict[str, Annotated[float, Field(ge=0)]] = {}
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
+    autocast: Literal["bfloat16"] | None = None
     max_length: int | None = Field(default=None, ge=4)
 
     @model_validator(mode="after")
@@ -82,6 +87,12 @@ class Training(BaseModel):
                 f"Write training.micro_batch_size={self.batch_size} or less, or leave it out",
             )
         return self
+
+    def precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass in training; the way back is outside of it."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(device.type, getattr(torch, self.autocast))
 
     @property
     def at_once(self) -> int:

@@ -54,7 +54,7 @@ class Body:
         meter: Meter,
     ) -> None:
         self.owner, self.parts, self.state, self.meter = owner, parts, state, meter
-        self._size = training.micro_batch_size
+        self._size, self._training = training.micro_batch_size, training
         trains = any(parameter.requires_grad for parameter in state.values())
         self._optimizer = training.build(state, saved) if trains else None
 
@@ -70,7 +70,10 @@ class Body:
         body, hidden, mask = self.parts.split.body, pooled.hidden, pooled.mask
 
         def part(hidden: Tensor, mask: Tensor) -> Tensor:
-            return body.run(hidden, attention_mask=mask)
+            # Of a leaf, unlike of the unsplit model's states, autocast keeps one copy for all uses.
+            own = hidden.view_as(hidden)
+            with self._training.precision(hidden.device):
+                return body.run(own, attention_mask=mask).to(hidden.dtype)
 
         run = partial(in_parts, part, self._size, hidden, mask)
         pooled.output = self.meter.run(key, run, resident)
@@ -93,7 +96,8 @@ class Body:
                 output.backward(pooled.output_gradient)  # type: ignore[no-untyped-call]
                 return pooled.loss
             assert pooled.labels is not None
-            loss, count = task.loss(output, pooled.labels, self.parts.split.body.apart)
+            with self._training.precision(output.device):
+                loss, count = task.loss(output, pooled.labels, self.parts.split.body.apart)
             (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
             return float(loss.detach())
 

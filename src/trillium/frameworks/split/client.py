@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from trillium.federation.client import Client, client_verb
 from trillium.frameworks.split.body import scaled_step, squared_norm
 from trillium.frameworks.split.delta import GRADIENT, HIDDEN, SAMPLES, Copies, Delta
-from trillium.frameworks.split.micro import in_parts, paddings, places
+from trillium.frameworks.split.micro import in_parts, noting, paddings, places
 from trillium.frameworks.split.ragged import lengths_of, spread, strip
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts, load_values
@@ -87,18 +86,19 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
         weights = {name: _copy(weights[name]) for name in parts.head.names}
     parts.head.mount(weights)
     head, kept = parts.split.head.train(), list[Tensor]()
-    noting = _noting(kept) if trains and split.staleness else nullcontext()
+    keeping = noting(kept) if trains and split.staleness else nullcontext()
 
     def part(input_ids: Tensor, mask: Tensor) -> Tensor:
-        found: Tensor = head(None, input_ids=input_ids, attention_mask=mask)
-        return found
+        with client.training.precision(mask.device):
+            found: Tensor = head(None, input_ids=input_ids, attention_mask=mask)
+        return found.to(client.model.dtype)
 
     def run() -> tuple[Tensor, list[Tensor]]:
         size = client.training.micro_batch_size
         return in_parts(part, size, batch.input_ids, batch.attention_mask), kept
 
     key, resident = _cost(split, client, "head forward", batch, parts, pending)
-    with torch.set_grad_enabled(trains), noting:
+    with torch.set_grad_enabled(trains), keeping:
         hidden, kept = client.meter.run(key, run, resident)
     if trains or parts.split.tail is not None:
         pending.append(Pending(batch, hidden, weights, kept))
@@ -143,8 +143,9 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
         total = output.new_zeros(())
         for rows in parted:
             inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
-            found = tail.run(output[rows], **inputs)
-            loss, _ = client.task.loss(found, batch.labels[rows], tail.apart, adjustment)
+            with client.training.precision(mask.device):
+                found = tail.run(output[rows], **inputs)
+                loss, _ = client.task.loss(found, batch.labels[rows], tail.apart, adjustment)
             (loss / max(sum(counts), 1)).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         return total
@@ -267,16 +268,6 @@ def _take_late_step(client: Client, message: Message) -> None:
     """Take the step that comes with a later message where the client has run its last batch."""
     if "control/step" in message.tensors:
         _take_step(client, message)
-
-
-def _noting(kept: list[Tensor]) -> saved_tensors_hooks:
-    """Note what autograd keeps for the backward pass."""
-
-    def note(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    return saved_tensors_hooks(note, lambda tensor: tensor)
 
 
 def _cost(

@@ -72,8 +72,8 @@ def train_blocks(split: SplitSettings, client: Client, message: Message) -> Mess
 
     pad_id = client.model.tokenizer.pad_token_id
     label, task = f"blocks to {split.cut}", client.task
-    size = client.training.micro_batch_size
-    loop = Loop(parts.split.head, state, pad_id, device, client.meter, label, task, size)
+    meter, training = client.meter, client.training
+    loop = Loop(parts.split.head, state, pad_id, device, meter, label, task, training)
     trained = loop.fit(
         batches(client.examples, client.training, client.generator("batches")),
         objective,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 
@@ -36,3 +37,13 @@ def places(count: int, size: int | None) -> Iterator[slice]:
 def paddings(mask: Tensor, size: int | None) -> tuple[bool, ...]:
     """Return in which parts of a batch there is padding: models leave a mask away without."""
     return tuple(not bool(mask[rows].all()) for rows in places(len(mask), size))
+
+
+def noting(kept: list[Tensor]) -> saved_tensors_hooks:
+    """Note what autograd keeps for the backward pass."""
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    return saved_tensors_hooks(note, lambda tensor: tensor)
