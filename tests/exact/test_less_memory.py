@@ -32,7 +32,10 @@ def flops(fed: Experiment) -> tuple[float, float]:
 
 
 def trains(variant: Variant) -> bool:
-    saves = any(word in variant.words for word in (CHECKPOINTS, MICRO))
+    saves = any(
+        word.startswith(("training.gradient", "training.micro", "training.auto"))
+        for word in variant.words
+    )
     return variant.framework != "zero_shot" and variant.repeats and not saves
 
 
