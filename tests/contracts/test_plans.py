@@ -24,6 +24,7 @@ FAST = {
     *("kd cached", "kd client", "kd other models", "kd llama, causal_lm", "zero_shot"),
     *("split", "split u", "split v1", "split cache, failures", "split kept u, cuts"),
     *("split local rounds", "split delta", "split ahead", "split gpt2, causal_lm", "fedkseed"),
+    *("fedllm checkpoints", "kd autocast", "split micro-batches, u", "split autocast, checkpoints"),
 }
 PEAKS = {"split ahead, turns": "a batch under way is met in another order"}
 """Variants of which some peak is not equal, and why; it is within a fifth."""

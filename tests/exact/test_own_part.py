@@ -21,10 +21,13 @@ from trillium.experiment.run import resident_model
 from trillium.models import own
 from trillium.models.adapters import Adapter
 from trillium.models.base import ModelConfig
+from trillium.models.checkpointing import checkpoint_blocks
 from trillium.models.load import LanguageModel, load_model
 from trillium.models.own import Ends
 from trillium.models.stand_ins import is_whole
+from trillium.rng import scoped_rng
 from trillium.tasks import Example
+from trillium.training.meters import counting
 
 AUTO = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -117,6 +120,24 @@ def test_it_is_the_part_of_the_whole(hub: Path, task: str, name: str, ends: Ends
         hidden = torch.randn(2, 9, ours.width, generator=torch.Generator().manual_seed(1))
         tails = [p.split.tail for p in (theirs, ours)]
         assert torch.equal(*(t.eval()(hidden, attention_mask=mask) for t in tails if t is not None))
+
+
+@pytest.mark.parametrize(("task", "name"), [("CAUSAL_LM", "llama"), ("SEQ_CLS", "bert")])
+def test_its_blocks_can_run_again(hub: Path, task: str, name: str) -> None:
+    plain, again = (load(write(hub, name, task), task, Ends(1)) for _ in range(2))
+    checkpoint_blocks(again.module)
+    ids, found = torch.arange(18).view(2, 9) % 40 + 3, []
+    for model in (plain, again):
+        head, state = model.parts(1, None, PROBE).split.head.train(), model.state()
+        model.parts(1, None, PROBE).head.mount(state)
+        # BERT draws dropout.
+        with scoped_rng(0, "again"), counting(torch.device("cpu"), lambda: ()) as count:
+            hidden = head(None, input_ids=ids, attention_mask=torch.ones_like(ids))
+            hidden.square().sum().backward()
+        found.append((count.flops, {n: p.grad for n, p in state.items() if p.grad is not None}))
+    assert same(found[0][1], found[1][1])
+    assert found[0][1].keys() == plain.initial.keys()
+    assert found[1][0] > 1.2 * found[0][0]
 
 
 @pytest.mark.parametrize("parts", [True, False])

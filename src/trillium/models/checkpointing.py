@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trillium.errors import UserError
 from trillium.models.blocks import find_blocks
+from trillium.models.stand_ins import StandIn
 
 
 class _Again(nn.Module):
@@ -43,6 +44,6 @@ def checkpoint_blocks(module: nn.Module) -> None:
             error.why.replace(" to cut between", ""),
             "Leave it out, or choose a model with separate layers",
         ) from error
-    for block in blocks:
+    for block in (block for block in blocks if not isinstance(block, StandIn)):
         kind = type(block)
         block.__class__ = type(kind.__name__, (_Again, kind), {"__module__": kind.__module__})
