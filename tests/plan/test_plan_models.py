@@ -31,6 +31,8 @@ PUBLISHED = {
     "mistral-7b": 7241.7,
     "gemma-2b": 2506.2,
     "phi-2": 2779.7,
+    "phi-4": 14659.5,
+    "mistral-7b-v0.3": 7248.0,
 }
 
 

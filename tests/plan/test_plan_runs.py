@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from papers import hold
 from trillium.config.experiment import experiment, parse_overrides
 from trillium.data.publics.rows import Rows
 from trillium.errors import UserError
@@ -55,6 +56,10 @@ def test_a_codec_that_depends_on_values_has_a_range_that_holds(hub: Path) -> Non
         assert traffic.low < traffic.high
     # Down goes what few entries have changed of: far from the noise that is taken as likely.
     assert plan.total.up.bytes == pytest.approx(run.fleet.ledger.bytes_total("up"), rel=0.02)
+
+
+def test_doras_own_tensors_are_in_the_plan(hub: Path) -> None:
+    hold(tiny.federation(hub, "framework=fedllm", "adapter.dora=true", task="causal_lm"))
 
 
 def test_another_rank_is_not_what_was_planned(hub: Path) -> None:

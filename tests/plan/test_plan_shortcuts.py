@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from trillium.config.experiment import experiment, parse_overrides
 from trillium.plan import grow
 from trillium.plan.data import Assumptions, assumed_texts
+from trillium.plan.fakes import is_fake
 from trillium.plan.known import Known
 from trillium.plan.models import Models
 from trillium.plan.predict import predict
@@ -65,6 +66,12 @@ def test_forms_are_those_of_real_tensors(operation: Callable[[Tensor, Tensor], o
             assert mine.device == theirs.device
             assert mine.storage_offset() == theirs.storage_offset()
             assert mine.untyped_storage().nbytes() == theirs.untyped_storage().nbytes()
+
+
+def test_a_wide_identity_has_no_values() -> None:
+    """DoRA makes one as wide as a layer in every step; real ones of a 14B model take 20 GB."""
+    with Models().paper.running():
+        assert is_fake(torch.eye(10**6, dtype=torch.bfloat16))
 
 
 def test_a_view_shares_its_storage() -> None:

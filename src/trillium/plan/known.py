@@ -49,12 +49,12 @@ class Call:
 class Known:
     """Calls operations, and remembers what comes back.
 
-    Args:
+    Attributes:
         mode: makes fake tensors.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
-        self._mode = mode
+        self.mode = mode
         self._results: dict[Any, Any] = {}
         self._like = vars(FakeTensor(mode, torch.empty(0, device="meta"), _CPU))
 
@@ -65,7 +65,7 @@ class Known:
         than all the rest.
         """
         if type(meta) is not Tensor:  # a fake one of the meta device, say
-            return FakeTensor(self._mode, meta, _CPU)
+            return FakeTensor(self.mode, meta, _CPU)
         made = Tensor._make_subclass(
             FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=_CPU
         )
@@ -116,7 +116,7 @@ class Known:
 
     def _view(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return views of a fake tensor: their geometry is the same on all devices."""
-        with in_kernel_invocation_manager(self._mode):
+        with in_kernel_invocation_manager(self.mode):
             found = func(*args, **kwargs)
         return self._wrapped(found, args[0].fake_device)
 
@@ -140,7 +140,7 @@ class Known:
         if not (copies or operation.has_kernel) or not all(map(_is_on_cpu, tensors)):
             return func(*args, **kwargs)
         try:
-            with in_kernel_invocation_manager(self._mode):
+            with in_kernel_invocation_manager(self.mode):
                 if copies:
                     options = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format")}
                     found: Any = torch.empty_like(_without_values(args[0]), **options)
@@ -156,7 +156,7 @@ class Known:
             return type(found)(self._wrapped(part, device) for part in found)
         if type(found) is not Tensor:
             return found
-        return self.fake(found) if device == _CPU else FakeTensor(self._mode, found, device)
+        return self.fake(found) if device == _CPU else FakeTensor(self.mode, found, device)
 
     def _made(self, form: Any) -> Any:
         """Return a new tensor of a form."""
