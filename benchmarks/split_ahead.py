@@ -107,7 +107,7 @@ class Apart:
     def save(self, number: int) -> None:
         """Keep nothing."""
 
-    def restore(self, number: int) -> None:
+    def restore(self, number: int, held: Mapping[str, int]) -> None:
         """Go back to nothing."""
 
 

@@ -19,9 +19,11 @@ from flwr.app import RecordDict
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.texts import Texts
 from trillium.data.federated import load_data
-from trillium.engines import distributed
-from trillium.engines.distributed import Patience, SessionEngine
-from trillium.engines.node import Node, NodeConfig, Opening
+from trillium.engines import distributed, patience
+from trillium.engines.distributed import SessionEngine
+from trillium.engines.node import Node, NodeConfig
+from trillium.engines.opening import Opening
+from trillium.engines.patience import Patience
 from trillium.engines.roster import Mail, Online, text_of
 from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import Handler, Summary, serve_session
@@ -31,6 +33,7 @@ from trillium.federation.fleet import Lost
 from trillium.federation.side import Metrics
 
 HERE = "127.0.0.1:0"
+Fault = Callable[[bytes, Handler], bytes]
 
 
 class Nodes:
@@ -40,13 +43,18 @@ class Nodes:
         keys: folder of the certificates.
         names: of the clients, in the order of the recipe's partitions.
         state: where the nodes keep what they hold.
+        fault: answers what the engine asks a node, in its place; the second argument answers in truth.
+            What ends the thread ends the node.
     """
 
-    def __init__(self, keys: Path, names: Iterable[str], state: Path) -> None:
+    def __init__(
+        self, keys: Path, names: Iterable[str], state: Path, fault: Fault | None = None
+    ) -> None:
+        self._fault = fault
         self._online = {number: Online(name, "t0") for number, name in enumerate(names)}
         self._keys, self._state = keys, state
-        self._ended: list[Future[Summary]] = []
-        self._threads = ThreadPoolExecutor(len(self._online))
+        self._ended: dict[str, Future[Summary]] = {}  # by the message
+        self._threads = ThreadPoolExecutor(2 * len(self._online))
         self._turn = threading.Lock()  # the nodes share a model, as those of a simulation do
         self.port = 0
 
@@ -57,19 +65,28 @@ class Nodes:
         self, action: str, contents: Mapping[int, RecordDict], ttl: float | None
     ) -> dict[str, int]:
         assert action == "session"
+        sent = {}
         for number, content in contents.items():
             opening = Opening.decode(text_of(content, "opening", "opening"))
             own = {"partition-id": number, "num-partitions": len(self._online)}
             node = Node(NodeConfig.read({**own, "state": str(self._state)}), opening)
-            handlers = {"message": self._one_by_one(node), "control": node.control}
+            handlers = {"message": self._one_by_one(node), "control": self._control(node)}
             token = text_of(content, "opening", "token")
             address, tls = f"127.0.0.1:{self.port}", self._tls(node.name)
             words = (address, tls, node.name, token, handlers)
-            self._ended.append(self._threads.submit(serve_session, *words))
-        return {f"message-{number}": number for number in contents}
+            message = f"message-{len(self._ended)}-{number}"
+            self._ended[message] = self._threads.submit(serve_session, *words)
+            sent[message] = number
+        return sent
 
     def answers(self, waiting: Iterable[str]) -> Iterator[tuple[str, RecordDict | Lost]]:
-        return iter(())
+        for message in list(waiting):
+            if self._ended[message].done():
+                yield message, Lost("its process has ended")
+
+    def _control(self, node: Node) -> Handler:
+        fault = self._fault
+        return node.control if fault is None else lambda data: fault(data, node.control)
 
     def _one_by_one(self, node: Node) -> Handler:
         def handle(data: bytes) -> bytes:
@@ -84,8 +101,8 @@ class Nodes:
 
     def join(self) -> None:
         """Wait until all have been told that the run is over."""
-        for ended in self._ended:
-            ended.result()
+        for ended in self._ended.values():
+            ended.exception()
         self._threads.shutdown()
 
 
@@ -133,19 +150,21 @@ def run_in_threads(
     folder: RunFolder,
     monkeypatch: pytest.MonkeyPatch,
     observe: Callable[[Metrics], None] | None = None,
+    fault: Fault | None = None,
 ) -> Experiment:
     """Run a federation over sessions with its clients, or go on with one."""
     monkeypatch.setattr(distributed, "GOODBYE_SECONDS", 0.0)  # nobody answers the invitations
-    monkeypatch.setattr(distributed, "POLL_SECONDS", 0.01)
+    for module in (distributed, patience):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     data = load_data(config.data, config.task.data_form, config.seed, config.public_size)
     texts = Texts(config, data.labels)
     config, data = texts.fit(data), texts.counted(data)
     newest = folder.checkpoints.newest(SERVER)
     opening = Opening("run", config.tree(), list(data.labels), 0 if newest is None else newest[0])
-    nodes = Nodes(keys, sorted(data.clients), folder.path / "nodes")
+    nodes = Nodes(keys, sorted(data.clients), folder.path / "nodes", fault)
     tls = ServerTLS.read(keys / "ca.crt", keys / "server.crt", keys / "server.key")
-    patience = Patience(20.0, 60.0)
-    engine = SessionEngine(cast(Mail, nodes), opening, patience, bind=HERE, address=HERE, tls=tls)
+    waits = Patience(20.0, 60.0)
+    engine = SessionEngine(cast(Mail, nodes), opening, waits, bind=HERE, address=HERE, tls=tls)
     nodes.port = engine._sessions.port
     finished = False
     try:

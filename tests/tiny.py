@@ -25,7 +25,7 @@ from trillium.config.experiment import (
     parse_overrides,
 )
 from trillium.experiment.run import Experiment, build
-from trillium.federation.fleet import Gathered, Lost
+from trillium.federation.fleet import Gathered, Lost, Saved
 from trillium.frameworks.kd.protocol import KD
 from trillium.rng import generator
 from trillium.tasks import IGNORE, Example
@@ -255,11 +255,11 @@ class Recorder:
     def gather(self, need: int) -> Gathered:
         return self.inner.gather(need)
 
-    def save(self, number: int) -> None:
-        self.inner.save(number)
+    def save(self, number: int) -> Saved | None:
+        return self.inner.save(number)
 
-    def restore(self, number: int) -> None:
-        self.inner.restore(number)
+    def restore(self, number: int, held: Mapping[str, int]) -> None:
+        self.inner.restore(number, held)
 
 
 def public_set(federation: Experiment) -> list[Example]:

@@ -16,8 +16,9 @@ from flwr.app import ConfigRecord, RecordDict
 from session_help import ClientThread, server_tls
 
 from trillium.engines import distributed
-from trillium.engines.distributed import Patience, SessionEngine
-from trillium.engines.node import Arrival, Opening
+from trillium.engines.distributed import SessionEngine
+from trillium.engines.opening import Arrival, Opening
+from trillium.engines.patience import Patience
 from trillium.engines.roster import Mail, Online, Unreachable, text_of
 from trillium.federation.fleet import Lost
 
@@ -67,18 +68,25 @@ class Here:
     def __init__(self, *, had: bool = True, arrival: bytes | None = None) -> None:
         self.told: list[Any] = []
         self._had = had
-        self._arrival = Arrival(had, COUNTS).encode().encode() if arrival is None else arrival
+        self._arrival = arrival
 
     def control(self, data: bytes) -> bytes:
-        self.told.append(json.loads(data))
-        return self._arrival if self.told[-1][0] == "settle" else json.dumps(self._had).encode()
+        verb, number = json.loads(data)
+        self.told.append([verb, number])
+        if verb == "settle" and self._arrival is not None:
+            return self._arrival
+        self._had = self._had or verb == "save"
+        at = number if self._had else None
+        return (
+            Arrival(at, COUNTS).encode().encode() if verb == "settle" else json.dumps(at).encode()
+        )
 
 
 @contextmanager
-def engine(keys: Path, mail: FakeMail) -> Iterator[SessionEngine]:
+def engine(keys: Path, mail: FakeMail, wait_seconds: float = 0.0) -> Iterator[SessionEngine]:
     tls = server_tls(keys)
     address = "127.0.0.1:0"
-    patience = Patience(0.0, 5.0)
+    patience = Patience(wait_seconds, 5.0)
     made = SessionEngine(
         cast(Mail, mail), OPENING, patience, bind=address, address=address, tls=tls
     )
@@ -136,12 +144,13 @@ def test_a_node_says_what_its_texts_come_to(keys: Path) -> None:
     [
         b"true",
         b"\xff",
-        b'{"had": true}',
-        b'{"had": 1, "counts": {}}',
-        b'{"had": true, "counts": []}',
-        b'{"had": true, "counts": {"texts": -1}}',
-        b'{"had": true, "counts": {"texts": 1.5}}',
-        b'{"had": true, "counts": {"rows": 1}}',
+        b'{"round": 1}',
+        b'{"round": true, "counts": {}}',
+        b'{"round": -1, "counts": {}}',
+        b'{"round": 1, "counts": []}',
+        b'{"round": 1, "counts": {"texts": -1}}',
+        b'{"round": 1, "counts": {"texts": 1.5}}',
+        b'{"round": 1, "counts": {"rows": 1}}',
     ],
 )
 def test_a_node_that_says_something_else_does_not_take_part(keys: Path, arrival: bytes) -> None:
@@ -154,6 +163,28 @@ def test_a_node_that_says_something_else_does_not_take_part(keys: Path, arrival:
         assert made.counts == {}
 
 
+def test_a_node_whose_link_is_lost_while_it_keeps_its_state_is_asked_again(keys: Path) -> None:
+    mail = FakeMail()
+    mail.online[1] = Online("a", "t0")
+    with engine(keys, mail, wait_seconds=20.0) as made:
+
+        class Cut(Here):
+            def control(self, data: bytes) -> bytes:
+                if json.loads(data)[0] == "save" and ["save", 4] not in self.told:
+                    made._sessions._links["a"].context.cancel()
+                return super().control(data)
+
+        made._invite()
+        come(made, keys, mail, "a", here := Cut(had=True))
+        made.gather(1)
+        asked(made, "a")
+        saved = made.save(4)
+        assert saved.held == {"a": 4}
+        assert not saved.lost
+        # The process is the same one, and says so: its state is that of the round.
+        assert here.told == [["settle", 0], ["save", 4], ["settle", 4], ["save", 4]]
+
+
 def test_who_kept_nothing_is_new_after_a_resume(keys: Path) -> None:
     mail = FakeMail()
     mail.online = {1: Online("a", "t0"), 2: Online("b", "t0")}
@@ -162,7 +193,7 @@ def test_who_kept_nothing_is_new_after_a_resume(keys: Path) -> None:
         come(made, keys, mail, "a", Here())
         come(made, keys, mail, "b", Here(had=False))
         made.gather(2)  # the server's own, before it goes back to its checkpoint
-        made.restore(3)
+        made.restore(3, {})
         assert made.gather(2).newcomers == {"b"}
         assert made.gather(2).newcomers == set()
 

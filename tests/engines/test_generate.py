@@ -46,7 +46,7 @@ class OverStream:
     def save(self, number: int) -> None:
         """Nothing is kept."""
 
-    def restore(self, number: int) -> None:
+    def restore(self, number: int, held: Mapping[str, int]) -> None:
         """Nothing was kept."""
 
 

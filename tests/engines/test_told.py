@@ -22,7 +22,8 @@ from session_help import ClientThread, lost, one, serving
 from tiny import experiment_config
 from trillium.engines import flower, frames
 from trillium.engines.flower import session
-from trillium.engines.node import Node, NodeConfig, Opening
+from trillium.engines.node import Node, NodeConfig
+from trillium.engines.opening import Opening
 from trillium.engines.roster import opening_record, outcome
 from trillium.engines.secure import ClientTLS
 from trillium.engines.session import SessionRefused

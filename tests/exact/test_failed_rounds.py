@@ -14,7 +14,7 @@ from tiny import experiment_config
 from trillium.config.experiment import ExperimentConfig
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
-from trillium.federation.fleet import Gathered, Lost, RoundFailed
+from trillium.federation.fleet import Gathered, Lost, RoundFailed, Saved
 from trillium.report.read import read_run
 from trillium.report.summary import remarks, summarise
 
@@ -60,11 +60,11 @@ class Failing:
     def gather(self, need: int) -> Gathered:
         return self.inner.gather(need)
 
-    def save(self, number: int) -> None:
-        self.inner.save(number)
+    def save(self, number: int) -> Saved | None:
+        return self.inner.save(number)
 
-    def restore(self, number: int) -> Set[str]:
-        found = self.inner.restore(number) or frozenset()
+    def restore(self, number: int, held: Mapping[str, int]) -> Set[str]:
+        found = self.inner.restore(number, held) or frozenset()
         return {name for name in found if name != self.away}
 
 

@@ -28,7 +28,7 @@ from tiny import (
 from trillium.errors import UserError
 from trillium.experiment.run import Experiment
 from trillium.federation.client import Client
-from trillium.federation.fleet import Gathered, PostingEngine
+from trillium.federation.fleet import Gathered, PostingEngine, Saved
 from trillium.rng import scoped_rng
 from trillium.wire.message import Message, decode
 from variants import slow_but
@@ -304,11 +304,11 @@ class Unhurried:
     def gather(self, need: int) -> Gathered:
         return self._inner.gather(need)
 
-    def save(self, number: int) -> None:
-        self._inner.save(number)
+    def save(self, number: int) -> Saved | None:
+        return self._inner.save(number)
 
-    def restore(self, number: int) -> None:
-        self._inner.restore(number)
+    def restore(self, number: int, held: Mapping[str, int]) -> None:
+        self._inner.restore(number, held)
 
 
 @pytest.mark.parametrize("shape", ["two_part", "u"])

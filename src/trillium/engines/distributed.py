@@ -10,43 +10,25 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from trillium.engines.node import Arrival, Opening
+from trillium.engines.held import Held
+from trillium.engines.opening import Arrival, Opening, read_round
+from trillium.engines.patience import POLL_SECONDS, Patience
 from trillium.engines.roster import Mail, Online, Unreachable, opening_record, outcome
 from trillium.engines.secure import ServerTLS
 from trillium.engines.stream import SessionServer
 from trillium.errors import UserError
-from trillium.federation.fleet import Gathered, Lost
+from trillium.federation.fleet import Gathered, Lost, Saved
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS: Final = 0.5
 # Before a node that answered nothing since it was invited is invited again; doubled each time.
 RETRY_SECONDS: Final = 10.0
 LONGEST_RETRY_SECONDS: Final = 600.0
 GOODBYE_SECONDS: Final = 10.0
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long the server waits."""
-
-    wait_seconds: float
-    deadline_seconds: float
-
-    def until(self, need: int, look: Callable[[], set[str]]) -> set[str]:
-        """Look who is here until there are enough of them, or the time is over; return who is."""
-        deadline = time.monotonic() + self.wait_seconds
-        told = False
-        while len(found := look()) < need and time.monotonic() <= deadline:
-            if not told:
-                log.info("waiting for nodes: %d of %d are here", len(found), need)
-                told = True
-            time.sleep(POLL_SECONDS)
-        return found
 
 
 @dataclass(frozen=True)
@@ -76,9 +58,11 @@ class SessionEngine:
         self._address = address
         self.counts: dict[str, Mapping[str, int]] = {}  # of the texts of nodes, as these say
         self._known: set[str] = set()
-        # Those that hold nothing of earlier rounds, which the framework does not know yet.
-        self._new: set[str] = set()
         self._behind: set[str] = set()  # did not answer their last ask
+        self._took: set[str] = set()  # answered in this round
+        self._held = Held()
+        self._undone: set[str] = set()  # have not gone back with the others
+        self._need = 0
         self._lock = threading.Lock()
         self._arrived: set[str] = set()  # have joined, and not been told yet where the run is
         self._open: dict[str, _Invited] = {}  # by the message
@@ -120,6 +104,7 @@ class SessionEngine:
             if isinstance(reply, Lost):
                 self._behind.add(name)
             else:
+                self._took.add(name)
                 self._behind.discard(name)
                 self._tries.pop(name, None)
             yield name, reply
@@ -133,29 +118,70 @@ class SessionEngine:
             return self._ready()
 
         present = self._patience.until(need, look)
-        new, self._new = self._new, set()
-        return Gathered(present, new)
+        self._need, self._took = need, set()
+        return self._held.gathered(present)
 
-    def save(self, number: int) -> None:
+    def save(self, number: int) -> Saved:
         """Let the nodes keep what they hold; a node that comes later is told this round.
 
-        A node that owes an answer keeps what it had when it gave the last one.
+        A node that owes an answer keeps what it had when it gave the last one. Where a link is lost
+        meanwhile, and too few would be left without it, it is waited for: its process may live.
         """
-        self._control("save", self._ready() - self._behind, number)
+        due, before = self._took - self._behind, dict(self._held.rounds)
+        kept: set[str] = set()
+        lost: dict[str, str] = {}
         self._opening = replace(self._opening, number=number)
+        self._held.rounds |= dict.fromkeys(due, number)  # what they come back with, if they do
 
-    def restore(self, number: int) -> set[str]:
-        """Take the nodes back to what they kept."""
-        answers = self._control("restore", self._ready(), number)
-        had = {name for name, answer in answers.items() if answer == b"true"}
-        self._new |= answers.keys() - had
-        return had
+        def keep(names: set[str]) -> None:
+            for name, answer in self._rounds("save", names).items():
+                if not isinstance(answer, Lost):
+                    kept.add(name)
+                    self._held.note(name, answer)
+                elif name in due & self._ready():  # it is here, and cannot
+                    lost[name] = answer.reason
+
+        def look() -> set[str]:
+            self._invite()
+            self._settle()
+            left = due - kept - lost.keys()
+            gone = self._held.gone
+            lost.update({name: gone.pop(name) for name in left & gone.keys()})
+            keep((left - lost.keys()) & self._ready())
+            hopeless = len(due - lost.keys()) < need
+            return due if hopeless else due & kept
+
+        need = min(self._need, len(due))
+        keep(self._ready() - self._behind)
+        if len(due & kept) < need:
+            self._patience.until(need, look)
+        for name in due - kept:
+            lost.setdefault(name, "its link was lost before it had kept its state of the round")
+            self._held.note(name, before.get(name))
+        return Saved(self._held.rounds, lost)
+
+    def restore(self, number: int, held: Mapping[str, int]) -> set[str]:
+        """Take the nodes back to what they kept; one that is away goes back when it comes."""
+        self._opening = replace(self._opening, number=number)
+        self._held.rounds = dict(held)
+        self._undone = set(self._known)
+        return self._go_back(self._ready())
+
+    def _go_back(self, names: set[str]) -> set[str]:
+        """Take nodes back to what they kept, and return those that are there now."""
+        back = set()
+        for name, answer in self._rounds("restore", names).items():
+            if not isinstance(answer, Lost):
+                self._undone.discard(name)
+                if self._held.came(name, answer):
+                    back.add(name)
+        return back
 
     def close(self, *, finished: bool) -> None:
         """End all sessions; after a finished run the nodes need their state no more."""
         present = self._ready()
         if finished:
-            self._control("forget", present - self._behind, self._opening.number)
+            self._control("forget", present - self._behind)
         self._closing = True
         self._sessions.close("the run has finished" if finished else "the run has ended early")
         deadline = time.monotonic() + GOODBYE_SECONDS
@@ -179,7 +205,8 @@ class SessionEngine:
         with self._lock:
             joined = self._arrived & connected
             self._arrived -= joined
-        answers = self._control("settle", joined, self._opening.number)
+        self._go_back(joined & self._undone)
+        answers = self._control("settle", joined - self._undone)
         found: dict[str, Arrival] = {}
         for name, answer in answers.items():
             try:
@@ -189,19 +216,37 @@ class SessionEngine:
         with self._lock:
             self._arrived |= joined - found.keys()
         self._known |= found.keys()
-        self._new |= {name for name, arrival in found.items() if not arrival.had}
+        for name, arrival in found.items():
+            self._held.came(name, arrival.round)
         self.counts |= {name: arrival.counts for name, arrival in found.items()}
         if found:
             log.info("joined: %s", ", ".join(sorted(found)))
 
-    def _control(self, verb: str, names: set[str], number: int) -> dict[str, bytes]:
+    def _rounds(self, verb: str, names: set[str]) -> dict[str, int | Lost | None]:
+        """Ask nodes to keep their state, or to go back; return which round each state is of now."""
+        lost: dict[str, Lost] = {}
+        answers: dict[str, int | Lost | None] = {}
+        for name, reply in self._control(verb, names, lost).items():
+            try:
+                answers[name] = read_round(json.loads(reply))
+            except ValueError as error:
+                answers[name] = Lost(str(error))
+        return answers | lost
+
+    def _control(
+        self, verb: str, names: set[str], lost: dict[str, Lost] | None = None
+    ) -> dict[str, bytes]:
         """Ask nodes what the framework knows nothing of, and return the answers that came."""
-        asks = dict.fromkeys(sorted(names), json.dumps([verb, number]).encode())
+        number = self._opening.number
+        places = {} if verb == "save" else self._held.places(names, number)
+        asks = {n: json.dumps([verb, places.get(n, number)]).encode() for n in sorted(names)}
         seconds = self._patience.deadline_seconds
         answers: dict[str, bytes] = {}
         for name, reply in self._sessions.carry(asks, channel="control", deadline_seconds=seconds):
             if isinstance(reply, Lost):
                 log.warning("%s: %s: %s", name, verb, reply.reason)
+                if lost is not None:
+                    lost[name] = reply
             else:
                 answers[name] = reply
         return answers

@@ -7,6 +7,7 @@ a `Client`.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -22,9 +23,11 @@ from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.config.places import located
 from trillium.config.texts import Texts, in_model_order
 from trillium.data.deployed import read_server_data
-from trillium.engines.distributed import Patience, SessionEngine
+from trillium.engines.distributed import SessionEngine
 from trillium.engines.messages import MessageEngine
-from trillium.engines.node import Arrival, Node, NodeConfig, Opening
+from trillium.engines.node import Node, NodeConfig
+from trillium.engines.opening import Arrival, Opening
+from trillium.engines.patience import Patience
 from trillium.engines.roster import Mail, bytes_of, text_of, with_bytes
 from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import SessionRefused, serve_session
@@ -224,14 +227,12 @@ def ask(message: Message, context: Context) -> Message:
 
     def serve(settings: NodeConfig, node: Node) -> RecordDict:
         kept = context.state.get("client")
-        if isinstance(kept, ArrayRecord):
+        if isinstance(kept, ArrayRecord):  # else its SuperNode was started anew, and it must settle
             node.load(load(bytes_of(RecordDict({"data": kept}))))
-        else:
-            node.settle(_opening(message).number)
         reply = node.handle(bytes_of(message.content))
-        node.save(node.client.round)
+        held = json.dumps(node.save(node.client.round))
         _keep(context, node)
-        return with_bytes(RecordDict(), reply)
+        return with_bytes(RecordDict({"node": ConfigRecord({"kept": held})}), reply)
 
     return _answer(message, context, serve)
 

@@ -5,18 +5,22 @@ It needs no second port; each ask costs the start of a process on the node, whic
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
 from flwr.app import RecordDict
 
-from trillium.engines.distributed import RETRY_SECONDS, Patience
-from trillium.engines.node import Arrival, Opening
+from trillium.engines.distributed import RETRY_SECONDS
+from trillium.engines.held import Held
+from trillium.engines.opening import Arrival, Opening, read_round
+from trillium.engines.patience import Patience
 from trillium.engines.roster import Mail, bytes_of, opening_record, outcome, text_of, with_bytes
-from trillium.federation.fleet import Gathered, Lost
+from trillium.federation.fleet import Gathered, Lost, Saved
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +34,10 @@ class MessageEngine:
         self._mail, self._opening, self._patience = mail, opening, patience
         self.counts: dict[str, Mapping[str, int]] = {}  # of the texts of nodes, as these say
         self._nodes: dict[str, int] = {}
+        self._since: dict[int, str] = {}  # when those came online that have settled
+        self._held = Held()
         self._not_before: dict[int, float] = {}  # when one that could not take part is asked again
         self._empty: set[str] = set()  # held nothing of earlier rounds when they came
-        self._new: set[str] = set()  # of these, those that the framework has not been told of
 
     @property
     def clients(self) -> Sequence[str]:
@@ -48,18 +53,27 @@ class MessageEngine:
         }
         seconds = self._patience.deadline_seconds
         for node, content in self._mail.exchange("ask", contents, seconds):
-            yield names[node], _read(content, bytes_of)
+            reply = _read(content, bytes_of)
+            if isinstance(content, RecordDict) and isinstance(reply, bytes):
+                self._note(names[node], content)
+            yield names[node], reply
+
+    def _note(self, name: str, content: RecordDict) -> None:
+        """Note what a node says to have kept after an ask."""
+        with suppress(ValueError):
+            self._held.note(name, read_round(json.loads(text_of(content, "node", "kept"))))
 
     def gather(self, need: int) -> Gathered:
         """Wait for enough nodes, and ask those that are new who they are."""
         present = self._patience.until(need, self._look)
-        found, self._new = self._new, set()
-        return Gathered(present, found)
+        return self._held.gathered(present)
 
     def _look(self) -> set[str]:
+        """Let those settle who are new, or whose SuperNode was started anew and has forgotten."""
         online = self._mail.nodes()
         paused = {n for n, t in self._not_before.items() if time.monotonic() < t}
-        fresh = [node for node in online if node not in paused | {*self._nodes.values()}]
+        settled = {node for node in online if self._since.get(node) == online[node].since}
+        fresh = [node for node in online if node not in paused | settled]
         contents = {node: opening_record(self._opening) for node in fresh}
         seconds = self._patience.deadline_seconds
         for node, content in self._mail.exchange("settle", contents, seconds):
@@ -70,19 +84,23 @@ class MessageEngine:
                 continue
             name, arrival = reply
             self._nodes[name], self.counts[name] = node, arrival.counts
-            if not arrival.had:
+            self._since[node] = online[node].since
+            self._held.came(name, arrival.round)
+            if arrival.round is None:
                 self._empty.add(name)
-                self._new.add(name)
-        return {name for name, node in self._nodes.items() if node in online}
+        here = {node for node in online if self._since.get(node) == online[node].since}
+        return {name for name, node in self._nodes.items() if node in here}
 
-    def save(self, number: int) -> None:
+    def save(self, number: int) -> Saved:
         """Note the round; the nodes keep what they hold after every ask."""
         self._opening = replace(self._opening, number=number)
+        return Saved(self._held.rounds)
 
-    def restore(self, number: int) -> None:
-        """Note the round; the nodes go back to it with the first ask of a Flower run."""
+    def restore(self, number: int, held: Mapping[str, int]) -> None:
+        """Note the round; the nodes go back to it with the first message after this."""
         self._opening = replace(self._opening, number=number)
-        self._new = {*self._empty}
+        self._held = Held(dict(held), {*self._empty})
+        self._since = {}
 
     def close(self, *, finished: bool) -> None:
         """Let the nodes remove what they keep, after a finished run."""

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trillium.config.experiment import ExperimentConfig, experiment
-from trillium.config.texts import COUNTED, Texts
+from trillium.config.texts import Texts
 from trillium.data.deployed import read_rows
 from trillium.data.federated import load_data
+from trillium.engines.opening import Arrival, Opening
 from trillium.errors import PeerError, UserError, doing, shareable, suggest
 from trillium.experiment.run import build_client, resident_model
 from trillium.federation.checkpoint import Checkpoints
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RUN: Final = re.compile(r"[\w.-]{1,200}")
 EXAMPLE: Final = 'Write for example --node-config \'name="hospital-a" data="data/train.csv"\''
 
 
@@ -100,76 +98,14 @@ class NodeConfig(BaseModel):
         return found
 
 
-@dataclass(frozen=True)
-class Opening:
-    """What the server tells a node at the beginning: `number` is the last complete round."""
-
-    run: str
-    tree: Mapping[str, Any]
-    labels: Sequence[str]
-    number: int
-
-    def encode(self) -> str:
-        """Return it as JSON."""
-        return json.dumps(vars(self), sort_keys=True)
-
-    @classmethod
-    def decode(cls, text: str) -> Opening:
-        """Check what came from the server; `ValueError` if it is no opening."""
-        content = json.loads(text)
-        found = cls(**content)
-        labels_fit = isinstance(found.labels, list) and all(
-            isinstance(label, str) for label in found.labels
-        )
-        if not (
-            isinstance(found.run, str)
-            and RUN.fullmatch(found.run)
-            and found.run.strip(".")
-            and isinstance(found.tree, dict)
-            and labels_fit
-            and type(found.number) is int
-        ):
-            raise ValueError("the server's opening is malformed")
-        return found
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """What a node says when it has gone back to where the run is.
-
-    Attributes:
-        had: whether it holds what it kept.
-        counts: its texts: how many, how many of them are cut, how many are left out.
-    """
-
-    had: bool
-    counts: Mapping[str, int]
-
-    def encode(self) -> str:
-        """Return it as JSON."""
-        return json.dumps(vars(self))
-
-    @classmethod
-    def decode(cls, text: str | bytes) -> Arrival:
-        """Check what came from a node; `ValueError` if it is no arrival."""
-        content = json.loads(text)
-        if not isinstance(content, dict) or {*content} != {"had", "counts"}:
-            raise ValueError("the node's arrival is malformed")
-        had, counts = content["had"], content["counts"]
-        if type(had) is not bool or not isinstance(counts, dict) or not {*counts} <= COUNTED:
-            raise ValueError("the node's arrival is malformed")
-        if not all(type(count) is int and 0 <= count < 2**53 for count in counts.values()):
-            raise ValueError("the node's counts are malformed")
-        return cls(had, counts)
-
-
 class Node:
     """One client of a run, kept in memory between asks."""
 
     def __init__(self, settings: NodeConfig, opening: Opening) -> None:
         self.name, self.client, self.counts = _client(settings, opening)
         self.client.describe = self._told
-        self._settled: bool | None = None
+        self._settled = False
+        self._round: int | None = None  # that what it holds is of
         self._folder = None if settings.state is None else settings.state / opening.run
         self._checkpoints = None if self._folder is None else Checkpoints(self._folder)
         num_examples = len(self.client.examples)
@@ -180,6 +116,7 @@ class Node:
         self._check_settled()
         start = time.perf_counter()
         reply = self.client.handle(data)
+        self._round = self.client.round
         log.info(
             "%s: round %d: %s, %d bytes down, %d bytes up, %.1f s",
             self.name,
@@ -196,35 +133,41 @@ class Node:
         log.error("%s: %s failed", self.name, self.client.last_verb or "an ask", exc_info=error)
         return shareable(error)
 
-    def settle(self, number: int) -> bool:
-        """Do as `restore` does, once in this process."""
-        return self.restore(number) if self._settled is None else self._settled
+    def settle(self, number: int) -> int | None:
+        """Do as `restore` does, once in this process; return the round that the state is of."""
+        return self._round if self._settled else self.restore(number)
 
-    def restore(self, number: int) -> bool:
-        """Go back to the newest state of a round or before; return whether there is one."""
-        found = None if self._checkpoints is None else self._checkpoints.newest(self.name, number)
+    def restore(self, number: int) -> int | None:
+        """Go back to the newest state of a round or before, and return its round, if there is one."""
+        found = None if self._checkpoints is None else self._checkpoints.back_to(self.name, number)
         self.client.store, self.client.scratch = {} if found is None else found[1], {}
         if found is not None:
             log.info("%s: goes on from its state after round %d", self.name, found[0])
-        self._settled = found is not None
-        return self._settled
+        self._settled, self._round = True, None if found is None else found[0]
+        return self._round
 
     def load(self, content: Mapping[str, Any]) -> None:
         """Go on from what `dump` of the client returned."""
         self.client.load(content)
-        self._settled = True
+        self._settled, self._round = True, self.client.round
 
     def _check_settled(self) -> None:
         """Refuse to go on from nothing, which would in the end replace what is kept."""
-        if self._settled is None:
+        if not self._settled:
             raise PeerError("it has not been told yet where the run is")
 
-    def save(self, number: int) -> None:
-        """Keep what the client holds after a round."""
+    def save(self, number: int) -> int | None:
+        """Keep what the client holds after a round.
+
+        Returns:
+            The round; `None` if there is nothing to keep, or no place for it.
+        """
         self._check_settled()
-        self._settled = True
-        if self._checkpoints is not None:
-            self._checkpoints.keep(self.name, number, self.client.store)
+        self._round = number
+        if self._checkpoints is None:
+            return None
+        self._checkpoints.keep(self.name, number, self.client.store)
+        return number if self.client.store else None
 
     def forget(self) -> None:
         """Remove what is kept: the run has finished."""
@@ -240,10 +183,10 @@ class Node:
             self.forget()
             return b"true"
         with doing("state"):
-            done = getattr(self, verb)(number)
+            done: int | None = getattr(self, verb)(number)
         if verb == "settle":
             return Arrival(done, self.counts).encode().encode()
-        return json.dumps(done is not False).encode()
+        return json.dumps(done).encode()
 
 
 def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client, dict[str, int]]:

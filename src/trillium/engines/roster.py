@@ -14,7 +14,7 @@ from typing import Final
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from trillium.engines.node import Opening
+from trillium.engines.opening import Opening
 from trillium.federation.fleet import Lost
 
 POLL_SECONDS: Final = 0.1

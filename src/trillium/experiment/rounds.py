@@ -83,6 +83,7 @@ class Experiment:
                 self.config.head.start(self.server, self.fleet)
                 framework.start(self.server, self.fleet)
                 self._seconds += time.perf_counter() - start
+                self._save()
                 self._evaluate({}, observe)
                 self._checkpoint()
             for number in range(self.server.round + 1, (rounds if framework.trains else 0) + 1):
@@ -97,7 +98,7 @@ class Experiment:
                     figures = self._skip(number)
                 self._seconds += time.perf_counter() - start
                 is_due = number % self.config.evaluation.every == 0 or number == rounds
-                if is_due or "skipped" in figures:
+                if is_due or "skipped" in figures or self.fleet.gone:
                     self._evaluate(figures, observe)
                 self._checkpoint()
             self._finish()
@@ -120,7 +121,9 @@ class Experiment:
         self.fleet.begin_round(number)
         self.config.head.inform(self.server, self.fleet)
         with scoped_rng(self.config.seed, "server", number):
-            return self.config.framework.round(self.server, self.fleet)
+            figures = self.config.framework.round(self.server, self.fleet)
+        self._save()
+        return figures
 
     def _skip(self, number: int) -> Metrics:
         """Take all sides back to before a round that has failed, and let it be over.
@@ -165,13 +168,16 @@ class Experiment:
         if observe is not None:
             observe(line)
 
+    def _save(self) -> None:
+        """Let the clients write down what they hold; whoever cannot was not in the round."""
+        if self.folder is not None:
+            self.fleet.save()
+
     def _checkpoint(self) -> None:
-        """Write down what every side holds after this round; the server last, which completes it."""
+        """Write down what the server holds after this round, which completes it."""
         self.fleet.ledger.flush()
         if self.folder is None:
             return
-        number = self.server.round
-        self.fleet.engine.save(number)
         cost = self.server.meter.read()
         content = {
             "state": values(self.server.state),
@@ -180,8 +186,9 @@ class Experiment:
             "cost": [cost.flops, cost.seconds, cost.peak_bytes],
             "positions": self.folder.positions(),
             "unsure": sorted(self.fleet.unsure),
+            "held": self.fleet.held,
         }
-        self.folder.checkpoints.keep(SERVER, number, content)
+        self.folder.checkpoints.keep(SERVER, self.server.round, content)
 
     def restore(self) -> Set[str]:
         """Go back to the last complete round of the folder, or to the beginning if there is none.
@@ -205,8 +212,11 @@ class Experiment:
         self._seconds = content["seconds"]
         self.history = self.folder.evaluations()
         self.fleet.unsure = frozenset(content["unsure"])
-        self._started = True
-        return self.fleet.engine.restore(number) or frozenset()
+        held: dict[str, int] = content["held"]
+        if self._started:  # who was found to be behind since begins anew
+            held = {name: held[name] for name in held.keys() & self.fleet.held.keys()}
+        self.fleet.held, self._started = held, True
+        return self.fleet.engine.restore(number, held) or frozenset()
 
     def _answers(self) -> dict[str, Any]:
         """Return what the model says that is shipped; of clients' own ones, what the first writes."""

@@ -66,6 +66,14 @@ class Checkpoints:
                 "Remove the file; the one before it is used then, or the run begins anew",
             ) from error
 
+    def back_to(self, name: str, number: int) -> tuple[int, Any] | None:
+        """Remove what a side kept of later rounds, which did not count, and return the newest left."""
+        numbers = self._numbers(name)
+        for late in [n for n in numbers if n > number]:
+            (self.folder / f"{name}@{late}.pt").unlink(missing_ok=True)
+            numbers.remove(late)
+        return self.newest(name)
+
     def clear(self) -> None:
         """Remove all files; the folder stays if something else lies in it."""
         self._known = None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.errors import UserError
+from trillium.federation.engine import Engine as Engine
+from trillium.federation.engine import Gathered as Gathered
+from trillium.federation.engine import PostingEngine as PostingEngine
+from trillium.federation.engine import Saved as Saved
 from trillium.federation.parts import Lost as Lost
 from trillium.federation.parts import carry, check_size
 from trillium.rng import generator
@@ -19,56 +24,10 @@ from trillium.wire.ledger import Entry, Ledger, Purpose
 from trillium.wire.message import Message
 from trillium.wire.wire import Direction, Packed, Wire
 
+log = logging.getLogger(__name__)
+
 ERROR_VERB = "error"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """Who is there at the beginning of a round.
-
-    Attributes:
-        newcomers: those that have come, or come back without what they kept, since the last round.
-    """
-
-    present: Set[str]
-    newcomers: Set[str] = frozenset()
-
-
-class Engine(Protocol):
-    """Carries bytes to clients and brings bytes back, and knows nothing else."""
-
-    @property
-    def clients(self) -> Sequence[str]:
-        """Names of the clients of the run, sorted, whether or not they can be reached just now."""
-
-    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
-        """Yield `(client, reply)` as replies arrive, or why one will not."""
-
-    def gather(self, need: int) -> Gathered:
-        """Wait for clients before a round.
-
-        Args:
-            need: how many clients the round needs; after its patience the engine goes on with less.
-        """
-
-    def save(self, number: int) -> None:
-        """Let every client write down what it holds after a round."""
-
-    def restore(self, number: int) -> Set[str] | None:
-        """Take every client back to what it wrote down after that round, or the newest before.
-
-        Returns:
-            Who is known to be back there; nobody for `None`.
-        """
-
-
-@runtime_checkable
-class PostingEngine(Engine, Protocol):
-    """An engine whose clients work while the server does something else."""
-
-    def post(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
-        """Send the requests now, and return what yields the replies as `carry` does."""
 
 
 class FleetConfig(BaseModel):
@@ -146,6 +105,8 @@ class Fleet:
         unsure: clients that were asked in a round which is to count for nothing, and may not have gone
             back; the next time that they are asked they are newcomers.
         failed: how often a round has failed before, by its number.
+        held: by client, the round of the state that it has said to keep.
+        gone: those whose state of this round, or before it, is gone, and why.
         limits: what is accepted of a message.
     """
 
@@ -167,6 +128,8 @@ class Fleet:
         self.newcomers: Set[str] = frozenset()
         self.unsure: frozenset[str] = frozenset()
         self.failed: Mapping[int, int] = {}
+        self.held: dict[str, int] = {}
+        self.gone: dict[str, str] = {}
         self.limits = Limits()
         config.check(len(engine.clients))
 
@@ -176,7 +139,7 @@ class Fleet:
 
     def begin_round(self, number: int) -> list[str]:
         """Sample the cohort of a round and return it, sorted by name."""
-        self.round, self.missing = number, {}
+        self.round, self.missing, self.gone = number, {}, {}
         gathered = self.engine.gather(self._need(len(self.engine.clients)))
         names = list(self.engine.clients)
         size = self.config.clients_per_round or len(names)
@@ -186,7 +149,30 @@ class Fleet:
         self.asked = sorted(order[:size])
         self.newcomers = gathered.newcomers | self.unsure.intersection(self.asked)
         self.unsure = self.unsure.difference(self.asked)
+        self._forgo(gathered.behind)
         return self.asked
+
+    def save(self) -> None:
+        """Let all clients write down what they hold; who has lost its work of the round is missing.
+
+        Raises:
+            RoundFailed: fewer clients are left than `min_replies`.
+        """
+        saved = self.engine.save(self.round)
+        if saved is not None:
+            self.held = dict(saved.held)
+            self._forgo(saved.lost)
+
+    def _forgo(self, behind: Mapping[str, str]) -> None:
+        """Do without clients whose state is not that of the run, and begin anew with them later."""
+        for name, why in behind.items():
+            self.held.pop(name, None)
+            log.warning("round %d: %s: %s", self.round, name, why)
+        self.gone |= behind
+        self.unsure |= behind.keys()
+        self.missing |= {name: why for name, why in behind.items() if name in self.asked}
+        if behind:
+            self._check_enough()
 
     @property
     def cohort(self) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 
+from trillium.errors import UserError
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
-from trillium.federation.fleet import Gathered
+from trillium.federation.fleet import Gathered, Saved
 
 
 class LocalEngine:
@@ -20,6 +21,7 @@ class LocalEngine:
         self._clients = {client.name: client for client in sorted(clients, key=lambda c: c.name)}
         self._checkpoints = checkpoints
         self._changed = {client.name for client in clients if client.store}
+        self._held: dict[str, int] = {}
 
     @property
     def clients(self) -> Sequence[str]:
@@ -36,18 +38,32 @@ class LocalEngine:
         """Return everybody: the clients are always here, and forget nothing."""
         return Gathered(self._clients.keys())
 
-    def save(self, number: int) -> None:
+    def save(self, number: int) -> Saved | None:
         """Write what those clients hold that were asked, or were made, since the last time."""
-        if self._checkpoints is not None:
-            for name in sorted(self._changed):
-                self._checkpoints.keep(name, number, self._clients[name].store)
-            self._changed.clear()
+        if self._checkpoints is None:
+            return None
+        for name in sorted(self._changed):
+            self._checkpoints.keep(name, number, self._clients[name].store)
+            self._held[name] = number
+        self._changed.clear()
+        return Saved(self._held)
 
-    def restore(self, number: int) -> Set[str]:
-        """Read the newest that each client has of that round or before."""
+    def restore(self, number: int, held: Mapping[str, int]) -> Set[str]:
+        """Read the newest that each client has of that round or before.
+
+        Raises:
+            UserError: it is not that of the round that it must be of.
+        """
         if self._checkpoints is None:
             return frozenset()
         for name, client in self._clients.items():
             found = self._checkpoints.newest(name, number)
+            if name in held and (found is None or found[0] != held[name]):
+                raise UserError(
+                    str(self._checkpoints.folder / f"{name}@{held[name]}.pt"),
+                    "this checkpoint of a client is gone, and the run would go on with another state",
+                    "Put the file back, or start the run anew",
+                )
             client.store, client.scratch = {} if found is None else found[1], {}
+        self._held = dict(held)
         return self._clients.keys()

@@ -1,0 +1,77 @@
+"""What carries bytes between a server and its clients, and keeps what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from trillium.federation.parts import Lost
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Who is there at the beginning of a round.
+
+    Attributes:
+        newcomers: those that have come, or come back without what they kept, since the last round.
+        behind: those that came back with the state of another round than they had said to keep, and
+            why that is.
+    """
+
+    present: Set[str]
+    newcomers: Set[str] = frozenset()
+    behind: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What came of it that every client was to write down what it holds.
+
+    Attributes:
+        held: by client, the round of the state that it has said to keep; without those that have
+            nothing to keep, or no place for it.
+        lost: those whose work of the round counts, and whose state of it is gone, and why.
+    """
+
+    held: Mapping[str, int]
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Carries bytes to clients and brings bytes back, and knows nothing else."""
+
+    @property
+    def clients(self) -> Sequence[str]:
+        """Names of the clients of the run, sorted, whether or not they can be reached just now."""
+
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
+        """Yield `(client, reply)` as replies arrive, or why one will not."""
+
+    def gather(self, need: int) -> Gathered:
+        """Wait for clients before a round.
+
+        Args:
+            need: how many clients the round needs; after its patience the engine goes on with less.
+        """
+
+    def save(self, number: int) -> Saved | None:
+        """Let every client write down what it holds after a round; `None` where nobody keeps any."""
+
+    def restore(self, number: int, held: Mapping[str, int]) -> Set[str] | None:
+        """Take every client back to what it wrote down after that round, or the newest before.
+
+        Args:
+            held: by client, the round of the state that it must have.
+
+        Returns:
+            Who is known to be back there; nobody for `None`.
+        """
+
+
+@runtime_checkable
+class PostingEngine(Engine, Protocol):
+    """An engine whose clients work while the server does something else."""
+
+    def post(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
+        """Send the requests now, and return what yields the replies as `carry` does."""
