@@ -14,6 +14,8 @@ pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from deployed import assert_equal, run_in_threads
 from tiny import experiment_config
+from trillium import resume
+from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
 from trillium.federation.side import Metrics
@@ -58,3 +60,28 @@ def test_a_server_that_was_killed_goes_on_with_what_its_nodes_have_kept(
     run_in_threads(config, keys, RunFolder.reopen(path), monkeypatch)
     assert_equal(path, tmp_path / "local")
     assert json.loads((path / "status.json").read_text())["resumed"] == 1
+
+
+def test_a_deployed_folder_is_gone_on_with_by_a_deployment_alone(
+    hub: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uncounted: None
+) -> None:
+    config = experiment_config(hub)
+    path, local = tmp_path / "deployed", tmp_path / "local"
+
+    def dying(line: Metrics) -> None:
+        if line["round"] == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_in_threads(config, keys, RunFolder(path, "fedllm", deployed=True), monkeypatch, dying)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    for _ in range(2):
+        with pytest.raises(UserError, match="nodes on machines of their own"):
+            resume(path, progress=False)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    with pytest.raises(Killed):
+        build(config, RunFolder(local, "fedllm")).run(dying)
+    with pytest.raises(UserError, match="nodes would go on with other rows"):
+        RunFolder.reopen(local, deployed=True)
+    run_in_threads(config, keys, RunFolder.reopen(path, deployed=True), monkeypatch)
+    assert json.loads((path / "status.json").read_text())["deployed"]

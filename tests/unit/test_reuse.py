@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_only_a_finished_run_of_the_same_settings_and_data_is_taken(
     assert not (again / "table.csv").exists()
     with pytest.raises(UserError, match="has finished"):
         stopped(out / "same")
+
+    old = first / "old_s0" / "status.json"
+    old.write_text(old.read_text().replace('"deployed": false', '"deployed": true'))
+    assert taken(out, "nodes", config(hub, source)) == {("nodes", 0): out / "same" / "same_s0"}
+    shutil.rmtree(out / "nodes")
+    old.write_text(old.read_text().replace('"deployed": true', '"deployed": false'))
 
     # One word more of data, or another version of a library, makes it another run.
     now = time.time() + 1

@@ -139,14 +139,14 @@ def _folder(config: ExperimentConfig, settings: Settings) -> RunFolder:
     parent = settings.run_folder
     parent.mkdir(parents=True, exist_ok=True)
     if not settings.resume:
-        return RunFolder(new_folder(parent, name), config.framework.name)
+        return RunFolder(new_folder(parent, name), config.framework.name, deployed=True)
     tree = located(config).tree()
     for path in sorted(parent.glob(f"*_{name}*"), reverse=True):
         # One that was stopped before its first checkpoint holds nothing to go on from.
         if Checkpoints(path / "checkpoints").numbers(SERVER) and not is_finished(path):
             written = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
             if written == tree:
-                return RunFolder.reopen(path)
+                return RunFolder.reopen(path, deployed=True)
     raise UserError(
         "resume=true",
         f"{parent} holds no unfinished run of this recipe",

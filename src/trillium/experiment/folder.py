@@ -43,13 +43,15 @@ class RunFolder:
 
     Attributes:
         path: the folder; it is made, or is empty.
+        deployed: whether its clients are nodes on machines of their own: no simulation may go on with
+            it, and none may pass for it.
         kept_round: the round whose model is shipped, once that is known.
         failed_rounds: how often a round has failed for want of replies, by its number.
     """
 
-    def __init__(self, path: Path, arm: str) -> None:
+    def __init__(self, path: Path, arm: str, *, deployed: bool = False) -> None:
         claim(path)
-        self.path, self.arm = path, arm
+        self.path, self.arm, self.deployed = path, arm, deployed
         self._started, self._resumed = time.time(), 0
         self._digest: str | None = None
         self.kept_round: int | None = None
@@ -58,15 +60,25 @@ class RunFolder:
         self.status("running")
 
     @classmethod
-    def reopen(cls, path: Path) -> Self:
+    def reopen(cls, path: Path, *, deployed: bool = False) -> Self:
         """Return the folder of a run that was stopped, to go on with it.
 
         Raises:
-            UserError: a process still runs it.
+            UserError: a process still runs it, or it is a deployment's and this is none.
         """
-        lock = _locked(path)
         status = json.loads((path / "status.json").read_text(encoding="utf-8"))
+        if status.get("deployed", False) != deployed:
+            why = "its clients are nodes on machines of their own, and none of them is here"
+            instead = (
+                "Go on with it in its deployment: flwr run app trillium --run-config resume=true"
+            )
+            if deployed:
+                why = "its clients were simulated, and nodes would go on with other rows"
+                instead = f"Write trillium resume {path}"
+            raise UserError(str(path), why, instead)
+        lock = _locked(path)
         found = cls.__new__(cls)
+        found.deployed = deployed
         found.path, found.arm, found._lock = path, str(status["arm"]), lock
         found._started = datetime.fromisoformat(status["started"]).timestamp()
         found._resumed, found._digest = int(status["resumed"]) + 1, status.get("config")
@@ -95,6 +107,7 @@ class RunFolder:
             "error": error,
             "seconds": time.time() - self._started,
             "resumed": self._resumed,
+            "deployed": self.deployed,
             "config": self._digest,
             "kept_round": self.kept_round,
             "failed_rounds": failed,

@@ -43,7 +43,8 @@ def take_finished(
             continue
         with suppress(OSError, ValueError, KeyError, UserError):
             status = json.loads(status_file.read_text(encoding="utf-8"))
-            key = wanted.get(status["config"]) if status["state"] == "finished" else None
+            simulated = status["state"] == "finished" and not status.get("deployed")
+            key = wanted.get(status["config"]) if simulated else None
             if key is not None and key not in found and _is_current(path, status):
                 _share(path, place(folder, key), {**status, "arm": key[0], "reused": str(path)})
                 found[key] = path
