@@ -210,7 +210,7 @@ def parts_of(name: str, tensor: Tensor) -> dict[str, Tensor]:
 def refuses(over: Wire, parts: dict[str, Tensor]) -> bool:
     """Whether the parts are refused; any other exception than `MessageError` fails the test."""
     try:
-        over.unpack(encode(Message("train", parts)), "up")
+        dict(over.unpack(encode(Message("train", parts)), "up").message.tensors)
     except MessageError:
         return True
     return False

@@ -12,12 +12,13 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
-from deployed import assert_equal, run_in_threads
+from deployed import assert_equal, lines_of, run_in_threads
 from tiny import experiment_config
 from trillium import resume
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
+from trillium.federation.parts import HEAD_BYTES
 from trillium.federation.side import Metrics
 from variants import VARIANTS, Variant, cases
 
@@ -37,9 +38,15 @@ def test_sessions_equal_the_local_engine(
     hub: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Variant
 ) -> None:
     config = experiment_config(hub, *variant.words, model=variant.model, task=variant.task)
-    build(config, RunFolder(tmp_path / "local", "local")).run()
+    built = build(config, RunFolder(tmp_path / "local", "local"))
+    built.run()
     run_in_threads(config, keys, RunFolder(tmp_path / "sessions", "sessions"), monkeypatch)
     assert_equal(tmp_path / "sessions", tmp_path / "local")
+    # What is accepted of a reply follows from the run, and leaves room for all that come.
+    crossed = [e for e in lines_of(tmp_path / "local" / "wire.jsonl") if e["direction"] == "up"]
+    largest = max((max(e["bytes"], e["bytes_raw"]) for e in crossed), default=0)
+    most = built.fleet.most.max_bytes
+    assert HEAD_BYTES + largest <= most < HEAD_BYTES + 10**7
 
 
 @pytest.mark.parametrize("variant", [VARIANTS[name] for name in RESUMED], ids=RESUMED)

@@ -227,3 +227,13 @@ def test_answers_that_break_the_protocol(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
     assert server.clients == []
     serves_on(server, keys)
+
+
+def test_an_answer_longer_than_the_run_can_give_rise_to_is_not_taken_in(keys: Path) -> None:
+    with serving(keys) as server:
+        a = ClientThread(keys, server.port, "a", server.invite("a"))
+        assert server.wait(["a"], 10) == {"a"}
+        assert one(server, "a", b"x" * 100, most_bytes=100) == b"x" * 100
+        reply = one(server, "a", b"x" * 101, most_bytes=100)
+        assert "REPLY of 101 bytes, at most 100 are accepted" in lost(reply)
+        assert not a.summary().complete

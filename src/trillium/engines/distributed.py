@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 # Before a node that answered nothing since it was invited is invited again; doubled each time.
 RETRY_SECONDS: Final = 10.0
 LONGEST_RETRY_SECONDS: Final = 600.0
+CONTROL_BYTES: Final = 64 * 1024  # of an answer that is none to the framework
 GOODBYE_SECONDS: Final = 10.0
 
 
@@ -63,6 +64,7 @@ class SessionEngine:
         self._held = Held()
         self._undone: set[str] = set()  # have not gone back with the others
         self._need = 0
+        self.most_bytes = CONTROL_BYTES  # of a reply; the run says more as soon as it is set up
         self._lock = threading.Lock()
         self._arrived: set[str] = set()  # have joined, and not been told yet where the run is
         self._open: dict[str, _Invited] = {}  # by the message
@@ -91,8 +93,9 @@ class SessionEngine:
         with self._lock:
             fresh = self._arrived & requests.keys()
         asks = {name: data for name, data in requests.items() if name not in fresh}
-        deadline_seconds = self._patience.deadline_seconds
-        return self._noted(fresh, self._sessions.post(asks, deadline_seconds=deadline_seconds))
+        seconds = self._patience.deadline_seconds
+        replies = self._sessions.post(asks, deadline_seconds=seconds, most_bytes=self.most_bytes)
+        return self._noted(fresh, replies)
 
     def _noted(
         self, fresh: set[str], replies: Iterator[tuple[str, bytes | Lost]]
@@ -242,7 +245,9 @@ class SessionEngine:
         asks = {n: json.dumps([verb, places.get(n, number)]).encode() for n in sorted(names)}
         seconds = self._patience.deadline_seconds
         answers: dict[str, bytes] = {}
-        for name, reply in self._sessions.carry(asks, channel="control", deadline_seconds=seconds):
+        for name, reply in self._sessions.carry(
+            asks, channel="control", deadline_seconds=seconds, most_bytes=CONTROL_BYTES
+        ):
             if isinstance(reply, Lost):
                 log.warning("%s: %s: %s", name, verb, reply.reason)
                 if lost is not None:

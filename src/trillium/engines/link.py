@@ -56,6 +56,7 @@ class Ask:
     channel: str
     data: bytes
     replies: queue.SimpleQueue[tuple[str, bytes | Lost]]
+    most_bytes: int
     abandoned: bool = False
 
     def lose(self, reason: str, *, sent: bool = True) -> None:
@@ -208,6 +209,10 @@ class Link:
             raise FrameError(f"{first.kind.name} where an answer belongs")
         if ask is None or first.sequence != ask.sequence:
             raise FrameError("an answer to what was not asked")
+        if first.total_bytes > ask.most_bytes:
+            raise FrameError(
+                f"{first.kind.name} of {first.total_bytes} bytes, at most {ask.most_bytes} are accepted"
+            )
 
     def _answered(self, whole: Whole) -> None:
         """Pass an answer on, or discard it if it comes too late."""

@@ -21,6 +21,7 @@ from trillium.engines.opening import Arrival, Opening, read_round
 from trillium.engines.patience import Patience
 from trillium.engines.roster import Mail, bytes_of, opening_record, outcome, text_of, with_bytes
 from trillium.federation.fleet import Gathered, Lost, Saved
+from trillium.federation.parts import CARRIED_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class MessageEngine:
     def __init__(self, mail: Mail, opening: Opening, patience: Patience) -> None:
         self._mail, self._opening, self._patience = mail, opening, patience
         self.counts: dict[str, Mapping[str, int]] = {}  # of the texts of nodes, as these say
+        self.most_bytes = CARRIED_BYTES  # of a reply; the run says how many
         self._nodes: dict[str, int] = {}
         self._since: dict[int, str] = {}  # when those came online that have settled
         self._held = Held()
@@ -54,6 +56,10 @@ class MessageEngine:
         seconds = self._patience.deadline_seconds
         for node, content in self._mail.exchange("ask", contents, seconds):
             reply = _read(content, bytes_of)
+            if isinstance(reply, bytes) and len(reply) > self.most_bytes:
+                reply = Lost(
+                    f"a reply of {len(reply)} bytes, at most {self.most_bytes} are accepted"
+                )
             if isinstance(content, RecordDict) and isinstance(reply, bytes):
                 self._note(names[node], content)
             yield names[node], reply

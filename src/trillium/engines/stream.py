@@ -113,14 +113,21 @@ class SessionServer:
         *,
         channel: str = "message",
         deadline_seconds: float | None = None,
+        most_bytes: int | None = None,
     ) -> Iterator[tuple[str, bytes | Lost]]:
         """Send all requests at once and yield `(client, reply)` as replies arrive.
 
         Every client of the requests is yielded exactly once, with its reply or with why there is
         none. Nothing is sent before the first is asked for; the deadline for all of them runs from
         then on. A client that is still busy with an earlier ask gets its request when it is free.
+        One that answers with more than `most_bytes` breaks the protocol, and its stream ends.
         """
-        yield from self.post(requests, channel=channel, deadline_seconds=deadline_seconds)
+        yield from self.post(
+            requests,
+            channel=channel,
+            deadline_seconds=deadline_seconds,
+            most_bytes=most_bytes,
+        )
 
     def post(
         self,
@@ -128,19 +135,25 @@ class SessionServer:
         *,
         channel: str = "message",
         deadline_seconds: float | None = None,
+        most_bytes: int | None = None,
     ) -> Iterator[tuple[str, bytes | Lost]]:
         """Send all requests now, and return what yields the replies as `carry` does."""
-        replies = self._replies(requests, channel, deadline_seconds)
+        most = min(most_bytes or self.config.max_bytes, self.config.max_bytes)
+        replies = self._replies(requests, channel, deadline_seconds, most)
         next(replies)
         return replies
 
     def _replies(
-        self, requests: Mapping[str, bytes], channel: str, deadline_seconds: float | None
+        self,
+        requests: Mapping[str, bytes],
+        channel: str,
+        deadline_seconds: float | None,
+        most: int,
     ) -> Iterator[tuple[str, bytes | Lost]]:
         """Send all requests, yield once, and then each reply; who stops early gives up the rest."""
         replies: queue.SimpleQueue[tuple[str, bytes | Lost]] = queue.SimpleQueue()
         waiting = {
-            name: self._submit(Ask(name, next(self._sequence), channel, data, replies))
+            name: self._submit(Ask(name, next(self._sequence), channel, data, replies, most))
             for name, data in requests.items()
         }
         try:

@@ -29,9 +29,10 @@ from trillium.experiment.rounds import Observer as Observer
 from trillium.experiment.tracking import Tracking
 from trillium.experiment.written import with_public
 from trillium.federation.client import Client, verbs_of
-from trillium.federation.fleet import Engine, Fleet
+from trillium.federation.engine import BoundedEngine, Engine
+from trillium.federation.fleet import Fleet
 from trillium.federation.local import LocalEngine
-from trillium.federation.parts import limits_of
+from trillium.federation.parts import limits_of, reply_limits
 from trillium.federation.server import Server
 from trillium.federation.side import new_secret
 from trillium.federation.tiers import tier_of
@@ -201,6 +202,15 @@ def build_server(
     wires = {client: made[id(tier)] for client, tier in tiers.items()}
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
     fleet.limits = limits_of(model)
+    fleet.most = reply_limits(
+        model,
+        fleet.limits,
+        samples=max(config.training.batch_size, config.evaluation.batch_size),
+        tokens=config.training.limit,
+        predictions=sum(config.task.num_targets(example) for example in public),
+    )
+    if isinstance(engine, BoundedEngine):
+        engine.most_bytes = fleet.most.max_bytes
     if folder is not None:
         fleet.failed = folder.failed_rounds
     built = Experiment(config, data, server, fleet, folder, list(clients), tracking=tracking)

@@ -70,6 +70,13 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class BoundedEngine(Engine, Protocol):
+    """An engine that takes no more of a reply than it is told to."""
+
+    most_bytes: int
+
+
+@runtime_checkable
 class PostingEngine(Engine, Protocol):
     """An engine whose clients work while the server does something else."""
 

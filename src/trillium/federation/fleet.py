@@ -108,6 +108,7 @@ class Fleet:
         held: by client, the round of the state that it has said to keep.
         gone: those whose state of this round, or before it, is gone, and why.
         limits: what is accepted of a message.
+        most: what is accepted of a reply.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Fleet:
         self.failed: Mapping[int, int] = {}
         self.held: dict[str, int] = {}
         self.gone: dict[str, str] = {}
-        self.limits = Limits()
+        self.limits = self.most = Limits()
         config.check(len(engine.clients))
 
     def wire_of(self, client: str) -> Wire:
@@ -198,7 +199,7 @@ class Fleet:
             RoundFailed: fewer clients are left than `min_replies`.
         """
         sent, entries = self._pack(requests, purpose)
-        replies = carry(self.engine, sent, self.limits)
+        replies = carry(self.engine, sent, self.most)
         yield from self._collect(replies, sent.keys(), entries, read, purpose)
 
     def ask_all(
@@ -233,7 +234,7 @@ class Fleet:
         if isinstance(self.engine, PostingEngine):
             replies = self.engine.post(sent)
         else:
-            replies = iter(list(carry(self.engine, sent, self.limits)))
+            replies = iter(list(carry(self.engine, sent, self.most)))
         return self._collect(replies, sent.keys(), entries, read, "train")
 
     def _pack(
@@ -295,7 +296,7 @@ class Fleet:
         packed = Packed(data, Message(ERROR_VERB), {"control": len(data)})
         measured: dict[str, Any] = {}
         try:
-            packed = self.wire_of(client).unpack(data, "up", self.limits)
+            packed = self.wire_of(client).unpack(data, "up", self.most)
             reply = packed.message
             check_size(verb, "up", packed.largest_bytes, self.limits)
             if reply.verb == ERROR_VERB:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from trillium.errors import UserError
@@ -45,6 +45,33 @@ class Carries(Protocol):
 
     def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
         """Yield `(client, reply)` as replies arrive, or why one will not."""
+
+
+SAMPLES: Final = 256  # of which activations cross in one message, at most
+MORE: Final = 4  # times what a message is expected to hold
+HEAD_BYTES: Final = 64 * 1024**2  # for names, shapes and small values
+
+
+def reply_limits(
+    model: LanguageModel, limits: Limits, *, samples: int, tokens: int, predictions: int
+) -> Limits:
+    """Return what is accepted of a client in one message: a few times what the run can give rise to.
+
+    `MORE` times all that trains and the weights that it changes, the statistics of features, a batch
+    of activations in full length and the soft labels of the public set, each in float64, and some MB.
+
+    Args:
+        limits: what is accepted at all.
+        samples: examples in a batch.
+        tokens: the most of an example.
+        predictions: of the public set.
+    """
+    weights = sum(tensor.numel() for tensor in (*model.initial.values(), *model.base.values()))
+    width = max((min(p.shape) for p in model.module.parameters() if p.dim() == 2), default=1)
+    features = (width + 1) * (width + 1 + min(model.num_classes, width))
+    activations = max(samples, SAMPLES) * tokens * width
+    entries = weights + features + activations + predictions * (model.num_classes + 1)
+    return replace(limits, max_bytes=min(limits.max_bytes, HEAD_BYTES + MORE * 8 * entries))
 
 
 def limits_of(model: LanguageModel) -> Limits:

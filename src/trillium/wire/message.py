@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from trillium.wire.arrived import Arrived
 from trillium.wire.codecs.rows import FullRows
 from trillium.wire.kinds import DTYPES, FLAT, KINDS, Kind, Limits, MessageError, has_values
 from trillium.wire.rows import EncodedRows
@@ -59,7 +60,7 @@ class Message:
     def bytes_raw(self) -> int:
         """What the tensors weigh before the codecs; log-probabilities as float32."""
         rows = sum(4 * len(found) * found.num_classes for found in self.encoded.values())
-        return rows + sum(tensor.nbytes for tensor in self.tensors.values())
+        return rows + nbytes(self.tensors)
 
     def group(self, kind: Kind) -> dict[str, Tensor]:
         """Return the tensors of one kind, by the name behind the kind."""
@@ -78,15 +79,26 @@ class Message:
         a `MessageError`.
         """
         assert FLAT not in like, f"{kind}/{FLAT} is the name of all of them"
-        found = self.group(kind)
-        if found.keys() == {FLAT}:
-            found = self._unflattened(kind, found[FLAT], like)
-        if found.keys() != like.keys():
-            missing, unknown = like.keys() - found.keys(), found.keys() - like.keys()
+        prefix = f"{kind}/"
+        names = {name.removeprefix(prefix) for name in self.tensors if name.startswith(prefix)}
+        if names == {FLAT}:
+            flat = self._read(prefix + FLAT, sum(tensor.numel() for tensor in like.values()))
+            found = self._unflattened(kind, flat, like)
+            return {name: self._checked(kind, name, found[name], like[name]) for name in like}
+        if names != like.keys():
+            missing, unknown = like.keys() - names, names - like.keys()
             raise MessageError(
                 f"{self.verb}: {kind} lack {sorted(missing)[:3]} and have unknown {sorted(unknown)[:3]}"
             )
-        return {name: self._checked(kind, name, found[name], like[name]) for name in like}
+        return {
+            name: self._checked(kind, name, self._read(prefix + name, tensor.numel()), tensor)
+            for name, tensor in like.items()
+        }
+
+    def _read(self, name: str, most: int) -> Tensor:
+        """Return a tensor, of at most so many entries if it is still to be decoded."""
+        tensors = self.tensors
+        return tensors.read(name, most) if isinstance(tensors, Arrived) else tensors[name]
 
     def _unflattened(
         self, kind: str, flat: Tensor, like: Mapping[str, Tensor]
@@ -121,7 +133,7 @@ class Message:
         """Return one tensor; `MessageError` unless dtype, shape (`None` is any size), values fit."""
         if name not in self.tensors:
             raise MessageError(f"{self.verb}: {name} is missing")
-        tensor = self.tensors[name]
+        tensor = self._sized(name, shape)
         fits = tensor.dim() == len(shape) and all(
             want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
         )
@@ -133,9 +145,16 @@ class Message:
             raise MessageError(f"{self.verb}: {name} holds NaN or infinity")
         return tensor
 
+    def _sized(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
+        """Return a tensor of no more entries than a shape has, where it says so."""
+        sizes = [size for size in shape if size is not None]
+        return (
+            self._read(name, math.prod(sizes)) if len(sizes) == len(shape) else self.tensors[name]
+        )
+
     def floats(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
         """Return one tensor of any floating dtype, else checked as `tensor` does."""
-        dtype = self.tensors[name].dtype if name in self.tensors else torch.float32
+        dtype = self._sized(name, shape).dtype if name in self.tensors else torch.float32
         if not dtype.is_floating_point:
             raise MessageError(f"{self.verb}: {name} is {dtype}, expected floats")
         return self.tensor(name, dtype, shape)
@@ -157,6 +176,13 @@ class Message:
         if value <= 0:
             raise MessageError(f"{self.verb}: {name} is {value}, not above zero")
         return value
+
+
+def nbytes(tensors: Mapping[str, Tensor]) -> int:
+    """Return what tensors weigh; those that are still to be decoded as they came."""
+    if isinstance(tensors, Arrived):
+        return tensors.nbytes
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -254,6 +280,11 @@ def received(message: Message, name: str, num_rows: int, num_classes: int) -> So
     """Return checked but still encoded soft labels of a message; `MessageError` if they do not fit."""
     if name in message.encoded:
         labels = replace(message.encoded[name], num_classes=num_classes)
+    elif isinstance(message.tensors, Arrived) and name in message.tensors:
+        codec = message.tensors.rows.get(name) or FullRows()
+        longest = codec.encode_rows(torch.zeros(1, num_classes).log_softmax(-1), 0).numel()
+        records = message.tensors.read(name, num_rows * longest)
+        labels = SoftLabels(codec, records, num_classes)
     elif name in message.tensors:
         labels = SoftLabels(FullRows(), message.tensors[name], num_classes)
     else:

@@ -14,13 +14,14 @@ from torch import Tensor
 from trillium.component import Choice
 from trillium.errors import UserError
 from trillium.rng import derive_seed
+from trillium.wire.arrived import Arrived
 from trillium.wire.codecs import Codec
 from trillium.wire.codecs.rows import FullRows, RowCodec
 from trillium.wire.codecs.stack import decode_stack, encode_stack
 from trillium.wire.kinds import FLAT, FLAT_KINDS, Kind, Limits, MessageError
-from trillium.wire.message import Message, decode, encode
+from trillium.wire.message import Message, decode, encode, nbytes
 from trillium.wire.rows import EncodedRows
-from trillium.wire.soft_labels import SoftLabels, Writer
+from trillium.wire.soft_labels import Writer
 
 Direction = Literal["up", "down"]
 
@@ -45,8 +46,7 @@ class Packed:
     @property
     def largest_bytes(self) -> int:
         """What a receiver must have room for: the bytes, or the tensors that they become."""
-        decoded = sum(tensor.nbytes for tensor in self.message.tensors.values())
-        return max(len(self.data), decoded)
+        return max(len(self.data), nbytes(self.message.tensors))
 
 
 @dataclass(frozen=True)
@@ -118,38 +118,38 @@ class Wire(BaseModel):
         return Packed(data, message, _weigh(tensors, len(data)))
 
     def unpack(self, data: bytes, direction: Direction, limits: Limits = Limits()) -> Packed:
-        """Check and deserialise bytes from the other side, and undo the codecs.
+        """Check and deserialise bytes from the other side; what codecs have written is read later.
 
-        It raises `MessageError` if they are malformed, do not fit the codecs of this direction, or
-        stand for more than is accepted.
+        It raises `MessageError` if they are malformed; so does who reads a tensor that does not fit
+        the codecs of this direction, or stands for more entries than the reader expects. All that is
+        read of the message takes `limits.max_bytes` at most.
         """
         message = decode(data, limits)
         parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for full_name, tensor in message.tensors.items():
             name, _, part = full_name.partition("#")
             parts[name][part] = tensor
-        tensors: dict[str, Tensor] = {}
-        encoded: dict[str, SoftLabels] = {}
+        rows: dict[str, RowCodec] = {}
+        stacks: dict[str, list[Codec]] = {}
         written: dict[str, EncodedRows] = {}
-        room = limits.max_bytes
         for name, found in parts.items():
-            row_codec, stack = self._split(_kind(name), direction)
+            row_codec, stacks[name] = self._split(_kind(name), direction)
+            if row_codec is not None:
+                rows[name] = row_codec
+            elif _kind(name) == "activations" and all(codec.row_wise for codec in stacks[name]):
+                written[name] = EncodedRows(tuple(stacks[name]), found, _key(message, name))
+
+        def read(name: str, most: int) -> Tensor:
             try:
-                tensors[name] = decode_stack(stack, found, _key(message, name))
+                return decode_stack(stacks[name], parts[name], _key(message, name), most)
             except (KeyError, ValueError, RuntimeError, TypeError) as error:
                 raise MessageError(
                     f"{name} does not fit the codecs of this side: {error!r}"
                 ) from error
-            room -= tensors[name].nbytes
-            if room < 0:
-                raise MessageError(f"the tensors hold more than {limits.max_bytes} bytes")
-            if row_codec is not None:
-                encoded[name] = SoftLabels(row_codec, tensors.pop(name), 0)
-            elif _kind(name) == "activations" and all(codec.row_wise for codec in stack):
-                written[name] = EncodedRows(tuple(stack), found, _key(message, name))
+
         kinds = _weigh(message.tensors, len(data))
-        read = Message(message.verb, tensors, message.meta, encoded, written)
-        return Packed(data, read, kinds)
+        tensors = Arrived(parts, read, rows, limits.max_bytes)
+        return Packed(data, Message(message.verb, tensors, message.meta, {}, written), kinds)
 
     def preview(self, message: Message, direction: Direction) -> Preview:
         """Say what the other side will read of the tensors of a message, without sending it.

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
+from trillium.federation.parts import SAMPLES as MOST_SAMPLES
 from trillium.federation.server import Server
 from trillium.frameworks.split.activation_cache import (
     DIGEST,
@@ -46,7 +47,7 @@ from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, named, scalar
 from trillium.wire.rows import EncodedRows, plain_rows
 
-UPLOAD: Final = 256  # samples of one message: a few MB, so that no side holds all of them at once
+UPLOAD: Final = MOST_SAMPLES  # of one message: a few MB, so that no side holds all of them at once
 MAX_SAMPLES: Final = 100_000_000  # of one client; more can only be an error
 _ROWS: Final = "activations/rows"
 _LABELS: Final = "labels/labels"

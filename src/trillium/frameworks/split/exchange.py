@@ -201,12 +201,18 @@ class Exchange:
             for client, pooled in pooled_of.items()
         }
 
-        def read(reply: Message) -> tuple[torch.Tensor, float, float]:
-            gradient = reply.floats("gradients/output", (None, None))
-            loss = reply.scalar("control/loss")
-            return gradient, loss, reply.not_negative("control/squared_norm")
+        def reader(ask: Message) -> Callable[[Message], tuple[torch.Tensor, float, float]]:
+            sent = tuple(ask.tensors["activations/output"].shape)
 
-        for client, (gradient, loss, norm) in self.fleet.ask_all(asks, read).items():
+            def read(reply: Message) -> tuple[torch.Tensor, float, float]:
+                gradient = reply.floats("gradients/output", sent)
+                loss = reply.scalar("control/loss")
+                return gradient, loss, reply.not_negative("control/squared_norm")
+
+            return read
+
+        readers = {client: reader(ask) for client, ask in asks.items()}
+        for client, (gradient, loss, norm) in self.fleet.ask_all(asks, readers).items():
             pooled = pooled_of[client]
             rows, mask = pooled.rows(client, pooled.output_gradient), pooled.members[client].mask
             if gradient.shape != (int(mask.sum()), rows.shape[-1]):

@@ -59,6 +59,6 @@ class Codec(Component, kind="codec", package="trillium.wire.codecs"):
 
         Parts, which come from a peer, that do not fit together are a `ValueError`, `KeyError`,
         `TypeError` or `RuntimeError`. Nothing of the size they claim is allocated before that is
-        known.
+        known, nor more entries than `parts.most_of` says.
         """
         raise NotImplementedError

@@ -18,6 +18,7 @@ from trillium.errors import UserError
 from trillium.wire.codecs import Codec
 from trillium.wire.codecs.cast import Cast
 from trillium.wire.codecs.integers import Int2, Int4, Int8
+from trillium.wire.codecs.parts import most_of
 from trillium.wire.codecs.rows import RowCodec
 from trillium.wire.codecs.stack import decode_stack, encode_stack
 from trillium.wire.kinds import NATURES, Nature
@@ -106,4 +107,4 @@ class Adaptive(Codec, name="adaptive"):
         if step.dtype != torch.uint8 or step.shape != () or int(step) >= len(self.steps):
             raise ValueError(f"no step {step.dtype} {tuple(step.shape)} among {len(self.steps)}")
         others = {part: tensor for part, tensor in parts.items() if part != "step"}
-        return decode_stack(self.steps[int(step)], others, key)
+        return decode_stack(self.steps[int(step)], others, key, most_of(parts))

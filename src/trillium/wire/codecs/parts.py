@@ -14,6 +14,19 @@ from trillium.wire.kinds import Limits
 LIMITS: Final = Limits()
 
 
+class Parts(dict[str, Tensor]):
+    """Parts of a tensor that came; `most` is how many entries it can have."""
+
+    def __init__(self, parts: Mapping[str, Tensor], most: int) -> None:
+        super().__init__(parts)
+        self.most = most
+
+
+def most_of(parts: Mapping[str, Tensor]) -> int:
+    """Return how many entries the tensor of these parts can have."""
+    return parts.most if isinstance(parts, Parts) else LIMITS.max_bytes // 4
+
+
 def expect_parts(parts: Mapping[str, Tensor], names: Collection[str]) -> None:
     """Raise `ValueError` unless these parts have come, and no others."""
     if parts.keys() != set(names):
@@ -25,13 +38,13 @@ def shape_part(tensor: Tensor) -> Tensor:
     return torch.tensor(tensor.shape, dtype=torch.int64)
 
 
-def read_shape(part: Tensor, itemsize: int = 4) -> tuple[int, ...]:
-    """Return the shape that a peer claims, or `ValueError` if it is none, or too large to allocate."""
+def read_shape(part: Tensor, most: int) -> tuple[int, ...]:
+    """Return the shape that a peer claims; `ValueError` if it is none, or of more entries than that."""
     if part.dtype != torch.int64 or part.dim() != 1 or len(part) > LIMITS.max_dims:
         raise ValueError(f"a shape that is {part.dtype} {tuple(part.shape)}")
     shape = tuple(part.tolist())
-    if min(shape, default=0) < 0 or math.prod(shape) * itemsize > LIMITS.max_bytes:
-        raise ValueError(f"a tensor of shape {shape} is not accepted")
+    if min(shape, default=0) < 0 or math.prod(shape) > most:
+        raise ValueError(f"a tensor of shape {shape} is not accepted, at most {most} entries are")
     return shape
 
 

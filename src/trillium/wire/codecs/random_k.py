@@ -17,6 +17,7 @@ from torch import Tensor
 from trillium.wire.codecs import Codec
 from trillium.wire.codecs.parts import (
     expect_parts,
+    most_of,
     num_kept,
     read_shape,
     shape_part,
@@ -50,7 +51,7 @@ class RandomK(Codec, name="random_k"):
     def decode(self, parts: Mapping[str, Tensor], key: int) -> Tensor:
         """Return the tensor as float32."""
         expect_parts(parts, {"", "shape"})
-        shape = read_shape(parts["shape"])
+        shape = read_shape(parts["shape"], most_of(parts))
         total = math.prod(shape)
         values = vector_of_floats(parts[""], num_kept(self.fraction, total))
         flat = torch.zeros(total)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from trillium.wire.codecs import Codec
+from trillium.wire.codecs.parts import LIMITS, Parts
 from trillium.wire.kinds import MessageError
 
 
@@ -21,8 +22,15 @@ def encode_stack(stack: Sequence[Codec], tensor: Tensor, key: int) -> dict[str, 
     return parts
 
 
-def decode_stack(stack: Sequence[Codec], parts: Mapping[str, Tensor], key: int) -> Tensor:
-    """Return the tensor that the parts stand for; raises what `Codec.decode` does."""
+def decode_stack(
+    stack: Sequence[Codec], parts: Mapping[str, Tensor], key: int, most: int | None = None
+) -> Tensor:
+    """Return the tensor that the parts stand for, of at most so many entries.
+
+    What a codec makes of a tensor has no more entries than that: `most` holds on the way, too. It
+    raises what `Codec.decode` does.
+    """
+    most = LIMITS.max_bytes // 4 if most is None else most
     left = dict(parts)
     for position, codec in reversed(list(enumerate(stack))):
         prefix = f"{position}."
@@ -31,8 +39,10 @@ def decode_stack(stack: Sequence[Codec], parts: Mapping[str, Tensor], key: int) 
             for part in list(left)
             if part.startswith(prefix)
         }
-        left[""] = codec.decode({"": left.pop(""), **own}, key)
+        left[""] = codec.decode(Parts({"": left.pop(""), **own}, most), key)
     tensor = left.pop("")
     if left:
         raise ValueError(f"parts that no codec of this side knows: {sorted(left)[:3]}")
+    if tensor.numel() > most:
+        raise ValueError(f"{tensor.numel()} entries, at most {most} are expected")
     return tensor

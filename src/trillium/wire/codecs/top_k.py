@@ -16,6 +16,7 @@ from torch import Tensor
 from trillium.wire.codecs import Codec, rice
 from trillium.wire.codecs.parts import (
     expect_parts,
+    most_of,
     num_kept,
     read_shape,
     shape_part,
@@ -47,7 +48,7 @@ class TopK(Codec, name="top_k"):
     def decode(self, parts: Mapping[str, Tensor], key: int) -> Tensor:
         """Return the tensor as float32."""
         expect_parts(parts, {"", "places", "shape"})
-        shape = read_shape(parts["shape"])
+        shape = read_shape(parts["shape"], most_of(parts))
         total = math.prod(shape)
         count = num_kept(self.fraction, total)
         values = vector_of_floats(parts[""], count)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trillium.wire.codecs import Codec
-from trillium.wire.codecs.parts import expect_parts, read_shape
+from trillium.wire.codecs.parts import expect_parts, most_of, read_shape
 from trillium.wire.kinds import DTYPES, Kind
 
 _DTYPES: Final = tuple(DTYPES.values())
@@ -53,7 +53,7 @@ class Zstd(Codec, name="zstd"):
         expect_parts(parts, {""} | parts.keys() & {"form"})
         if "form" not in parts:
             return parts[""]
-        dtype, shape = _read_form(parts["form"])
+        dtype, shape = _read_form(parts["form"], most_of(parts))
         if parts[""].dtype != torch.uint8 or parts[""].dim() != 1:
             raise ValueError(f"compressed bytes that are {parts[''].dtype}")
         planes = _decompress(parts[""], math.prod(shape) * dtype.itemsize)
@@ -62,13 +62,13 @@ class Zstd(Codec, name="zstd"):
         return (raw != 0 if dtype == torch.bool else raw.view(dtype)).reshape(shape)
 
 
-def _read_form(part: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+def _read_form(part: Tensor, most: int) -> tuple[torch.dtype, tuple[int, ...]]:
     if part.dtype != torch.int64 or part.dim() != 1 or not len(part):
         raise ValueError(f"dtype and shape that are {part.dtype} {tuple(part.shape)}")
     index = int(part[0])
     if not 0 <= index < len(_DTYPES):
         raise ValueError(f"dtype {index}")
-    return _DTYPES[index], read_shape(part[1:], _DTYPES[index].itemsize)
+    return _DTYPES[index], read_shape(part[1:], most)
 
 
 def _decompress(part: Tensor, size: int) -> Tensor:
