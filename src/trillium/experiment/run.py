@@ -32,7 +32,7 @@ from trillium.federation.client import Client, verbs_of
 from trillium.federation.engine import BoundedEngine, Engine
 from trillium.federation.fleet import Fleet
 from trillium.federation.local import LocalEngine
-from trillium.federation.parts import limits_of, reply_limits
+from trillium.federation.parts import SAMPLES, limits_of, reply_limits
 from trillium.federation.server import Server
 from trillium.federation.side import new_secret
 from trillium.federation.tiers import tier_of
@@ -205,8 +205,10 @@ def build_server(
     fleet.most = reply_limits(
         model,
         fleet.limits,
-        samples=max(config.training.batch_size, config.evaluation.batch_size),
-        tokens=config.training.limit,
+        tokens=max(
+            max(SAMPLES, config.training.batch_size) * config.training.limit,
+            config.evaluation.batch_tokens,
+        ),
         predictions=sum(config.task.num_targets(example) for example in public),
     )
     if isinstance(engine, BoundedEngine):

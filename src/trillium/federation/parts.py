@@ -52,9 +52,7 @@ MORE: Final = 4  # times what a message is expected to hold
 HEAD_BYTES: Final = 64 * 1024**2  # for names, shapes and small values
 
 
-def reply_limits(
-    model: LanguageModel, limits: Limits, *, samples: int, tokens: int, predictions: int
-) -> Limits:
+def reply_limits(model: LanguageModel, limits: Limits, *, tokens: int, predictions: int) -> Limits:
     """Return what is accepted of a client in one message: a few times what the run can give rise to.
 
     `MORE` times all that trains and the weights that it changes, the statistics of features, a batch
@@ -62,15 +60,13 @@ def reply_limits(
 
     Args:
         limits: what is accepted at all.
-        samples: examples in a batch.
-        tokens: the most of an example.
+        tokens: the most of those whose activations may cross at once.
         predictions: of the public set.
     """
     weights = sum(tensor.numel() for tensor in (*model.initial.values(), *model.base.values()))
     width = max((min(p.shape) for p in model.module.parameters() if p.dim() == 2), default=1)
     features = (width + 1) * (width + 1 + min(model.num_classes, width))
-    activations = max(samples, SAMPLES) * tokens * width
-    entries = weights + features + activations + predictions * (model.num_classes + 1)
+    entries = weights + features + tokens * width + predictions * (model.num_classes + 1)
     return replace(limits, max_bytes=min(limits.max_bytes, HEAD_BYTES + MORE * 8 * entries))
 
 
