@@ -124,6 +124,7 @@ def test_deploy_writes_a_folder_once(
         (["--node", "a", "--session-port", "8443"], "Write another one, such as 9443"),
         (["--node", "a", "--session-port", "70000"], "is not host:port"),
         (["--node", "a", "framework=centralised"], "nodes keep theirs"),
+        (["--node", "a", "--part"], "its clients run the whole model"),
         (["--node", "a", "fleet.min_replies=2"], "Write at most 1, or name more nodes"),
         (["--node", "a", "data.source.label=lable"], "Did you mean 'label'?"),
         (["--node", "a", "round=3"], "Did you mean 'rounds'?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import AutoConfig
 from checkpoints import checkpoint
 from tiny import Recorder, digest, federation, run_rounds, tensors_digest
 from trillium.component import resolve
+from trillium.errors import UserError
 from trillium.experiment.run import resident_model
 from trillium.models import own
 from trillium.models.adapters import Adapter
@@ -24,6 +26,7 @@ from trillium.models.base import ModelConfig
 from trillium.models.checkpointing import checkpoint_blocks
 from trillium.models.load import LanguageModel, load_model
 from trillium.models.own import Ends
+from trillium.models.part_folder import write_part
 from trillium.models.stand_ins import is_whole
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
@@ -35,6 +38,7 @@ AUTO = {
 }
 CASES = [("CAUSAL_LM", name) for name in CONFIGS if name not in ENCODERS]
 CASES += [("SEQ_CLS", name) for name in (*sorted(ENCODERS), "gpt2", "llama")]
+INDEX = "model.safetensors.index.json"
 ALL_ENDS = [Ends(1), Ends(2), Ends(1, True), Ends(1, True, 2)]
 LINEAR = {"name": "lora", "target_modules": "all-linear"}
 PROBE = [Example(0, torch.arange(5, 12), torch.tensor(0))]
@@ -283,3 +287,41 @@ def test_a_federation_of_clients_with_parts_is_one_of_clients_with_the_whole(
         replies = [digest(reply) for _, _, reply in recorder.log]
         runs.append((tensors_digest(dict(fed.server.state)), replies))
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("ends", [Ends(2), Ends(1, True, 2)])
+@pytest.mark.parametrize(("name", "task"), [("llama", "CAUSAL_LM"), ("bert", "SEQ_CLS")])
+def test_a_folder_with_the_part_serves_as_the_model(
+    hub: Path, tmp_path: Path, name: str, task: str, ends: Ends
+) -> None:
+    folder, part = write(hub, name, task), tmp_path / "part"
+    labels = ("a", "b", "c") if task == "SEQ_CLS" else ()
+    write_part(ModelConfig(id=str(folder)), AUTO[task], labels, ends, part)
+    alone, given = (load(place, task, ends) for place in (folder, part))
+    assert same(tensors(given.module), tensors(alone.module))
+    assert same(given.initial, alone.initial)
+    with safe_open(part / "model.safetensors", "pt") as file:
+        size = sum(file.get_tensor(key).nbytes for key in file.keys())  # noqa: SIM118
+        assert len(file.keys()) < len(json.loads((folder / INDEX).read_text())["weight_map"])
+    base = [p for n, p in given.module.named_parameters()
+            if not any(word in n for word in ("lora", "classifier"))]  # fmt: skip
+    assert size == sum(p.nbytes for p in base)
+    if not ends.has_tail:
+        fewer = load(part, task, Ends(1))
+        assert same(tensors(fewer.module), tensors(load(folder, task, Ends(1)).module))
+
+
+def test_a_folder_with_the_part_serves_for_nothing_else(hub: Path, tmp_path: Path) -> None:
+    folder, part = write(hub, "llama", "CAUSAL_LM"), tmp_path / "part"
+    write_part(ModelConfig(id=str(folder)), AUTO["CAUSAL_LM"], (), Ends(1), part)
+    for ends in (None, Ends(2), Ends(1, True)):
+        with pytest.raises(UserError, match="part of a split client alone"):
+            load(part, "CAUSAL_LM", ends)
+    weights = bytearray((part / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (part / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="damaged or others"):
+        load(part, "CAUSAL_LM", Ends(1))
+    drawn = ModelConfig(id=str(folder), random_weights=True)
+    with pytest.raises(UserError, match="not read as they are"):
+        write_part(drawn, AUTO["CAUSAL_LM"], (), Ends(1), tmp_path / "other")

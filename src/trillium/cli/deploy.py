@@ -57,6 +57,9 @@ def deploy(
         str, typer.Option(help="Name or address by which nodes reach the server.")
     ] = "localhost",
     session_port: Annotated[int, typer.Option(help="Port of Trillium's sessions.")] = 9443,
+    part: Annotated[
+        bool, typer.Option("--part", help="Write a folder with the clients' part of a split model.")
+    ] = False,
 ) -> None:
     """Write a recipe as an app for several machines, with instructions.
 
@@ -75,8 +78,13 @@ def deploy(
         "session-address": f"{host}:{session_port}",
         "session-bind": f"0.0.0.0:{session_port}",
     }
-    data = write(config, folder, node, address)
+    data = write(config, folder, node, address, with_part=part)
     print(f"{folder} written, for {len(node)} nodes and {len(data.labels)} classes.")
+    if part:
+        print(
+            f"{folder / 'part'} is all that a node needs of the model. Give it to each owner, who names"
+        )
+        print("the folder as `model` in node.toml.")
     print(f"{folder / 'README.md'} has the next steps.")
 
 

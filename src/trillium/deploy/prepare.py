@@ -19,6 +19,8 @@ from trillium.deploy.launch import HOST, Federation
 from trillium.deploy.processes import free_port
 from trillium.errors import UserError
 from trillium.experiment.folder import to_yaml
+from trillium.federation.tiers import COMMON
+from trillium.models.part_folder import write_part
 
 RUNS: Final = Path("server") / "runs"
 
@@ -28,17 +30,34 @@ def deploy(
     target: Path,
     names: Sequence[str],
     settings: Mapping[str, Value],
+    *,
+    with_part: bool = False,
 ) -> FederatedData:
     """Write the Flower app of a recipe, what is around it, and the server's own data; return all data.
 
     The rows that would be the clients' are not written anywhere.
+
+    Args:
+        with_part: whether to write the clients' part of the model, too.
     """
+    ends = config.framework.ends(COMMON) if with_part else None
+    if with_part and (ends is None or config.head.runs_model):
+        raise UserError(
+            f"--part with framework={config.framework.name}, head={config.head.name}",
+            "its clients run the whole model",
+            "Write framework=split and head=random, or leave --part out",
+        )
     data = load_data(config.data, config.task.data_form, config.seed, config.public_size)
     data = in_model_order(config, data)
     config = Texts(config, data.labels).fit(data)
+    staging = target.with_name(f".{target.name}.part")
+    if ends is not None:  # first, for it may fail
+        write_part(config.model, config.task.auto_class, data.labels, ends, staging)
     recipe = to_yaml(config.tree())
     write_app(target, recipe_text=recipe, settings=settings, names=names)
     write_server_data(target / "server" / "data", data)
+    if ends is not None:
+        staging.rename(target / "part")
     return data
 
 

@@ -34,8 +34,9 @@ from trillium.models.heads import (
 )
 from trillium.models.hub import find_device
 from trillium.models.inputs import positions_of, read_inputs
-from trillium.models.merge import differs, is_half, merged, probe
+from trillium.models.merge import check_causal, differs, is_half, merged, probe
 from trillium.models.own import Ends, load_part
+from trillium.models.part_folder import check_part
 from trillium.models.parts import Parts
 from trillium.models.shipped import replacing, write
 from trillium.models.slots import Slots, State
@@ -216,30 +217,6 @@ class LanguageModel:
         return state
 
 
-@torch.inference_mode()
-def _check_causal(model: nn.Module, name: str) -> None:
-    """Refuse a language model in which a later token changes what is predicted before it.
-
-    Such a model sees in training what it is to predict.
-    """
-    size = int(text_config(model).vocab_size)
-    one = (torch.arange(6, device=next(model.parameters()).device) % size)[None]
-    other = one.clone()
-    other[0, -1] = (other[0, -1] + 1) % size
-    was, _ = model.training, model.eval()
-    first, second = (model(input_ids=tokens).logits[0, :-1].float() for tokens in (one, other))
-    model.train(was)
-    # Exactly alike but for rounding, where batches of other shapes are made of other tokens; an encoder
-    # that is small, or whose weights are drawn, looks ahead by very little.
-    rounding = 1e-2 if is_half(model) else 1e-5
-    if (first - second).abs().max() > rounding * first.abs().max():
-        raise UserError(
-            f"model.id={name} with task=causal_lm",
-            "it is an encoder that sees the tokens which it would have to predict",
-            "Write a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct, or task=classification",
-        )
-
-
 def load_model(
     config: ModelConfig,
     adapter: Adapter,
@@ -260,9 +237,11 @@ def load_model(
     classifies = peft_task == "SEQ_CLS"
     device = find_device(config.device)
     with scoped_rng(seed, "model"):
+        check_part(config, ends)
         part = None if ends is None else load_part(config, auto_class, inputs, ends, seed)
-        whole = part or load_base(config, auto_class, inputs.hf_config, device, seed)
-        model, drawn = whole
+        if part is None and not config.random_weights:
+            check_part(config, None)
+        model, drawn = part or load_base(config, auto_class, inputs.hf_config, device, seed)
         has_head = part is None or not classifies or bool(head_modules(model))
         if not has_head:
             name_classes(model, labels)
@@ -277,7 +256,7 @@ def load_model(
             new_tokens = range(inputs.num_embeddings, inputs.num_tokens)
             model.resize_token_embeddings(inputs.num_tokens)  # type: ignore[operator]
         if not classifies and part is None:
-            _check_causal(model, config.id)
+            check_causal(model, config.id)
         narrow = classifies and has_head and adapter.freezes and config.head == "linear"
         if narrow:
             straighten(model, drawn)

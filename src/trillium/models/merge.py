@@ -102,3 +102,27 @@ def differs(found: Tensor, expected: Tensor, *, half: bool) -> float:
     if torch.allclose(left, right, 0, float(size) * (0.1 if half else 1e-3), equal_nan=True):
         return 0.0
     return float((left - right).abs().max() / size.clamp_min(1e-30))
+
+
+@torch.inference_mode()
+def check_causal(model: nn.Module, name: str) -> None:
+    """Refuse a language model in which a later token changes what is predicted before it.
+
+    Such a model sees in training what it is to predict.
+    """
+    size = int(text_config(model).vocab_size)
+    one = (torch.arange(6, device=next(model.parameters()).device) % size)[None]
+    other = one.clone()
+    other[0, -1] = (other[0, -1] + 1) % size
+    was, _ = model.training, model.eval()
+    first, second = (model(input_ids=tokens).logits[0, :-1].float() for tokens in (one, other))
+    model.train(was)
+    # Exactly alike but for rounding, where batches of other shapes are made of other tokens; an encoder
+    # that is small, or whose weights are drawn, looks ahead by very little.
+    rounding = 1e-2 if is_half(model) else 1e-5
+    if (first - second).abs().max() > rounding * first.abs().max():
+        raise UserError(
+            f"model.id={name} with task=causal_lm",
+            "it is an encoder that sees the tokens which it would have to predict",
+            "Write a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct, or task=classification",
+        )

@@ -75,13 +75,13 @@ def load_part(
     else:
         with explained(config.id), open_tensors(locate(config.id), config.revision) as tensors:
             if tensors is not None:
-                return _read(config, auto_class, inputs.hf_config, ends, tensors, seed)
+                return read_part(config, auto_class, inputs.hf_config, ends, tensors, seed)
         why = "it has no weights in the safetensors format"
     log.warning("model.id=%s is loaded whole before it is cut: %s", config.id, why)
     return None
 
 
-def _read(
+def read_part(
     config: ModelConfig,
     auto_class: str,
     hf_config: Any,
@@ -89,6 +89,11 @@ def _read(
     tensors: Mapping[str, Any],
     seed: int,
 ) -> tuple[nn.Module, set[str]]:
+    """Return a client's part, and the names of what its checkpoint lacks.
+
+    Args:
+        tensors: of the checkpoint (`open_tensors`).
+    """
     options = form_of(config)
     with torch.device("meta"):
         whole = getattr(transformers, auto_class).from_config(hf_config, **options)
@@ -189,14 +194,16 @@ def open_tensors(location: str, revision: str | None) -> Iterator[dict[str, Any]
         yield found if files else None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Unread:
     """A tensor of a file; safetensors' own slices hold it twice while they read it."""
 
     reader: Any
     name: str
+    was_read: bool = False
 
     def __getitem__(self, key: Any) -> Tensor:
+        self.was_read = True
         found: Tensor = self.reader.get_tensor(self.name)
         return found[key]
 
