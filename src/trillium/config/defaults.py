@@ -135,8 +135,8 @@ def remarks(config: Setting, num_classes: int) -> Iterator[str]:
             continue
         if given.lr > FAR * default.value:
             yield (
-                f"training.optimizer.lr={given.lr:g} suits a small classifier and unsettles a language "
-                f"model that is not tiny; {default.value:g} is its default"
+                f"training.optimizer.lr={given.lr:g} is what small classifiers take; with this "
+                f"adapter {default.value:g} is the default of language models"
             )
     if not isinstance(framework, KDSettings) or num_classes <= MANY:
         return
