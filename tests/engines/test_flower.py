@@ -12,6 +12,7 @@ pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from flower_help import LIMIT
 
+from checkpoints import checkpoint
 from deployed import assert_equal
 from tiny import experiment_config
 from trillium.config.experiment import ExperimentConfig
@@ -24,6 +25,7 @@ from trillium.experiment.run import build
 pytestmark = pytest.mark.slow  # processes of Flower's, which take seconds to start
 
 COMMON = ("data.num_clients=2", "model.dropout=0.1", "model.dtype=float32", "rounds=2")
+REAL = "model.random_weights=false"
 SESSION = {
     "fedllm": ("framework=fedllm", "wire.up=[int8]", "framework.aggregator=fedex"),
     # Everything that both sides must keep in step, at once.
@@ -35,14 +37,16 @@ SESSION = {
            "tiers={small: {clients: ['*-1'], adapter: {r: 1}}}"),
     "split": ("framework=split", "framework.mode=coalesced"),
     "split_ahead": ("framework=split", "framework.staleness=1"),
-    "split_u": ("framework=split", "framework.shape=u", "framework.mode=splitfed_v2"),
+    # Of whose checkpoint each node reads its own part.
+    "split_u": ("framework=split", "framework.shape=u", "framework.mode=splitfed_v2", REAL),
 }  # fmt: skip
 # Each ask costs a process start here, and each round of this one has two.
 MESSAGES = {"kd_messages": (*SESSION["kd"], "rounds=1")}
 
 
 def config_of(hub: Path, words: tuple[str, ...]) -> ExperimentConfig:
-    return experiment_config(hub, *COMMON, *words)
+    real = (f"model.id={checkpoint(hub, 'gpt2', 'SEQ_CLS')}",) if REAL in words else ()
+    return experiment_config(hub, *COMMON, *words, *real)
 
 
 @pytest.fixture(scope="module")

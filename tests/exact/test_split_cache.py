@@ -127,7 +127,7 @@ def test_activations_cross_once_and_without_padding(hub: Path) -> None:
     assert sum(e.kinds.get("labels", 0) for e in entries) == 4 * len(pooled(fed))
     assert {e.round for e in entries if "activations" in e.kinds} == {1}
     verbs = [decode(request).verb for _, request, _ in log.log]
-    assert set(verbs) == {"list_samples", "send_activations"}
+    assert set(verbs) == {"probe_part", "list_samples", "send_activations"}
     later = [e for e in entries if e.round > 1]
     assert max(e.bytes for e in later) < 400
     assert not any(e.flops for e in later)
@@ -137,7 +137,8 @@ def test_activations_cross_once_and_without_padding(hub: Path) -> None:
 def test_the_client_computes_nothing_for_padding(hub: Path) -> None:
     fed = cached(hub)
     run_rounds(fed, 1)
-    spent = sum(entry.flops or 0 for entry in fed.fleet.ledger.entries)
+    entries = [entry for entry in fed.fleet.ledger.entries if entry.purpose == "train"]
+    spent = sum(entry.flops or 0 for entry in entries)
     parts = cast(Split, fed.config.framework).parts(fed.model, fed.server.test)
     parts.head.mount(fed.model.state(fed.server.initial))
     alone, padded = Meter({}), Meter({})

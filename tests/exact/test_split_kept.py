@@ -42,7 +42,8 @@ def split(hub: Path, *words: str, **options: Any) -> Experiment:
 
 
 def verbs(fed: Experiment, number: int) -> set[str]:
-    return {entry.verb for entry in fed.fleet.ledger.entries if entry.round == number}
+    entries = [entry for entry in fed.fleet.ledger.entries if entry.purpose == "train"]
+    return {entry.verb for entry in entries if entry.round == number}
 
 
 def pooled(fed: Experiment) -> list[Example]:

@@ -265,8 +265,8 @@ def test_the_next_batch_is_asked_for_before_the_gradient_of_this_one_comes(hub: 
         verbs = [
             decode(request).verb for client, request, _ in recorder.log if client == "client-1"
         ]
-        assert [verbs[0], verbs[-1]] == ["begin", "finish"]
-        assert " ".join(verb[0] for verb in verbs[1:-1]) == expected
+        assert [*verbs[:2], verbs[-1]] == ["probe_part", "begin", "finish"]
+        assert " ".join(verb[0] for verb in verbs[2:-1]) == expected
 
 
 class Unhurried:
