@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from trillium.config.comparison import comparison
+from trillium.config.experiment import merge
 from trillium.config.given import default_comparison
 from trillium.data.federated import DataConfig, FederatedData, load_data, row_keys
 from trillium.data.partitions.dirichlet import Dirichlet
@@ -210,3 +212,16 @@ def test_the_default_comparison_fits_the_data_and_the_model_that_are_named() -> 
     whole = default_comparison({"data": {"num_clients": 4}, "model": {"dtype": "bfloat16"}})
     assert whole["data"]["public_size"] == 200
     assert whole["adapter"]["layers"] == [3, 4, 5]
+
+
+def test_the_default_comparison_of_language_models_is_a_recipe_of_its_own() -> None:
+    assert default_comparison({"task": {"name": "causal_lm"}})["model"]["id"] == "smollm2"
+    for own in ({"model": {"id": "gpt2"}}, {"data": {"source": {"name": "hub", "path": "a/b"}}}):
+        found = default_comparison({"task": "causal_lm", **own})
+        assert "optimizer" not in found["training"]  # what a run has by default
+        tree = merge(merge(found, {"task": "causal_lm", **own}), {"rounds": 1})
+        for config in comparison(tree, {}).experiments([0]).values():
+            if config.framework.name != "zero_shot":
+                assert config.training.optimizer.lr == 2e-4
+            if config.framework.name == "kd":  # not gigabytes
+                assert all(codec.name == "top_classes" for codec in config.wire.up)

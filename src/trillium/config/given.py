@@ -95,18 +95,26 @@ def asked(
 
 
 def default_comparison(tree: Tree) -> Tree:
-    """Return the recipe of a comparison where none is named.
+    """Return the recipe of a comparison where none is named: `compare`, or `compare-llm` by the task.
 
     Args:
-        tree: the settings that are laid over it. What suits the built-in data and model alone goes
-            where others are named: the size of the public set, and which blocks have adapters.
+        tree: the settings that are laid over it. What suits the recipe's own data and model alone goes
+            where others are named: the size of the public set and, of language models, the learning
+            rate and soft labels of all classes; which blocks have adapters.
     """
-    found = read_yaml(recipe_path("compare"))
+    task = tree.get("task")
+    writes = (task.get("name") if isinstance(task, Mapping) else task) == "causal_lm"
+    found = read_yaml(recipe_path("compare-llm" if writes else "compare"))
     data, model = tree.get("data"), tree.get("model")
-    if isinstance(data, Mapping) and "source" in data:
+    other_data = isinstance(data, Mapping) and "source" in data
+    other_model = isinstance(model, Mapping) and "id" in model
+    if other_data:
         found["data"].pop("public_size")
-    if isinstance(model, Mapping) and "id" in model:
+    if other_model:
         found["adapter"].pop("layers")
+    if writes and (other_data or other_model):
+        found["training"].pop("optimizer")
+        found["arms"]["kd"].pop("wire")
     return found
 
 
