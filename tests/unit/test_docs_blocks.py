@@ -23,6 +23,7 @@ from trillium.cli.app import app
 from trillium.cli.words import ask
 from trillium.config.comparison import OWN_KEYS, acting_arms, comparison
 from trillium.config.experiment import experiment, merge, read_yaml, recipe_path, recipes
+from trillium.config.given import default_comparison
 
 pytestmark = [pytest.mark.usefixtures("registered"), pytest.mark.slow]
 
@@ -162,7 +163,7 @@ def configured(verb: str, given: dict[str, Any]) -> None:
         return
     found = ask(words, given.get("model"), given.get("data"), sweeps=verb == "compare")
     if verb == "compare":
-        recipe = found.recipe or read_yaml(recipe_path("compare"))
+        recipe = found.recipe or default_comparison(found.tree)
         named = given["only"].split(",") if given["only"] else ()
         comparison(recipe, found.tree, named, found.sweeps).experiments(None)
     else:
