@@ -24,7 +24,7 @@ def settings(folder: Path, *, resume: bool) -> Settings:
 
 def stopped(config: ExperimentConfig, path: Path, *, number: int | None) -> RunFolder:
     """Leave a folder as a run leaves it that was stopped, before or after its first checkpoint."""
-    folder = RunFolder(path, "fedllm")
+    folder = RunFolder(path, "fedllm", deployed=True)
     if number is not None:
         folder.config(config.tree())
         folder.checkpoints.keep(SERVER, number, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -137,7 +138,7 @@ class RunFolder:
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append one evaluation."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(_strict(line), allow_nan=False) + "\n")
 
     def positions(self) -> dict[str, int]:
         """Return how long the files are that are appended to, in bytes."""
@@ -172,6 +173,15 @@ class RunFolder:
                 )
             if size > wanted:
                 os.truncate(path, wanted)
+
+
+def _strict(value: Any) -> Any:
+    """Return a tree with `null` for each number that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _locked(path: Path) -> FileLock:

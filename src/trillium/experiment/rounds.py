@@ -8,6 +8,8 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.places import located
 from trillium.data.federated import FederatedData
@@ -28,6 +30,8 @@ from trillium.rng import scoped_rng
 from trillium.training.meters import Cost
 
 log = logging.getLogger(__name__)
+EXPLODED = 100  # times the loss of before, and of the start
+WORSE = 3  # where a client has sent what stands out by far
 Observer = Callable[[Metrics], None]
 SERVER = "server"  # under this name the server's checkpoints lie beside the clients'
 
@@ -89,17 +93,17 @@ class Experiment:
             for number in range(self.server.round + 1, (rounds if framework.trains else 0) + 1):
                 if self.rounds.have_ended:
                     break
-                start = time.perf_counter()
+                found: Metrics | None = None
                 try:
                     figures = self._round(number)
+                    if number % self.config.evaluation.every == 0 or number == rounds:
+                        found = self._sane(self._measured())
                 except RoundFailed:
                     if self.folder is None or self.config.fleet.on_failure == "stop":
                         raise
                     figures = self._skip(number)
-                self._seconds += time.perf_counter() - start
-                is_due = number % self.config.evaluation.every == 0 or number == rounds
-                if is_due or "skipped" in figures or self.fleet.gone:
-                    self._evaluate(figures, observe)
+                if found is not None or "skipped" in figures or self.fleet.gone:
+                    self._evaluate(figures, observe, found)
                 self._checkpoint()
             self._finish()
         except BaseException as error:
@@ -118,12 +122,27 @@ class Experiment:
     def _round(self, number: int) -> Metrics:
         """Run one round."""
         self.server.round = number
-        self.fleet.begin_round(number)
-        self.config.head.inform(self.server, self.fleet)
-        with scoped_rng(self.config.seed, "server", number):
-            figures = self.config.framework.round(self.server, self.fleet)
-        self._save()
+        start = time.perf_counter()
+        try:
+            self.fleet.begin_round(number)
+            self.config.head.inform(self.server, self.fleet)
+            with scoped_rng(self.config.seed, "server", number):
+                figures = self.config.framework.round(self.server, self.fleet)
+            if not all(torch.isfinite(tensor).all() for tensor in self.server.state.values()):
+                raise self.fleet.undo("the new state is not finite")
+            self._save()
+        finally:
+            self._seconds += time.perf_counter() - start
         return figures
+
+    def _sane(self, found: Metrics) -> Metrics:
+        """Return what was measured; a loss that has exploded undoes the round."""
+        loss = found.get("loss")
+        known = [line["loss"] for line in (*self.history[:1], *self.history[-1:]) if "loss" in line]
+        times = EXPLODED if self.fleet.sizes.suspect() is None else WORSE
+        if loss is not None and known and not loss <= times * max(*known, 1.0):
+            raise self.fleet.undo(f"the loss went from {known[-1]:.4g} to {loss:.4g}")
+        return found
 
     def _skip(self, number: int) -> Metrics:
         """Take all sides back to before a round that has failed, and let it be over.
@@ -139,13 +158,24 @@ class Experiment:
         self.fleet.unsure = self.fleet.unsure.union(self.fleet.asked) - back
         return {"skipped": True, "missing": missing}
 
-    def _evaluate(self, figures: Metrics, observe: Observer | None) -> None:
-        """Measure the model that would be shipped, and write a line."""
-        framework, number = self.config.framework, self.server.round
+    def _measured(self) -> Metrics:
+        """Return the metrics of the model that would be shipped."""
+        framework, number, missing = self.config.framework, self.server.round, self.fleet.missing
         last = number == self.config.rounds or not framework.trains or self.rounds.may_end(number)
+        self.fleet.missing = dict(missing)
+        found = framework.evaluate(
+            self.server, self.fleet, self.config.evaluation.batch_tokens, last
+        )
+        self.fleet.missing = missing  # of the round, not of what a simulation looks at
+        return found
+
+    def _evaluate(
+        self, figures: Metrics, observe: Observer | None, found: Metrics | None = None
+    ) -> None:
+        """Write a line about the model that would be shipped, which is measured unless it was."""
+        framework, number = self.config.framework, self.server.round
         missing = {**figures.get("missing", self.fleet.missing)}
-        batch_tokens = self.config.evaluation.batch_tokens
-        found = framework.evaluate(self.server, self.fleet, batch_tokens, last)
+        found = self._measured() if found is None else found
         line = {
             "round": number,
             **found,
@@ -187,6 +217,8 @@ class Experiment:
             "positions": self.folder.positions(),
             "unsure": sorted(self.fleet.unsure),
             "held": self.fleet.held,
+            "examples": self.fleet.agreed.examples,
+            "banned": self.fleet.banned,
         }
         self.folder.checkpoints.keep(SERVER, self.server.round, content)
 
@@ -212,6 +244,8 @@ class Experiment:
         self._seconds = content["seconds"]
         self.history = self.folder.evaluations()
         self.fleet.unsure = frozenset(content["unsure"])
+        self.fleet.agreed.examples = content["examples"]
+        self.fleet.banned = {**content["banned"], **self.fleet.banned}
         held: dict[str, int] = content["held"]
         if self._started:  # who was found to be behind since begins anew
             held = {name: held[name] for name in held.keys() & self.fleet.held.keys()}

@@ -28,6 +28,7 @@ from trillium.experiment.rounds import Experiment as Experiment
 from trillium.experiment.rounds import Observer as Observer
 from trillium.experiment.tracking import Tracking
 from trillium.experiment.written import with_public
+from trillium.federation.agreed import Agreed
 from trillium.federation.client import Client, verbs_of
 from trillium.federation.engine import BoundedEngine, Engine
 from trillium.federation.fleet import Fleet
@@ -211,6 +212,11 @@ def build_server(
         ),
         predictions=sum(config.task.num_targets(example) for example in public),
     )
+    fleet.agreed = Agreed(
+        1 if config.task.data_form == "classification" else config.training.limit,
+        lambda client, n: tier_of(config.tiers, client).training(config.training).num_steps(n),
+    )
+    fleet.agree()
     if isinstance(engine, BoundedEngine):
         engine.most_bytes = fleet.most.max_bytes
     if folder is not None:

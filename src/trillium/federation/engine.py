@@ -77,6 +77,13 @@ class BoundedEngine(Engine, Protocol):
 
 
 @runtime_checkable
+class CountingEngine(Engine, Protocol):
+    """An engine whose clients have said how many texts they have, and how many are left out."""
+
+    counts: dict[str, Mapping[str, int]]
+
+
+@runtime_checkable
 class PostingEngine(Engine, Protocol):
     """An engine whose clients work while the server does something else."""
 

@@ -12,6 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.errors import UserError
+from trillium.federation.agreed import Agreed, Sizes
+from trillium.federation.engine import CountingEngine
 from trillium.federation.engine import Engine as Engine
 from trillium.federation.engine import Gathered as Gathered
 from trillium.federation.engine import PostingEngine as PostingEngine
@@ -109,6 +111,9 @@ class Fleet:
         gone: those whose state of this round, or before it, is gone, and why.
         limits: what is accepted of a message.
         most: what is accepted of a reply.
+        agreed: what clients have said of themselves, and are held to.
+        sizes: what they have sent in this round.
+        banned: those that are left out for the rest of the run, and why.
     """
 
     def __init__(
@@ -131,6 +136,8 @@ class Fleet:
         self.failed: Mapping[int, int] = {}
         self.held: dict[str, int] = {}
         self.gone: dict[str, str] = {}
+        self.agreed, self.sizes = Agreed(), Sizes()
+        self.banned: dict[str, str] = {}
         self.limits = self.most = Limits()
         config.check(len(engine.clients))
 
@@ -140,7 +147,7 @@ class Fleet:
 
     def begin_round(self, number: int) -> list[str]:
         """Sample the cohort of a round and return it, sorted by name."""
-        self.round, self.missing, self.gone = number, {}, {}
+        self.round, self.missing, self.gone, self.sizes = number, {}, {}, Sizes()
         gathered = self.engine.gather(self._need(len(self.engine.clients)))
         names = list(self.engine.clients)
         size = self.config.clients_per_round or len(names)
@@ -151,7 +158,31 @@ class Fleet:
         self.newcomers = gathered.newcomers | self.unsure.intersection(self.asked)
         self.unsure = self.unsure.difference(self.asked)
         self._forgo(gathered.behind)
+        self.agree()
         return self.asked
+
+    def agree(self) -> None:
+        """Hold clients to what they said at the start; without those that now say something else."""
+        changed = {}
+        if isinstance(self.engine, CountingEngine):
+            counts = {
+                n: c.get("texts", 0) - c.get("left_out", 0) for n, c in self.engine.counts.items()
+            }
+            changed = self.agreed.note(counts)
+        out = {**self.banned, **changed}
+        self.missing |= {name: why for name, why in out.items() if name in self.asked}
+        if out.keys() & set(self.asked):
+            self._check_enough()
+
+    def undo(self, why: str) -> RoundFailed:
+        """Return the failure of a round that must not count; who stands out in it is left out."""
+        suspect = self.sizes.suspect()
+        if suspect is None:
+            return RoundFailed(f"round {self.round}: {why}; it is undone, and no client stands out")
+        name, said = suspect
+        self.banned[name] = f"it is left out since round {self.round}, where {said}"
+        self.missing[name] = said
+        return RoundFailed(f"round {self.round}: {why}; it is undone: {name} stands out, as {said}")
 
     def save(self) -> None:
         """Let all clients write down what they hold; who has lost its work of the round is missing.
@@ -282,6 +313,7 @@ class Fleet:
             try:
                 reply = self._receive(client, entries[client].verb, data, purpose)
                 answer = (read if callable(read) else read[client])(reply)
+                self.sizes.note(client, reply)
             except MessageError as error:
                 self.missing[client] = str(error)
                 continue
@@ -305,6 +337,7 @@ class Fleet:
                 )
             if reply.verb != verb:
                 raise MessageError(f"asked to {verb}, the client answered {reply.verb}")
+            self.agreed.check(client, reply)
             cost = reply.tensor("control/cost", torch.float64, (4,))
             flops, seconds, peak, raw = cost.tolist()
             # What the tensors weighed before the codecs only their sender knows.

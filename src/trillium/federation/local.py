@@ -22,6 +22,9 @@ class LocalEngine:
         self._checkpoints = checkpoints
         self._changed = {client.name for client in clients if client.store}
         self._held: dict[str, int] = {}
+        self.counts: dict[str, Mapping[str, int]] = {
+            name: {"texts": len(client.examples)} for name, client in self._clients.items()
+        }
 
     @property
     def clients(self) -> Sequence[str]:

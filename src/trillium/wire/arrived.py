@@ -26,13 +26,14 @@ class Arrived(Mapping[str, Tensor]):
         decode: returns one, of at most so many entries; `MessageError` if it stands for more.
         rows: what wrote the records of those that are read some rows at a time.
         room: how many bytes all that is read may take together.
+        found: what has been read.
     """
 
     raw: Mapping[str, Mapping[str, Tensor]]
     decode: Decode
     rows: Mapping[str, RowCodec]
     room: int
-    _found: dict[str, Tensor] = field(default_factory=dict)
+    found: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor of which nobody has said how large it is."""
@@ -49,15 +50,15 @@ class Arrived(Mapping[str, Tensor]):
 
     def read(self, name: str, most: int) -> Tensor:
         """Return a tensor of at most so many entries; `MessageError` if it is none."""
-        if name not in self._found:
-            found = self.decode(name, min(most, self.room)) if name in self.raw else None
-            if found is None:
+        if name not in self.found:
+            if name not in self.raw:
                 raise KeyError(name)
-            self.room -= found.nbytes
+            tensor = self.decode(name, min(most, self.room))
+            self.room -= tensor.nbytes
             if self.room < 0:
                 raise MessageError("the tensors hold more bytes than are accepted")
-            self._found[name] = found
-        return self._found[name]
+            self.found[name] = tensor
+        return self.found[name]
 
     @property
     def nbytes(self) -> int:

@@ -30,6 +30,7 @@ Meta = dict[str, Any]
 
 MAGIC: Final = b"TRM"
 VERSION: Final = 1
+FAR: Final = 10_000  # times the norm of what a tensor changes, or replaces
 _NAME = re.compile(rf"(?:{'|'.join(KINDS)})/[\w.#/-]{{1,500}}")
 _VERB = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _START = len(MAGIC) + 1  # magic and version; the safetensors file follows
@@ -94,6 +95,23 @@ class Message:
             name: self._checked(kind, name, self._read(prefix + name, tensor.numel()), tensor)
             for name, tensor in like.items()
         }
+
+    def near(
+        self, kind: Kind, like: Mapping[str, Tensor], *, replaces: bool = False
+    ) -> dict[str, Tensor]:
+        """Return what `expect` does; `MessageError` if it is far larger than what it belongs to.
+
+        The l2 norm of all of it may be `FAR` times that of `like`, and of 1 where that is less; a
+        hundredth of that if it replaces it.
+        """
+        found = self.expect(kind, like)
+        if all(has_values(tensor) for tensor in (*found.values(), *like.values())):
+            size, known = _norm(found), max(_norm(like), 1.0)
+            if size > (FAR / 100 if replaces else FAR) * known:
+                raise MessageError(
+                    f"{self.verb}: {kind} have the norm {size:.3g}, what they belong to has {known:.3g}"
+                )
+        return found
 
     def _read(self, name: str, most: int) -> Tensor:
         """Return a tensor, of at most so many entries if it is still to be decoded."""
@@ -176,6 +194,11 @@ class Message:
         if value <= 0:
             raise MessageError(f"{self.verb}: {name} is {value}, not above zero")
         return value
+
+
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    wide = [torch.linalg.vector_norm(t, dtype=torch.float64) for t in tensors.values()]
+    return math.hypot(*map(float, wide))
 
 
 def nbytes(tensors: Mapping[str, Tensor]) -> int:

@@ -129,8 +129,8 @@ class FedLLM(FedLLMSettings, name="fedllm"):
 
     def _read(self, like: Tensors, reply: Message) -> tuple[float, float, Tensors, Tensors]:
         """Check what a client sent: its weight, its loss, its tensors, those of its correction."""
-        extra = reply.expect("gradients", like) if self.drift.answers else {}
-        tensors = reply.expect(self._kind, like)
+        extra = reply.near("gradients", like) if self.drift.answers else {}
+        tensors = reply.near(self._kind, like, replaces=self.upload == "parameters")
         return reply.positive("control/weight"), reply.scalar("control/loss"), tensors, extra
 
     def _as_read(self, tensors: Tensors, held: Tensors) -> Tensors:

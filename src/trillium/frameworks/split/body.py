@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trillium.federation.agreed import MANY
 from trillium.frameworks.split.micro import in_parts, paddings
 from trillium.frameworks.split.pooled import Pooled
 from trillium.models.parts import Parts
@@ -118,7 +119,14 @@ class Body:
         """
         scale = 1.0
         if max_grad_norm is not None:
-            norm = (squared_norm(self.state.values()) + pooled.client_squared_norm) ** 0.5
+            own = squared_norm(self.state.values())
+            # What a client says of its part cannot be seen from here: it may not drown this one.
+            said = (
+                min(pooled.client_squared_norm, MANY**2 * own)
+                if own
+                else pooled.client_squared_norm
+            )
+            norm = (own + said) ** 0.5
             scale = min(1.0, max_grad_norm / (norm + 1e-6))
         if self._optimizer is not None:
             scaled_step(self._optimizer, scale, rate)

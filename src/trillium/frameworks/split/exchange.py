@@ -262,7 +262,7 @@ class Exchange:
             return  # there is one server part, and clients have none that trains
 
         def read(reply: Message) -> tuple[float, Tensors]:
-            return reply.positive("control/weight"), reply.expect("parameters", part)
+            return reply.positive("control/weight"), reply.near("parameters", part, replaces=True)
 
         replies: dict[str, tuple[float, Tensors]]
         if alone is not None:
