@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,13 @@ class Parts:
             hidden = split.head(None, input_ids=probe["input_ids"], attention_mask=mask)
             self.width = hidden.shape[-1]
             self.head_is_random = _draws(split.head, probe, hidden)
+
+    def frozen_at_client(self) -> Iterator[Tensor]:
+        """Yield what a client holds of both its parts that nobody mounts anything for."""
+        slots = {*self.head.names, *self.tail.names}
+        for part in self.at_client:
+            yield from (tensor for name, tensor in part.named_parameters() if name not in slots)
+            yield from part.buffers()
 
 
 def _draws(head: nn.Module, probe: Mapping[str, Tensor], expected: Tensor) -> bool:

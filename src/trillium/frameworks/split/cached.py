@@ -257,7 +257,9 @@ def _run(split: SplitSettings, client: Client, parts: Parts, chunk: list[Example
     head = parts.split.head.eval()
     key = ("head upload", batch.layout, client.tier.cut or split.cut)
     run = partial(head, None, input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    return list(client.meter.run(key, run, lambda: resident_tensors(parts.at_client)))
+    return list(
+        client.meter.run(key, run, lambda: (*resident_tensors(head), *parts.frozen_at_client()))
+    )
 
 
 def _to_tensor(digests: Sequence[str]) -> Tensor:

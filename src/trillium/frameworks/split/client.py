@@ -287,7 +287,10 @@ def _cost(
     key = (what, batch.layout, padded, split.cut, split.tail, split.train, stepped, waiting)
 
     def resident() -> Iterator[Tensor]:
-        yield from resident_tensors(parts.at_client, *optimizers)
+        # Whichever part works: the frozen tensors of both, and what of this client trains.
+        yield from parts.frozen_at_client()
+        yield from client.scratch["state"].values()
+        yield from resident_tensors(nn.Module(), *optimizers)
         yield from (tensor for other in others for tensor in other.kept)
 
     return key, resident
