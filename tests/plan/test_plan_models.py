@@ -8,6 +8,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from trillium.config.experiment import ExperimentConfig, experiment, parse_overrides
 from trillium.errors import UserError
+from trillium.models import base
 from trillium.models.packaged import HUB_IDS
 from trillium.plan import grow, models
 from trillium.plan.data import Assumptions, assumed_texts
@@ -69,6 +70,11 @@ def test_a_model_of_a_package_is_planned_without_it(
         configured(f"model.id={model}", f"task={task}") for model in (HUB_IDS[name], name)
     )
     assert architecture(own, 2).to_dict() == architecture(known, 2).to_dict()
+
+
+def test_a_known_shape_is_planned_without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "locate", None)
+    assert planned(configured("model.id=gpt2", "task=causal_lm", "framework=fedllm")).num_trained
 
 
 def configured(*words: str) -> ExperimentConfig:

@@ -90,7 +90,8 @@ def load_base(
     if config.random_weights:
         with explained(config.id):
             model = auto.from_config(hf_config, **options)
-            add_generation(model, config)
+            if device.type != "meta":  # a plan asks no hub for what it does not need
+                add_generation(model, config)
         heads = tuple(f"{name}." for name in head_modules(model))
         return model, {n for n, _ in model.named_parameters() if n.startswith(heads)}
 
