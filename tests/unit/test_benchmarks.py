@@ -241,3 +241,20 @@ def test_the_table_of_memory_is_that_of_what_is_kept(monkeypatch: pytest.MonkeyP
     path = BENCHMARKS / "results" / "kd_memory.json"
     text = benchmark("kd_memory", monkeypatch).markdown(json.loads(path.read_text("utf-8")))
     assert text == path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_what_the_leaderboard_would_cost_is_in_the_documents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = benchmark("leaderboard", monkeypatch)
+    path = BENCHMARKS / "results" / "leaderboard.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    text = script.markdown(content)
+    assert text == path.with_suffix(".md").read_text(encoding="utf-8")
+    table = text.partition("\n\n| ")[2].strip()
+    assert table in (BENCHMARKS.parent / "docs" / "llm.md").read_text(encoding="utf-8")
+    for found in content[
+        "found"
+    ]:  # the rank and rounds do give what was reported, to its two digits
+        planned = found["arms"]["as submitted"]["bytes"] / script.GIB
+        assert found["reported"] == pytest.approx(planned, abs=0.05 + 0.07 * planned)
