@@ -9,11 +9,14 @@ from typing import Final, Self
 
 import grpc
 
+from trillium.engines.descriptors import connections
 from trillium.engines.frames import MAX_FRAME_BYTES, StreamConfig
 from trillium.errors import UserError
 
 SERVICE: Final = "trillium.Session"
 METHOD: Final = "Serve"
+WAITING: Final = 512  # connections beside those of the clients: not let in yet, or turned away
+STREAMS: Final = 4  # of one connection, and of one certificate, that are not let in yet
 Options = Sequence[tuple[str, int]]
 
 
@@ -51,9 +54,18 @@ class ClientTLS(_TLS):
 
 
 def server_options(config: StreamConfig) -> Options:
-    """Return the options of the server: no second server on the port, and probes are welcome."""
+    """Return the options of the server: no second server on the port, and probes are welcome.
+
+    Whoever does not say in time who it is, or opens no stream, is cut off; and there are no more
+    connections than descriptors, beside those that files need.
+    """
+    most = connections(config.max_clients + WAITING)
     return [
         *_options(config),
+        ("grpc.max_allowed_incoming_connections", most),
+        ("grpc.server_handshake_timeout_ms", round(config.hello_seconds * 1000)),
+        ("grpc.max_connection_idle_ms", round(config.hello_seconds * 1000)),
+        ("grpc.max_concurrent_streams", STREAMS),
         ("grpc.so_reuseport", 0),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 50),
         ("grpc.http2.max_ping_strikes", 0),

@@ -21,7 +21,7 @@ import grpc
 
 from trillium.engines.frames import StreamConfig
 from trillium.engines.link import Ask, Link, Refused
-from trillium.engines.secure import METHOD, SERVICE, ServerTLS, server_options
+from trillium.engines.secure import METHOD, SERVICE, STREAMS, ServerTLS, server_options
 from trillium.engines.tokens import Tokens
 from trillium.errors import UserError
 from trillium.federation.fleet import Lost
@@ -228,7 +228,11 @@ class SessionServer:
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         link = Link(context, self, threading.Condition(self._lock))
         with self._lock:
-            self._arriving.add(link)
+            others = sum(other.name == link.name for other in self._arriving)
+            if others < STREAMS:
+                self._arriving.add(link)
+        if others >= STREAMS:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "too many connections with this certificate")
         return link.serve(requests)
 
     def offer(self, link: Link, token: str) -> str:
