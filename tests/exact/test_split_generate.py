@@ -218,7 +218,12 @@ WRONG = [
     ("begin_texts", "control/lengths", torch.full((3,), 60).int(), "rows of 60"),
     ("begin_texts", "activations/hidden", torch.zeros(7, 5), "activations/hidden is"),
     ("next_tokens", "activations/hidden", torch.zeros(2, 12), "activations/hidden is"),
-    ("next_tokens", "control/going", torch.ones(4, dtype=torch.uint8), "control/going does not fit"),
+    (
+        "next_tokens",
+        "control/going",
+        torch.ones(4, dtype=torch.uint8),
+        "control/going does not fit",
+    ),
     ("next_tokens", "control/going", torch.full((3,), 2, dtype=torch.uint8), "not 0 or 1"),
 ]
 
