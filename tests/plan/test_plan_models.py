@@ -155,6 +155,15 @@ def test_what_is_not_random_crosses_once(model: str, dropout: float) -> None:
     assert crosses_again == (dropout > 0)
 
 
+def test_assumed_texts_are_not_one_text() -> None:
+    """Of samples that are alike the activations would cross once: 16 of 32 tokens, 768 floats each."""
+    words = ["framework={name: split, train: server, cut: 1}", "model.dropout=0"]
+    found = planned(configured(*words, "task=causal_lm"))
+    assert found.clients["client-0"].up.kinds["activations"] == pytest.approx(
+        16 * 32 * 768 * 4, rel=1e-3
+    )
+
+
 def test_no_weight_exists() -> None:
     """Seventy billion parameters in two bytes would be 141 GB."""
     config = experiment(

@@ -111,12 +111,19 @@ def by_tier(config: ExperimentConfig, names: Iterable[str]) -> Mapping[str, list
 
 @lru_cache(maxsize=16)
 def _alike(count: int, length: int, prompt: int, classes: int) -> list[Example]:
-    """Return examples of one length, supervised behind a prompt; or of the classes in turn."""
+    """Return examples of one length, supervised behind a prompt; or of the classes in turn.
+
+    They differ in their first token: of samples that are alike, activations cross once.
+    """
     tokens = torch.ones(length, dtype=torch.int64)
+    first = torch.arange(length) == 0
     labels = [torch.tensor(label) for label in range(classes)]
     if prompt:
         labels = [tokens.masked_fill(torch.arange(length) < prompt, IGNORE)]
-    return [Example(i, tokens, labels[i % len(labels)], prompt) for i in range(count)]
+    return [
+        Example(i, tokens.masked_fill(first, i), labels[i % len(labels)], prompt)
+        for i in range(count)
+    ]
 
 
 def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
