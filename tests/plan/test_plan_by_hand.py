@@ -26,12 +26,14 @@ def trained(blocks: int) -> float:
     return blocks * (2 * BLOCK + 3 * ATTENTION + 3 * LORA) - NO_INPUT
 
 
+# Forward through a block, of the eight tokens that check the cut before the first round.
+PROBE = 2 * 12 * WIDTH**2 * 8 + 4 * WIDTH * 8**2 + 2 * RANK * (WIDTH + 3 * WIDTH) * 8
 PASS = BLOCKS * (BLOCK + ATTENTION + LORA) + HEAD
 FLOPS = {
     "fedllm": EXAMPLES * (trained(BLOCKS) + 3 * HEAD),
     "fedllm_full": EXAMPLES * 3 * (BLOCKS * (BLOCK + ATTENTION) + HEAD),
     "kd": (EXAMPLES + PUBLIC) * (trained(BLOCKS) + 3 * HEAD) + PUBLIC * PASS,
-    "split": EXAMPLES * trained(3),
+    "split": EXAMPLES * trained(3) + 3 * PROBE,
 }
 FACTORS = BLOCKS * RANK * (WIDTH + 3 * WIDTH)
 STEPS = -(-EXAMPLES // 16)
