@@ -15,10 +15,10 @@ from trillium.wire.message import Message, scalar
 pytestmark = pytest.mark.usefixtures("uncounted")
 
 WRONG = [
-    ("begin", "control/num_steps", scalar(1e12), "no number of steps"),
-    ("begin", "control/num_steps", scalar(2.5), "no number of steps"),
+    ("begin", "control/num_steps", scalar(1e12), "at most 2 are agreed"),
+    ("begin", "control/num_steps", scalar(1.5), "no number of steps"),
     ("finish_batch", "control/squared_norm", scalar(-1.0), "below zero"),
-    ("finish_batch", "gradients/output", torch.zeros(1, 1).double(), "a gradient of"),
+    ("finish_batch", "gradients/output", torch.zeros(1, 1).double(), "gradients/output is"),
     ("finish_batch", "gradients/output", torch.zeros(3).double(), "gradients/output is"),
     ("backward", "control/squared_norm", scalar(-1.0), "below zero"),
     ("backward", "control/squared_norm", scalar(float("nan")), "NaN"),
@@ -37,10 +37,15 @@ WRONG_ONCE = [
     ("send_activations", "labels/labels", torch.zeros(2).int(), "labels/labels is"),
 ]
 WRONG_KEPT = [
-    ("send_activations", "control/counts", torch.full((200,), 99).int(), "control/counts is"),
+    (
+        "send_activations",
+        "control/counts",
+        torch.full((200,), 99).int(),
+        "control/counts does not fit",
+    ),
     ("send_activations", "control/counts", "above", "more predictions than tokens"),
     ("send_activations", "control/counts", "below", "more predictions than tokens"),
-    ("begin", "control/num_steps", scalar(3.0), "3 steps with samples that make"),
+    ("begin", "control/num_steps", scalar(1.0), "1 steps with samples that make"),
 ]
 
 

@@ -23,7 +23,7 @@ from variants import VARIANTS, Variant, cases
 pytestmark = pytest.mark.usefixtures("uncounted")
 
 NUM_CLIENTS = 6
-COMMON = (f"data.num_clients={NUM_CLIENTS}", "data.public_size=8", "training.batch_size=2")
+COMMON = (f"data.num_clients={NUM_CLIENTS}", "data.public_size=8", "training.batch_size=3")
 FAST = ("fedllm", "fedllm full", "fedllm fedex", "fedllm local", "fedllm everything coded", "kd",
         "kd cached, confident", "split", "split v2, u", "split cache", "split v1, u")  # fmt: skip
 ALONE = "client-1"  # a process takes seconds to start; it serves all runs, one after the other

@@ -28,7 +28,7 @@ def evaluate(
     folder: Folder,
     words: Settings = None,
     data: Annotated[
-        str | None, typer.Option(help=f"{ALL_ROWS}, in place of the run's held-out rows.")
+        str | None, typer.Option(help=f"{ALL_ROWS}, instead of those that the run held out.")
     ] = None,
     client: Client = None,
     harness: Annotated[

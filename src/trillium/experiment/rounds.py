@@ -104,6 +104,8 @@ class Experiment:
                     figures = self._skip(number)
                 if found is not None or "skipped" in figures or self.fleet.gone:
                     self._evaluate(figures, observe, found)
+                    if self.clients and self.config.evaluation.keep == "best":
+                        self._save()  # simulated clients keep the models of the best round, too
                 self._checkpoint()
             self._finish()
         except BaseException as error:

@@ -39,6 +39,8 @@ def reasons(config: ExperimentConfig) -> list[str]:
         steps = [config.training.local_steps, *(t.local_steps for t in config.tiers.values())]
         first = gradients or framework.mask.name == "rolora" or 1 in steps
         found["the first step of a warm-up moves nothing"] = first and config.training.warmup > 0
+        rest = getattr(framework.aggregator, "fold_rest", False)
+        found["what the factors cannot hold may have a lower rank"] = rest
         found["LoRA's A does not move before B has"] = config.adapter.name == "lora" and first
     return [why for why, holds in found.items() if holds]
 
