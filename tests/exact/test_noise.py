@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from resumed import killed_in, trained
 from tiny import experiment_config, federation
+from trillium.errors import UserError
 from trillium.experiment import run
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
@@ -67,6 +68,18 @@ def test_every_byte_of_the_secret_counts(hub: Path, place: int) -> None:
         side.store["secret"] = secret.hex()
         draws.append(released(torch.zeros(200, dtype=torch.int64), 1.0, side.secret("noise")))
     assert abs(np.corrcoef(draws[0].numpy(), draws[1].numpy())[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "framework={name: kd, ensemble: {name: noisy_mean, noise: 1e-17}}",
+        "framework={name: split, defence: {name: gaussian, noise: 1e-17}}",
+    ],
+)
+def test_a_grid_that_no_number_holds_is_refused(hub: Path, words: str) -> None:
+    with pytest.raises(UserError, match="noise"):
+        experiment_config(hub, words)
 
 
 NOISY = {

@@ -19,6 +19,7 @@ from torch import Tensor
 from trillium.wire.kinds import has_values
 
 GRID: Final = 1024  # steps of the grid in a standard deviation
+LEAST: Final = 1e-6  # of a deviation, in units of the norm: with less, steps would leave 64 bits
 
 
 def on_grid(rows: Tensor, norm: float, deviation: float) -> Tensor:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
 from trillium.component import Component
+from trillium.errors import UserError
+from trillium.privacy.noise import LEAST as LEAST_NOISE
 from trillium.privacy.noise import on_grid, released
 from trillium.tasks import IGNORE
 from trillium.wire.codecs.rows import LEAST
@@ -178,6 +180,17 @@ class NoisyMean(Ensemble, name="noisy_mean"):
 
     clip: float = Field(1.0, gt=0, le=1)
     noise: float = Field(1.0, ge=0)
+
+    @field_validator("noise")
+    @classmethod
+    def _is_on_a_grid(cls, value: float) -> float:
+        if 0 < value < LEAST_NOISE:
+            raise UserError(
+                f"noise={value:g}",
+                "so little hides nothing, and its grid is finer than 64 bits hold",
+                f"Write 0, or {LEAST_NOISE:g} or more",
+            )
+        return value
 
     def combine(self, opinions: Opinions, temperature: float, average: Average) -> Tensor:
         """Return the noisy sum, what is negative set to zero, normalised."""

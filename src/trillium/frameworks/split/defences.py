@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trillium.component import Component
-from trillium.privacy.noise import on_grid, released
+from trillium.privacy.noise import LEAST, on_grid, released
 
 Secret = Callable[[str], bytes]
 """Gives a key for a purpose, as `Side.secret`."""
@@ -46,7 +46,7 @@ class Gaussian(Defence, name="gaussian"):
     """
 
     clip: float = Field(default=10.0, gt=0)
-    noise: float = Field(default=0.1, gt=0)
+    noise: float = Field(default=0.1, ge=LEAST)
     delta: float = Field(default=1e-5, gt=0, lt=1)
 
     def apply(self, rows: Tensor, secret: Secret) -> Tensor:
