@@ -200,6 +200,7 @@ def test_every_shipped_recipe_is_valid_and_can_be_written(
         (["run", "rounds=none"], "rounds='none'"),
         (["run", "lr=3e-4"], "Did you mean training.optimizer.lr?"),
         (["run", "learning_rate=3e-4"], "Did you mean training.optimizer.lr?"),
+        (["run", "evaluation.batch_size=8"], "Did you mean 'batch_tokens'?"),
         (["run", "batch_size=8"], "training.batch_size"),
         (["run", "cut=3"], "framework.cut with framework=split"),
         (["run", "data.partition.alpha=1"], "data.partition.alpha with data.partition=dirichlet?"),

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from trillium.component import Component, known
 from trillium.errors import UserError, suggest
 
-# What other tools call a setting, and what it is called here.
+# What other tools, or earlier versions, call a setting, and what it is called here.
 ALIASES: Final = {
     "learning_rate": "lr",
     "epochs": "local_epochs",
@@ -33,6 +33,7 @@ ALIASES: Final = {
     "model_name_or_path": "id",
     "optim": "optimizer",
     "per_device_eval_batch_size": "batch_tokens",
+    "evaluation.batch_size": "batch_tokens",
     "gradient_accumulation_steps": "micro_batch_size",
     "bf16": "autocast",
     "lr_scheduler_type": "schedule",
@@ -150,7 +151,7 @@ def _source(value: object) -> str | None:
 
 def _meant(parts: list[str], value: object, tree: Mapping[str, Any], root: BaseModel) -> str:
     """Return what somebody has probably meant by a key that there is not."""
-    key = ALIASES.get(parts[-1], parts[-1])
+    key = ALIASES.get(".".join(parts), ALIASES.get(parts[-1], parts[-1]))
     beside = _siblings(parts, tree, root)
     if key in beside:
         return f"Did you mean {key!r}?"
