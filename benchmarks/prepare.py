@@ -2,6 +2,7 @@
 
     python benchmarks/prepare.py frontier_split
     python benchmarks/prepare.py e2e_nlg
+    python benchmarks/prepare.py smollm2
     OMP_NUM_THREADS=1 python benchmarks/prepare.py kd_language_models
 
 What is there already is written again only where that takes a moment; models are not.
@@ -70,6 +71,59 @@ def e2e_nlg(data: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(stories)
     tokenizer.eos_token = tokenizer.bos_token  # what has parted texts in its training
     tokenizer.save_pretrained(stories)
+
+
+def smollm2(data: Path, folder: Path) -> None:
+    """Write rows of two tasks for a small instruct model, and a GPT-2 that has read a little."""
+    places = [*attributed(data / "e2e_nlg" / "devset.csv")]
+    random.Random(0).shuffle(places)
+    meanings = dict(attributed(data / "e2e_nlg" / "testset_w_refs.csv"))  # one reference of each
+    write_pairs(places[:240], folder / "e2e_train.jsonl")
+    write_pairs(unseen(meanings.items(), places[:240])[:100], folder / "e2e_test.jsonl")
+    write_pairs(places[240:480], folder / "e2e_tune.jsonl")
+    write_pairs(unseen(places[480:], places[:480])[:80], folder / "e2e_validation.jsonl")
+    sums = {split: [*solved(data / "gsm8k" / f"{split}.jsonl")] for split in ("train", "test")}
+    write_pairs(sums["train"][:240], folder / "gsm8k_train.jsonl")
+    write_pairs(sums["test"][:80], folder / "gsm8k_test.jsonl")
+    if not (folder / "gpt2" / "config.json").is_file():
+        texts = documents(data / "text" / "sgd.txt.zst", 4_000_000)
+        sizes = {"n_embd": 96, "n_layer": 4, "n_head": 4, "n_positions": 256, **NO_DROPOUT}
+        pretrain("gpt2", sizes, train_tokenizer(texts, 1024), texts, 200, folder / "gpt2")
+
+
+def attributed(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield what is to be described, and a description, of each row."""
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            pairs = re.findall(r"([^\[\],]+)\[([^\]]*)\]", row["mr"])
+            told = "\n".join(f"{key.strip()}: {value}" for key, value in pairs)
+            yield f"{told}\ndescription:", f" {row['ref'].strip()}"
+
+
+def unseen(
+    pairs: Iterable[tuple[str, str]], known: Iterable[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Return the pairs whose prompts are not among others, shuffled."""
+    prompts = {*dict(known)}
+    found = [pair for pair in pairs if pair[0] not in prompts]
+    random.Random(0).shuffle(found)
+    return found
+
+
+def solved(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield short questions and their answers, without the marks of a calculator."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    random.Random(0).shuffle(rows)
+    for row in rows:
+        answer = re.sub(r"<<.*?>>", "", row["answer"])
+        if len(row["question"]) < 200 and len(answer) < 200:
+            yield f"{row['question']}\n", answer
+
+
+def write_pairs(pairs: Iterable[tuple[str, str]], path: Path) -> None:
+    """Write prompts and completions."""
+    lines = (json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs)
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def kd_language_models(data: Path, folder: Path, num_steps: int = 200) -> None:
@@ -152,6 +206,7 @@ RECIPES: dict[str, Callable[[Path, Path], None]] = {
     "frontier_split": frontier_split,
     "e2e_nlg": e2e_nlg,
     "kd_language_models": kd_language_models,
+    "smollm2": smollm2,
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from report_fixture import tiny_compare
 from trillium.config.comparison import choices, comparison, tuning_of
-from trillium.config.experiment import acting, experiment, merge, read_yaml
+from trillium.config.experiment import ExperimentConfig, acting, experiment, merge, read_yaml
 from trillium.report.markdown import markdown
 from trillium.report.reach import goals
 from trillium.report.read import read_runs
@@ -46,6 +46,12 @@ def test_every_recipe_can_be_run_and_is_tuned_elsewhere(path: Path) -> None:
             p for found in choices(tree).values() for p in found
         }
         assert not {seed for _, seed in trials} & {seed for _, seed in experiments}
+        # Clients have as many rows as in what is reported.
+        assert {*map(_held_back, trials.values())} == {*map(_held_back, experiments.values())}
+
+
+def _held_back(config: ExperimentConfig) -> int:
+    return max(config.public_size, config.data.set_aside)
 
 
 def test_what_is_kept_is_what_the_recipes_run() -> None:

@@ -177,7 +177,7 @@ def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()
             "the recipe does not say which settings to choose among",
             "Add tuning: {seed: 100, grid: {training.optimizer.lr: [0.001, 0.003]}}",
         )
-    _, arms = _laid(tree, overrides)
+    base, arms = _laid(tree, overrides)
     tuning = _checked({**tree, "base": {}, "arms": arms}).tuning
     assert tuning is not None
     shared = {key: value for key, value in overrides.items() if key not in arms}
@@ -187,7 +187,10 @@ def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()
     recipe["arms"] = {
         label: merge(merge(arms[label], own), overrides.get(label, {})) for label in _tuned(tree)
     }
-    return comparison(recipe, merge(everywhere, {"seed": tuning.seed}), only, grid(tuning.grid))
+    found = comparison(recipe, merge(everywhere, {"seed": tuning.seed}), only, grid(tuning.grid))
+    # As many rows as in the runs that are reported, where an arm that is not tuned holds some back.
+    aside = most_held_back(merge(base, own), arms.values())
+    return found.model_copy(update={"aside": max(found.aside, aside)})
 
 
 def choices(tree: Mapping[str, Any]) -> dict[str, Arms]:
