@@ -34,7 +34,7 @@ def keys(
     ] = None,
 ) -> None:
     """Make the certificates and keys of a federation; existing ones stay."""
-    _check_installed()
+    check_installed()
     from trillium.deploy.keys import make_keys
 
     made = make_keys(folder, host or [], node)
@@ -66,7 +66,7 @@ def deploy(
     The recipe's data is what the server itself holds: test rows and the public set. The nodes have
     their own.
     """
-    _check_installed()
+    check_installed()
     from trillium.deploy.folder import check_absent, check_names
     from trillium.deploy.prepare import deploy as write
 
@@ -100,7 +100,7 @@ def up(
     For a first try: the clients of the recipe become nodes, each with its own data file, keys and
     process. It takes about half a minute longer than `trillium run`.
     """
-    _check_installed()
+    check_installed()
     from trillium.cli.show import show
     from trillium.deploy.prepare import up as run_here
     from trillium.experiment.folder import new_folder
@@ -115,7 +115,8 @@ def up(
     show(folder, as_json=False)
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Refuse a deployment whose packages are missing."""
     from trillium.errors import UserError
     from trillium.extras import install
 

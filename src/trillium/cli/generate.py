@@ -42,26 +42,49 @@ def generate(
         ),
     ] = 1.0,
     client: Client = None,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Node of a deployment that runs the first blocks of a split model."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate text with the trained language model of a run.
 
     A split model stays cut: the first client holds the prompts, and the bytes that cross are shown.
+    With --node it is a node of the deployment that the run was made by.
     """
     texts = [*(prompts or []), *(_lines(file) if file is not None else [])]
     from trillium.errors import UserError
 
     if not 0 < top_p <= 1:
         raise UserError(f"--top-p {top_p}", "it is a probability", "Write a number up to 1")
+    if node is not None and client is not None:
+        raise UserError(
+            f"--node {node} --client {client}",
+            "the one is a part of the shared model, the other a model of its own",
+            "Give one of them",
+        )
     from dataclasses import asdict
 
+    if node is not None:
+        from trillium.cli.deploy import check_installed
+
+        check_installed()
     with working("Writing"):
         from trillium.experiment.generation import generate_run
         from trillium.quiet import quiet
         from trillium.tasks.writing import Writing
 
         quiet()
-        found = generate_run(folder, texts, Writing(max_new_tokens, temperature, top_p), client)
+        writing = Writing(max_new_tokens, temperature, top_p)
+        if node is None:
+            found = generate_run(folder, texts, writing, client)
+        else:
+            from trillium.deploy.writing import write_at
+
+            found = write_at(folder, node, texts, writing)
     if as_json:
         lines = [
             {"prompt": prompt, "text": text, "num_tokens": size}

@@ -53,6 +53,7 @@ SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
         "ask, no second port, seconds slower each; not for split.",
     ),
     "resume": (False, "Go on from the newest checkpoint in run-folder."),
+    "write": ("", "Prompts for a trained model, in place of a run: `trillium generate --node`."),
 }
 """Run-config settings: their defaults, and what the generated pyproject.toml says of them."""
 

@@ -21,7 +21,7 @@ from trillium.engines.roster import Mail, Online, Unreachable, opening_record, o
 from trillium.engines.secure import ServerTLS
 from trillium.engines.stream import SessionServer
 from trillium.errors import UserError
-from trillium.federation.fleet import Gathered, Lost, Saved
+from trillium.federation.fleet import Gathered, Lost, RoundFailed, Saved
 
 log = logging.getLogger(__name__)
 
@@ -255,6 +255,21 @@ class SessionEngine:
             else:
                 answers[name] = reply
         return answers
+
+    def say(self, name: str, verb: str, value: object, most_bytes: int = CONTROL_BYTES) -> bytes:
+        """Ask one node what no framework asks, and return its answer.
+
+        Raises:
+            RoundFailed: there is none.
+        """
+        seconds, asked = self._patience.deadline_seconds, json.dumps([verb, value]).encode()
+        for _, reply in self._sessions.carry(
+            {name: asked}, channel="control", deadline_seconds=seconds, most_bytes=most_bytes
+        ):
+            if not isinstance(reply, Lost):
+                return reply
+            raise RoundFailed(f"{name}: {verb}: {reply.reason}")
+        raise RoundFailed(f"{name}: {verb}: no answer")
 
     def _invite(self) -> None:
         self._collect()

@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 import yaml
@@ -32,6 +33,7 @@ from trillium.engines.roster import Mail, bytes_of, text_of, with_bytes
 from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import SessionRefused, serve_session
 from trillium.engines.settings import Settings
+from trillium.engines.writing import Request
 from trillium.errors import SAID, UserError, shareable
 from trillium.experiment.folder import RunFolder, is_finished, new_folder
 from trillium.experiment.held_out import about
@@ -47,6 +49,7 @@ log = logging.getLogger(__name__)
 PACKAGE: Final = "trillium_app"
 # For the record, in place of what this process was started with: that holds a token of Flower.
 COMMAND: Final = ("flwr", "run", "app")
+WRITE_SECONDS: Final = 120.0  # that a node may take to come for texts
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -61,6 +64,9 @@ def main(grid: Grid, context: Context) -> None:
     quiet()
     _log_to_screen("server")
     settings = Settings.read(context.run_config)
+    if settings.write:
+        _write(grid, settings)
+        return
     text = (files(PACKAGE) / settings.recipe).read_text(encoding="utf-8")
     config = experiment(yaml.safe_load(text) or {})
     if settings.transport == "messages" and config.framework.name == "split":
@@ -114,6 +120,27 @@ def main(grid: Grid, context: Context) -> None:
         if engine is not None:
             engine.close(finished=finished)
     log.info("report: %s", write_report(folder.path))
+
+
+def _write(grid: Grid, settings: Settings) -> None:
+    """Let the model of a finished run write on from an operator's prompts, with one node."""
+    request = Request.model_validate_json(Path(settings.write).read_text(encoding="utf-8"))
+    opening = Opening(request.run, request.config().tree(), request.labels(), 0)
+    seconds = min(settings.wait_seconds, WRITE_SECONDS)
+    engine = _engine(
+        Mail(grid, request.node), opening, settings, Patience(seconds, settings.deadline_seconds)
+    )
+    assert isinstance(engine, SessionEngine)
+    try:
+        if not engine.gather(1).present:
+            raise UserError(
+                f"--node {request.node}",
+                f"it has not come in {seconds:g} s",
+                "Start it, or name another; `flwr supernode list` says who is online",
+            )
+        request.fulfil(engine)
+    finally:
+        engine.close(finished=True)
 
 
 def _engine(

@@ -21,12 +21,15 @@ from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.config.texts import Texts
 from trillium.data.deployed import read_rows
 from trillium.data.federated import load_data
+from trillium.engines.memory import free_at_once
 from trillium.engines.opening import Arrival, Opening
+from trillium.engines.writing import read_tokens
 from trillium.errors import PeerError, UserError, doing, shareable, suggest
 from trillium.experiment.run import build_client, resident_model
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
 from trillium.federation.tiers import tier_of
+from trillium.frameworks.split.generate import give_prompts, texts_of
 from trillium.models.load import LanguageModel
 from trillium.models.own import Ends
 
@@ -175,8 +178,16 @@ class Node:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def control(self, data: bytes) -> bytes:
-        """Answer what the engine, not the framework, asks: `[verb, round]` as JSON."""
+        """Answer what the engine, not the framework, asks: `[verb, round]` as JSON.
+
+        For texts the verb is `prompts`, with those of the server's operator as tokens, or `texts`.
+        """
         verb, number = json.loads(data)
+        if verb == "prompts":
+            give_prompts(self.client, read_tokens(number, self.client.model.num_classes))
+            return b"true"
+        if verb == "texts":
+            return json.dumps(texts_of(self.client)).encode()
         if type(number) is not int or verb not in ("settle", "restore", "save", "forget"):
             raise PeerError(f"{str(verb)[:40]!r} is nothing that a node is asked")
         if verb == "forget":
@@ -209,6 +220,8 @@ def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client, dict[s
         # The nodes of a simulation share a process, and so one model.
         alone = settings.partition_id is None and not config.head.runs_model
         ends = config.framework.ends(tier_of(config.tiers, name)) if alone else None
+        if ends is not None:
+            free_at_once()
         model = _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels), ends)
         return name, build_client(config, model, name, examples, test=held_out), counts
 

@@ -42,19 +42,20 @@ class Unreachable(Lost):
 
 
 class Mail:
-    """Flower messages to the nodes of one run."""
+    """Flower messages to the nodes of one run, or to the one of a name alone."""
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, only: str | None = None) -> None:
+        self._grid, self._only = grid, only
 
     def nodes(self) -> dict[int, Online]:
         """Return the nodes that are online, by id."""
-        return {
+        found = {
             node.node_id: Online(
                 str(getattr(node, "name", "")), str(getattr(node, "last_activated_at", ""))
             )
             for node in self._grid.get_nodes()
         }
+        return {i: node for i, node in found.items() if self._only in (None, node.name)}
 
     def send(
         self, action: str, contents: Mapping[int, RecordDict], ttl: float | None

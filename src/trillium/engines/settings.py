@@ -29,6 +29,7 @@ class Settings(BaseModel):
     deadline_seconds: float = Field(alias="deadline-seconds", gt=0)
     transport: Literal["session", "messages"]
     resume: bool
+    write: str = ""
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Settings:

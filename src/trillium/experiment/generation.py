@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
 from trillium.experiment.kept import find_model
 from trillium.experiment.run import Experiment
@@ -60,23 +61,35 @@ def generate_run(
     """
     find_model(folder, client)
     config = run_config(folder)
+    check_writes(config, folder)
+    if isinstance(config.framework, Split):
+        built = rebuild(folder)
+        given = prompt_tokens(built.model, folder, prompts, writing)
+        written = _across(built, config.framework, given, writing)
+        return generated(built.model, written, built.fleet.ledger.entries)
+    found = load_trained(folder, client)
+    given = prompt_tokens(found.model, folder, prompts, writing)
+    return generated(found.model, write_on(found, given, writing))
+
+
+def check_writes(config: ExperimentConfig, folder: Path) -> None:
+    """Refuse the run of a classifier.
+
+    Raises:
+        UserError: it is one.
+    """
     if not isinstance(config.task, CausalLM):
         raise UserError(
             str(folder),
             f"its model was trained for task={config.task.name}, and a classifier cannot write",
             "Give the folder of a run with task=causal_lm",
         )
-    chat = "messages" in about_data(folder).get("columns", ())
-    entries: Sequence[Entry] = ()
-    if isinstance(config.framework, Split):
-        built = rebuild(folder)
-        model, given = built.model, _tokens(built.model, config.task, prompts, writing, chat=chat)
-        written = _across(built, config.framework, given, writing)
-        entries = built.fleet.ledger.entries
-    else:
-        found = load_trained(folder, client)
-        model, given = found.model, _tokens(found.model, config.task, prompts, writing, chat=chat)
-        written = write_on(found, given, writing)
+
+
+def generated(
+    model: LanguageModel, written: Sequence[Sequence[int]], entries: Sequence[Entry] = ()
+) -> Generated:
+    """Return the texts of tokens, and what has crossed for them."""
     ends = end_ids(model.tokenizer, model.module)
     said = [before_end(tokens, ends) for tokens in written]
     texts = [model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
@@ -84,21 +97,36 @@ def generate_run(
     return Generated(texts, sizes, _crossed(entries, sum(sizes)) if entries else None)
 
 
-def _tokens(
-    model: LanguageModel, task: CausalLM, prompts: Sequence[str], writing: Writing, *, chat: bool
+def prompt_tokens(
+    model: LanguageModel, folder: Path, prompts: Sequence[str], writing: Writing
 ) -> list[list[int]]:
-    """Return prompts as tokens, after a look at whether there is anything, and room behind it."""
+    """Return prompts as tokens of a run's model, in its chat template if its rows were chats.
+
+    Raises:
+        UserError: there is none, one is empty, or one leaves no room.
+    """
+    task = run_config(folder).task
+    assert isinstance(task, CausalLM)
+    chat = "messages" in about_data(folder).get("columns", ())
+    check_prompts(prompts)
+    found = [task.prompt_tokens(prompt, model.tokenizer, chat=chat) for prompt in prompts]
+    check_room(model, found, writing.max_new_tokens)
+    return found
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Refuse to continue nothing.
+
+    Raises:
+        UserError: there is no prompt, or one is empty.
+    """
     if not prompts:
         raise UserError("no prompt", "there is no text to continue", "Give a prompt, in quotes")
-    found = []
     for prompt in prompts:
         if not prompt.strip():
             raise UserError(
                 f"the prompt {prompt!r}", "there is no text to continue", "Write some words"
             )
-        found.append(task.prompt_tokens(prompt, model.tokenizer, chat=chat))
-    check_room(model, found, writing.max_new_tokens)
-    return found
 
 
 def check_room(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

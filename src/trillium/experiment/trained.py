@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +22,14 @@ from trillium.experiment.card import write_card
 from trillium.experiment.fit import check_answers, check_lengths
 from trillium.experiment.held_out import kept_rows
 from trillium.experiment.kept import find_model
-from trillium.experiment.run import Experiment, assemble, resident_model, tokenize
+from trillium.experiment.run import (
+    Experiment,
+    assemble,
+    build_server,
+    resident_model,
+    tokenize,
+)
+from trillium.federation.engine import Engine
 from trillium.federation.side import Metrics
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
@@ -222,12 +229,33 @@ def rebuild(folder: Path) -> Experiment:
     Raises:
         UserError: the folder holds no trained model of all.
     """
-    path, config, told = find_model(folder, None), _whole(run_config(folder)), about_data(folder)
-    rows = kept_rows(folder, config)
-    none = rows.select([])
+    config, told = _whole(run_config(folder)), about_data(folder)
     # The data of a deployed run were with its nodes, and nobody here knows their names.
     names = list(told["clients"]) or [f"client-{i}" for i in range(config.data.num_clients)]
-    data = FederatedData(dict.fromkeys(names, none), rows, none, tuple(told["labels"]))
-    built = assemble(config, data)
-    built.server.state = built.model.load_state(path)
+    return _with_state(folder, assemble(config, _held_out(folder, config, names)))
+
+
+def rebuild_server(folder: Path, engine: Engine) -> Experiment:
+    """Return the server of a finished run with its trained model, over an engine.
+
+    Raises:
+        UserError: the folder holds no trained model of all.
+    """
+    config = _whole(run_config(folder))
+    data = _held_out(folder, config)
+    model = resident_model(config.of(None), data.labels)
+    return _with_state(folder, build_server(config, model, data, engine))
+
+
+def _held_out(folder: Path, config: ExperimentConfig, names: Sequence[str] = ()) -> FederatedData:
+    """Return the held-out rows of a run, and clients without rows."""
+    rows = kept_rows(folder, config)
+    none = rows.select([])
+    return FederatedData(
+        dict.fromkeys(names, none), rows, none, tuple(about_data(folder)["labels"])
+    )
+
+
+def _with_state(folder: Path, built: Experiment) -> Experiment:
+    built.server.state = built.model.load_state(find_model(folder, None))
     return built
