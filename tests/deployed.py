@@ -45,12 +45,18 @@ class Nodes:
         state: where the nodes keep what they hold.
         fault: answers what the engine asks a node, in its place; the second argument answers in truth.
             What ends the thread ends the node.
+        spoil: answers what the framework asks a node.
     """
 
     def __init__(
-        self, keys: Path, names: Iterable[str], state: Path, fault: Fault | None = None
+        self,
+        keys: Path,
+        names: Iterable[str],
+        state: Path,
+        fault: Fault | None = None,
+        spoil: Fault | None = None,
     ) -> None:
-        self._fault = fault
+        self._fault, self._spoil = fault, spoil
         self._online = {number: Online(name, "t0") for number, name in enumerate(names)}
         self._keys, self._state = keys, state
         self._ended: dict[str, Future[Summary]] = {}  # by the message
@@ -91,7 +97,7 @@ class Nodes:
     def _one_by_one(self, node: Node) -> Handler:
         def handle(data: bytes) -> bytes:
             with self._turn:
-                return node.handle(data)
+                return node.handle(data) if self._spoil is None else self._spoil(data, node.handle)
 
         return handle
 
@@ -151,8 +157,15 @@ def run_in_threads(
     monkeypatch: pytest.MonkeyPatch,
     observe: Callable[[Metrics], None] | None = None,
     fault: Fault | None = None,
+    spoil: Fault | None = None,
+    through: Callable[[int], int] | None = None,
+    repeats: int = 0,
 ) -> Experiment:
-    """Run a federation over sessions with its clients, or go on with one."""
+    """Run a federation over sessions with its clients, or go on with one.
+
+    Args:
+        through: lays a link to a port, and returns the port at which nodes reach it.
+    """
     monkeypatch.setattr(distributed, "GOODBYE_SECONDS", 0.0)  # nobody answers the invitations
     for module in (distributed, patience):
         monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
@@ -161,16 +174,18 @@ def run_in_threads(
     config, data = texts.fit(data), texts.counted(data)
     newest = folder.checkpoints.newest(SERVER)
     opening = Opening("run", config.tree(), list(data.labels), 0 if newest is None else newest[0])
-    nodes = Nodes(keys, sorted(data.clients), folder.path / "nodes", fault)
+    nodes = Nodes(keys, sorted(data.clients), folder.path / "nodes", fault, spoil)
     tls = ServerTLS.read(keys / "ca.crt", keys / "server.crt", keys / "server.key")
     waits = Patience(20.0, 60.0)
     engine = SessionEngine(cast(Mail, nodes), opening, waits, bind=HERE, address=HERE, tls=tls)
-    nodes.port = engine._sessions.port
+    port = engine._sessions.port
+    nodes.port = port if through is None else through(port)
     finished = False
     try:
         engine.gather(len(data.clients))
         model = resident_model(config.of(None), data.labels)
         built = build_server(config, model, data, engine, folder)
+        built.repeats = repeats
         built.run(observe)
         finished = True
     finally:

@@ -107,7 +107,8 @@ class Deployment:
         """Start a run, slowed down, and follow it."""
         self.link.delay_seconds = PACE
         more = {name.replace("_", "-"): value for name, value in settings.items()}
-        return Run(self, {**self._settings, "recipe": f"{recipe}.yaml", **more})
+        own: dict[str, Value] = {"recipe": f"{recipe}.yaml", "resume": False}
+        return Run(self, {**self._settings, **own, **more})
 
     def resume(self, run: Run) -> Run:
         """Go on with a run that has stopped, and follow it."""

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
+from distributed_help import FakeMail
 from session_help import ClientThread, server_tls
-from test_distributed import FakeMail
 
 from checkpoints import checkpoint
 from tiny import experiment_config
@@ -65,7 +65,7 @@ def test_a_node_writes_as_one_process_does(
         tls=server_tls(keys),
     )  # fmt: skip
     try:
-        engine._invite()
+        engine._invitations.send(opening)
         handlers = {"message": node.handle, "control": node.control}
         ClientThread(keys, engine._sessions.port, "a", mail.tokens["a"][-1], handlers)
         assert engine.gather(1).present == {"a"}

@@ -285,3 +285,23 @@ def test_who_does_not_answer_what_was_posted_drops_out() -> None:
     answers = found.post(dict.fromkeys(NAMES[:3], Message("early")), read)
     assert set(dict(answers)) == {*NAMES[1:3]}
     assert found.missing == {NAMES[0]: "no reply"}
+
+
+def test_an_answer_that_came_too_late_is_booked_in_the_round_of_its_ask() -> None:
+    class Late(Engine):
+        def late(self) -> list[tuple[str, int]]:
+            come, self.come = self.come, []
+            return come
+
+        come: list[tuple[str, int]] = []
+
+    engine = Late(lambda c, m: Lost("no reply") if c == NAMES[1] else good(c, m))
+    found = Fleet(engine, Wire(), Ledger(), FleetConfig(min_replies=1), 0)
+    found.begin_round(1)
+    ask(found)
+    before = len(found.ledger.entries)
+    engine.come = [(NAMES[1], 77), (NAMES[2], 5)]  # the second owes nothing
+    found.begin_round(2)
+    [entry] = found.ledger.entries[before:]
+    assert (entry.client, entry.round, entry.direction, entry.bytes) == (NAMES[1], 1, "up", 77)
+    assert (entry.verb, entry.purpose, sum(entry.kinds.values())) == ("train", "train", 77)

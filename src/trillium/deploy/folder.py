@@ -47,12 +47,31 @@ SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
         600.0,
         "How long a node may take for one ask before its work of the round is lost.",
     ),
+    "round-seconds": (
+        86400.0,
+        "How long a round may take, all its asks together; who has not answered then has lost its\n"
+        "work of the round.",
+    ),
+    "grace-seconds": (
+        86400.0,
+        "How long the others are waited for once as many nodes have answered an ask as the recipe's\n"
+        "fleet.min_replies asks for.",
+    ),
+    "repeats": (
+        3,
+        "How often a round is repeated by itself, from the last complete one, if nodes are lost in it\n"
+        "and come back; after that, the recipe's fleet.on_failure says what follows.",
+    ),
     "transport": (
         "session",
         "session: the model stays in memory, one stream per node. messages: one Flower message per\n"
         "ask, no second port, seconds slower each; not for split.",
     ),
-    "resume": (False, "Go on from the newest checkpoint in run-folder."),
+    "resume": (
+        True,
+        "Go on with the newest unfinished run of this recipe in run-folder, if there is one; false\n"
+        "begins another.",
+    ),
     "write": ("", "Prompts for a trained model, in place of a run: `trillium generate --node`."),
 }
 """Run-config settings: their defaults, and what the generated pyproject.toml says of them."""

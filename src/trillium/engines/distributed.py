@@ -1,42 +1,35 @@
 """The distributed engine: nodes on machines of their own, a session open with each of them.
 
 One Flower message opens a session, and the asks of the run cross its stream. A node may go and come
-back at any time: its link lost and restored, its process or its SuperNode started anew.
+back at any time: its link lost and restored, its process or its SuperNode started anew. One that does
+not answer is not asked again until it does.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from trillium.engines.held import Held
+from trillium.engines.invitations import Invitations
 from trillium.engines.opening import Arrival, Opening, read_round
 from trillium.engines.patience import POLL_SECONDS, Patience
-from trillium.engines.roster import Mail, Online, Unreachable, opening_record, outcome
+from trillium.engines.roster import Mail
 from trillium.engines.secure import ServerTLS
 from trillium.engines.stream import SessionServer
-from trillium.errors import UserError
 from trillium.federation.fleet import Gathered, Lost, RoundFailed, Saved
 
 log = logging.getLogger(__name__)
 
-# Before a node that answered nothing since it was invited is invited again; doubled each time.
-RETRY_SECONDS: Final = 10.0
-LONGEST_RETRY_SECONDS: Final = 600.0
 CONTROL_BYTES: Final = 64 * 1024  # of an answer that is none to the framework
 GOODBYE_SECONDS: Final = 10.0
-
-
-@dataclass(frozen=True)
-class _Invited:
-    name: str
-    node: int
-    since: str
+BACK: Final = "it came back during the round, and takes part from the next one on"
 
 
 class SessionEngine:
@@ -55,8 +48,7 @@ class SessionEngine:
         address: str,
         tls: ServerTLS,
     ) -> None:
-        self._mail, self._opening, self._patience = mail, opening, patience
-        self._address = address
+        self._opening, self._patience = opening, patience
         self.counts: dict[str, Mapping[str, int]] = {}  # of the texts of nodes, as these say
         self._known: set[str] = set()
         self._behind: set[str] = set()  # did not answer their last ask
@@ -67,16 +59,18 @@ class SessionEngine:
         self.most_bytes = CONTROL_BYTES  # of a reply; the run says more as soon as it is set up
         self._lock = threading.Lock()
         self._arrived: set[str] = set()  # have joined, and not been told yet where the run is
-        self._open: dict[str, _Invited] = {}  # by the message
-        self._tries: dict[str, int] = {}  # invitations since the last answer
-        self._not_before: dict[str, float] = {}
-        self._closing = False
+        self._round_ends = math.inf
         self._sessions = SessionServer(bind, tls, on_change=self._on_change)
+        self._invitations = Invitations(mail, self._sessions, address)
 
     def _on_change(self, name: str, change: str, reason: str) -> None:
         if change == "joined":
             with self._lock:
                 self._arrived.add(name)
+
+    def late(self) -> list[tuple[str, int]]:
+        """Return who has answered too late since the last time, and how many bytes."""
+        return self._sessions.take_late("message")
 
     @property
     def clients(self) -> Sequence[str]:
@@ -91,37 +85,42 @@ class SessionEngine:
         """Send the requests now, and return what yields the replies as `carry` does."""
         self._sessions.tell()
         with self._lock:
-            fresh = self._arrived & requests.keys()
-        asks = {name: data for name, data in requests.items() if name not in fresh}
-        seconds = self._patience.deadline_seconds
-        replies = self._sessions.post(asks, deadline_seconds=seconds, most_bytes=self.most_bytes)
-        return self._noted(fresh, replies)
+            out = dict.fromkeys(self._arrived | self._undone, BACK)
+        out |= dict.fromkeys(self._sessions.owing, "it still owes the answer to an earlier ask")
+        asks = {name: data for name, data in requests.items() if name not in out}
+        replies = self._sessions.post(
+            asks,
+            deadline_seconds=self._patience.deadline(self._round_ends),
+            most_bytes=self.most_bytes,
+            grace=self._patience.grace,
+        )
+        return self._noted({n: why for n, why in out.items() if n in requests}, replies)
 
     def _noted(
-        self, fresh: set[str], replies: Iterator[tuple[str, bytes | Lost]]
+        self, out: Mapping[str, str], replies: Iterator[tuple[str, bytes | Lost]]
     ) -> Iterator[tuple[str, bytes | Lost]]:
-        for name in sorted(fresh):
-            reason = "it came back during the round, and takes part from the next one on"
-            yield name, Lost(reason, sent=False)
+        for name in sorted(out):
+            yield name, Lost(out[name], sent=False)
         for name, reply in replies:
             if isinstance(reply, Lost):
                 self._behind.add(name)
             else:
                 self._took.add(name)
                 self._behind.discard(name)
-                self._tries.pop(name, None)
+                self._invitations.answered(name)
             yield name, reply
 
     def gather(self, need: int) -> Gathered:
         """Invite who is online, wait for enough of them, and let newcomers find their state."""
 
         def look() -> set[str]:
-            self._invite()
+            self._invitations.send(self._opening)
             self._settle()
             return self._ready()
 
         present = self._patience.until(need, look)
         self._need, self._took = need, set()
+        self._round_ends = self._patience.ends()
         return self._held.gathered(present)
 
     def save(self, number: int) -> Saved:
@@ -145,7 +144,7 @@ class SessionEngine:
                     lost[name] = answer.reason
 
         def look() -> set[str]:
-            self._invite()
+            self._invitations.send(self._opening)
             self._settle()
             left = due - kept - lost.keys()
             gone = self._held.gone
@@ -167,39 +166,37 @@ class SessionEngine:
         """Take the nodes back to what they kept; one that is away goes back when it comes."""
         self._opening = replace(self._opening, number=number)
         self._held.rounds = dict(held)
-        self._undone = set(self._known)
-        return self._go_back(self._ready())
+        here, self._undone = self._ready(), set(self._known)
+        self._go_back(here)
+        return set(self._known)  # nobody is asked anything before it is back
 
-    def _go_back(self, names: set[str]) -> set[str]:
-        """Take nodes back to what they kept, and return those that are there now."""
-        back = set()
+    def _go_back(self, names: set[str]) -> None:
+        """Take nodes back to what they kept."""
         for name, answer in self._rounds("restore", names).items():
             if not isinstance(answer, Lost):
                 self._undone.discard(name)
-                if self._held.came(name, answer):
-                    back.add(name)
-        return back
+                self._held.came(name, answer)
 
     def close(self, *, finished: bool) -> None:
         """End all sessions; after a finished run the nodes need their state no more."""
         present = self._ready()
         if finished:
             self._control("forget", present - self._behind)
-        self._closing = True
+        self._invitations.closing = True
         self._sessions.close("the run has finished" if finished else "the run has ended early")
         deadline = time.monotonic() + GOODBYE_SECONDS
-        while present & {invited.name for invited in self._open.values()}:
+        while present & self._invitations.unanswered:
             if time.monotonic() > deadline:
                 break
-            self._collect()
+            self._invitations.collect()
             time.sleep(POLL_SECONDS)
 
     def _ready(self) -> set[str]:
-        """Who is connected and knows where the run is."""
-        connected = {*self._sessions.clients}
+        """Who is connected, knows where the run is, and owes no answer."""
+        connected = {*self._sessions.clients} - self._sessions.owing
         self._sessions.tell()  # from here on `_arrived` knows of all of them
         with self._lock:
-            return connected - self._arrived
+            return connected - self._arrived - self._undone
 
     def _settle(self) -> None:
         """Tell those who have joined where the run is."""
@@ -208,8 +205,9 @@ class SessionEngine:
         with self._lock:
             joined = self._arrived & connected
             self._arrived -= joined
-        self._go_back(joined & self._undone)
+            known = connected - self._arrived - self._sessions.owing
         answers = self._control("settle", joined - self._undone)
+        self._go_back(known & self._undone)
         found: dict[str, Arrival] = {}
         for name, answer in answers.items():
             try:
@@ -270,52 +268,3 @@ class SessionEngine:
                 return reply
             raise RoundFailed(f"{name}: {verb}: {reply.reason}")
         raise RoundFailed(f"{name}: {verb}: no answer")
-
-    def _invite(self) -> None:
-        self._collect()
-        connected, nodes = {*self._sessions.clients}, self._mail.nodes()
-        self._give_up_lost(nodes, connected)
-        busy = connected | {invited.name for invited in self._open.values()}
-        contents, invited = {}, {}
-        for node, online in nodes.items():
-            name = online.name
-            if not name:
-                raise UserError(
-                    'transport="session"',
-                    "these nodes have no names, as in Flower's simulation",
-                    'Write transport="messages", or register each node with --name',
-                )
-            if name in busy or time.monotonic() < self._not_before.get(name, 0.0):
-                continue
-            token = self._sessions.invite(name)
-            contents[node] = opening_record(self._opening, address=self._address, token=token)
-            invited[node] = _Invited(name, node, online.since)
-            self._tries[name] = self._tries.get(name, 0) + 1
-        if contents:
-            sent = self._mail.send("session", contents, None)
-            self._open |= {message: invited[node] for message, node in sent.items()}
-
-    def _give_up_lost(self, nodes: Mapping[int, Online], connected: set[str]) -> None:
-        """Forget what was sent to a SuperNode that was started anew: it will never be answered."""
-        for message, invited in list(self._open.items()):
-            online = nodes.get(invited.node)
-            if online and online.since != invited.since and invited.name not in connected:
-                del self._open[message]
-                self._ended(invited.name, "its SuperNode was started anew")
-
-    def _collect(self) -> None:
-        for message, content in self._mail.answers(self._open):
-            name = self._open.pop(message).name
-            if isinstance(content, Unreachable):
-                self._ended(name, content.reason)  # its stream may live all the same
-                continue
-            # Its ClientApp has ended: what is left of its stream is not.
-            self._sessions.disconnect(name, "its process has ended")
-            self._ended(name, content.reason if isinstance(content, Lost) else outcome(content))
-
-    def _ended(self, name: str, reason: str) -> None:
-        tries = self._tries.get(name, 0)  # none since its last answer: it is worth another one now
-        pause = min(RETRY_SECONDS * 2 ** (tries - 1), LONGEST_RETRY_SECONDS) if tries else 0.0
-        self._not_before[name] = time.monotonic() + pause
-        level = logging.INFO if self._closing else logging.WARNING
-        log.log(level, "%s: its session has ended: %s", name, reason)

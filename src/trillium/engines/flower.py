@@ -21,28 +21,28 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from trillium.config.experiment import ExperimentConfig, experiment
-from trillium.config.places import located
 from trillium.config.texts import Texts, in_model_order
 from trillium.data.deployed import read_server_data
+from trillium.data.federated import FederatedData
 from trillium.engines.distributed import SessionEngine
 from trillium.engines.messages import MessageEngine
 from trillium.engines.node import Node, NodeConfig
 from trillium.engines.opening import Arrival, Opening
 from trillium.engines.patience import Patience
+from trillium.engines.progress import Progress
 from trillium.engines.roster import Mail, bytes_of, text_of, with_bytes
 from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import SessionRefused, serve_session
 from trillium.engines.settings import Settings
+from trillium.engines.unfinished import alone, take_folder
 from trillium.engines.writing import Request
 from trillium.errors import SAID, UserError, shareable
-from trillium.experiment.folder import RunFolder, is_finished, new_folder
 from trillium.experiment.held_out import about
 from trillium.experiment.run import SERVER, build_server, resident_model
-from trillium.federation.checkpoint import Checkpoints, dump, load
+from trillium.federation.checkpoint import dump, load
 from trillium.federation.side import Metrics
 from trillium.quiet import quiet
 from trillium.report.write import write_report
-from trillium.wire.ledger import Entry
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +83,20 @@ def main(grid: Grid, context: Context) -> None:
     data = in_model_order(config, data)  # as it was written, so this says only whose the head is
     texts = Texts(config, data.labels)
     config, data = texts.fit(data), texts.counted(data)
-    folder = _folder(config, settings)
+    with alone(settings.run_folder):
+        _run(Mail(grid), config, data, settings)
+
+
+def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Settings) -> None:
+    folder = take_folder(config, settings)
     newest = folder.checkpoints.newest(SERVER)
     number = 0 if newest is None else newest[0]
     opening = Opening(folder.path.name, config.tree(), list(data.labels), number)
-    patience = Patience(settings.wait_seconds, settings.deadline_seconds)
+    patience = settings.patience(config.fleet.min_replies)
     engine: SessionEngine | MessageEngine | None = None
     finished = False
     try:
-        engine = _engine(Mail(grid), opening, settings, patience)
+        engine = _engine(mail, opening, settings, patience)
         log.info("run %s: round %d is complete", folder.path.name, number)
         engine.gather(settings.min_nodes)
         if len(engine.clients) < settings.min_nodes:
@@ -111,6 +116,7 @@ def main(grid: Grid, context: Context) -> None:
                 folder.json("data.json", {**about(data), "clients": dict(sorted(told.items()))})
             progress.observe(line)
 
+        built.repeats = settings.repeats
         built.run(observe)
         finished = True
     except BaseException as error:
@@ -159,60 +165,6 @@ def _engine(
         address=settings.session_address,
         tls=tls,
     )
-
-
-def _folder(config: ExperimentConfig, settings: Settings) -> RunFolder:
-    name = f"{config.framework.name}_{config.data.source.name}_s{config.seed}"
-    parent = settings.run_folder
-    parent.mkdir(parents=True, exist_ok=True)
-    if not settings.resume:
-        return RunFolder(new_folder(parent, name), config.framework.name, deployed=True)
-    tree = located(config).tree()
-    for path in sorted(parent.glob(f"*_{name}*"), reverse=True):
-        # One that was stopped before its first checkpoint holds nothing to go on from.
-        if Checkpoints(path / "checkpoints").numbers(SERVER) and not is_finished(path):
-            written = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-            if written == tree:
-                return RunFolder.reopen(path, deployed=True)
-    raise UserError(
-        "resume=true",
-        f"{parent} holds no unfinished run of this recipe",
-        "Leave it out to start a new run; to resume one, use the recipe that it was started with",
-    )
-
-
-class Progress:
-    """Tells the operator how far the run is, a line an evaluation."""
-
-    def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
-        self._bytes = {"up": 0, "down": 0}
-
-    def watch(self, entry: Entry) -> None:
-        """Take note of a message."""
-        if entry.purpose == "train":
-            self._bytes[entry.direction] += entry.bytes
-
-    def observe(self, line: Metrics) -> None:
-        """Log an evaluation."""
-        quality = [
-            f"{name} {line[name]:.4f}"
-            for name in ("accuracy", "exact_match", "loss", "train_loss")
-            if name in line
-        ]
-        replied = f"{line['replied']} of {line['asked']} replied" if line["round"] else "start"
-        log.info(
-            "round %d/%d: %s, %s, %d bytes up, %d bytes down, %.1f s",
-            line["round"],
-            self._rounds,
-            replied,
-            ", ".join(quality),
-            self._bytes["up"],
-            self._bytes["down"],
-            line["seconds"],
-        )
-        for name, reason in sorted(line["missing"].items()):
-            log.warning("round %d: %s is missing: %s", line["round"], name, reason)
 
 
 # The node

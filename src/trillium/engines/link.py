@@ -43,6 +43,9 @@ class Host(Protocol):
     def ended(self, link: Link, reason: str) -> None:
         """Take note, under the lock, that a connection is over."""
 
+    def late(self, ask: Ask, size: int) -> None:
+        """Take note, under the lock, of an answer that nobody waits for any more."""
+
     def tell(self) -> None:
         """Report what has happened, outside the lock."""
 
@@ -96,6 +99,11 @@ class Link:
             return False
         self._asks.remove(ask)
         return True
+
+    @property
+    def owes(self) -> bool:
+        """Whether the client is at work on an ask that was given up."""
+        return self._current is not None and self._current.abandoned
 
     def end(self, code: grpc.StatusCode, reason: str) -> None:
         """End the connection; what it had to answer is lost. The first reason counts."""
@@ -219,6 +227,8 @@ class Link:
         with self.changed:
             ask, self._current = self._current, None
             self.changed.notify_all()
+            if ask is not None and ask.abandoned:
+                self.host.late(ask, len(whole.data))
         if ask is None or ask.abandoned:
             log.info("%s: a late reply was discarded", self.name, extra={"client": self.name})
         elif whole.kind is Kind.ERROR:

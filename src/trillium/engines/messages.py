@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,8 +16,8 @@ from typing import TypeVar
 
 from flwr.app import RecordDict
 
-from trillium.engines.distributed import RETRY_SECONDS
 from trillium.engines.held import Held
+from trillium.engines.invitations import RETRY_SECONDS
 from trillium.engines.opening import Arrival, Opening, read_round
 from trillium.engines.patience import Patience
 from trillium.engines.roster import Mail, bytes_of, opening_record, outcome, text_of, with_bytes
@@ -39,7 +40,18 @@ class MessageEngine:
         self._since: dict[int, str] = {}  # when those came online that have settled
         self._held = Held()
         self._not_before: dict[int, float] = {}  # when one that could not take part is asked again
+        self._round_ends = math.inf
         self._empty: set[str] = set()  # held nothing of earlier rounds when they came
+
+    def late(self) -> list[tuple[str, int]]:
+        """Return who has answered too late since the last time, and how many bytes."""
+        self._mail.owing()
+        names = {node: name for name, node in self._nodes.items()}
+        late = [
+            (names.get(node, ""), _read(content, bytes_of)) for node, content in self._mail.late
+        ]
+        self._mail.late.clear()
+        return [(name, len(reply)) for name, reply in late if name and isinstance(reply, bytes)]
 
     @property
     def clients(self) -> Sequence[str]:
@@ -47,14 +59,17 @@ class MessageEngine:
         return sorted(self._nodes)
 
     def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
-        """Send each ask as a Flower message."""
+        """Send each ask as a Flower message; not to those who still owe the answer to another."""
         names = {self._nodes[name]: name for name in requests}
+        owing = self._mail.owing()
+        for node in owing & names.keys():
+            yield names.pop(node), Lost("it still owes the answer to an earlier ask", sent=False)
         contents = {
-            self._nodes[name]: with_bytes(opening_record(self._opening), data)
-            for name, data in requests.items()
+            node: with_bytes(opening_record(self._opening), requests[name])
+            for node, name in names.items()
         }
-        seconds = self._patience.deadline_seconds
-        for node, content in self._mail.exchange("ask", contents, seconds):
+        seconds = self._patience.deadline(self._round_ends)
+        for node, content in self._mail.exchange("ask", contents, seconds, self._patience.grace):
             reply = _read(content, bytes_of)
             if isinstance(reply, bytes) and len(reply) > self.most_bytes:
                 reply = Lost(
@@ -72,6 +87,7 @@ class MessageEngine:
     def gather(self, need: int) -> Gathered:
         """Wait for enough nodes, and ask those that are new who they are."""
         present = self._patience.until(need, self._look)
+        self._round_ends = self._patience.ends()
         return self._held.gathered(present)
 
     def _look(self) -> set[str]:
@@ -79,7 +95,9 @@ class MessageEngine:
         online = self._mail.nodes()
         paused = {n for n, t in self._not_before.items() if time.monotonic() < t}
         settled = {node for node in online if self._since.get(node) == online[node].since}
-        fresh = [node for node in online if node not in paused | settled]
+        anew = {n for n, node in online.items() if self._since.get(n, node.since) != node.since}
+        owing = self._mail.owing(anew)
+        fresh = [node for node in online if node not in paused | settled | owing]
         contents = {node: opening_record(self._opening) for node in fresh}
         seconds = self._patience.deadline_seconds
         for node, content in self._mail.exchange("settle", contents, seconds):
@@ -94,7 +112,7 @@ class MessageEngine:
             self._held.came(name, arrival.round)
             if arrival.round is None:
                 self._empty.add(name)
-        here = {node for node in online if self._since.get(node) == online[node].since}
+        here = {node for node in online if self._since.get(node) == online[node].since} - owing
         return {name for name, node in self._nodes.items() if node in here}
 
     def save(self, number: int) -> Saved:

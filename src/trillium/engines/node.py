@@ -143,7 +143,7 @@ class Node:
     def restore(self, number: int) -> int | None:
         """Go back to the newest state of a round or before, and return its round, if there is one."""
         found = None if self._checkpoints is None else self._checkpoints.back_to(self.name, number)
-        self.client.store, self.client.scratch = {} if found is None else found[1], {}
+        self.client.go_back({} if found is None else found[1], number)
         if found is not None:
             log.info("%s: goes on from its state after round %d", self.name, found[0])
         self._settled, self._round = True, None if found is None else found[0]

@@ -7,7 +7,7 @@ bytes cross as they are, as an array of unsigned bytes that nobody decodes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from trillium.engines.opening import Opening
+from trillium.engines.patience import Grace, Wait
 from trillium.federation.fleet import Lost
 
 POLL_SECONDS: Final = 0.1
@@ -42,10 +43,17 @@ class Unreachable(Lost):
 
 
 class Mail:
-    """Flower messages to the nodes of one run, or to the one of a name alone."""
+    """Flower messages to the nodes of one run, or to the one of a name alone.
+
+    Attributes:
+        open: the nodes that have not answered an exchange in time, by the message.
+        late: what has come of these since, by the node.
+    """
 
     def __init__(self, grid: Grid, only: str | None = None) -> None:
         self._grid, self._only = grid, only
+        self.open: dict[str, int] = {}
+        self.late: list[tuple[int, RecordDict]] = []
 
     def nodes(self) -> dict[int, Online]:
         """Return the nodes that are online, by id."""
@@ -82,21 +90,42 @@ class Mail:
                 yield sent, reply.content
 
     def exchange(
-        self, action: str, contents: Mapping[int, RecordDict], seconds: float
+        self,
+        action: str,
+        contents: Mapping[int, RecordDict],
+        seconds: float,
+        grace: Grace | None = None,
     ) -> Iterator[tuple[int, RecordDict | Lost]]:
-        """Send a message to each node and yield the answers as they arrive, or why there is none."""
-        waiting = self.send(action, contents, seconds)
+        """Send a message to each node and yield the answers as they arrive, or why there is none.
+
+        `open` has the nodes that have not answered in time, by the message.
+        """
+        waiting = self.send(action, contents, None)
         for node in contents.keys() - set(waiting.values()):
             yield node, Lost("Flower did not take the message", sent=False)
-        deadline = time.monotonic() + seconds
-        while waiting and time.monotonic() < deadline:
+        wait = Wait(seconds, grace)
+        while waiting and wait.left:
             found = list(self.answers(waiting))
             for sent, content in found:
+                wait.note(content)
                 yield waiting.pop(sent), content
             if not found:
                 time.sleep(POLL_SECONDS)
+        self.open |= waiting
         for node in waiting.values():
-            yield node, Lost(f"no reply within {seconds:g} s")
+            yield node, Lost(f"no reply {wait.why}")
+
+    def owing(self, anew: Set[int] = frozenset()) -> set[int]:
+        """Return the nodes that still owe an answer, which would not hear another message.
+
+        Those that were started anew owe nothing: they know of no earlier message.
+        """
+        self.open = {sent: node for sent, node in self.open.items() if node not in anew}
+        for sent, content in list(self.answers(self.open)):
+            node = self.open.pop(sent)
+            if not isinstance(content, Lost):
+                self.late.append((node, content))
+        return {*self.open.values()}
 
 
 def opening_record(opening: Opening, **more: str) -> RecordDict:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trillium.engines.patience import Grace, Patience
 from trillium.errors import UserError
 
 
@@ -27,9 +28,17 @@ class Settings(BaseModel):
     min_nodes: int = Field(alias="min-nodes", ge=1)
     wait_seconds: float = Field(alias="wait-seconds", gt=0)
     deadline_seconds: float = Field(alias="deadline-seconds", gt=0)
+    round_seconds: float = Field(alias="round-seconds", gt=0)
+    grace_seconds: float = Field(alias="grace-seconds", gt=0)
+    repeats: int = Field(ge=0)
     transport: Literal["session", "messages"]
     resume: bool
     write: str = ""
+
+    def patience(self, min_replies: int | None) -> Patience:
+        """Return how long the server waits, in a run that needs so many replies; all for `None`."""
+        grace = None if min_replies is None else Grace(min_replies, self.grace_seconds)
+        return Patience(self.wait_seconds, self.deadline_seconds, self.round_seconds, grace)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Settings:

@@ -8,28 +8,23 @@ other end, `engines/frames.py` what crosses, and neither side knows what the byt
 from __future__ import annotations
 
 import itertools
-import logging
 import queue
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 import grpc
 
+from trillium.engines.changes import Changes, OnChange
 from trillium.engines.frames import StreamConfig
 from trillium.engines.link import Ask, Link, Refused
+from trillium.engines.patience import Grace, Wait
 from trillium.engines.secure import METHOD, SERVICE, STREAMS, ServerTLS, server_options
 from trillium.engines.tokens import Tokens
 from trillium.errors import UserError
 from trillium.federation.fleet import Lost
 
-log = logging.getLogger(__name__)
-
-Change = Literal["joined", "lost", "refused"]
-OnChange = Callable[[str, Change, str], None]
 SPARE_STREAMS: Final = 16  # for those that are still being let in, or turned away
 
 
@@ -50,14 +45,13 @@ class SessionServer:
         on_change: OnChange | None = None,
     ) -> None:
         self.config = config
-        self._on_change = on_change
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._telling = threading.RLock()
-        self._events: deque[tuple[str, Change, str]] = deque()
+        self._changes = Changes(on_change)
         self._links: dict[str, Link] = {}
         self._arriving: set[Link] = set()
         self._left: dict[str, str] = {}
+        self._late: list[tuple[str, str, int]] = []
         self._tokens = Tokens()
         self._sequence = itertools.count(1)
         self._closed: str | None = None
@@ -100,6 +94,19 @@ class SessionServer:
         with self._lock:
             return sorted(self._links)
 
+    @property
+    def owing(self) -> set[str]:
+        """The clients that are at work on an ask that was given up: they would not hear another."""
+        with self._lock:
+            return {name for name, link in self._links.items() if link.owes}
+
+    def take_late(self, channel: str) -> list[tuple[str, int]]:
+        """Return who has answered an ask of a channel too late since the last time, and the bytes."""
+        with self._lock:
+            found = [(name, size) for name, where, size in self._late if where == channel]
+            self._late = [entry for entry in self._late if entry[1] != channel]
+            return found
+
     def wait(self, names: Iterable[str], seconds: float) -> set[str]:
         """Wait until these clients are connected or the time is over; return those that are."""
         wanted = set(names)
@@ -114,19 +121,22 @@ class SessionServer:
         channel: str = "message",
         deadline_seconds: float | None = None,
         most_bytes: int | None = None,
+        grace: Grace | None = None,
     ) -> Iterator[tuple[str, bytes | Lost]]:
         """Send all requests at once and yield `(client, reply)` as replies arrive.
 
         Every client of the requests is yielded exactly once, with its reply or with why there is
         none. Nothing is sent before the first is asked for; the deadline for all of them runs from
         then on. A client that is still busy with an earlier ask gets its request when it is free.
-        One that answers with more than `most_bytes` breaks the protocol, and its stream ends.
+        One that answers with more than `most_bytes` breaks the protocol, and its stream ends. With
+        `grace`, who is slower than enough others has only so long.
         """
         yield from self.post(
             requests,
             channel=channel,
             deadline_seconds=deadline_seconds,
             most_bytes=most_bytes,
+            grace=grace,
         )
 
     def post(
@@ -136,10 +146,11 @@ class SessionServer:
         channel: str = "message",
         deadline_seconds: float | None = None,
         most_bytes: int | None = None,
+        grace: Grace | None = None,
     ) -> Iterator[tuple[str, bytes | Lost]]:
         """Send all requests now, and return what yields the replies as `carry` does."""
         most = min(most_bytes or self.config.max_bytes, self.config.max_bytes)
-        replies = self._replies(requests, channel, deadline_seconds, most)
+        replies = self._replies(requests, channel, Wait(deadline_seconds, grace), most)
         next(replies)
         return replies
 
@@ -147,7 +158,7 @@ class SessionServer:
         self,
         requests: Mapping[str, bytes],
         channel: str,
-        deadline_seconds: float | None,
+        wait: Wait,
         most: int,
     ) -> Iterator[tuple[str, bytes | Lost]]:
         """Send all requests, yield once, and then each reply; who stops early gives up the rest."""
@@ -158,20 +169,19 @@ class SessionServer:
         }
         try:
             yield "", b""  # they are on their way
-            until = None if deadline_seconds is None else time.monotonic() + deadline_seconds
             while waiting:
-                left = None if until is None else max(until - time.monotonic(), 0.0)
                 try:
-                    name, reply = replies.get(timeout=left)
+                    name, reply = replies.get(timeout=wait.left)
                 except queue.Empty:
                     break
                 del waiting[name]
+                wait.note(reply)
                 yield name, reply
                 del reply  # else it stays in memory until the next one is complete
             for name in list(waiting):
                 sent = self._abandon(waiting.pop(name))
                 why = "no reply" if sent else "still busy with an earlier ask, not free"
-                yield name, Lost(f"{why} within {deadline_seconds:g} s", sent)
+                yield name, Lost(f"{why} {wait.why}", sent)
         finally:
             for ask in waiting.values():  # the caller wants no more
                 self._abandon(ask)
@@ -252,7 +262,7 @@ class SessionServer:
             self._arriving.discard(link)
             self._links[link.name] = link
             link.joined = True
-            self._events.append((link.name, "joined", f"from {link.context.peer()}"))
+            self._changes.add(link.name, "joined", f"from {link.context.peer()}")
             link.changed.notify_all()
             self._changed.notify_all()
         self.tell()
@@ -279,17 +289,12 @@ class SessionServer:
             del self._links[link.name]
             self._left[link.name] = reason
             self._changed.notify_all()
-        self._events.append((link.name, "lost" if link.joined else "refused", reason))
+        self._changes.add(link.name, "lost" if link.joined else "refused", reason)
+
+    def late(self, ask: Ask, size: int) -> None:
+        """Take note, under the lock, of an answer that nobody waits for any more."""
+        self._late.append((ask.name, ask.channel, size))
 
     def tell(self) -> None:
-        """Log events and call back, outside the lock and in the order in which they happened."""
-        with self._telling:
-            while self._events:
-                name, change, reason = self._events.popleft()
-                level = logging.WARNING if change == "refused" else logging.INFO
-                log.log(level, "%s: %s: %s", name, change, reason, extra={"client": name})
-                if self._on_change is not None:
-                    try:
-                        self._on_change(name, change, reason)
-                    except Exception:
-                        log.exception("%s: on_change failed", name, extra={"client": name})
+        """Report what has happened, outside the lock."""
+        self._changes.tell()

@@ -57,7 +57,7 @@ class RunFolder:
         self._digest: str | None = None
         self.kept_round: int | None = None
         self.failed_rounds: dict[int, int] = {}
-        self._lock = _locked(path)
+        self._lock = locked(path)
         self.status("running")
 
     @classmethod
@@ -70,14 +70,12 @@ class RunFolder:
         status = json.loads((path / "status.json").read_text(encoding="utf-8"))
         if status.get("deployed", False) != deployed:
             why = "its clients are nodes on machines of their own, and none of them is here"
-            instead = (
-                "Go on with it in its deployment: flwr run app trillium --run-config resume=true"
-            )
+            instead = "Go on with it in its deployment: flwr run app trillium"
             if deployed:
                 why = "its clients were simulated, and nodes would go on with other rows"
                 instead = f"Write trillium resume {path}"
             raise UserError(str(path), why, instead)
-        lock = _locked(path)
+        lock = locked(path)
         found = cls.__new__(cls)
         found.deployed = deployed
         found.path, found.arm, found._lock = path, str(status["arm"]), lock
@@ -184,8 +182,8 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _locked(path: Path) -> FileLock:
-    """Return a lock on a run, which ends with the process at the latest."""
+def locked(path: Path) -> FileLock:
+    """Return a lock on a run, or on a folder of runs, which ends with the process at the latest."""
     lock = FileLock(path / RUN_LOCK)
     try:
         lock.acquire(timeout=MOMENT)

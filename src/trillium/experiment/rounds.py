@@ -19,7 +19,7 @@ from trillium.experiment.folder import RunFolder
 from trillium.experiment.kept import keep_models
 from trillium.experiment.tracking import Tracking
 from trillium.federation.client import Client
-from trillium.federation.fleet import Fleet, RoundFailed
+from trillium.federation.fleet import Fleet, RoundFailed, RoundUndone
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics
 from trillium.frameworks import SERVER_MODEL
@@ -46,6 +46,7 @@ class Experiment:
         clients: the data owners, as far as they live in this process.
         history: one line per evaluation, as in `metrics.jsonl`.
         tracking: where else the measures go.
+        repeats: how often a round in which clients were lost is repeated by itself.
     """
 
     config: ExperimentConfig
@@ -56,6 +57,7 @@ class Experiment:
     clients: list[Client] = field(default_factory=list)
     history: list[Metrics] = field(default_factory=list)
     tracking: Tracking | None = None
+    repeats: int = 0
     _seconds: float = 0.0
     _started: bool = False
 
@@ -95,9 +97,7 @@ class Experiment:
                     break
                 found: Metrics | None = None
                 try:
-                    figures = self._round(number)
-                    if number % self.config.evaluation.every == 0 or number == rounds:
-                        found = self._sane(self._measured())
+                    figures, found = self._round_and_again(number)
                 except RoundFailed:
                     if self.folder is None or self.config.fleet.on_failure == "stop":
                         raise
@@ -111,8 +111,7 @@ class Experiment:
         except BaseException as error:
             if self.folder is not None:
                 if isinstance(error, RoundFailed):
-                    failed = self.folder.failed_rounds
-                    failed[self.server.round] = failed.get(self.server.round, 0) + 1
+                    self._count_failed()
                 self.folder.ended(error)
             raise
         finally:
@@ -120,6 +119,28 @@ class Experiment:
             if self.tracking is not None:
                 self.tracking.end()
         return self.history
+
+    def _count_failed(self) -> None:
+        assert self.folder is not None
+        failed, number = self.folder.failed_rounds, self.server.round
+        failed[number] = failed.get(number, 0) + 1
+
+    def _round_and_again(self, number: int) -> tuple[Metrics, Metrics | None]:
+        """Run one round and measure it if that is due; where clients were lost, again."""
+        is_due = number % self.config.evaluation.every == 0 or number == self.config.rounds
+        for left in range(self.repeats if self.folder else 0, -1, -1):
+            try:
+                figures = self._round(number)
+                return figures, self._sane(self._measured()) if is_due else None
+            except RoundUndone:
+                raise
+            except RoundFailed as error:
+                if not left or self.fleet.short:
+                    raise
+                log.warning("%s; the round is repeated, %d times at most", error, left)
+                self._count_failed()
+                self._back_to_last()
+        raise AssertionError("the last try returns or raises")
 
     def _round(self, number: int) -> Metrics:
         """Run one round."""
@@ -151,14 +172,19 @@ class Experiment:
 
         What it has cost stays in the ledger, and on the server's meter.
         """
-        cost, seconds, missing = self.server.meter.read(), self._seconds, self.fleet.missing
-        back = self.restore()
-        self.server.scratch = {}
-        self.server.meter.reset(cost)
+        missing = self.fleet.missing
+        self._back_to_last(skips=True)
         # The clients are looked at as they are now: who was missing before may well be there.
-        self.server.round, self.fleet.missing, self._seconds = number, {}, seconds
-        self.fleet.unsure = self.fleet.unsure.union(self.fleet.asked) - back
+        self.server.round, self.fleet.missing = number, {}
         return {"skipped": True, "missing": missing}
+
+    def _back_to_last(self, *, skips: bool = False) -> None:
+        """Take all sides back to the last complete round; what was spent since then stays spent."""
+        cost, seconds = self.server.meter.read(), self._seconds
+        back = self.restore(skips=skips)
+        self.server.scratch, self._seconds = {}, seconds
+        self.server.meter.reset(cost)
+        self.fleet.unsure |= {*self.fleet.asked} - back
 
     def _measured(self) -> Metrics:
         """Return the metrics of the model that would be shipped."""
@@ -224,8 +250,11 @@ class Experiment:
         }
         self.folder.checkpoints.keep(SERVER, self.server.round, content)
 
-    def restore(self) -> Set[str]:
+    def restore(self, *, skips: bool = False) -> Set[str]:
         """Go back to the last complete round of the folder, or to the beginning if there is none.
+
+        Args:
+            skips: whether it is not tried again: who was found to be behind since then begins anew.
 
         Returns:
             The clients that are known to be back there, too.
@@ -249,7 +278,8 @@ class Experiment:
         self.fleet.agreed.examples = content["examples"]
         self.fleet.banned = {**content["banned"], **self.fleet.banned}
         held: dict[str, int] = content["held"]
-        if self._started:  # who was found to be behind since begins anew
+        if skips:
+            self.fleet.unsure |= held.keys() - self.fleet.held.keys()
             held = {name: held[name] for name in held.keys() & self.fleet.held.keys()}
         self.fleet.held, self._started = held, True
         return self.fleet.engine.restore(number, held) or frozenset()

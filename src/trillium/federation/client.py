@@ -124,6 +124,10 @@ class Client(Side):
         with scoped_rng(self.seed, self.name, number, self._asks):
             return self.verbs[message.verb](self, message)
 
+    def go_back(self, store: dict[str, Any], number: int) -> None:
+        """Hold what it held after a round, and nothing of what has come since."""
+        self.store, self.scratch, self.round, self._asks = store, {}, number, 0
+
     def dump(self) -> dict[str, Any]:
         """Return all that the next ask depends on, as tensors and plain values."""
         return {"store": self.store, "round": self.round, "asks": self._asks}

@@ -65,7 +65,7 @@ class Engine(Protocol):
             held: by client, the round of the state that it must have.
 
         Returns:
-            Who is known to be back there; nobody for `None`.
+            Who is back there, or will be before it is asked anything; nobody for `None`.
         """
 
 
@@ -81,6 +81,14 @@ class CountingEngine(Engine, Protocol):
     """An engine whose clients have said how many texts they have, and how many are left out."""
 
     counts: dict[str, Mapping[str, int]]
+
+
+@runtime_checkable
+class LateEngine(Engine, Protocol):
+    """An engine whose clients may answer when nobody waits for it any more."""
+
+    def late(self) -> Sequence[tuple[str, int]]:
+        """Return who has answered too late since the last time, and how many bytes."""
 
 
 @runtime_checkable

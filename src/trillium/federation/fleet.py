@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.errors import UserError
 from trillium.federation.agreed import Agreed, Sizes
-from trillium.federation.engine import CountingEngine
+from trillium.federation.engine import CountingEngine, LateEngine
 from trillium.federation.engine import Engine as Engine
 from trillium.federation.engine import Gathered as Gathered
 from trillium.federation.engine import PostingEngine as PostingEngine
@@ -95,6 +95,10 @@ class RoundFailed(RuntimeError):  # noqa: N818 - it is what happened, and is cau
     """Fewer clients than `min_replies` stayed in the round."""
 
 
+class RoundUndone(RoundFailed):
+    """What came of the round is not to be used: it would come of it again."""
+
+
 class Fleet:
     """The clients as the server sees them.
 
@@ -106,6 +110,7 @@ class Fleet:
         newcomers: clients that hold nothing of earlier rounds, as far as is known.
         unsure: clients that were asked in a round which is to count for nothing, and may not have gone
             back; the next time that they are asked they are newcomers.
+        short: whether fewer clients than it needs were there at the beginning of this round.
         failed: how often a round has failed before, by its number.
         held: by client, the round of the state that it has said to keep.
         gone: those whose state of this round, or before it, is gone, and why.
@@ -138,7 +143,9 @@ class Fleet:
         self.gone: dict[str, str] = {}
         self.agreed, self.sizes = Agreed(), Sizes()
         self.banned: dict[str, str] = {}
+        self._owed: dict[str, Entry] = {}  # what was asked of clients that have not answered it
         self.limits = self.most = Limits()
+        self.short = False
         config.check(len(engine.clients))
 
     def wire_of(self, client: str) -> Wire:
@@ -147,8 +154,11 @@ class Fleet:
 
     def begin_round(self, number: int) -> list[str]:
         """Sample the cohort of a round and return it, sorted by name."""
+        self.book_late()
         self.round, self.missing, self.gone, self.sizes = number, {}, {}, Sizes()
-        gathered = self.engine.gather(self._need(len(self.engine.clients)))
+        need = self._need(len(self.engine.clients))
+        gathered = self.engine.gather(need)
+        self.short = len(gathered.present) < need
         names = list(self.engine.clients)
         size = self.config.clients_per_round or len(names)
         draw = torch.randperm(len(names), generator=generator(self.seed, "cohort", number))
@@ -174,15 +184,15 @@ class Fleet:
         if out.keys() & set(self.asked):
             self._check_enough()
 
-    def undo(self, why: str) -> RoundFailed:
+    def undo(self, why: str) -> RoundUndone:
         """Return the failure of a round that must not count; who stands out in it is left out."""
         suspect = self.sizes.suspect()
         if suspect is None:
-            return RoundFailed(f"round {self.round}: {why}; it is undone, and no client stands out")
+            return RoundUndone(f"round {self.round}: {why}; it is undone, and no client stands out")
         name, said = suspect
         self.banned[name] = f"it is left out since round {self.round}, where {said}"
         self.missing[name] = said
-        return RoundFailed(f"round {self.round}: {why}; it is undone: {name} stands out, as {said}")
+        return RoundUndone(f"round {self.round}: {why}; it is undone: {name} stands out, as {said}")
 
     def save(self) -> None:
         """Let all clients write down what they hold; who has lost its work of the round is missing.
@@ -190,10 +200,19 @@ class Fleet:
         Raises:
             RoundFailed: fewer clients are left than `min_replies`.
         """
+        self.book_late()
         saved = self.engine.save(self.round)
         if saved is not None:
             self.held = dict(saved.held)
             self._forgo(saved.lost)
+
+    def book_late(self) -> None:
+        """Book the answers that came when nobody waited for them any more: they have crossed."""
+        late = self.engine.late() if isinstance(self.engine, LateEngine) else ()
+        for client, size in late:
+            if entry := self._owed.pop(client, None):
+                sizes = {"bytes": size, "bytes_raw": size, "kinds": {"late": size}}
+                self.ledger.add(replace(entry, direction="up", **sizes))
 
     def _forgo(self, behind: Mapping[str, str]) -> None:
         """Do without clients whose state is not that of the run, and begin anew with them later."""
@@ -308,6 +327,8 @@ class Fleet:
             if not isinstance(data, Lost) or data.sent:
                 self.ledger.add(entries[client])
             if isinstance(data, Lost):
+                if data.sent:
+                    self._owed[client] = entries[client]
                 self.missing[client] = data.reason
                 continue
             try:

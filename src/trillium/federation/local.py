@@ -67,6 +67,6 @@ class LocalEngine:
                     "this checkpoint of a client is gone, and the run would go on with another state",
                     "Put the file back, or start the run anew",
                 )
-            client.store, client.scratch = {} if found is None else found[1], {}
+            client.go_back({} if found is None else found[1], number)
         self._held = dict(held)
         return self._clients.keys()
