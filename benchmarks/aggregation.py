@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 
 from trillium.component import known, resolve
-from trillium.experiment.folder import environment
+from trillium.experiment.environment import environment
 from trillium.federation.means import Contribution
 from trillium.files import write_atomic
 from trillium.frameworks.fedllm.aggregators import Aggregator

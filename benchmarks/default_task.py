@@ -31,7 +31,7 @@ from trillium.config.comparison import comparison
 from trillium.config.experiment import merge, read_yaml, recipe_path
 from trillium.config.texts import Texts
 from trillium.data.federated import load_data
-from trillium.experiment.folder import environment
+from trillium.experiment.environment import environment
 from trillium.files import write_atomic
 from trillium.models.adapters.full import Full
 from trillium.models.base import ModelConfig

@@ -28,7 +28,7 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
 from e2e_nlg_report import markdown
-from trillium.experiment.folder import environment
+from trillium.experiment.environment import environment
 from trillium.experiment.trained import Trained, load_trained
 from trillium.files import write_atomic
 from trillium.quiet import quiet

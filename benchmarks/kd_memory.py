@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from trillium.config.experiment import experiment
-from trillium.experiment.folder import environment
+from trillium.experiment.environment import environment
 from trillium.experiment.run import Experiment, build
 from trillium.files import write_atomic
 from trillium.frameworks.kd.alignment.labels import translate_labels

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trillium.experiment.folder import environment
+from trillium.experiment.environment import environment
 from trillium.files import write_atomic
 
 

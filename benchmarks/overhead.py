@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
 from trillium.config.experiment import ExperimentConfig, experiment
-from trillium.experiment.folder import environment
+from trillium.experiment.environment import environment
 from trillium.experiment.run import Experiment, build
 from trillium.files import write_atomic
 from trillium.models.slots import values

@@ -275,7 +275,7 @@ def main() -> None:
         way, folder, address = options.client
         echo(way, Path(folder), address)
         return
-    from trillium.experiment.folder import environment
+    from trillium.experiment.environment import environment
     from trillium.files import write_atomic
 
     found = measure(options.scale, with_flower=not options.no_flower)

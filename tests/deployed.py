@@ -21,6 +21,7 @@ from trillium.config.texts import Texts
 from trillium.data.federated import load_data
 from trillium.engines import distributed, patience
 from trillium.engines.distributed import SessionEngine
+from trillium.engines.frames import StreamConfig
 from trillium.engines.node import Node, NodeConfig
 from trillium.engines.opening import Opening
 from trillium.engines.patience import Patience
@@ -33,6 +34,7 @@ from trillium.federation.fleet import Lost
 from trillium.federation.side import Metrics
 
 HERE = "127.0.0.1:0"
+QUICK = StreamConfig(reconnect_seconds=5.0)  # nobody waits long for a server that is gone
 Fault = Callable[[bytes, Handler], bytes]
 
 
@@ -79,7 +81,7 @@ class Nodes:
             handlers = {"message": self._one_by_one(node), "control": self._control(node)}
             token = text_of(content, "opening", "token")
             address, tls = f"127.0.0.1:{self.port}", self._tls(node.name)
-            words = (address, tls, node.name, token, handlers)
+            words = (address, tls, node.name, token, handlers, QUICK)
             message = f"message-{len(self._ended)}-{number}"
             self._ended[message] = self._threads.submit(serve_session, *words)
             sent[message] = number
@@ -131,20 +133,17 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_equal(folder: Path, local: Path) -> None:
-    """Two finished run folders hold the same bytes and weights, and figures as exact as they are.
+    """Two finished run folders hold the same bytes, weights and figures.
 
     In one process, clients whose batches have the same shape share what is measured, whatever part of
-    their texts is to be learnt: peaks are a little off. Means over clients are sums in any order.
+    their texts is to be learnt: peaks are a little off.
     """
-    crossed, evaluated = ledger(local), metrics(local)
+    crossed = ledger(local)
     for entry in (entry for entries in crossed.values() for entry in entries):
         if entry.get("peak_bytes"):
             entry["peak_bytes"] = pytest.approx(entry["peak_bytes"], rel=0.01)
-    for line in evaluated:
-        floats = {key: value for key, value in line.items() if isinstance(value, float)}
-        line |= {key: pytest.approx(value, rel=1e-12) for key, value in floats.items()}
     assert ledger(folder) == crossed
-    assert metrics(folder) == evaluated
+    assert metrics(folder) == metrics(local)
     trained = [path / "adapter" / "adapter_model.safetensors" for path in (folder, local)]
     assert len({path.read_bytes() if path.exists() else None for path in trained}) == 1
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"

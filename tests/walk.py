@@ -27,6 +27,7 @@ EXAMPLES: dict[str, Any] = {
     "server.model": {"dtype": "float32"},
     "training.optimizer.name": "sgd",
     "report.track": ["tensorboard"],
+    "data.client_names": ["oslo", "bergen"],
 }
 NUMBERS = (2, 3, 1, 0.5, 0.25, 0.05, 1.5, 0, 7, 16, 64, 4)
 

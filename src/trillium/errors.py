@@ -73,6 +73,12 @@ class PeerError(ValueError):
     """
 
 
+def one_line(reason: str) -> str:
+    """Return what the other side says as it may stand in a log: one printable line, not too long."""
+    printable = "".join(char if char.isprintable() else " " for char in reason)
+    return " ".join(printable.split())[:1000]
+
+
 def shareable(error: BaseException) -> str:
     """Return what another machine may be told of an error: what is declared fit for it, no more."""
     if isinstance(error, PeerError):

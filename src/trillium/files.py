@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,13 @@ from typing import Annotated, Final
 
 from trillium.errors import UserError
 
+_PART: Final = ".part"  # ends the name of a file that is being written
+SERVER: Final = "server"  # whose checkpoints lie beside the clients' under this name
+CLIENT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+CLIENT_NAME_RULE: Final = (
+    "Write 1 to 63 letters, digits, dots, dashes or underscores, a letter or digit first"
+)
+NODES: Final = "nodes.json"  # in the folder of a deployment's run: who of its nodes is there
 RUN_LOCK: Final = "run.lock"  # in a run folder: the process that runs it holds it
 
 
@@ -66,17 +75,49 @@ def _usable(path: Path, given: str) -> Iterator[None]:
         raise UserError(given, why, "Name a folder that you may write to") from error
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never half of it."""
+def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Write a file so that a crash or a power cut leaves the old one or the new one, never half of it.
+
+    Args:
+        private: for its owner alone, whatever the umask allows others: states and rows.
+    """
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
+    flags, mode = os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        with names(path):
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync(path.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def sync(folder: Path) -> None:
+    """Let a power cut leave the names in a folder as they are."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what writes that were cut short left in a folder; nobody may be writing there."""
+    for path in folder.glob(f".*{_PART}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def names(path: Path) -> Iterator[None]:
+    """Name a file in errors of the system that do not, as when a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

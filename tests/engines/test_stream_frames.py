@@ -19,11 +19,11 @@ from trillium.engines.frames import (
     control,
     encode,
     messages,
-    one_line,
     parse,
     read_control,
     text,
 )
+from trillium.errors import one_line
 
 MAX = 1_000_000
 

@@ -71,3 +71,21 @@ def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
         kept.keep("a", 2, "two")
     assert files(tmp_path) == ["a@1.pt"]
     assert kept.newest("a") == (1, "one")
+
+
+def test_one_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    kept, path = Checkpoints(tmp_path), tmp_path / "a@1.pt"
+    kept.keep("a", 1, {"x": torch.arange(100.0)})
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="its digest is another"):
+            kept.newest("a")
+    path.write_bytes(whole)
+    assert kept.newest("a") is not None
+
+
+def test_states_are_for_their_owner_alone(tmp_path: Path) -> None:
+    Checkpoints(tmp_path / "kept").keep("a", 1, 1)
+    assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "kept" / "a@1.pt").stat().st_mode & 0o777 == 0o600

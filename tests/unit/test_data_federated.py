@@ -110,6 +110,29 @@ def test_client_ids_sort_by_number() -> None:
     ]
 
 
+def test_clients_can_have_names_and_these_say_how_many_there_are() -> None:
+    plain, named = config(num_clients=3), config(client_names=["oslo", "bergen", "b-3"])
+    assert named.num_clients == 3
+    one, other = load_data(plain, "classification", 0), load_data(named, "classification", 0)
+    assert [*other.clients] == ["oslo", "bergen", "b-3"]
+    for mine, yours in zip(one.clients.values(), other.clients.values(), strict=True):
+        assert mine[:] == yours[:]
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["a", "b"], "there are 3 clients"),
+        (["a", "b", "a"], "two clients are called a"),
+        (["a", "b", "../c"], "a client's name is a file name"),
+        (["a", "b", "server"], "'server' is the server's"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(names: list[str], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        config(num_clients=3, client_names=names)
+
+
 def test_test_size_samples_the_test_rows() -> None:
     full = texts(load_data(config(), "classification", 0))[2]
     cut = texts(load_data(config(test_size=10), "classification", 0))[2]

@@ -289,19 +289,37 @@ def test_who_does_not_answer_what_was_posted_drops_out() -> None:
 
 def test_an_answer_that_came_too_late_is_booked_in_the_round_of_its_ask() -> None:
     class Late(Engine):
-        def late(self) -> list[tuple[str, int]]:
-            come, self.come = self.come, []
-            return come
+        come: tuple[tuple[str, int], ...] = ()
 
-        come: list[tuple[str, int]] = []
+        def late(self) -> tuple[tuple[str, int], ...]:
+            come, self.come = self.come, ()
+            return come
 
     engine = Late(lambda c, m: Lost("no reply") if c == NAMES[1] else good(c, m))
     found = Fleet(engine, Wire(), Ledger(), FleetConfig(min_replies=1), 0)
     found.begin_round(1)
     ask(found)
     before = len(found.ledger.entries)
-    engine.come = [(NAMES[1], 77), (NAMES[2], 5)]  # the second owes nothing
+    engine.come = ((NAMES[1], 77), (NAMES[2], 5))  # the second owes nothing
     found.begin_round(2)
     [entry] = found.ledger.entries[before:]
     assert (entry.client, entry.round, entry.direction, entry.bytes) == (NAMES[1], 1, "up", 77)
     assert (entry.verb, entry.purpose, sum(entry.kinds.values())) == ("train", "train", 77)
+
+
+def test_what_a_client_says_is_one_printable_line() -> None:
+    """It stands in logs and on screens: it can neither forge a line there nor move the cursor."""
+    words = "no\n2026-01-01 INFO server: all is well\x1b[2J\u202e"
+
+    def answer(client: str, message: Message) -> bytes | Lost:
+        if client == NAMES[0]:
+            return Lost(words)
+        if client == NAMES[1]:
+            return encode(Message("error", COST, {"reason": words}))
+        return good(client, message)
+
+    found = fleet(answer, min_replies=1)
+    found.begin_round(1)
+    ask(found)
+    assert [*found.missing] == NAMES[:2]
+    assert all(why.isprintable() for why in found.missing.values())

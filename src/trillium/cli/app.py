@@ -20,6 +20,7 @@ from trillium.cli import generate as cli_generate
 from trillium.cli import plan as cli_plan
 from trillium.cli import runs as cli_runs
 from trillium.cli import trained as cli_trained
+from trillium.cli.nodes import nodes
 from trillium.cli.show import run_single, show, show_runs
 from trillium.cli.verbs import Log, Verbs, working
 from trillium.cli.words import (
@@ -163,6 +164,7 @@ cli_trained.register(app)
 cli_generate.register(app)
 cli_plan.register(app)
 cli_deploy.register(app)
+app.command()(nodes)
 cli_doctor.register(app)
 
 

@@ -26,7 +26,9 @@ def write_server_data(folder: Path, data: FederatedData) -> None:
     write_atomic(folder / LABELS, json.dumps(list(data.labels), ensure_ascii=False, indent=1))
     for name, rows in (("test", data.test), ("public", data.public)):
         if len(rows):
-            write_atomic(folder / f"{name}.jsonl", _json_lines(rows, data.labels, Columns()))
+            write_atomic(
+                folder / f"{name}.jsonl", _json_lines(rows, data.labels, Columns()), private=True
+            )
 
 
 def read_server_data(folder: Path, task: str) -> FederatedData:
@@ -55,7 +57,7 @@ def write_rows(path: Path, rows: Dataset, labels: Sequence[str], source: Source)
     encoding = source.encoding if isinstance(source, Files) else None
     # What other files of the recipe are in, this one must be in, too.
     text = _json_lines(rows, labels, columns_of(source), is_ascii=encoding is not None)
-    write_atomic(path, text.encode(encoding or "utf-8"))
+    write_atomic(path, text.encode(encoding or "utf-8"), private=True)
 
 
 def read_rows(path: Path, source: Source, task: str, labels: Sequence[str]) -> Dataset:

@@ -6,10 +6,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.component import Choice
 from trillium.data.partitions import Partition
@@ -19,6 +19,7 @@ from trillium.data.publics.rows import Rows
 from trillium.data.sources import RawData, Source
 from trillium.data.sources.builtin import Builtin
 from trillium.errors import UserError, suggest
+from trillium.files import CLIENT_NAME, CLIENT_NAME_RULE, SERVER
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,6 +34,8 @@ class DataConfig(BaseModel):
         source: where the rows come from.
         partition: how the training rows are divided among the clients.
         num_clients: number of clients.
+        client_names: what they are called; `client-0`, `client-1`, … by default. Random streams go by
+            name, so a simulation with the names of a deployment's nodes draws what these draw.
         public: where the public set comes from.
         public_size: rows that all sides hold, if something needs a public set; 256 by default.
             Where nothing does, no row is taken from the clients.
@@ -54,6 +57,7 @@ class DataConfig(BaseModel):
     source: Choice[Source] = Builtin()
     partition: Choice[Partition] = IID()
     num_clients: int = Field(default=4, ge=1)
+    client_names: tuple[str, ...] | None = None
     public: Choice[Public] = Rows()
     public_size: int | None = Field(default=None, ge=0)
     set_aside: int = Field(default=0, ge=0)
@@ -63,13 +67,53 @@ class DataConfig(BaseModel):
     unusable: Literal["refuse", "leave_out"] = "refuse"
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _counted(cls, values: Any) -> Any:
+        """Let names say how many clients there are, where nothing else does."""
+        names = values.get("client_names") if isinstance(values, dict) else None
+        return {"num_clients": len(names), **values} if isinstance(names, list | tuple) else values
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        """Refuse names that are not one for each client, or could be no file's."""
+        names = self.client_names
+        if names is None:
+            return self
+        given = f"data.client_names=[{', '.join(names)}]"
+        if len(names) != self.num_clients:
+            raise UserError(
+                given,
+                f"there are {self.num_clients} clients",
+                f"Write {self.num_clients} names, or data.num_clients={len(names)}",
+            )
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(given, f"two clients are called {min(twice)}", "Give each its own name")
+        for name in names:
+            if not CLIENT_NAME.fullmatch(name) or name == SERVER:
+                raise UserError(
+                    f"data.client_names: {name!r}",
+                    "a client's name is a file name and, in a deployment, stands in its certificate; "
+                    f"{SERVER!r} is the server's",
+                    CLIENT_NAME_RULE,
+                )
+        return self
+
+    def names(self, count: int | None = None) -> list[str]:
+        """Return what the clients are called, padded so that names with numbers sort by them."""
+        if self.client_names is not None:
+            return list(self.client_names)
+        count = self.num_clients if count is None else count
+        width = len(str(count - 1))
+        return [f"client-{index:0{width}d}" for index in range(count)]
+
 
 @dataclass(frozen=True)
 class FederatedData:
     """Rows per client, test and public set, in the columns of `trillium.data.sources`.
 
     Attributes:
-        clients: rows by client id, `client-0`, `client-1`, …, padded so that ids sort by number.
+        clients: rows by the client's name, see `DataConfig.client_names`.
         test: held-out rows; no client and no public row has a text of theirs.
         public: rows that all sides hold, without `client`; no client has their texts. Those that the
             server writes come later (`trillium.experiment.written`), and have no `label`.
@@ -205,10 +249,10 @@ def load_data(
     public, rest, num_duplicates = _draw_public(pool, held, name, derive_seed(seed, "public"))
     public = public.select(range(public_size))
     parts = config.partition.assign(rest, config.num_clients, derive_seed(seed, "partition"))
-    width = len(str(len(parts) - 1))
     assert raw.test is not None
+    names = config.names(len(parts))
     return FederatedData(
-        clients={f"client-{i:0{width}d}": rest.select(part) for i, part in enumerate(parts)},
+        clients={name: rest.select(part) for name, part in zip(names, parts, strict=True)},
         test=raw.test,
         public=public.remove_columns([c for c in ("client",) if c in public.column_names]),
         labels=raw.labels,

@@ -38,6 +38,10 @@ SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
     "session-certificate": ("keys/server.crt", "The server's certificate."),
     "session-key": ("keys/server.key", "The key of the server's certificate."),
     "min-nodes": (1, "The run begins when so many nodes are online."),
+    "max-clients": (
+        256,
+        "How many nodes may have a session at a time; each takes two threads and a descriptor.",
+    ),
     "wait-seconds": (
         600.0,
         "How long it waits for them before it gives up, and before each round for as many nodes as\n"

@@ -8,19 +8,19 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from trillium.errors import UserError
+from trillium.files import CLIENT_NAME, CLIENT_NAME_RULE
 
-_NODE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST: Final = re.compile(rf"(?=.{{1,253}}\Z)(\*\.)?{_LABEL}(\.{_LABEL})*")
 
 
 def check_node(name: str) -> None:
     """Check that a node can be called so."""
-    if not _NODE.fullmatch(name):
+    if not CLIENT_NAME.fullmatch(name):
         raise UserError(
             f"node {name!r}",
             "a node's name is a file name and stands in its certificate",
-            "Write 1 to 63 letters, digits, dots, dashes or underscores, a letter or digit first",
+            CLIENT_NAME_RULE,
         )
 
 

@@ -66,11 +66,10 @@ def prepare_here(config: ExperimentConfig, target: Path) -> dict[str, dict[str, 
     config = located(config)  # the processes run elsewhere
     address = f"{HOST}:{free_port(HOST)}"
     num_clients = config.data.num_clients
-    width = len(str(num_clients - 1))
-    names = [f"client-{index:0{width}d}" for index in range(num_clients)]
+    names = config.data.names()
     settings: dict[str, Value] = {"session-address": address, "session-bind": address}
     data = deploy(config, target, names, settings)
-    if sorted(data.clients) != names:
+    if data.clients.keys() != {*names}:
         raise UserError(
             f"data.num_clients={num_clients}",
             f"the partition makes {len(data.clients)} clients of the data",

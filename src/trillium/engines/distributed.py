@@ -16,10 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from trillium.engines.changes import Change, OnChange
+from trillium.engines.frames import StreamConfig
 from trillium.engines.held import Held
 from trillium.engines.invitations import Invitations
 from trillium.engines.opening import Arrival, Opening, read_round
-from trillium.engines.patience import POLL_SECONDS, Patience
+from trillium.engines.patience import OVER, OWES, POLL_SECONDS, Patience
 from trillium.engines.roster import Mail
 from trillium.engines.secure import ServerTLS
 from trillium.engines.stream import SessionServer
@@ -47,6 +49,8 @@ class SessionEngine:
         bind: str,
         address: str,
         tls: ServerTLS,
+        max_clients: int = StreamConfig().max_clients,
+        on_change: OnChange | None = None,
     ) -> None:
         self._opening, self._patience = opening, patience
         self.counts: dict[str, Mapping[str, int]] = {}  # of the texts of nodes, as these say
@@ -60,13 +64,17 @@ class SessionEngine:
         self._lock = threading.Lock()
         self._arrived: set[str] = set()  # have joined, and not been told yet where the run is
         self._round_ends = math.inf
-        self._sessions = SessionServer(bind, tls, on_change=self._on_change)
+        self._tell = on_change
+        config = StreamConfig(max_clients=max_clients)
+        self._sessions = SessionServer(bind, tls, config, on_change=self._on_change)
         self._invitations = Invitations(mail, self._sessions, address)
 
-    def _on_change(self, name: str, change: str, reason: str) -> None:
+    def _on_change(self, name: str, change: Change, reason: str) -> None:
         if change == "joined":
             with self._lock:
                 self._arrived.add(name)
+        if self._tell is not None:
+            self._tell(name, change, reason)
 
     def late(self) -> list[tuple[str, int]]:
         """Return who has answered too late since the last time, and how many bytes."""
@@ -86,11 +94,14 @@ class SessionEngine:
         self._sessions.tell()
         with self._lock:
             out = dict.fromkeys(self._arrived | self._undone, BACK)
-        out |= dict.fromkeys(self._sessions.owing, "it still owes the answer to an earlier ask")
+        out |= dict.fromkeys(self._sessions.owing, OWES)
+        seconds = self._patience.deadline(self._round_ends)
+        if not seconds:
+            out |= dict.fromkeys(requests, OVER)
         asks = {name: data for name, data in requests.items() if name not in out}
         replies = self._sessions.post(
             asks,
-            deadline_seconds=self._patience.deadline(self._round_ends),
+            deadline_seconds=seconds,
             most_bytes=self.most_bytes,
             grace=self._patience.grace,
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -24,12 +23,15 @@ from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.config.texts import Texts, in_model_order
 from trillium.data.deployed import read_server_data
 from trillium.data.federated import FederatedData
+from trillium.engines.board import Board
+from trillium.engines.changes import OnChange
 from trillium.engines.distributed import SessionEngine
+from trillium.engines.logs import log_to_screen
 from trillium.engines.messages import MessageEngine
 from trillium.engines.node import Node, NodeConfig
 from trillium.engines.opening import Arrival, Opening
 from trillium.engines.patience import Patience
-from trillium.engines.progress import Progress
+from trillium.engines.progress import log_evaluation
 from trillium.engines.roster import Mail, bytes_of, text_of, with_bytes
 from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import SessionRefused, serve_session
@@ -62,7 +64,7 @@ client_app = ClientApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the app's recipe."""
     quiet()
-    _log_to_screen("server")
+    log_to_screen("server")
     settings = Settings.read(context.run_config)
     if settings.write:
         _write(grid, settings)
@@ -93,10 +95,11 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
     number = 0 if newest is None else newest[0]
     opening = Opening(folder.path.name, config.tree(), list(data.labels), number)
     patience = settings.patience(config.fleet.min_replies)
+    board = Board(folder.path, config.rounds)
     engine: SessionEngine | MessageEngine | None = None
     finished = False
     try:
-        engine = _engine(mail, opening, settings, patience)
+        engine = _engine(mail, opening, settings, patience, board.change)
         log.info("run %s: round %d is complete", folder.path.name, number)
         engine.gather(settings.min_nodes)
         if len(engine.clients) < settings.min_nodes:
@@ -106,15 +109,15 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
                 "Start the nodes, or raise wait-seconds; `flwr supernode list` says who is online",
             )
         model = resident_model(config.of(None), data.labels)
-        progress = Progress(config.rounds)
-        built = build_server(config, model, data, engine, folder, progress.watch, COMMAND)
+        built = build_server(config, model, data, engine, folder, board.watch, COMMAND)
         told: dict[str, Mapping[str, int]] = {}
 
         def observe(line: Metrics) -> None:
             if told != engine.counts:
                 told.update(engine.counts)
                 folder.json("data.json", {**about(data), "clients": dict(sorted(told.items()))})
-            progress.observe(line)
+            board.observe(line)
+            log_evaluation(board, line)
 
         built.repeats = settings.repeats
         built.run(observe)
@@ -150,7 +153,11 @@ def _write(grid: Grid, settings: Settings) -> None:
 
 
 def _engine(
-    mail: Mail, opening: Opening, settings: Settings, patience: Patience
+    mail: Mail,
+    opening: Opening,
+    settings: Settings,
+    patience: Patience,
+    on_change: OnChange | None = None,
 ) -> SessionEngine | MessageEngine:
     if settings.transport == "messages":
         return MessageEngine(mail, opening, patience)
@@ -164,6 +171,8 @@ def _engine(
         bind=settings.session_bind,
         address=settings.session_address,
         tls=tls,
+        max_clients=settings.max_clients,
+        on_change=on_change,
     )
 
 
@@ -233,7 +242,7 @@ def _answer(
     """Build the node and serve; what stands in the way is logged here, and told in short there."""
     quiet()
     opening = _opening(message)
-    _log_to_screen(f"run={opening.run} client={context.node_config.get('name', 'simulated')}")
+    log_to_screen(f"run={opening.run} client={context.node_config.get('name', 'simulated')}")
     try:
         settings = NodeConfig.read(context.node_config)
         content = serve(settings, Node(settings, opening))
@@ -259,14 +268,3 @@ def _closed(reason: str) -> RecordDict:
 
 def _keep(context: Context, node: Node) -> None:
     context.state["client"] = with_bytes(RecordDict(), dump(node.client.dump()))["data"]
-
-
-def _log_to_screen(who: str) -> None:
-    """Send Trillium's log to the output of this process, which Flower collects."""
-    logger = logging.getLogger("trillium")
-    logger.handlers.clear()
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {who}: %(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False

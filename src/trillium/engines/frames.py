@@ -18,7 +18,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trillium.errors import PeerError
+from trillium.errors import PeerError, one_line
 
 PROTOCOL: Final = 1
 MIB: Final = 1024**2
@@ -211,9 +211,3 @@ def read_control(frame: Frame, kind: Kind, fields: dict[str, type]) -> dict[str,
     if not isinstance(content, dict) or {k: type(v) for k, v in content.items()} != fields:
         raise FrameError(f"{kind.name} must have the fields {', '.join(fields)}")
     return content
-
-
-def one_line(reason: str) -> str:
-    """Return a reason from the other side as it may stand in a log: one printable line."""
-    printable = "".join(char if char.isprintable() else " " for char in reason)
-    return " ".join(printable.split())[:1000]

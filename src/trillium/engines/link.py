@@ -20,6 +20,7 @@ import grpc
 
 from trillium.engines import frames
 from trillium.engines.frames import Frame, FrameError, Kind, StreamConfig, Whole
+from trillium.errors import one_line
 from trillium.federation.fleet import Lost
 
 log = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ class Link:
                 f"protocol version {hello['version']}, this server speaks {frames.PROTOCOL}"
             )
         if not self.name or name != self.name:
-            raise Refused(f"the certificate is not that of {frames.one_line(name)[:80]!r}")
+            raise Refused(f"the certificate is not that of {one_line(name)[:80]!r}")
         offered = self.host.offer(self, token)
         with self.changed:
             self._welcome = frames.control(Kind.WELCOME, token=offered)

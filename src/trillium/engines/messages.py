@@ -19,7 +19,7 @@ from flwr.app import RecordDict
 from trillium.engines.held import Held
 from trillium.engines.invitations import RETRY_SECONDS
 from trillium.engines.opening import Arrival, Opening, read_round
-from trillium.engines.patience import Patience
+from trillium.engines.patience import OVER, OWES, Patience
 from trillium.engines.roster import Mail, bytes_of, opening_record, outcome, text_of, with_bytes
 from trillium.federation.fleet import Gathered, Lost, Saved
 from trillium.federation.parts import CARRIED_BYTES
@@ -62,13 +62,13 @@ class MessageEngine:
         """Send each ask as a Flower message; not to those who still owe the answer to another."""
         names = {self._nodes[name]: name for name in requests}
         owing = self._mail.owing()
-        for node in owing & names.keys():
-            yield names.pop(node), Lost("it still owes the answer to an earlier ask", sent=False)
+        seconds = self._patience.deadline(self._round_ends)
+        for node in (owing if seconds else {*names}) & names.keys():
+            yield names.pop(node), Lost(OWES if node in owing else OVER, sent=False)
         contents = {
             node: with_bytes(opening_record(self._opening), requests[name])
             for node, name in names.items()
         }
-        seconds = self._patience.deadline(self._round_ends)
         for node, content in self._mail.exchange("ask", contents, seconds, self._patience.grace):
             reply = _read(content, bytes_of)
             if isinstance(reply, bytes) and len(reply) > self.most_bytes:

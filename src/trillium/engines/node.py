@@ -111,6 +111,8 @@ class Node:
         self._round: int | None = None  # that what it holds is of
         self._folder = None if settings.state is None else settings.state / opening.run
         self._checkpoints = None if self._folder is None else Checkpoints(self._folder)
+        if self._checkpoints is not None:
+            self._checkpoints.clear_leftovers()
         num_examples = len(self.client.examples)
         log.info("run %s: %s is ready with %d examples", opening.run, self.name, num_examples)
 

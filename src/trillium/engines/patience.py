@@ -14,6 +14,8 @@ from trillium.federation.fleet import Lost
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.5
+OWES: Final = "it still owes the answer to an earlier ask"
+OVER: Final = "it was not asked, as the round had taken all its time (round-seconds)"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from trillium.engines.opening import Opening
 from trillium.engines.patience import Grace, Wait
+from trillium.errors import one_line
 from trillium.federation.fleet import Lost
 
 POLL_SECONDS: Final = 0.1
@@ -85,7 +86,7 @@ class Mail:
             if reply.has_error():
                 code, reason = reply.error.code, reply.error.reason or "no reason"
                 kind = Unreachable if code == _NODE_UNAVAILABLE else Lost
-                yield sent, kind(f"Flower error {code}: {reason}")
+                yield sent, kind(one_line(f"Flower error {code}: {reason}"))
             else:
                 yield sent, reply.content
 
@@ -160,6 +161,6 @@ def text_of(content: RecordDict, record: str, key: str) -> str:
 def outcome(content: RecordDict) -> str:
     """Return what a node says in place of an answer, or at the end of a session."""
     try:
-        return text_of(content, "summary", "closed")
+        return one_line(text_of(content, "summary", "closed"))
     except ValueError as error:
         return str(error)

@@ -16,7 +16,7 @@ import grpc
 from trillium.engines import frames
 from trillium.engines.frames import Frame, FrameError, Kind, StreamConfig, Whole
 from trillium.engines.secure import METHOD, SERVICE, ClientTLS, client_options
-from trillium.errors import PeerError, shareable
+from trillium.errors import PeerError, one_line, shareable
 
 log = logging.getLogger(__name__)
 
@@ -242,4 +242,4 @@ def _cancelled_after(call: grpc.Call, seconds: float) -> Iterator[None]:
 
 def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     code = error.code() or grpc.StatusCode.UNKNOWN
-    return code, frames.one_line(error.details() or code.name.lower())
+    return code, one_line(error.details() or code.name.lower())

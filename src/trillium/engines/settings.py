@@ -26,6 +26,7 @@ class Settings(BaseModel):
     session_certificate: Path = Field(alias="session-certificate")
     session_key: Path = Field(alias="session-key")
     min_nodes: int = Field(alias="min-nodes", ge=1)
+    max_clients: int = Field(alias="max-clients", ge=1, le=10_000)
     wait_seconds: float = Field(alias="wait-seconds", gt=0)
     deadline_seconds: float = Field(alias="deadline-seconds", gt=0)
     round_seconds: float = Field(alias="round-seconds", gt=0)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
-import platform
 import shutil
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,20 +20,11 @@ from filelock import FileLock, Timeout
 
 from trillium.errors import UserError
 from trillium.federation.checkpoint import Checkpoints
-from trillium.files import RUN_LOCK, make_folder, write_atomic
+from trillium.files import RUN_LOCK, clear_leftovers, make_folder, names, sync, write_atomic
 
+log = logging.getLogger(__name__)
 APPENDED = ("wire.jsonl", "metrics.jsonl")
 MOMENT = 0.5  # seconds; who only looks whether a run goes on holds its lock for less
-PACKAGES = (
-    "trillium",
-    "torch",
-    "transformers",
-    "peft",
-    "datasets",
-    "flwr",
-    "flwr-datasets",
-    "numpy",
-)
 
 
 class RunFolder:
@@ -48,6 +36,7 @@ class RunFolder:
             it, and none may pass for it.
         kept_round: the round whose model is shipped, once that is known.
         failed_rounds: how often a round has failed for want of replies, by its number.
+        lost_bytes: of files that are appended to, as far as they were there no more on a resume.
     """
 
     def __init__(self, path: Path, arm: str, *, deployed: bool = False) -> None:
@@ -57,6 +46,7 @@ class RunFolder:
         self._digest: str | None = None
         self.kept_round: int | None = None
         self.failed_rounds: dict[int, int] = {}
+        self.lost_bytes: dict[str, int] = {}
         self._lock = locked(path)
         self.status("running")
 
@@ -84,6 +74,9 @@ class RunFolder:
         found.kept_round = None
         failed = status.get("failed_rounds", {})
         found.failed_rounds = {int(number): int(count) for number, count in failed.items()}
+        found.lost_bytes = status.get("lost_bytes", {})
+        clear_leftovers(path)
+        found.checkpoints.clear_leftovers()
         found.status("running")
         return found
 
@@ -110,6 +103,7 @@ class RunFolder:
             "config": self._digest,
             "kept_round": self.kept_round,
             "failed_rounds": failed,
+            "lost_bytes": self.lost_bytes,
             "started": datetime.fromtimestamp(self._started, UTC).isoformat(
                 timespec="milliseconds"
             ),
@@ -135,11 +129,15 @@ class RunFolder:
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append one evaluation."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with names(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_strict(line), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def positions(self) -> dict[str, int]:
-        """Return how long the files are that are appended to, in bytes."""
+        """Return how long the files are that are appended to, in bytes; what they hold is on disk."""
+        sync(self.path)
         paths = [self.path / name for name in APPENDED]
         return {path.name: path.stat().st_size if path.exists() else 0 for path in paths}
 
@@ -157,18 +155,18 @@ class RunFolder:
     def cut(self, positions: Mapping[str, int]) -> None:
         """Cut the appended files back to where they were.
 
-        Raises:
-            UserError: a file is shorter than it was.
+        One that is shorter than it was ends with its last whole line. The state is whole all the same,
+        so the run goes on, and `status.json` says for good how many bytes are lost.
         """
         for name in APPENDED:
             path, wanted = self.path / name, positions.get(name, 0)
             size = path.stat().st_size if path.exists() else 0
             if size < wanted:
-                raise UserError(
-                    str(path),
-                    f"it has {size} bytes, but had {wanted} when the checkpoint was written",
-                    "Put the file back, or start the run anew",
-                )
+                wanted = path.read_bytes().rfind(b"\n") + 1 if size else 0
+                lost = positions[name] - wanted
+                self.lost_bytes[name] = self.lost_bytes.get(name, 0) + lost
+                self.status("running")
+                log.warning("%s has lost %d bytes since the checkpoint was written", path, lost)
             if size > wanted:
                 os.truncate(path, wanted)
 
@@ -215,41 +213,6 @@ def digest(tree: Mapping[str, Any]) -> str:
 def to_yaml(tree: Mapping[str, Any]) -> str:
     """Return a tree as YAML, keys in their order."""
     return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
-
-
-def environment(device: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Return what a run was made with: versions, machine, command, and the commit if there is one."""
-    return {
-        "git_sha": _git_sha(),
-        "versions": versions(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "device": device,
-        "argv": [Path(argv[0]).name, *argv[1:]] if argv else [],
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the version of each of `PACKAGES` that is installed."""
-    found = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _git_sha() -> str | None:
-    """Return the commit of the source tree that runs; nothing of the user's own repository."""
-    here = Path(__file__).resolve().parent.parent
-    if here.parent.name != "src":
-        return None
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def claim(path: Path) -> None:

@@ -42,7 +42,7 @@ def keep_rows(folder: Path, data: FederatedData) -> None:
 
     buffer = io.BytesIO()
     parquet.write_table(data.test.with_format("arrow")[:], buffer, compression="zstd")
-    write_atomic(folder / ROWS, buffer.getvalue())
+    write_atomic(folder / ROWS, buffer.getvalue(), private=True)
 
 
 def kept_rows(folder: Path, config: ExperimentConfig) -> Dataset:

@@ -16,7 +16,8 @@ from trillium.config.places import located
 from trillium.config.texts import texts_in
 from trillium.errors import UserError
 from trillium.experiment.arm import Key, place
-from trillium.experiment.folder import digest, versions
+from trillium.experiment.environment import versions
+from trillium.experiment.folder import digest
 from trillium.files import write_atomic
 
 REPORT = ("table.csv", "table.md", "report.html", "plots", "run.lock")

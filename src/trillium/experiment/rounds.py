@@ -22,6 +22,7 @@ from trillium.federation.client import Client
 from trillium.federation.fleet import Fleet, RoundFailed, RoundUndone
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics
+from trillium.files import SERVER
 from trillium.frameworks import SERVER_MODEL
 from trillium.models.load import LanguageModel
 from trillium.models.slots import values
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 EXPLODED = 100  # times the loss of before, and of the start
 WORSE = 3  # where a client has sent what stands out by far
 Observer = Callable[[Metrics], None]
-SERVER = "server"  # under this name the server's checkpoints lie beside the clients'
 
 
 @dataclass

@@ -14,6 +14,7 @@ from trillium.config.places import located
 from trillium.config.texts import Texts, in_model_order, usable
 from trillium.data.federated import FederatedData, load_data
 from trillium.experiment.best import check_measured
+from trillium.experiment.environment import environment
 from trillium.experiment.fit import (
     check_answers,
     check_lengths,
@@ -21,9 +22,8 @@ from trillium.experiment.fit import (
     check_ready,
     check_tiers,
 )
-from trillium.experiment.folder import RunFolder, environment
+from trillium.experiment.folder import RunFolder
 from trillium.experiment.held_out import about, keep_rows
-from trillium.experiment.rounds import SERVER as SERVER
 from trillium.experiment.rounds import Experiment as Experiment
 from trillium.experiment.rounds import Observer as Observer
 from trillium.experiment.tracking import Tracking
@@ -37,6 +37,7 @@ from trillium.federation.parts import SAMPLES, limits_of, reply_limits
 from trillium.federation.server import Server
 from trillium.federation.side import new_secret
 from trillium.federation.tiers import tier_of
+from trillium.files import SERVER as SERVER
 from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
 from trillium.models.checkpointing import checkpoint_blocks

@@ -231,7 +231,7 @@ def rebuild(folder: Path) -> Experiment:
     """
     config, told = _whole(run_config(folder)), about_data(folder)
     # The data of a deployed run were with its nodes, and nobody here knows their names.
-    names = list(told["clients"]) or [f"client-{i}" for i in range(config.data.num_clients)]
+    names = list(told["clients"]) or config.data.names()
     return _with_state(folder, assemble(config, _held_out(folder, config, names)))
 
 

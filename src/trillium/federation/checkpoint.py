@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 
 from trillium.errors import UserError
-from trillium.files import write_atomic
+from trillium.files import clear_leftovers, sync, write_atomic
 
+_DIGEST_BYTES = 32
 _FILE = re.compile(r"(?P<name>.+)@(?P<number>\d+)\.pt")
 
 
@@ -20,7 +22,8 @@ class Checkpoints:
 
     The clients are kept first and the server last, so that a server's file says that the round is
     complete. The newest file of before stays until then. Contents are tensors and plain values; they
-    are read with PyTorch's restricted unpickler, which builds nothing else.
+    are read with PyTorch's restricted unpickler, which builds nothing else. A digest stands behind them
+    in the file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,8 +32,11 @@ class Checkpoints:
 
     def keep(self, name: str, number: int, content: Any) -> None:
         """Write what a side holds after round `number`, and drop what is not needed any more."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / f"{name}@{number}.pt", dump(content))
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, mode=0o700)
+            sync(self.folder.parent)
+        data = dump(content)
+        write_atomic(self.folder / f"{name}@{number}.pt", data + _digest(data), private=True)
         numbers = self._numbers(name)
         for old in self.numbers(name, number - 1)[:-1]:
             (self.folder / f"{name}@{old}.pt").unlink(missing_ok=True)
@@ -58,7 +64,11 @@ class Checkpoints:
             return None
         path = self.folder / f"{name}@{numbers[-1]}.pt"
         try:
-            return numbers[-1], load(path.read_bytes())
+            data = path.read_bytes()
+            data, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+            if _digest(data) != digest:
+                raise ValueError("its digest is another: it was changed, damaged or cut short")
+            return numbers[-1], load(data)
         except Exception as error:  # pickle, zip and torch each raise errors of their own
             raise UserError(
                 str(path),
@@ -74,6 +84,10 @@ class Checkpoints:
             numbers.remove(late)
         return self.newest(name)
 
+    def clear_leftovers(self) -> None:
+        """Remove what was not written to its end; no process may be keeping anything here."""
+        clear_leftovers(self.folder)
+
     def clear(self) -> None:
         """Remove all files; the folder stays if something else lies in it."""
         self._known = None
@@ -81,6 +95,10 @@ class Checkpoints:
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()
 
 
 def dump(content: Any) -> bytes:

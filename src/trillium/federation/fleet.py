@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trillium.errors import UserError
+from trillium.errors import UserError, one_line
 from trillium.federation.agreed import Agreed, Sizes
 from trillium.federation.engine import CountingEngine, LateEngine
 from trillium.federation.engine import Engine as Engine
@@ -211,8 +211,9 @@ class Fleet:
         late = self.engine.late() if isinstance(self.engine, LateEngine) else ()
         for client, size in late:
             if entry := self._owed.pop(client, None):
-                sizes = {"bytes": size, "bytes_raw": size, "kinds": {"late": size}}
-                self.ledger.add(replace(entry, direction="up", **sizes))
+                kinds = {"late": size}
+                came = replace(entry, direction="up", bytes=size, bytes_raw=size, kinds=kinds)
+                self.ledger.add(came)
 
     def _forgo(self, behind: Mapping[str, str]) -> None:
         """Do without clients whose state is not that of the run, and begin anew with them later."""
@@ -329,14 +330,14 @@ class Fleet:
             if isinstance(data, Lost):
                 if data.sent:
                     self._owed[client] = entries[client]
-                self.missing[client] = data.reason
+                self.missing[client] = one_line(data.reason)
                 continue
             try:
                 reply = self._receive(client, entries[client].verb, data, purpose)
                 answer = (read if callable(read) else read[client])(reply)
                 self.sizes.note(client, reply)
             except MessageError as error:
-                self.missing[client] = str(error)
+                self.missing[client] = one_line(str(error))
                 continue
             yield client, answer
         for client in sorted(waiting):
@@ -353,9 +354,7 @@ class Fleet:
             reply = packed.message
             check_size(verb, "up", packed.largest_bytes, self.limits)
             if reply.verb == ERROR_VERB:
-                raise MessageError(
-                    str(reply.meta.get("reason", "the client gave no reason"))[:1000]
-                )
+                raise MessageError(str(reply.meta.get("reason", "the client gave no reason")))
             if reply.verb != verb:
                 raise MessageError(f"asked to {verb}, the client answered {reply.verb}")
             self.agreed.check(client, reply)

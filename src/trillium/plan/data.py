@@ -135,10 +135,8 @@ def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
     prompt = 0 if classifies else length - response
     texts = partial(_alike, length=length, prompt=prompt, classes=assumed.classes)
     own = texts(assumed.examples)
-    count = config.data.num_clients
-    width = len(str(count - 1))
     return Texts(
-        clients={f"client-{index:0{width}d}": own for index in range(count)},
+        clients=dict.fromkeys(config.data.names(), own),
         public=texts(config.public_size),
         num_classes=assumed.classes if classifies else 0,
         assumed=True,

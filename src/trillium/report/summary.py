@@ -128,6 +128,12 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         for run in row.counted
         if (found := [line["round"] for line in run.evaluations if line.get("skipped")])
     ]
+    lost = [
+        f"{row.arm}, seed {run.seed}: {name} has lost {size} bytes, so its figures are too low."
+        for row in rows
+        for run in row.counted
+        for name, size in run.status.get("lost_bytes", {}).items()
+    ]
     ended = [
         f"{row.arm}, seed {run.seed}: ended at round {run.evaluations[-1]['round']} of "
         f"{run.config['rounds']}, as {_evaluation(run, 'patience')} rounds had brought no gain."
@@ -141,7 +147,16 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         for row in rows
         if guesses_only(row)
     ]
-    return failed + chosen + ended + skipped + [mixed] * bool(redrawn) + _of_data(rows) + guesses
+    return (
+        failed
+        + chosen
+        + ended
+        + skipped
+        + lost
+        + [mixed] * bool(redrawn)
+        + _of_data(rows)
+        + guesses
+    )
 
 
 def guesses_only(row: Row) -> bool:

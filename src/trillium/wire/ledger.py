@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from trillium.errors import UserError
+from trillium.files import names
 from trillium.wire.wire import Direction
 
 Purpose = Literal["train", "once", "evaluate", "generate"]
@@ -58,10 +60,23 @@ class Ledger:
         self._bytes: dict[tuple[Direction, Purpose], int] = defaultdict(int)
         self._watch = watch
         if path is not None and path.exists():  # of a run that goes on
+            self._read(path)
+        self._path = path
+        self._file: IO[str] | None = path.open("a", encoding="utf-8") if path else None
+
+    def _read(self, path: Path) -> None:
+        num_read = 0
+        try:
             with path.open(encoding="utf-8") as lines:
                 for line in lines:
                     self._count(Entry(**json.loads(line)))
-        self._file: IO[str] | None = path.open("a", encoding="utf-8") if path else None
+                    num_read += 1
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                str(path),
+                f"the ledger cannot be read behind line {num_read}: sums would be wrong ({error})",
+                "Put the file back as it was, or start the run anew",
+            ) from error
 
     def _count(self, entry: Entry) -> None:
         self._bytes[entry.direction, entry.purpose] += entry.bytes
@@ -73,7 +88,9 @@ class Ledger:
         self._count(entry)
         if self._file is None:
             self.entries.append(entry)
-        else:
+            return
+        assert self._path is not None
+        with names(self._path):
             self._file.write(json.dumps(asdict(entry), separators=(",", ":")) + "\n")
 
     def bytes_total(self, direction: Direction, purpose: Purpose = "train") -> int:
@@ -82,9 +99,10 @@ class Ledger:
 
     def flush(self) -> None:
         """Write what is buffered, through to the disk; called at the end of each round."""
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        if self._file is not None and self._path is not None:
+            with names(self._path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

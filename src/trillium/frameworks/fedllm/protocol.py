@@ -103,7 +103,8 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         reads = {name: partial(self._read, found.like) for name, found in out.items()}
         reduction = self.aggregator.begin(current, factors)
         answers: dict[str, Answered] = {}
-        losses, sketch = 0.0, ProductSketch(factors, server.seed)
+        losses: dict[str, float] = {}
+        sketch = ProductSketch(factors, server.seed)
         averages = isinstance(self.aggregator, Mean) and self.upload != "gradient"
         requests = {name: found.message for name, found in out.items()}
         for name, (weight, loss, tensors, extra) in fleet.ask(requests, reads):
@@ -112,7 +113,7 @@ class FedLLM(FedLLMSettings, name="fedllm"):
             if averages and out[name].share.sends_both_factors:
                 sketch.add(weight, self._reached(tensors, held))
             answers[name] = Answered(weight, extra)
-            losses += weight * loss
+            losses[name] = weight * loss
         for name, found in out.items():
             self.download.settle(
                 server.store["downloads"], found.parcel, found.sent, name in answers
@@ -122,7 +123,10 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         self._step(server, current, aggregate.tensors)
         if aggregate.folds:
             keep_fold(server, aggregate.folds)
-        figures = {"train_loss": losses / sum(answer.weight for answer in answers.values())}
+        weights = {name: answer.weight for name, answer in answers.items()}
+        # Sorted, because sums of floats depend on their order, and replies come in any.
+        sums = [sum(value for _, value in sorted(found.items())) for found in (losses, weights)]
+        figures = {"train_loss": sums[0] / sums[1]}
         if sketch.error():
             figures["product_error"] = sketch.error()
         return figures

@@ -7,12 +7,12 @@ averaging makes of it. Neither product is formed: both are looked at through a f
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from trillium.federation.means import RunningMean
 from trillium.models.factors import Factors
 from trillium.rng import generator
 from trillium.wire.kinds import Tensors, has_values
@@ -25,21 +25,16 @@ class ProductSketch:
 
     def __init__(self, factors: Sequence[Factors], seed: int) -> None:
         self._factors, self._seed = factors, seed
-        self._total = 0.0
-        self._sums: dict[tuple[str, str], Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._means = RunningMean()  # in which the order of the clients does not show
 
     def add(self, weight: float, tensors: Tensors) -> None:
         """Take what one client holds after training; a layer of which a factor lacks is left out."""
-        self._total += weight
         for layer in self._factors:
             if layer.a in tensors and layer.b in tensors and has_values(tensors[layer.a]):
                 a, b = tensors[layer.a].double(), tensors[layer.b].double() * layer.scale
-                self._add(layer, "a", weight * a)
-                self._add(layer, "b", weight * b)
-                self._add(layer, "product", weight * (b @ (a @ self._directions(layer, a))))
-
-    def _add(self, layer: Factors, what: str, tensor: Tensor) -> None:
-        self._sums[layer.layer, what] = self._sums[layer.layer, what].to(tensor.device) + tensor
+                product = b @ (a @ self._directions(layer, a))
+                for what, tensor in (("a", a), ("b", b), ("product", product)):
+                    self._means.add(f"{layer.layer}/{what}", tensor, weight)
 
     def _directions(self, layer: Factors, a: Tensor) -> Tensor:
         draw = generator(self._seed, "product sketch", layer.layer)
@@ -48,11 +43,11 @@ class ProductSketch:
 
     def error(self) -> float:
         """Return the error; 0 where nothing was added or all products are zero."""
-        off, size = 0.0, 0.0
+        off, size, means = 0.0, 0.0, self._means.result()
         for layer in self._factors:
-            if (layer.layer, "a") in self._sums:
+            if f"{layer.layer}/a" in means:
                 mean_a, mean_b, product = (
-                    self._sums[layer.layer, what] / self._total for what in ("a", "b", "product")
+                    means[f"{layer.layer}/{what}"] for what in ("a", "b", "product")
                 )
                 averaged = mean_b @ (mean_a @ self._directions(layer, mean_a))
                 off += float((averaged - product).square().sum())
