@@ -159,6 +159,7 @@ def run_in_threads(
     spoil: Fault | None = None,
     through: Callable[[int], int] | None = None,
     repeats: int = 0,
+    revoked: Path | None = None,
 ) -> Experiment:
     """Run a federation over sessions with its clients, or go on with one.
 
@@ -176,7 +177,9 @@ def run_in_threads(
     nodes = Nodes(keys, sorted(data.clients), folder.path / "nodes", fault, spoil)
     tls = ServerTLS.read(keys / "ca.crt", keys / "server.crt", keys / "server.key")
     waits = Patience(20.0, 60.0)
-    engine = SessionEngine(cast(Mail, nodes), opening, waits, bind=HERE, address=HERE, tls=tls)
+    engine = SessionEngine(
+        cast(Mail, nodes), opening, waits, bind=HERE, address=HERE, tls=tls, revoked=revoked
+    )
     port = engine._sessions.port
     nodes.port = port if through is None else through(port)
     finished = False

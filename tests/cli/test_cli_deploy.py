@@ -1,4 +1,4 @@
-"""keys, deploy and up, as an operator types them."""
+"""deploy and up, as an operator types them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from cli_help import trillium
-from cryptography import x509
 
 from tiny import experiment_config
 from trillium.experiment.folder import to_yaml
@@ -37,50 +36,6 @@ def arms(tmp_path: Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-# keys
-
-
-def test_keys_are_made_once_and_nodes_can_be_added(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "keys"
-    assert trillium(monkeypatch, "keys", folder, "--host", "fl.example.org", *NODES) == 0
-    printed = capsys.readouterr().out
-    before = contents(folder)
-    assert len(before) == 12
-    assert all(name in printed for name in before)
-    certificate = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["fl.example.org"]
-
-    assert trillium(monkeypatch, "keys", folder, *NODES, "--node", "hospital-c") == 0
-    assert "4 files made" in capsys.readouterr().out
-    after = contents(folder)
-    assert len(after) == 16
-    assert before.items() <= after.items()
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--node", "a"], "Name at least one, such as fl.example.org"),
-        (["--host", "http://fl.example.org:1", "--node", "a"], "without scheme and port"),
-        (["--host", "fl.example.org", "--node", "a/b"], "Write 1 to 63 letters"),
-        (["--host", "fl.example.org"], "--node"),
-    ],
-)
-def test_keys_that_cannot_be_made(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    message: str,
-) -> None:
-    assert trillium(monkeypatch, "keys", tmp_path / "keys", *words) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "keys").exists()
 
 
 # deploy
@@ -160,7 +115,7 @@ def test_a_comparison_is_refused(
     assert {path.name for path in tmp_path.iterdir()} == {"compare.yaml"}
 
 
-@pytest.mark.parametrize("verb", ["keys", "deploy", "up"])
+@pytest.mark.parametrize("verb", ["deploy", "up"])
 def test_without_flower_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -171,7 +126,6 @@ def test_without_flower_it_says_what_to_install(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("trillium.cli.deploy.find_spec", lambda name: None)
     words: dict[str, list[object]] = {
-        "keys": [tmp_path / "keys", "--node", "a"],
         "deploy": [recipe, tmp_path / "federation", "--node", "a"],
         "up": [recipe],
     }

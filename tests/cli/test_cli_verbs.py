@@ -127,7 +127,7 @@ def test_how_much_is_said(
         (["compare", "fedllm=4"], "Write fedllm.KEY=VALUE"),
         (["compare", "bare.yaml"], "Write a.KEY=VALUE"),
         (["new", "run", "--to", "file/run.yaml"], "you may write to"),
-        (["keys", "file/keys", "--host", "localhost", "--node", "a"], "Name another place"),
+        (["keys", "node", "file/keys", "--name", "a"], "Name another place"),
     ],
 )
 def test_no_traceback(

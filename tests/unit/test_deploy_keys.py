@@ -6,7 +6,6 @@ import shutil
 import ssl
 import stat
 import subprocess
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,7 +22,17 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
-from trillium.deploy.keys import make_authority, make_keys, make_node, make_server
+from trillium.deploy.certificates import read_authority, read_request
+from trillium.deploy.keys import (
+    ask_for_node,
+    ask_for_server,
+    make_authority,
+    make_keys,
+    read_certificate,
+    revoke,
+    sign,
+)
+from trillium.engines.revoked import Revoked, days_left
 from trillium.errors import UserError
 
 HOSTS = ["fl.example.org", "192.0.2.7", "::1"]
@@ -132,57 +141,142 @@ def test_ssh_keygen_reads_node_keys(made: Path) -> None:
     assert done.stdout.split()[:2] == (node / "node_key.pub").read_text().split()[:2]
 
 
-def test_what_is_there_stays_and_nodes_are_added(tmp_path: Path) -> None:
-    first = make_keys(tmp_path, HOSTS, ["a"])
+def test_keys_are_never_overwritten(tmp_path: Path) -> None:
+    make_authority(tmp_path, None)
+    ask_for_server(tmp_path, HOSTS)
+    ask_for_node(tmp_path / "node", "a")
     before = contents(tmp_path)
-    assert {str(path.relative_to(tmp_path)) for path in first} == set(before)
-    assert make_keys(tmp_path, HOSTS[:1], ["a"]) == []
-    added = make_keys(tmp_path, [], ["a", "b", "b"])
-    assert {path.parent.name for path in added} == {"b"}
-    assert len(added) == 4
-    assert {name: data for name, data in contents(tmp_path).items() if name in before} == before
-    issuer = certificate(tmp_path / "ca.crt")
-    certificate(tmp_path / "nodes" / "b" / "client.crt").verify_directly_issued_by(issuer)
+    with pytest.raises(UserError, match="never overwritten"):
+        make_authority(tmp_path, None)
+    ask_for_server(tmp_path, HOSTS)
+    ask_for_node(tmp_path / "node", "a")
+    after = contents(tmp_path)
+    requests = {name for name in before if name.endswith(".request")}
+    assert {name for name in before if after[name] != before[name]} <= requests
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    make_keys(tmp_path, HOSTS, ["a"])
-    before = contents(tmp_path)
-    attempts: list[Callable[[], object]] = [
-        lambda: make_authority(tmp_path),
-        lambda: make_server(tmp_path, HOSTS),
-        lambda: make_node(tmp_path, "a"),
-    ]
-    for again in attempts:
-        with pytest.raises(UserError, match="never overwritten") as error:
-            again()
-        assert error.value.given.startswith(str(tmp_path))
-    assert contents(tmp_path) == before
-
-
-def test_other_hosts_than_the_certificate_has(tmp_path: Path) -> None:
-    make_keys(tmp_path, HOSTS, [])
-    with pytest.raises(UserError, match=r"other\.example\.org: .* was made for fl\.example\.org"):
-        make_keys(tmp_path, [*HOSTS, "other.example.org"], [])
-
-
-@pytest.mark.parametrize("missing", ["ca.key", "server.crt", "nodes/a/node_key"])
-def test_half_of_a_pair_is_an_error(tmp_path: Path, missing: str) -> None:
-    make_keys(tmp_path, HOSTS, ["a"])
+@pytest.mark.parametrize("missing", ["client.key", "node_key", "node_key.pub"])
+def test_half_of_the_keys_of_a_node_is_an_error(tmp_path: Path, missing: str) -> None:
+    ask_for_node(tmp_path, "a")
     (tmp_path / missing).unlink()
-    with pytest.raises(UserError, match=rf"lacks {Path(missing).name}"):
-        make_keys(tmp_path, HOSTS, ["a"])
+    with pytest.raises(UserError, match=rf"lacks {missing}"):
+        ask_for_node(tmp_path, "a")
+
+
+PASSPHRASE = b"correct horse"
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Path:
+    make_authority(tmp_path / "authority", PASSPHRASE)
+    return tmp_path / "authority"
+
+
+def signed(offline: Path, request: Path, out: Path, *, server: bool = False) -> x509.Certificate:
+    return sign(offline, PASSPHRASE, request, out, days=100, server=server)[1]
+
+
+def test_private_keys_stay_where_they_are_made(tmp_path: Path, offline: Path) -> None:
+    *keys, request = ask_for_node(tmp_path / "node", "clinic-1")
+    secrets = [path.read_bytes() for path in keys if path.suffix != ".pub"]
+    found = signed(offline, request, tmp_path / "keys")
+    assert common_name(found) == "clinic-1"
+    assert 99 < days_left(found) <= 100
+    found.verify_directly_issued_by(certificate(offline / "ca.crt"))
+    private = load_pem_private_key((tmp_path / "node" / "client.key").read_bytes(), password=None)
+    assert private.public_key() == found.public_key()
+    crossed = {**contents(tmp_path / "keys"), "request": request.read_bytes()}
+    for secret in secrets:
+        body = secret.splitlines()[1]
+        assert not any(body in content for content in crossed.values())
+    assert set(contents(tmp_path / "keys")) == {
+        "ca.crt",
+        "nodes/clinic-1/client.crt",
+        "nodes/clinic-1/node_key.pub",
+    }
+    node_key = (tmp_path / "node" / "node_key.pub").read_bytes()
+    assert (tmp_path / "keys" / "nodes" / "clinic-1" / "node_key.pub").read_bytes() == node_key
+
+
+def test_the_key_of_the_authority_is_encrypted(tmp_path: Path, offline: Path) -> None:
+    *_, request = ask_for_node(tmp_path / "node", "a")
+    for wrong in (b"another phrase", None):
+        with pytest.raises(UserError, match=r"ca.crt and ca.key cannot be used"):
+            sign(offline, wrong, request, tmp_path / "keys", days=1, server=False)
+    assert not (tmp_path / "keys").exists()
+
+
+def test_a_renewal_is_of_the_same_key_and_another_key_needs_a_revocation(
+    tmp_path: Path, offline: Path
+) -> None:
+    out, place = tmp_path / "keys", tmp_path / "keys" / "nodes" / "a"
+    *_, request = ask_for_node(tmp_path / "node", "a")
+    first = signed(offline, request, out)
+    *_, again = ask_for_node(tmp_path / "node", "a")
+    assert again == request
+    second = signed(offline, request, out)
+    assert read_certificate(place / "client.crt") == second != first
+    *_, other = ask_for_node(tmp_path / "other", "a")
+    with pytest.raises(UserError, match="two would go by the name of a"):
+        signed(offline, other, out)
+    revoke(out, "a")
+    revoked = Revoked(out / "revoked.txt")
+    assert revoked.changed()
+    assert not revoked.changed()
+    # Whichever certificate the key has.
+    assert revoked.has(first)
+    assert revoked.has(second)
+    third = signed(offline, other, out)
+    assert not revoked.has(third)
+    with pytest.raises(UserError, match="its key was revoked"):
+        signed(offline, request, out)
+
+
+def test_a_node_cannot_get_the_certificate_of_a_server(tmp_path: Path, offline: Path) -> None:
+    *_, request = ask_for_server(tmp_path / "server", HOSTS)
+    with pytest.raises(UserError, match="names hosts, as a server's does"):
+        signed(offline, request, tmp_path / "keys")
+    found = signed(offline, request, tmp_path / "keys", server=True)
+    policy = PolicyBuilder().store(Store([certificate(offline / "ca.crt")]))
+    policy.build_server_verifier(x509.DNSName("fl.example.org")).verify(found, [])
+    *_, request = ask_for_node(tmp_path / "node", "a")
+    with pytest.raises(UserError, match="is that of a node"):
+        signed(offline, request, tmp_path / "keys", server=True)
+
+
+def test_a_request_that_was_changed_is_refused(tmp_path: Path) -> None:
+    *_, request = ask_for_node(tmp_path, "a")
+    *_, other = ask_for_node(tmp_path / "other", "b")
+    whole = request.read_bytes()
+    body, other_body = whole.splitlines(), other.read_bytes().splitlines()
+    # The name of one under the signature of the other; the key of one under that, too.
+    for number in range(1, 6):
+        changed = [*body[:number], other_body[number], *body[number + 1 :]]
+        if changed != body:
+            request.write_bytes(b"\n".join(changed) + b"\n")
+            with pytest.raises(UserError, match="no request for a certificate"):
+                read_request(request)
+    request.write_bytes(whole)
+    assert read_request(request).name == "a"
+    assert read_request(request).fingerprint != read_request(other).fingerprint
+
+
+def test_another_authority_does_not_get_between(tmp_path: Path, offline: Path) -> None:
+    *_, request = ask_for_node(tmp_path / "node", "a")
+    signed(offline, request, tmp_path / "keys")
+    make_authority(tmp_path / "other", PASSPHRASE)
+    with pytest.raises(UserError, match=r"its ca.crt is of another authority"):
+        signed(tmp_path / "other", request, tmp_path / "keys")
 
 
 def test_an_authority_that_cannot_sign(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"its ca.crt and ca.key cannot be used"):
-        make_node(tmp_path, "a")
-    make_authority(tmp_path)
-    other = tmp_path / "other"
-    make_authority(other)
-    (tmp_path / "ca.key").write_bytes((other / "ca.key").read_bytes())
+        read_authority(tmp_path)
+    make_authority(tmp_path, None)
+    make_authority(tmp_path / "other", None)
+    (tmp_path / "ca.key").write_bytes((tmp_path / "other" / "ca.key").read_bytes())
     with pytest.raises(UserError, match=r"the key is not that of the certificate"):
-        make_node(tmp_path, "a")
+        read_authority(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "-x", "a b", "é", "x" * 64, "a\n"])
@@ -205,13 +299,3 @@ def test_a_server_certificate_needs_a_host(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must hold the names or addresses"):
         make_keys(tmp_path / "new", [], ["a"])
     assert not (tmp_path / "new").exists()
-
-
-def test_a_lost_authority_is_not_replaced_beside_what_it_signed(tmp_path: Path) -> None:
-    make_keys(tmp_path, HOSTS, ["a"])
-    (tmp_path / "ca.crt").unlink()
-    (tmp_path / "ca.key").unlink()
-    with pytest.raises(
-        UserError, match=r"server.crt and nodes come from an authority that is missing"
-    ):
-        make_keys(tmp_path, HOSTS, ["b"])

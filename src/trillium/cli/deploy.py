@@ -1,4 +1,4 @@
-"""The verbs of the command line for machines of their own: keys, deploy, up."""
+"""The verbs of the command line for machines of their own: deploy, up."""
 
 from __future__ import annotations
 
@@ -21,29 +21,8 @@ Nodes = Annotated[list[str], typer.Option("--node", help="Name of a node; repeat
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (keys, deploy, up):
+    for verb in (deploy, up):
         app.command()(verb)
-
-
-def keys(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write them to.")],
-    node: Nodes,
-    host: Annotated[
-        list[str] | None,
-        typer.Option("--host", help="Name or address by which nodes reach the server."),
-    ] = None,
-) -> None:
-    """Make the certificates and keys of a federation; existing ones stay."""
-    check_installed()
-    from trillium.deploy.keys import make_keys
-
-    made = make_keys(folder, host or [], node)
-    for path in made:
-        print(path)
-    print(
-        f"{len(made)} files made. Keep ca.key and server.key to yourself. Give each node ca.crt and its"
-    )
-    print(f"own folder in {folder / 'nodes'}, on a channel that you trust.")
 
 
 def deploy(
@@ -116,6 +95,7 @@ def up(
 
 
 def check_installed() -> None:
+    """Refuse what a deployment needs and is not installed."""
     """Refuse a deployment whose packages are missing."""
     from trillium.errors import UserError
     from trillium.extras import install

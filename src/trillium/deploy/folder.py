@@ -37,6 +37,10 @@ SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
     "session-authority": ("keys/ca.crt", "The authority that vouches for the nodes."),
     "session-certificate": ("keys/server.crt", "The server's certificate."),
     "session-key": ("keys/server.key", "The key of the server's certificate."),
+    "session-revoked": (
+        "keys/revoked.txt",
+        "Keys that are good no more: `trillium keys revoke` writes it, and it counts at once.",
+    ),
     "min-nodes": (1, "The run begins when so many nodes are online."),
     "max-clients": (
         256,

@@ -1,210 +1,213 @@
-"""Certificates and keys of a federation: one authority, the server, and each node.
+"""Certificates and keys of a federation as files. A private key is made where it is used, and stays.
 
-    folder/ca.crt  ca.key           the authority; ca.key stays with the operator
-           server.crt  server.key   the server, with its host names and addresses
-           nodes/<name>/client.crt  client.key     the node in a session, common name = its name
-                        node_key  node_key.pub     the node for Flower's node authentication
+    AUTHORITY/  ca.crt  ca.key (encrypted)      on a machine that is kept offline
+    KEYS/       ca.crt  server.crt  server.key  at the server
+                revoked.txt                     keys that are good no more
+                nodes/<name>/client.crt  node_key.pub
+    KEYS/       ca.crt  client.crt  client.key  node_key  node_key.pub    at a node
 
-Certificates are ECDSA P-256. Node keys are ECDSA P-384 in OpenSSH format, as
-`ssh-keygen -t ecdsa -b 384` makes them. A node gets `ca.crt` and its own folder, and nothing else.
+`client.*` is the node in a session, its name the common name; `node_key` is the node for Flower's node
+authentication, ECDSA P-384 in OpenSSH format, as `ssh-keygen -t ecdsa -b 384` makes it.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from trillium.deploy.names import check_host, check_node
+from trillium.deploy.certificates import (
+    Key,
+    Request,
+    alternatives,
+    issue,
+    new_authority,
+    new_key,
+    read_authority,
+    read_request,
+    write_request,
+)
+from trillium.deploy.names import check_node
+from trillium.engines.revoked import Revoked, digest_of
 from trillium.errors import UserError
+from trillium.files import write_atomic
 
-AUTHORITY_DAYS: Final = 3650
-CERTIFICATE_DAYS: Final = 825
-CLOCK_SKEW: Final = timedelta(days=1)  # a node's clock may be behind the operator's
-Authority = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+REVOKED: Final = "revoked.txt"
+
+
+def make_authority(folder: Path, passphrase: bytes | None) -> list[Path]:
+    """Make the authority's certificate and key, encrypted if there is a passphrase."""
+    certificate, key = new_authority()
+    _make_folder(folder)
+    secret = _pem(key, passphrase)
+    return _write_new({folder / "ca.key": secret, folder / "ca.crt": _crt(certificate)})
+
+
+def ask_for_server(folder: Path, hosts: Sequence[str]) -> list[Path]:
+    """Make the server's key, unless there is one, and a request for its hosts."""
+    alternatives(hosts)
+    _make_folder(folder)
+    path, made = folder / "server.key", []
+    if not path.exists():
+        made = _write_new({path: _pem(new_key())})
+    request = folder / "server.request"
+    write_atomic(request, write_request(_read_key(path), hosts[0][:64], hosts))
+    return [*made, request]
+
+
+def ask_for_node(folder: Path, name: str) -> list[Path]:
+    """Make a node's keys, unless it has them, and a request; with keys it is one for a renewal."""
+    check_node(name)
+    _make_folder(folder)
+    private, node_key = folder / "client.key", folder / "node_key"
+    made = []
+    if not _exist(folder, "client.key", "node_key", "node_key.pub"):
+        flower = ec.generate_private_key(ec.SECP384R1())
+        secret = flower.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        public = flower.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        line = public + b" " + name.encode() + b"\n"
+        made = _write_new(
+            {private: _pem(new_key()), node_key: secret, node_key.with_suffix(".pub"): line}
+        )
+    request = folder / f"{name}.request"
+    line = node_key.with_suffix(".pub").read_bytes()
+    write_atomic(request, write_request(_read_key(private), name, node_key=line))
+    return [*made, request]
+
+
+def sign(
+    authority: Path, passphrase: bytes | None, path: Path, out: Path, *, days: int, server: bool
+) -> tuple[Request, x509.Certificate, list[Path]]:
+    """Sign a request, and write what it asks for where the server keeps its files.
+
+    Raises:
+        UserError: it is not what it is said to be, or another key has the name.
+    """
+    request = read_request(path)
+    if bool(request.hosts) != server:
+        what = "names hosts, as a server's does" if request.hosts else "is that of a node"
+        instead = "Give --server if it is your own server's" if not server else "Leave --server out"
+        raise UserError(str(path), f"this request {what}", instead)
+    if not server and not request.node_key:
+        raise UserError(str(path), "it lacks the node's key for Flower", "Ask for the whole file")
+    found = read_authority(authority, passphrase)
+    revoked = Revoked(out / REVOKED)
+    revoked.changed()
+    if digest_of(request.key) in revoked.digests:
+        why = f"its key was revoked, as {out / REVOKED} says"
+        raise UserError(str(path), why, "Let the node make new keys, in a new folder")
+    target = out / ("server.crt" if server else f"nodes/{request.name}/client.crt")
+    held = read_certificate(target) if target.exists() and not server else None
+    if held is not None and held.public_key() != request.key and not revoked.has(held):
+        raise UserError(
+            str(path),
+            f"{target} is of another key: two would go by the name of {request.name}",
+            f"Revoke that one first: trillium keys revoke {out} {request.name}",
+        )
+    certificate = issue(found, request, days)
+    return request, certificate, _write(found[0], out, request, certificate)
+
+
+def revoke(folder: Path, name: str) -> str:
+    """Say that the key of a node is good no more; a server that runs sees it within a second.
+
+    Returns:
+        What the key is known by.
+    """
+    path = folder / "nodes" / name / "client.crt"
+    if not path.exists():
+        raise UserError(
+            f"node {name!r}",
+            f"there is no {path}: no certificate was signed for it here",
+            "Name a node as its folder in nodes/ is called",
+        )
+    digest = digest_of(read_certificate(path).public_key())
+    listed = folder / REVOKED
+    before = listed.read_text(encoding="utf-8") if listed.exists() else ""
+    write_atomic(listed, f"{before}{digest} {name} {datetime.now(UTC).date().isoformat()}\n")
+    return digest
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """Read a certificate.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), f"it cannot be read ({error})", "Name a .crt file") from error
 
 
 def make_keys(folder: Path, hosts: Sequence[str], names: Sequence[str]) -> list[Path]:
-    """Make what is missing in a folder of certificates and keys, and return these files.
-
-    What is there stays as it is, and must be whole. The hosts, DNS names and IP addresses under
-    which nodes reach the server, may be left out once there is a server certificate.
-    """
+    """Make all keys of a federation on one machine, for `trillium up` and tests; return the files."""
     for name in names:
         check_node(name)
-    has_server = _exist(folder, "server.crt", "server.key")
-    if has_server:
-        _check_hosts(folder / "server.crt", hosts)
-    else:
-        _alternatives(hosts)
-    made: list[Path] = []
-    if not _exist(folder, "ca.crt", "ca.key"):
-        made += make_authority(folder)
-    if not has_server:
-        made += make_server(folder, hosts)
-    for name in dict.fromkeys(names):
-        files = ("client.crt", "client.key", "node_key", "node_key.pub")
-        if not _exist(folder / "nodes" / name, *files):
-            made += make_node(folder, name)
-    return made
+    alternatives(hosts)
+    made = make_authority(folder, None)
+    authority = read_authority(folder)
+    for name in ("", *names):
+        place = folder / "nodes" / name if name else folder
+        *keys, request = ask_for_node(place, name) if name else ask_for_server(folder, hosts)
+        made += [
+            *keys,
+            *_write(
+                authority[0], folder, read_request(request), issue(authority, read_request(request))
+            ),
+        ]
+        request.unlink()
+    return sorted({*made})
 
 
-def make_authority(folder: Path) -> list[Path]:
-    """Make the authority's certificate and key, and the folder, if none was there; return the files."""
-    orphans = [name for name in ("server.crt", "nodes") if (folder / name).exists()]
-    if orphans and not (folder / "ca.crt").exists():
-        raise UserError(
-            str(folder),
-            f"its {' and '.join(orphans)} come from an authority that is missing",
-            "Restore ca.crt and ca.key, or name an empty folder to make everything anew",
-        )
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Trillium federation authority")])
-    builder = (
-        _builder(name, name, key.public_key(), AUTHORITY_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-    )
-    return _write_pair(folder / "ca", builder.sign(key, hashes.SHA256()), key)
-
-
-def make_server(folder: Path, hosts: Sequence[str]) -> list[Path]:
-    """Make the server's certificate and key; return the files. None is replaced."""
-    extensions = [x509.SubjectAlternativeName(_alternatives(hosts))]
-    # A common name holds 64 characters; the alternative names are what is checked.
-    authority, name = _authority(folder), hosts[0][:64]
-    purpose = ExtendedKeyUsageOID.SERVER_AUTH
-    return _issue(authority, folder / "server", name, purpose, extensions)
-
-
-def make_node(folder: Path, name: str) -> list[Path]:
-    """Make a node's client certificate, its name the common name, and its key pair for Flower."""
-    check_node(name)
-    authority, place = _authority(folder), folder / "nodes" / name
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    made = _issue(authority, place / "client", name, ExtendedKeyUsageOID.CLIENT_AUTH)
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    _write(place / "node_key", private, secret=True)
-    _write(place / "node_key.pub", public + b" " + name.encode() + b"\n", secret=False)
-    return [*made, place / "node_key", place / "node_key.pub"]
-
-
-def _issue(
-    authority: Authority,
-    stem: Path,
-    common_name: str,
-    purpose: ObjectIdentifier,
-    extensions: Sequence[x509.ExtensionType] = (),
+def _write(
+    issuer: x509.Certificate, out: Path, request: Request, certificate: x509.Certificate
 ) -> list[Path]:
-    issuer, signer = authority
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    builder = (
-        _builder(subject, issuer.subject, key.public_key(), CERTIFICATE_DAYS)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier),
-            critical=False,
-        )
-    )
-    for extension in extensions:
-        builder = builder.add_extension(extension, critical=False)
-    return _write_pair(stem, builder.sign(signer, hashes.SHA256()), key)
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _authority(folder: Path) -> Authority:
-    try:
-        certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-        key = load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValueError("the key is not of an elliptic curve")
-        if key.public_key() != certificate.public_key():
-            raise ValueError("the key is not that of the certificate")
-    except (OSError, ValueError, TypeError) as error:
+    """Write what a request has got where the server keeps its files."""
+    place = out if request.hosts else out / "nodes" / request.name
+    if (out / "ca.crt").exists() and read_certificate(out / "ca.crt") != issuer:
         raise UserError(
-            str(folder),
-            f"its ca.crt and ca.key cannot be used ({error})",
-            "Name a folder that `trillium keys` made, or an empty one",
-        ) from error
-    return certificate, key
-
-
-def _alternatives(hosts: Sequence[str]) -> list[x509.GeneralName]:
-    if not hosts:
-        raise UserError(
-            "no host",
-            "the server's certificate must hold the names or addresses that nodes connect to",
-            "Name at least one, such as fl.example.org or 192.0.2.7",
+            str(out), "its ca.crt is of another authority", "Name another folder, or that authority"
         )
-    return [_alternative(host) for host in hosts]
+    _make_folder(place)
+    name = "server.crt" if request.hosts else "client.crt"
+    made = {out / "ca.crt": _crt(issuer), place / name: _crt(certificate)}
+    if request.node_key:
+        made[place / "node_key.pub"] = request.node_key
+    for path, content in made.items():
+        write_atomic(path, content)
+    return list(made)
 
 
-def _alternative(host: str) -> x509.GeneralName:
-    found = check_host(host)
-    return x509.DNSName(found) if isinstance(found, str) else x509.IPAddress(found)
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
-def _check_hosts(path: Path, hosts: Sequence[str]) -> None:
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    missing = [host for host in hosts if _alternative(host) not in held]
-    if missing:
-        raise UserError(
-            ", ".join(missing),
-            f"{path} was made for {', '.join(str(host.value) for host in held)} only",
-            "Remove server.crt and server.key to have them made for all hosts; nodes keep theirs",
-        )
+def _read_key(path: Path) -> Key:
+    key = load_pem_private_key(path.read_bytes(), None)
+    assert isinstance(key, Key)
+    return key
+
+
+def _pem(key: Key, passphrase: bytes | None = None) -> bytes:
+    how = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how)
+
+
+def _crt(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.PEM)
 
 
 def _exist(folder: Path, *names: str) -> bool:
@@ -220,39 +223,13 @@ def _exist(folder: Path, *names: str) -> bool:
     return bool(found)
 
 
-def _write_pair(
-    stem: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
-) -> list[Path]:
-    paths = [stem.with_name(f"{stem.name}.crt"), stem.with_name(f"{stem.name}.key")]
-    for path in paths:
-        _check_absent(path)
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    _write(paths[1], private, secret=True)
-    _write(paths[0], certificate.public_bytes(Encoding.PEM), secret=False)
-    return paths
-
-
-def _write(path: Path, content: bytes, *, secret: bool) -> None:
-    """Write a new file at once: it is there whole or not at all, and never replaces another."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if not secret:
-            Path(temporary).chmod(0o644)
-        try:
-            path.hardlink_to(temporary)
-        except FileExistsError:
-            _check_absent(path)
-            raise
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _check_absent(path: Path) -> None:
-    if path.exists():
-        raise UserError(
-            str(path), "keys are never overwritten", "Remove it first, or name another folder"
-        )
+def _write_new(files: Mapping[Path, bytes]) -> list[Path]:
+    """Write files that must not be there; keys are for their owner alone."""
+    for path in files:
+        if path.exists():
+            raise UserError(
+                str(path), "keys are never overwritten", "Remove it first, or name another folder"
+            )
+    for path, content in files.items():
+        write_atomic(path, content, private=path.suffix not in (".crt", ".pub"))
+    return list(files)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from trillium.engines.changes import Change, OnChange
@@ -51,6 +52,7 @@ class SessionEngine:
         tls: ServerTLS,
         max_clients: int = StreamConfig().max_clients,
         on_change: OnChange | None = None,
+        revoked: Path | None = None,
     ) -> None:
         self._opening, self._patience = opening, patience
         self.counts: dict[str, Mapping[str, int]] = {}  # of the texts of nodes, as these say
@@ -66,7 +68,7 @@ class SessionEngine:
         self._round_ends = math.inf
         self._tell = on_change
         config = StreamConfig(max_clients=max_clients)
-        self._sessions = SessionServer(bind, tls, config, on_change=self._on_change)
+        self._sessions = SessionServer(bind, tls, config, self._on_change, revoked)
         self._invitations = Invitations(mail, self._sessions, address)
 
     def _on_change(self, name: str, change: Change, reason: str) -> None:
@@ -79,6 +81,10 @@ class SessionEngine:
     def late(self) -> list[tuple[str, int]]:
         """Return who has answered too late since the last time, and how many bytes."""
         return self._sessions.take_late("message")
+
+    def revoked(self) -> set[str]:
+        """Return who has answered in this round, and was sent away since as its key was revoked."""
+        return {name for name in self._took if self._sessions.is_revoked(name)}
 
     @property
     def clients(self) -> Sequence[str]:

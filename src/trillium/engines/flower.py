@@ -173,6 +173,7 @@ def _engine(
         tls=tls,
         max_clients=settings.max_clients,
         on_change=on_change,
+        revoked=settings.session_revoked,
     )
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
+from cryptography import x509
 
 from trillium.engines import frames
 from trillium.engines.frames import Frame, FrameError, Kind, StreamConfig, Whole
@@ -77,6 +78,7 @@ class Link:
     host: Host
     changed: threading.Condition
     name: str = ""
+    certificate: x509.Certificate = field(init=False)
     joined: bool = False
     status: tuple[grpc.StatusCode, str] | None = None
     _welcome: bytes | None = None
@@ -86,6 +88,8 @@ class Link:
     def __post_init__(self) -> None:
         names = self.context.auth_context().get("x509_common_name", [])
         self.name = names[0].decode("utf-8", "replace") if len(names) == 1 else ""
+        [pem] = self.context.auth_context()["x509_pem_cert"]
+        self.certificate = x509.load_pem_x509_certificate(pem)
 
     # Under the lock
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
 import grpc
+from cryptography import x509
 
 from trillium.engines.descriptors import connections
 from trillium.engines.frames import MAX_FRAME_BYTES, StreamConfig
+from trillium.engines.revoked import warn_of_end
 from trillium.errors import UserError
 
 SERVICE: Final = "trillium.Session"
 METHOD: Final = "Serve"
+SPARE_STREAMS: Final = 16  # for those that are still being let in, or turned away
 WAITING: Final = 512  # connections beside those of the clients: not let in yet, or turned away
 STREAMS: Final = 4  # of one connection, and of one certificate, that are not let in yet
 Options = Sequence[tuple[str, int]]
@@ -30,6 +34,12 @@ class _TLS:
 
     @classmethod
     def read(cls, authority: Path, certificate: Path, key: Path) -> Self:
+        for path in (authority, certificate):
+            try:
+                warn_of_end(str(path), x509.load_pem_x509_certificate(_content(path)))
+            except ValueError as error:
+                why = "it is no certificate"
+                raise UserError(str(path), why, "Name a .crt file", code="keys") from error
         return cls(*(_content(path) for path in (authority, certificate, key)))
 
 
@@ -51,6 +61,40 @@ class ClientTLS(_TLS):
     def credentials(self) -> grpc.ChannelCredentials:
         """Return what gRPC wants."""
         return grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
+
+
+def streams(config: StreamConfig) -> int:
+    """Return how many streams a server serves at a time, each with a thread."""
+    return config.max_clients + SPARE_STREAMS
+
+
+def listen(
+    address: str,
+    tls: ServerTLS,
+    config: StreamConfig,
+    pool: ThreadPoolExecutor,
+    serve: Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]],
+) -> tuple[grpc.Server, int]:
+    """Return a server of the session stream, not started yet, and its port.
+
+    Raises:
+        UserError: the address cannot be listened on.
+    """
+    handler = grpc.stream_stream_rpc_method_handler(serve)
+    server = grpc.server(
+        pool,
+        handlers=[grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})],
+        options=server_options(config),
+        maximum_concurrent_rpcs=streams(config),
+    )
+    try:
+        return server, int(server.add_secure_port(address, tls.credentials()))
+    except RuntimeError as error:
+        raise UserError(
+            f"address {address}",
+            "the session server cannot listen on it",
+            "Write host:port with an address of this machine and a port that is free",
+        ) from error
 
 
 def server_options(config: StreamConfig) -> Options:

@@ -25,6 +25,7 @@ class Settings(BaseModel):
     session_authority: Path = Field(alias="session-authority")
     session_certificate: Path = Field(alias="session-certificate")
     session_key: Path = Field(alias="session-key")
+    session_revoked: Path = Field(alias="session-revoked")
     min_nodes: int = Field(alias="min-nodes", ge=1)
     max_clients: int = Field(alias="max-clients", ge=1, le=10_000)
     wait_seconds: float = Field(alias="wait-seconds", gt=0)

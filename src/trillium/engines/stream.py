@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final, Self
 
 import grpc
@@ -20,12 +21,12 @@ from trillium.engines.changes import Changes, OnChange
 from trillium.engines.frames import StreamConfig
 from trillium.engines.link import Ask, Link, Refused
 from trillium.engines.patience import Grace, Wait
-from trillium.engines.secure import METHOD, SERVICE, STREAMS, ServerTLS, server_options
+from trillium.engines.revoked import Revoked, warn_of_end
+from trillium.engines.secure import STREAMS, ServerTLS, listen, streams
 from trillium.engines.tokens import Tokens
-from trillium.errors import UserError
 from trillium.federation.fleet import Lost
 
-SPARE_STREAMS: Final = 16  # for those that are still being let in, or turned away
+REVOKED: Final = "its key was revoked"
 
 
 class SessionServer:
@@ -33,6 +34,7 @@ class SessionServer:
 
     Threads may call everything here at the same time. A server that is not closed keeps the process
     alive, so use it in a `with` block. It listens on `host:port`; port 0 takes a free one.
+    Who has a key that is listed in the file `revoked` is not let in, and sent away within a second.
     `on_change` is called with `(client, "joined" | "lost" | "refused", reason)`, in the order of
     the events and never twice at once; it must return soon.
     """
@@ -43,6 +45,7 @@ class SessionServer:
         tls: ServerTLS,
         config: StreamConfig = StreamConfig(),
         on_change: OnChange | None = None,
+        revoked: Path | None = None,
     ) -> None:
         self.config = config
         self._lock = threading.Lock()
@@ -53,26 +56,16 @@ class SessionServer:
         self._left: dict[str, str] = {}
         self._late: list[tuple[str, str, int]] = []
         self._tokens = Tokens()
+        self._revoked = Revoked(revoked)
+        self._revoked.changed()
         self._sequence = itertools.count(1)
         self._closed: str | None = None
-        num_streams = config.max_clients + SPARE_STREAMS
-        self._pool = ThreadPoolExecutor(num_streams, thread_name_prefix="session-out")
-        handler = grpc.stream_stream_rpc_method_handler(self._serve)
-        self._server = grpc.server(
-            self._pool,
-            handlers=[grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})],
-            options=server_options(config),
-            maximum_concurrent_rpcs=num_streams,
-        )
-        try:
-            self.port: int = self._server.add_secure_port(address, tls.credentials())
-        except RuntimeError as error:
-            raise UserError(
-                f"address {address}",
-                "the session server cannot listen on it",
-                "Write host:port with an address of this machine and a port that is free",
-            ) from error
+        self._pool = ThreadPoolExecutor(streams(config), thread_name_prefix="session-out")
+        self._server, self.port = listen(address, tls, config, self._pool, self._serve)
         self._server.start()
+        if revoked is not None:
+            watch = (lambda: self._closed is not None, self._expel)
+            threading.Thread(target=self._revoked.watch, args=watch, daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -262,6 +255,7 @@ class SessionServer:
             self._arriving.discard(link)
             self._links[link.name] = link
             link.joined = True
+            warn_of_end(link.name, link.certificate)
             self._changes.add(link.name, "joined", f"from {link.context.peer()}")
             link.changed.notify_all()
             self._changed.notify_all()
@@ -269,10 +263,26 @@ class SessionServer:
         if old is not None:
             old.context.cancel()  # it may be held up by a link that no longer moves
 
+    def _expel(self) -> None:
+        """End the sessions of revoked keys."""
+        with self._lock:
+            for link in [*self._links.values(), *self._arriving]:
+                if self._revoked.has(link.certificate):
+                    self._tokens.void(link.name)
+                    link.end(grpc.StatusCode.PERMISSION_DENIED, REVOKED)
+        self.tell()
+
+    def is_revoked(self, name: str) -> bool:
+        """Whether a client was sent away because its key was revoked."""
+        with self._lock:
+            return self._left.get(name) == REVOKED and name not in self._links
+
     def _check(self, link: Link, token: str) -> None:
         """Check, under the lock, that a token lets this connection in now."""
         if self._closed is not None:
             raise Refused(f"the session is over: {self._closed}")
+        if self._revoked.has(link.certificate):
+            raise Refused(REVOKED)
         use = self._tokens.check(link.name, token)
         if use is None or link.status is not None:
             raise Refused("the token is not valid: unknown, used before, or replaced by another")

@@ -92,6 +92,14 @@ class LateEngine(Engine, Protocol):
 
 
 @runtime_checkable
+class GuardedEngine(Engine, Protocol):
+    """An engine whose clients may be found out during a round."""
+
+    def revoked(self) -> Set[str]:
+        """Return who has answered in this round, and is not to be believed any more."""
+
+
+@runtime_checkable
 class PostingEngine(Engine, Protocol):
     """An engine whose clients work while the server does something else."""
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.errors import UserError, one_line
 from trillium.federation.agreed import Agreed, Sizes
-from trillium.federation.engine import CountingEngine, LateEngine
+from trillium.federation.engine import CountingEngine, GuardedEngine, LateEngine
 from trillium.federation.engine import Engine as Engine
 from trillium.federation.engine import Gathered as Gathered
 from trillium.federation.engine import PostingEngine as PostingEngine
@@ -201,6 +201,12 @@ class Fleet:
             RoundFailed: fewer clients are left than `min_replies`.
         """
         self.book_late()
+        if isinstance(self.engine, GuardedEngine) and (out := self.engine.revoked()):
+            self.missing |= dict.fromkeys(out, "its key was revoked")
+            who = ", ".join(sorted(out))
+            raise RoundFailed(
+                f"round {self.round}: what {who} sent is dropped, as its key was revoked"
+            )
         saved = self.engine.save(self.round)
         if saved is not None:
             self.held = dict(saved.held)
