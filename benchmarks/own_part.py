@@ -33,7 +33,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 import trillium
 from measured import write_found
-from trillium.engines.node import Node, NodeConfig
+from trillium.engines.node import Node
+from trillium.engines.node_settings import NodeConfig
 from trillium.engines.opening import Opening
 from trillium.federation.client import Client
 from trillium.frameworks.split.body import Step

@@ -22,7 +22,8 @@ from trillium.data.federated import load_data
 from trillium.engines import distributed, patience
 from trillium.engines.distributed import SessionEngine
 from trillium.engines.frames import StreamConfig
-from trillium.engines.node import Node, NodeConfig
+from trillium.engines.node import Node
+from trillium.engines.node_settings import NodeConfig
 from trillium.engines.opening import Opening
 from trillium.engines.patience import Patience
 from trillium.engines.roster import Mail, Online, text_of

@@ -12,7 +12,8 @@ from checkpoints import checkpoint
 from tiny import Recorder, digest, federation, run_rounds
 from trillium.data.deployed import write_rows
 from trillium.deploy.prepare import deploy
-from trillium.engines.node import Node, NodeConfig
+from trillium.engines.node import Node
+from trillium.engines.node_settings import NodeConfig
 from trillium.engines.opening import Opening
 from trillium.models.stand_ins import is_whole
 

@@ -22,7 +22,8 @@ from session_help import ClientThread, lost, one, serving
 from tiny import experiment_config
 from trillium.engines import flower, frames
 from trillium.engines.flower import session
-from trillium.engines.node import Node, NodeConfig
+from trillium.engines.node import Node
+from trillium.engines.node_settings import NodeConfig
 from trillium.engines.opening import Opening
 from trillium.engines.roster import opening_record, outcome
 from trillium.engines.secure import ClientTLS
@@ -202,12 +203,12 @@ def test_nothing_that_the_server_receives_holds_a_secret(
             assert "other failed: " in lost(one(server, "a", channel="other"))
         assert SECRET in caplog.text  # the node's own log has all of it
         # A state that cannot be written, or read: its folder is a file, its file is no state.
-        (tmp_path / SECRET).write_text(SECRET)
+        (tmp_path / SECRET / "runs").write_text(SECRET)
         save = json.dumps(["save", 1]).encode()
         assert SAID["state"] in lost(one(server, "a", save, channel="control"))
-        (tmp_path / SECRET).unlink()
-        (tmp_path / SECRET / "run").mkdir(parents=True)
-        (tmp_path / SECRET / "run" / "a@1.pt").write_text(SECRET)
+        (tmp_path / SECRET / "runs").unlink()
+        (tmp_path / SECRET / "runs" / "run").mkdir(parents=True)
+        (tmp_path / SECRET / "runs" / "run" / "a@1.pt").write_text(SECRET)
         assert node._folder is not None
         node._checkpoints = Checkpoints(node._folder)
         restore = json.dumps(["restore", 1]).encode()

@@ -19,7 +19,8 @@ from trillium.data.deployed import write_rows
 from trillium.deploy.prepare import up
 from trillium.deploy.writing import write_at
 from trillium.engines.distributed import SessionEngine
-from trillium.engines.node import Node, NodeConfig
+from trillium.engines.node import Node
+from trillium.engines.node_settings import NodeConfig
 from trillium.engines.opening import Opening
 from trillium.engines.patience import Patience
 from trillium.engines.roster import Mail, Online

@@ -18,6 +18,7 @@ from trillium.cli import deploy as cli_deploy
 from trillium.cli import doctor as cli_doctor
 from trillium.cli import generate as cli_generate
 from trillium.cli import keys as cli_keys
+from trillium.cli import node as cli_node
 from trillium.cli import plan as cli_plan
 from trillium.cli import runs as cli_runs
 from trillium.cli import trained as cli_trained
@@ -166,6 +167,7 @@ cli_generate.register(app)
 cli_plan.register(app)
 cli_deploy.register(app)
 app.command()(nodes)
+app.add_typer(cli_node.app, name="node")
 app.add_typer(cli_keys.app, name="keys")
 cli_doctor.register(app)
 

@@ -130,6 +130,20 @@ def revoke(
     )
 
 
+@app.command()
+def recipe(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="What `trillium deploy` has written.")
+    ],
+    key: Annotated[Path, typer.Option(help="An Ed25519 key, as `ssh-keygen -t ed25519` makes it.")],
+) -> None:
+    """Sign the recipe of a deployment, for nodes whose policy asks who has looked at it."""
+    check_installed()
+    from trillium.deploy.signed import sign_recipe
+
+    print(sign_recipe(folder, key, os.environ.get("TRILLIUM_SIGNER_PASSPHRASE")))
+
+
 def _show(made: list[Path]) -> None:
     for path in made:
         print(path)

@@ -26,11 +26,14 @@ from trillium.data.federated import FederatedData
 from trillium.engines.board import Board
 from trillium.engines.changes import OnChange
 from trillium.engines.distributed import SessionEngine
+from trillium.engines.frames import StreamConfig
 from trillium.engines.logs import log_to_screen
 from trillium.engines.messages import MessageEngine
-from trillium.engines.node import Node, NodeConfig
+from trillium.engines.node import Node
+from trillium.engines.node_settings import NodeConfig
 from trillium.engines.opening import Arrival, Opening
 from trillium.engines.patience import Patience
+from trillium.engines.policy import Forbidden, signature_of
 from trillium.engines.progress import log_evaluation
 from trillium.engines.roster import Mail, bytes_of, text_of, with_bytes
 from trillium.engines.secure import ClientTLS, ServerTLS
@@ -93,7 +96,9 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
     folder = take_folder(config, settings)
     newest = folder.checkpoints.newest(SERVER)
     number = 0 if newest is None else newest[0]
-    opening = Opening(folder.path.name, config.tree(), list(data.labels), number)
+    opening = Opening(
+        folder.path.name, config.tree(), list(data.labels), number, read_signature(settings.recipe)
+    )
     patience = settings.patience(config.fleet.min_replies)
     board = Board(folder.path, config.rounds)
     engine: SessionEngine | MessageEngine | None = None
@@ -152,6 +157,12 @@ def _write(grid: Grid, settings: Settings) -> None:
         engine.close(finished=True)
 
 
+def read_signature(recipe: str) -> str:
+    """Return what `trillium keys recipe` has put beside the recipe in the app, if it has."""
+    path = files(PACKAGE) / signature_of(recipe)
+    return str(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ""
+
+
 def _engine(
     mail: Mail,
     opening: Opening,
@@ -191,6 +202,7 @@ def session(message: Message, context: Context) -> Message:
             node.name,
             text_of(message.content, "opening", "token"),
             {"message": node.handle, "control": node.control},
+            StreamConfig(max_bytes=node.most_bytes),
         )
         log.info("%s: session over: %s", node.name, summary)
         return _closed(summary.closed if summary.complete else SAID["link"])
@@ -247,6 +259,9 @@ def _answer(
     try:
         settings = NodeConfig.read(context.node_config)
         content = serve(settings, Node(settings, opening))
+    except Forbidden as error:
+        log.error("%s", error)
+        content = _closed(f"the node does not take part: {error}")
     except UserError as error:
         log.error("%s", error)
         content = _closed(f"the node cannot take part: {shareable(error)}")

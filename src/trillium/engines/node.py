@@ -12,22 +12,23 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.config.texts import Texts
 from trillium.data.deployed import read_rows
 from trillium.data.federated import load_data
+from trillium.engines.gate import Gate
 from trillium.engines.memory import free_at_once
+from trillium.engines.node_settings import NodeConfig
 from trillium.engines.opening import Arrival, Opening
+from trillium.engines.policy import Forbidden, Policy, what_is_asked
 from trillium.engines.writing import read_tokens
-from trillium.errors import PeerError, UserError, doing, shareable, suggest
-from trillium.experiment.run import build_client, resident_model
+from trillium.errors import PeerError, UserError, doing, shareable
+from trillium.experiment.run import build_client, most_of, resident_model
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
+from trillium.federation.parts import CARRIED_BYTES
 from trillium.federation.tiers import tier_of
 from trillium.frameworks.split.generate import give_prompts, texts_of
 from trillium.models.load import LanguageModel
@@ -37,79 +38,36 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
-
-EXAMPLE: Final = 'Write for example --node-config \'name="hospital-a" data="data/train.csv"\''
-
-
-class NodeConfig(BaseModel):
-    """What a data owner tells its own node.
-
-    Attributes:
-        name: as it stands in the node's certificate and in its registration.
-        data: the node's rows: csv, jsonl, json or parquet, in the columns that the recipe names.
-        test: held-out rows of the node, to look at its own model.
-        model: folder of the model on this machine, in place of the one that the recipe names.
-        certificate, key, authority: for the session.
-        state: folder for what the node keeps between rounds and runs.
-        partition_id, num_partitions: which of the recipe's clients a simulated node is; Flower's
-            simulation sets them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    name: str | None = None
-    data: Path | None = None
-    test: Path | None = None
-    model: str | None = None
-    certificate: Path = Path("keys/client.crt")
-    key: Path = Path("keys/client.key")
-    authority: Path = Path("keys/ca.crt")
-    state: Path | None = None
-    partition_id: int | None = Field(default=None, alias="partition-id")
-    num_partitions: int | None = Field(default=None, alias="num-partitions")
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> NodeConfig:
-        """Check a node configuration: its keys, its values, and that the node has data."""
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        for key in values:
-            if key not in known:
-                raise UserError(
-                    f"node configuration {key}={values[key]!r}",
-                    "a node has no such setting",
-                    suggest(key, known),
-                    code="settings",
-                )
-        try:
-            found = cls.model_validate(dict(values))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(
-                f"node configuration {first['loc'][0]}={first['input']!r}",
-                first["msg"],
-                EXAMPLE,
-                code="settings",
-            ) from error
-        if found.partition_id is None and (found.name is None or found.data is None):
-            missing = "name" if found.name is None else "data"
-            raise UserError(
-                f"node configuration without {missing}",
-                "the node would not know who it is or what to train on; no data comes from the server",
-                EXAMPLE,
-                code="settings",
-            )
-        return found
+RUNS: Final = "runs"  # in the folder of the state: what is kept of each run
 
 
 class Node:
     """One client of a run, kept in memory between asks."""
 
     def __init__(self, settings: NodeConfig, opening: Opening) -> None:
-        self.name, self.client, self.counts = _client(settings, opening)
-        self.client.describe = self._told
+        alone = settings.partition_id is None
+        policy = Policy.read(settings.policy)
+        self._gate = Gate(policy, settings.state if alone else None, opening.run)
+        with doing("recipe"):
+            config = experiment(opening.tree)
+        asked = what_is_asked(config)
+        log.info("run %s: asked for %s", opening.run, asked)
+        try:
+            policy.check(config, opening.signature)
+            self.name, self.client, self.counts = _client(settings, opening, config)
+            policy.check_weights(self.client.model)
+        except Forbidden as error:
+            self._gate.asked(asked, refused=str(error))
+            raise
+        self._gate.asked(asked)
+        self.client.describe, self.client.leave = self._told, self._gate.leave
+        is_short = config.task.data_form == "classification"
+        predictions = config.public_size * (1 if is_short else config.training.limit)
+        limits = most_of(config, self.client.model, predictions)
+        self.most_bytes = min(limits.max_bytes, CARRIED_BYTES)  # of a message, either way
         self._settled = False
         self._round: int | None = None  # that what it holds is of
-        self._folder = None if settings.state is None else settings.state / opening.run
+        self._folder = None if settings.state is None else settings.state / RUNS / opening.run
         self._checkpoints = None if self._folder is None else Checkpoints(self._folder)
         if self._checkpoints is not None:
             self._checkpoints.clear_leftovers()
@@ -172,6 +130,7 @@ class Node:
         if self._checkpoints is None:
             return None
         self._checkpoints.keep(self.name, number, self.client.store)
+        self._gate.sync()
         return number if self.client.store else None
 
     def forget(self) -> None:
@@ -184,27 +143,35 @@ class Node:
 
         For texts the verb is `prompts`, with those of the server's operator as tokens, or `texts`.
         """
-        verb, number = json.loads(data)
-        if verb == "prompts":
-            give_prompts(self.client, read_tokens(number, self.client.model.num_classes))
-            return b"true"
-        if verb == "texts":
-            return json.dumps(texts_of(self.client)).encode()
-        if type(number) is not int or verb not in ("settle", "restore", "save", "forget"):
+        verb, value = json.loads(data)
+        if verb in ("prompts", "texts"):
+            answer = self._texts(verb, value)
+            self._gate.told(verb, self.client.round, len(data), answer)
+            return answer
+        if type(value) is not int or verb not in ("settle", "restore", "save", "forget"):
             raise PeerError(f"{str(verb)[:40]!r} is nothing that a node is asked")
         if verb == "forget":
             self.forget()
             return b"true"
         with doing("state"):
-            done: int | None = getattr(self, verb)(number)
+            done: int | None = getattr(self, verb)(value)
         if verb == "settle":
             return Arrival(done, self.counts).encode().encode()
         return json.dumps(done).encode()
 
+    def _texts(self, verb: str, value: object) -> bytes:
+        """Take the operator's prompts, or give back what was written on from them."""
+        if not self._gate.policy.prompts:
+            raise Forbidden("prompts")
+        if verb == "prompts":
+            give_prompts(self.client, read_tokens(value, self.client.model.num_classes))
+            return b"true"
+        return json.dumps(texts_of(self.client)).encode()
 
-def _client(settings: NodeConfig, opening: Opening) -> tuple[str, Client, dict[str, int]]:
-    with doing("recipe"):
-        config = experiment(opening.tree)
+
+def _client(
+    settings: NodeConfig, opening: Opening, config: ExperimentConfig
+) -> tuple[str, Client, dict[str, int]]:
     with doing("rows"):
         name, rows, test = _rows(settings, config, opening.labels)
     own = config.of(name)

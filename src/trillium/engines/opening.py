@@ -15,12 +15,18 @@ RUN: Final = re.compile(r"[\w.-]{1,200}")
 
 @dataclass(frozen=True)
 class Opening:
-    """What the server tells a node at the beginning: `number` is the last complete round."""
+    """What the server tells a node at the beginning.
+
+    Attributes:
+        number: the last complete round.
+        signature: of the recipe, if somebody has signed it (`trillium keys recipe`).
+    """
 
     run: str
     tree: Mapping[str, Any]
     labels: Sequence[str]
     number: int
+    signature: str = ""
 
     def encode(self) -> str:
         """Return it as JSON."""
@@ -41,6 +47,7 @@ class Opening:
             and isinstance(found.tree, dict)
             and labels_fit
             and type(found.number) is int
+            and isinstance(found.signature, str)
         ):
             raise ValueError("the server's opening is malformed")
         return found

@@ -48,6 +48,7 @@ from trillium.tasks import Example
 from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.ends import warn_unless_ended
 from trillium.training.meters import CostCache, Meter
+from trillium.wire.kinds import Limits
 from trillium.wire.ledger import Entry, Ledger
 
 if TYPE_CHECKING:
@@ -204,15 +205,7 @@ def build_server(
     wires = {client: made[id(tier)] for client, tier in tiers.items()}
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
     fleet.limits = limits_of(model)
-    fleet.most = reply_limits(
-        model,
-        fleet.limits,
-        tokens=max(
-            max(SAMPLES, config.training.batch_size) * config.training.limit,
-            config.evaluation.batch_tokens,
-        ),
-        predictions=sum(config.task.num_targets(example) for example in public),
-    )
+    fleet.most = most_of(config, model, sum(config.task.num_targets(example) for example in public))
     fleet.agreed = Agreed(
         1 if config.task.data_form == "classification" else config.training.limit,
         lambda client, n: tier_of(config.tiers, client).training(config.training).num_steps(n),
@@ -226,6 +219,13 @@ def build_server(
     if folder is not None:
         built.restore()
     return built
+
+
+def most_of(config: ExperimentConfig, model: LanguageModel, predictions: int) -> Limits:
+    """Return what one side accepts of the other in a message, with so many of the public set."""
+    tokens = max(SAMPLES, config.training.batch_size) * config.training.limit
+    tokens = max(tokens, config.evaluation.batch_tokens)
+    return reply_limits(model, limits_of(model), tokens=tokens, predictions=predictions)
 
 
 def build_client(

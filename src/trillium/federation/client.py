@@ -20,7 +20,7 @@ from trillium.rng import scoped_rng
 from trillium.tasks import Example
 from trillium.wire.kinds import Limits, MessageError
 from trillium.wire.message import Message
-from trillium.wire.wire import Wire
+from trillium.wire.wire import Packed, Wire
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class Client(Side):
         examples: the client's own data, which never leaves it.
         tier: what this client does differently from others.
         describe: what the server is told of an error; all of it in a simulation.
+        leave: looks at each answer (its verb, its round, the bytes of the ask) before it leaves; where
+            it raises, that is the answer.
     """
 
     examples: list[Example]
@@ -76,6 +78,7 @@ class Client(Side):
     wire: Wire
     tier: Tier = field(default_factory=Tier)
     describe: Callable[[Exception], str] = _all_of
+    leave: Callable[[str, int, int, Packed], None] | None = None
     last_verb: str = ""
     _asks: int = 0
 
@@ -85,6 +88,7 @@ class Client(Side):
         One that is too long to be carried at once comes in parts, and its answer goes so.
         """
         self.meter.reset()
+        size = len(data)
         try:
             if is_part(data):
                 whole, answer = self._parts.take(data)
@@ -96,12 +100,21 @@ class Client(Side):
         except Exception as error:
             log.debug("client %s failed", self.name, exc_info=True)
             reply = Message(ERROR_VERB, meta={"reason": self.describe(error)})
+        packed = self._packed(reply)
+        if self.leave is not None:
+            try:
+                self.leave(self.last_verb, self.round, size, packed)
+            except Exception as error:
+                packed = self._packed(Message(ERROR_VERB, meta={"reason": self.describe(error)}))
+        return self._parts.give(packed.data)
+
+    def _packed(self, reply: Message) -> Packed:
+        """Return a reply as it crosses, with what it has cost."""
         cost = self.meter.read()
         figures = [cost.flops, cost.seconds, cost.peak_bytes, reply.bytes_raw]
         tensors = {**reply.tensors, "control/cost": torch.tensor(figures, dtype=torch.float64)}
         meta = {**reply.meta, "round": self.round}  # codecs with shared randomness go by it
-        packed = self.wire.pack(replace(reply, tensors=tensors, meta=meta), "up")
-        return self._parts.give(packed.data)
+        return self.wire.pack(replace(reply, tensors=tensors, meta=meta), "up")
 
     @cached_property
     def _limits(self) -> Limits:

@@ -1,0 +1,75 @@
+"""The settings of a node: Flower's node configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trillium.errors import UserError, suggest
+
+EXAMPLE: Final = 'Write for example --node-config \'name="hospital-a" data="data/train.csv"\''
+
+
+class NodeConfig(BaseModel):
+    """What a data owner tells its own node.
+
+    Attributes:
+        name: as it stands in the node's certificate and in its registration.
+        data: the node's rows: csv, jsonl, json or parquet, in the columns that the recipe names.
+        test: held-out rows of the node, to look at its own model.
+        model: folder of the model on this machine, in place of the one that the recipe names.
+        certificate, key, authority: for the session.
+        state: folder for what the node keeps between rounds and runs, and for its own log.
+        policy: file that says what the node may do; everything without one.
+        partition_id, num_partitions: which of the recipe's clients a simulated node is; Flower's
+            simulation sets them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    name: str | None = None
+    data: Path | None = None
+    test: Path | None = None
+    model: str | None = None
+    certificate: Path = Path("keys/client.crt")
+    key: Path = Path("keys/client.key")
+    authority: Path = Path("keys/ca.crt")
+    state: Path | None = None
+    policy: Path | None = None
+    partition_id: int | None = Field(default=None, alias="partition-id")
+    num_partitions: int | None = Field(default=None, alias="num-partitions")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> NodeConfig:
+        """Check a node configuration: its keys, its values, and that the node has data."""
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for key in values:
+            if key not in known:
+                raise UserError(
+                    f"node configuration {key}={values[key]!r}",
+                    "a node has no such setting",
+                    suggest(key, known),
+                    code="settings",
+                )
+        try:
+            found = cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"node configuration {first['loc'][0]}={first['input']!r}",
+                first["msg"],
+                EXAMPLE,
+                code="settings",
+            ) from error
+        if found.partition_id is None and (found.name is None or found.data is None):
+            missing = "name" if found.name is None else "data"
+            raise UserError(
+                f"node configuration without {missing}",
+                "the node would not know who it is or what to train on; no data comes from the server",
+                EXAMPLE,
+                code="settings",
+            )
+        return found
