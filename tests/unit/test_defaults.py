@@ -38,6 +38,8 @@ def test_a_language_model_has_others(task: str) -> None:
     assert found["wire.up"] == []  # that is of soft labels
     assert found["evaluation.batch_tokens"] < settings()["evaluation.batch_tokens"]
     assert settings(f"task={task}", "adapter=full")["training.optimizer.lr"] == 2e-5
+    for framework in ("{name: kd, direction: both}", "{name: kd, direction: server}"):
+        assert settings(f"task={task}", f"framework={framework}")["framework.temperature"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,7 @@ def test_soft_labels_of_a_vocabulary_name_sixteen_classes(
         ("adapter=ia3", "adapter.target_modules", None),
         ("evaluation.batch_tokens=64", "evaluation.batch_tokens", 64),
         ("wire.up=[]", "wire.up", []),
+        ("framework.temperature=2", "framework.temperature", 2.0),
         ("wire.down=[int8]", "wire.down.0.name", "int8"),
     ],
 )
@@ -112,6 +115,7 @@ def test_arms_of_other_tasks_have_their_own() -> None:
             ["wire.up tells", "wire.down tells"],
         ),
         ((LANGUAGE, "framework={name: kd, direction: server}"), []),
+        ((LANGUAGE, "framework=kd", "framework.temperature=2"), ["temperature=2 softens 49,152"]),
         ((LANGUAGE, "training.optimizer.lr=0.001"), ["training.optimizer.lr=0.001 is what"]),
         ((LANGUAGE, "training.optimizer.lr=0.0008"), []),
         ((LANGUAGE, "training.optimizer.lr=0.001", "adapter=ia3"), []),

@@ -15,6 +15,7 @@ from trillium.frameworks.effects import DIRECTIONS
 from trillium.frameworks.kd.settings import KDSettings
 from trillium.wire.codecs.log_probabilities import LogProbabilities
 from trillium.wire.codecs.rows import FullRows
+from trillium.wire.codecs.top_classes import TopClasses
 
 Tree = dict[str, Any]
 FAR: Final = 4.0  # times the default learning rate of a language model; above it, a plan warns
@@ -80,6 +81,13 @@ BY_TASK: Final[tuple[Default, ...]] = (
         {**_LANGUAGE, "framework": ("kd",), "framework.direction": ("both", "client", None)},
         "the same",
     ),
+    Default(
+        "framework.temperature",
+        1.0,
+        {**_LANGUAGE, "framework": ("kd",)},
+        "of the words that are not named only the mass is known: spread evenly over tens of "
+        "thousands and then softened, it would be most of the teacher",
+    ),
 )
 
 
@@ -94,8 +102,10 @@ def defaults_of(plain: Tree, tree: Mapping[str, Any], merge: Any) -> Tree:
     whole, found = merge(plain, tree), plain
     for default in BY_TASK:
         if all(_name_at(whole, path) in names for path, names in default.under.items()):
-            own = default.value
-            for key in reversed(default.path.split(".")):
+            above, _, key = default.path.rpartition(".")
+            name = _name_at(whole, above)
+            own = {key: default.value} if name is None else {"name": name, key: default.value}
+            for key in reversed(above.split(".")):
                 own = {key: own}
             found = merge(found, own)
     return found
@@ -140,6 +150,13 @@ def remarks(config: Setting, num_classes: int) -> Iterator[str]:
             )
     if not isinstance(framework, KDSettings) or num_classes <= MANY:
         return
+    if framework.temperature > 1 and any(
+        isinstance(wire.row_codec("up"), TopClasses) for wire in config.wires().values()
+    ):
+        yield (
+            f"framework.temperature={framework.temperature:g} softens {num_classes:,} classes of which "
+            f"the codec names a few, and the others outweigh them; 1 is the default of language models"
+        )
     for direction in DIRECTIONS:
         codecs = [wire.row_codec(direction) for wire in config.wires().values()]
         crosses = direction == "up" or framework.direction != "server"
