@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,6 +17,7 @@ import yaml
 
 from trillium.deploy.flower import Value
 from trillium.deploy.folder import SETTINGS, write_app
+from trillium.deploy.wheels import write_requirements
 from trillium.errors import UserError
 
 RECIPE = "framework: fedllm\n"
@@ -100,3 +104,60 @@ def test_wrong_settings_are_refused(
     with pytest.raises(UserError, match=message):
         write_app(tmp_path / "new", recipe_text=RECIPE, settings=settings, names=["alpha"])
     assert not (tmp_path / "new").exists()
+
+
+UNITS = ("superlink", "superexec", "proxy", "node", "node-superexec")
+
+
+def test_units_run_as_an_account_of_their_own_and_may_write_in_one_place(target: Path) -> None:
+    for name in UNITS:
+        text = (target / "systemd" / f"trillium-{name}.service").read_text()
+        unit = configparser.RawConfigParser(strict=False, interpolation=None)
+        unit.optionxform = str  # type: ignore[assignment,method-assign]
+        unit.read_string(text)
+        service = unit["Service"]
+        node = name.startswith("node")
+        assert service["User"] == ("trillium-node" if node else "trillium")
+        assert service["ReadWritePaths"].startswith("/srv/trillium-node/state" if node else "/srv/")
+        wanted = {"ProtectSystem": "strict", "UMask": "0077", "LimitNOFILE": "65536"}
+        assert wanted.items() <= dict(service).items()
+        assert service["Restart"] == "always"
+    assert "--isolation process" in (target / "systemd/trillium-superlink.service").read_text()
+    assert "--isolation process" in (target / "systemd/trillium-node.service").read_text()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
+def test_systemd_accepts_the_units(target: Path, tmp_path: Path) -> None:
+    """The programs are these of this machine; an unknown word in a unit is an error."""
+    here = {"/opt/trillium/bin/": f"{Path(sys.executable).parent}/", "/usr/sbin/nginx": "/bin/true"}
+    paths = []
+    for name in UNITS:
+        path = tmp_path / f"trillium-{name}.service"
+        text = (target / "systemd" / path.name).read_text()
+        for given, found in here.items():
+            text = text.replace(given, found)
+        path.write_text(text)
+        paths.append(path)
+
+    def said(*checked: Path) -> str:
+        command = ["systemd-analyze", "verify", "--man=no", *map(str, checked)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return "\n".join(line for line in done.stderr.splitlines() if "trillium-" in line)
+
+    assert said(*paths) == ""
+    paths[0].write_text(paths[0].read_text().replace("ProtectSystem=", "ProtectSistem="))
+    assert "ProtectSistem" in said(*paths)
+
+
+def test_wheels_are_held_to_their_hashes(tmp_path: Path) -> None:
+    for name in ("trillium-0.1.0-py3-none-any.whl", "Other_Name-2.0-py3-none-any.whl"):
+        (tmp_path / name).write_bytes(name.encode())
+    lines = write_requirements(tmp_path).read_text().splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["other-name==2.0", "trillium==0.1.0"]
+    digest = hashlib.sha256(b"trillium-0.1.0-py3-none-any.whl").hexdigest()
+    assert lines[1].endswith(f"--hash=sha256:{digest}")
+    (tmp_path / "trillium-0.2.0-py3-none-any.whl").touch()
+    with pytest.raises(UserError, match="two wheels of trillium"):
+        write_requirements(tmp_path)
+    with pytest.raises(UserError, match="no wheel of Trillium"):
+        write_requirements(tmp_path / "none")

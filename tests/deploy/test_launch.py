@@ -109,6 +109,15 @@ def test_an_unregistered_key_is_refused(federation: Federation, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_dead_executors_are_started_again(federation: Federation) -> None:
+    """Without them a run would be pending for ever, and a node would never answer."""
+    for name in ("executor", "executor@alpha"):
+        os.kill(federation.processes[name].pid, signal.SIGKILL)
+    status = federation.wait(federation.submit(), LIMIT)
+    assert status.completed
+
+
+@pytest.mark.slow
 def test_a_killed_node_comes_back(federation: Federation) -> None:
     federation.kill("alpha")
     assert not living(federation.keys / "nodes" / "alpha")

@@ -116,13 +116,12 @@ class Deployment:
 
     def client(self, name: str) -> psutil.Process | None:
         """Return the ClientApp of a node, if it has one now."""
-        node = self.running.processes.get(name)
+        node = self.running.processes.get(f"executor@{name}")
         return None if node is None else process_below(node.pid, "flwr-clientapp")
 
     def server(self) -> psutil.Process:
         """Return the newest ServerApp."""
-        top = "executor" if self.running.durable else "superlink"
-        found = process_below(self.running.processes[top].pid, "flwr-serverapp")
+        found = process_below(self.running.processes["executor"].pid, "flwr-serverapp")
         assert found is not None
         return found
 

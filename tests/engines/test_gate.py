@@ -133,7 +133,7 @@ def test_a_run_that_it_does_not_allow_is_refused(owner: Owner, policy: str, what
 def test_both_sides_are_told_why(
     owner: Owner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(flower, "log_to_screen", lambda who: None)
+    monkeypatch.setattr(flower, "log_to_screen", lambda *words: None)
     (owner.folder / "policy.toml").write_text("rounds = 2")
     record = opening_record(owner.opening(), address="127.0.0.1:1", token="t")
     asked = cast(Message, SimpleNamespace(content=record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -12,7 +13,7 @@ log = logging.getLogger("trillium.engines.test")
 
 
 def test_a_message_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> None:
-    log_to_screen("server")
+    log_to_screen({"server": ""})
     log.info("%s: lost: %s", "a", "no\n2026-01-01 INFO server: all is well\x1b[2J\x07\u202e")
     [line] = capsys.readouterr().out.splitlines()
     assert line.isprintable()
@@ -20,7 +21,7 @@ def test_a_message_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_lines_of_a_traceback_are_set_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    log_to_screen("server")
+    log_to_screen({"server": ""})
     try:
         raise ValueError("it said:\n2026-01-01 INFO server: all is well\x1b[2J")
     except ValueError:
@@ -29,3 +30,18 @@ def test_the_lines_of_a_traceback_are_set_apart(capsys: pytest.CaptureFixture[st
     assert first.endswith("ERROR server: failed")
     assert all(line.startswith("  ") and line.isprintable() for line in others)
     assert others[-1].startswith("  2026-01-01 INFO server: all is well")
+
+
+def test_a_line_of_json_holds_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_screen({"run": "one", "client": "a"}, "json")
+    said = "no\nline\x1b[2J"
+    try:
+        raise ValueError(said)
+    except ValueError:
+        log.exception("failed: %s", said)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.isprintable()
+    found = json.loads(line)
+    assert (found["run"], found["client"], found["level"]) == ("one", "a", "ERROR")
+    assert found["message"] == f"failed: {said}"
+    assert "ValueError: no" in found["exception"]

@@ -68,7 +68,7 @@ def told(hub: Path, **own: str) -> str:
     record = opening_record(opening, address="127.0.0.1:1", token="t")
     asked, context = SimpleNamespace(content=record), SimpleNamespace(node_config=own)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flower, "log_to_screen", lambda who: None)
+        patch.setattr(flower, "log_to_screen", lambda *words: None)
         patch.setattr(flower, "Message", lambda content, reply_to: content)
         content = cast(RecordDict, session(cast(FlowerMessage, asked), cast(Context, context)))
     assert SECRET not in repr(content)

@@ -1,4 +1,4 @@
-"""The verbs of the command line for machines of their own: deploy, up."""
+"""The verbs of the command line for machines of their own: deploy, up, wheels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Nodes = Annotated[list[str], typer.Option("--node", help="Name of a node; repeat
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (deploy, up):
+    for verb in (deploy, up, wheels):
         app.command()(verb)
 
 
@@ -94,13 +94,28 @@ def up(
     show(folder, as_json=False)
 
 
+def wheels(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of wheels.")],
+) -> None:
+    """Write requirements.txt with a hash for each wheel of a folder, to install them offline."""
+    from trillium.deploy.wheels import write_requirements
+
+    path = write_requirements(folder)
+    print(f"{path} written. Install with: pip install --no-index --find-links {folder} \\")
+    print(f"  --require-hashes -r {path}")
+
+
 def check_installed() -> None:
     """Refuse what a deployment needs and is not installed."""
     """Refuse a deployment whose packages are missing."""
     from trillium.errors import UserError
     from trillium.extras import install
 
-    missing = [name for name in ("flwr", "grpc", "cryptography") if find_spec(name) is None]
+    missing = [
+        name
+        for name in ("flwr", "grpc", "cryptography", "prometheus_client")
+        if find_spec(name) is None
+    ]
     if missing:
         raise UserError(
             "a deployment",

@@ -70,6 +70,11 @@ SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
         "How often a round is repeated by itself, from the last complete one, if nodes are lost in it\n"
         "and come back; after that, the recipe's fleet.on_failure says what follows.",
     ),
+    "monitor-port": (
+        0,
+        "/health and /metrics (Prometheus) of a run, on 127.0.0.1; nowhere if it is 0.",
+    ),
+    "log-format": ("text", "text, or json: a line an object."),
     "transport": (
         "session",
         "session: the model stays in memory, one stream per node. messages: one Flower message per\n"
@@ -105,7 +110,7 @@ def write_app(
         values[name] = _checked(name, value)
     host, session_port = _split(str(values["session-address"]))
     _check_port(session_port)
-    context = {
+    context: dict[str, object] = {
         "names": list(names),
         "host": host,
         "session_port": session_port,
@@ -118,9 +123,11 @@ def write_app(
             for name, (_, comment) in SETTINGS.items()
         ],
     }
+    templates = files("trillium.deploy") / "templates"
+    context["common"] = (templates / "systemd" / "common.txt").read_text("utf-8")
     made = {
         f"app/trillium_app/{values['recipe']}": recipe_text,
-        **_render(files("trillium.deploy") / "templates", context),
+        **_render(templates, context),
     }
     for name, text in made.items():
         path = target / name

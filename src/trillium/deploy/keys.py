@@ -153,22 +153,25 @@ def read_certificate(path: Path) -> x509.Certificate:
 
 
 def make_keys(folder: Path, hosts: Sequence[str], names: Sequence[str]) -> list[Path]:
-    """Make all keys of a federation on one machine, for `trillium up` and tests; return the files."""
+    """Make what is missing of a federation on one machine, for `trillium up` and tests.
+
+    Returns:
+        The files.
+    """
     for name in names:
         check_node(name)
-    alternatives(hosts)
-    made = make_authority(folder, None)
+    if not (folder / "server.crt").exists():
+        alternatives(hosts)
+    made = [] if _exist(folder, "ca.crt", "ca.key") else make_authority(folder, None)
     authority = read_authority(folder)
     for name in ("", *names):
         place = folder / "nodes" / name if name else folder
-        *keys, request = ask_for_node(place, name) if name else ask_for_server(folder, hosts)
-        made += [
-            *keys,
-            *_write(
-                authority[0], folder, read_request(request), issue(authority, read_request(request))
-            ),
-        ]
-        request.unlink()
+        if (place / ("client.crt" if name else "server.crt")).exists():
+            continue
+        *keys, path = ask_for_node(place, name) if name else ask_for_server(folder, hosts)
+        request = read_request(path)
+        made += [*keys, *_write(authority[0], folder, request, issue(authority, request))]
+        path.unlink()
     return sorted({*made})
 
 

@@ -31,6 +31,8 @@ from trillium.errors import UserError
 
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
+EXECUTOR: Final = "executor"
+RESTART_SECONDS: Final = 10.0  # between two starts of what dies
 _POLL_SECONDS: Final = 0.1
 _ERROR: Final = " ERROR run="  # so a node's own lines of this level begin
 
@@ -39,7 +41,9 @@ class Federation:
     """A SuperLink and its SuperNodes on this machine, for the length of a `with` block.
 
     Entering starts the SuperLink, registers the nodes by their names, starts them, and waits until
-    all of them are online. `processes` has what runs, by name.
+    all of them are online. `processes` has what runs, by name. Beside the SuperLink and each node runs
+    an executor (Flower's SuperExec), without which no run would ever begin; `wait` starts it again if
+    it has died, and nodes, too.
 
     Args:
         app: the Flower app; every process runs in the folder around it, so relative paths in
@@ -47,8 +51,8 @@ class Federation:
         work: where logs (`logs/<process>.log`), Flower's state and configuration go.
         keys: of `make_keys`; the server's certificate must hold 127.0.0.1.
         port: of the SuperLink; a free one if it is 0.
-        durable: keep the SuperLink's state on disk and run the ServerApp under an executor of its
-            own, so that a killed and restarted SuperLink goes on with the run.
+        durable: keep the SuperLink's state on disk, so that a killed and restarted SuperLink goes on
+            with the run.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class Federation:
         durable: bool = False,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        if taken := {"superlink", "executor"} & nodes.keys():
+        if taken := {"superlink", EXECUTOR} & nodes.keys():
             raise UserError(
                 f"node {taken.pop()!r}", "a process of the server has this name", "Choose another"
             )
@@ -71,6 +75,7 @@ class Federation:
         self._port = port
         self._variables = dict(variables or {})
         self._ports: dict[str, int] = {}
+        self._restarted: dict[str, float] = {}
         self._sigterm: Callable[[int, FrameType | None], object] | int | None = None
         self._closed = False
         self.processes: dict[str, Process] = {}
@@ -124,15 +129,14 @@ class Federation:
         tls = {"ca-certfile": "ca.crt", "certfile": "server.crt", "keyfile": "server.key"}
         words = [f"--ssl-{option}={self.keys / file}" for option, file in tls.items()]
         words += ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-        words += [f"--host={HOST}", f"--port={self._port}"]
+        words += [f"--host={HOST}", f"--port={self._port}", "--isolation=process"]
         if self.durable:
-            words += [f"--database={self.work / 'superlink.db'}", "--isolation=process"]
+            words += [f"--database={self.work / 'superlink.db'}"]
         superlink = self._spawn("superlink", ["flower-superlink", *words])
         authority = self.keys / "ca.crt"
         self._wait("superlink", superlink, lambda: answers(self.address, authority))
-        if self.durable and "executor" not in self.processes:
-            words = [f"--root-certificates={authority}", f"--runtime-api-address={self.address}"]
-            self._spawn("executor", ["flower-superexec", *words])
+        if EXECUTOR not in self.processes:
+            self._spawn_executor(EXECUTOR)
 
     def register(self, name: str) -> None:
         """Make a node's public key known to the SuperLink, under the node's name."""
@@ -157,9 +161,26 @@ class Federation:
 
     def kill(self, name: str) -> None:
         """Kill (-9) a process of the federation with all that it started."""
-        process = self.processes.pop(name, None)
-        if process is not None:
-            process.kill()
+        for one in (name, f"{EXECUTOR}@{name}"):
+            process = self.processes.pop(one, None)
+            if process is not None:
+                process.kill()
+
+    def supervise(self) -> None:
+        """Start again what has died, but for the SuperLink, which knows the runs."""
+        now = time.monotonic()
+        for name, process in list(self.processes.items()):
+            is_executor = name.startswith(EXECUTOR)
+            if not (is_executor or name in self.nodes) or process.alive():
+                continue
+            if now - self._restarted.get(name, -RESTART_SECONDS) < RESTART_SECONDS:
+                continue
+            self._restarted[name] = now
+            if is_executor:
+                self._spawn_executor(name)
+            else:
+                self._spawn_node(name)
+                self._spawn_executor(f"{EXECUTOR}@{name}")
 
     def submit(self, settings: Mapping[str, Value] | None = None) -> int:
         """Start a run of the app with changed settings, and return its id."""
@@ -182,6 +203,7 @@ class Federation:
                 for name, number in num_errors.items():
                     errors = "".join(f"{error}\n" for error in self._errors(name))
                     num_errors[name] = _pass_on(errors, number, on_line, ended=True)
+                self.supervise()
                 time.sleep(_POLL_SECONDS)
             self.kill(f"run_{run}")
             num_lines = _pass_on(follower.output(), num_lines, on_line, ended=True)
@@ -193,9 +215,10 @@ class Federation:
 
     def _errors(self, name: str) -> list[str]:
         """Return the lines with which a node has said what went wrong."""
-        if name not in self.processes:
+        process = self.processes.get(f"{EXECUTOR}@{name}")
+        if process is None:
             return []
-        return [line for line in self.processes[name].output().splitlines() if _ERROR in line]
+        return [line for line in process.output().splitlines() if _ERROR in line]
 
     def _status_if_reachable(self, run: int) -> RunStatus:
         try:
@@ -215,12 +238,20 @@ class Federation:
         key = self.keys / "nodes" / name / "node_key"
         words = [f"--superlink={self.address}", f"--root-certificates={self.keys / 'ca.crt'}"]
         words += [f"--auth-supernode-private-key={key}", f"--node-config={config}"]
-        words += [f"--port={port}"]
+        words += [f"--port={port}", "--isolation=process"]
         self._spawn(name, ["flower-supernode", *words])
+
+    def _spawn_executor(self, name: str) -> None:
+        """Start the executor of the SuperLink, or of a node."""
+        node = name.partition("@")[2]
+        safe = "--insecure" if node else f"--root-certificates={self.keys / 'ca.crt'}"
+        address = f"{HOST}:{self._ports[node]}" if node else self.address
+        self._spawn(name, ["flower-superexec", safe, f"--runtime-api-address={address}"])
 
     def _wait_online(self, name: str) -> None:
         process = self.processes[name]
         self._wait(name, process, lambda: "SuperNode ID: " in process.output())
+        self._spawn_executor(f"{EXECUTOR}@{name}")
 
     def _wait(self, name: str, process: Process, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS

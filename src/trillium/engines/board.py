@@ -6,8 +6,10 @@ import json
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from trillium.engines.changes import Change
@@ -47,12 +49,15 @@ class Board:
         seconds: of the rounds so far.
     """
 
-    def __init__(self, folder: Path, rounds: int) -> None:
+    def __init__(
+        self, folder: Path, rounds: int, failed: Mapping[int, int] = MappingProxyType({})
+    ) -> None:
         self._path, self.run, self.rounds, self.round = folder / NODES, folder.name, rounds, -1
         self.nodes: dict[str, Seen] = {}
         self.bytes: Counter[str] = Counter(up=0, down=0)
         self.missing: Counter[str] = Counter()
         self.seconds = 0.0
+        self._failed = failed  # how often, by round
         self._lock = threading.RLock()
         self._written = 0.0
 
@@ -86,6 +91,15 @@ class Board:
                 seen = self._of(name)
                 seen.state, seen.why = "away", reason
             self._write()
+
+    def seen(self) -> dict[str, Seen]:
+        """Return the nodes, by name, as they are now."""
+        with self._lock:
+            return {name: replace(seen) for name, seen in self.nodes.items()}
+
+    def failed(self) -> int:
+        """Return how often a round has failed for want of replies."""
+        return sum(self._failed.values())
 
     def _of(self, name: str) -> Seen:
         return self.nodes.setdefault(name, Seen())

@@ -29,6 +29,7 @@ from trillium.engines.distributed import SessionEngine
 from trillium.engines.frames import StreamConfig
 from trillium.engines.logs import log_to_screen
 from trillium.engines.messages import MessageEngine
+from trillium.engines.monitor import serve
 from trillium.engines.node import Node
 from trillium.engines.node_settings import NodeConfig
 from trillium.engines.opening import Arrival, Opening
@@ -67,8 +68,8 @@ client_app = ClientApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the app's recipe."""
     quiet()
-    log_to_screen("server")
     settings = Settings.read(context.run_config)
+    log_to_screen({"server": ""}, settings.log_format)
     if settings.write:
         _write(grid, settings)
         return
@@ -100,7 +101,8 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
         folder.path.name, config.tree(), list(data.labels), number, read_signature(settings.recipe)
     )
     patience = settings.patience(config.fleet.min_replies)
-    board = Board(folder.path, config.rounds)
+    board = Board(folder.path, config.rounds, folder.failed_rounds)
+    unwatch = serve(board, settings.monitor_port) if settings.monitor_port else None
     engine: SessionEngine | MessageEngine | None = None
     finished = False
     try:
@@ -131,6 +133,8 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
         folder.ended(error)
         raise
     finally:
+        if unwatch is not None:
+            unwatch()
         if engine is not None:
             engine.close(finished=finished)
     log.info("report: %s", write_report(folder.path))
@@ -255,7 +259,9 @@ def _answer(
     """Build the node and serve; what stands in the way is logged here, and told in short there."""
     quiet()
     opening = _opening(message)
-    log_to_screen(f"run={opening.run} client={context.node_config.get('name', 'simulated')}")
+    own = context.node_config
+    who = {"run": opening.run, "client": str(own.get("name", "simulated"))}
+    log_to_screen(who, str(own.get("log_format", "text")))
     try:
         settings = NodeConfig.read(context.node_config)
         content = serve(settings, Node(settings, opening))

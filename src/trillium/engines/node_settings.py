@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,7 @@ class NodeConfig(BaseModel):
         certificate, key, authority: for the session.
         state: folder for what the node keeps between rounds and runs, and for its own log.
         policy: file that says what the node may do; everything without one.
+        log_format: of the node's log: `text` or `json`.
         partition_id, num_partitions: which of the recipe's clients a simulated node is; Flower's
             simulation sets them.
     """
@@ -39,6 +40,7 @@ class NodeConfig(BaseModel):
     authority: Path = Path("keys/ca.crt")
     state: Path | None = None
     policy: Path | None = None
+    log_format: Literal["text", "json"] = "text"
     partition_id: int | None = Field(default=None, alias="partition-id")
     num_partitions: int | None = Field(default=None, alias="num-partitions")
 
