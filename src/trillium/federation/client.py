@@ -96,7 +96,7 @@ class Client(Side):
                     return answer
                 data = whole
             message = self.wire.unpack(data, "down", self._limits).message
-            reply = self._answer(message)
+            reply = self._answer(message).opened()
         except Exception as error:
             log.debug("client %s failed", self.name, exc_info=True)
             reply = Message(ERROR_VERB, meta={"reason": self.describe(error)})

@@ -20,7 +20,9 @@ from trillium.federation.engine import PostingEngine as PostingEngine
 from trillium.federation.engine import Saved as Saved
 from trillium.federation.parts import Lost as Lost
 from trillium.federation.parts import carry, check_size
+from trillium.federation.sums import Form
 from trillium.rng import generator
+from trillium.wire.addend import Addend
 from trillium.wire.kinds import Limits, MessageError
 from trillium.wire.ledger import Entry, Ledger, Purpose
 from trillium.wire.message import Message
@@ -258,6 +260,19 @@ class Fleet:
         sent, entries = self._pack(requests, purpose)
         replies = carry(self.engine, sent, self.most)
         yield from self._collect(replies, sent.keys(), entries, read, purpose)
+
+    def addends(
+        self, requests: Mapping[str, Message], forms: Mapping[str, Form]
+    ) -> Iterator[tuple[str, Addend]]:
+        """Send each client its message, for what is then only added up.
+
+        Yields:
+            What each client has sent, with its name.
+
+        Raises:
+            RoundFailed: fewer clients are left than `min_replies`.
+        """
+        yield from self.ask(requests, {name: forms[name].read for name in requests})
 
     def ask_all(
         self,

@@ -29,9 +29,11 @@ from torch import Tensor, nn
 from trillium.errors import UserError
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
+from trillium.federation.means import RunningMean
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
+from trillium.federation.sums import Form
 from trillium.frameworks import Framework
 from trillium.frameworks.effects import Crossings
 from trillium.models.slots import State
@@ -39,8 +41,9 @@ from trillium.rng import derive_seed
 from trillium.tasks.batches import collate, in_order
 from trillium.training.loop import batches, losses, task_objective
 from trillium.training.meters import resident_tensors
+from trillium.wire.addend import Addend
 from trillium.wire.kinds import MessageError, has_values
-from trillium.wire.message import Message, scalar
+from trillium.wire.message import Message
 
 CHUNK = 2**20  # entries of a direction drawn at once: bounds the memory that a step adds; 64 * n
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
@@ -128,18 +131,19 @@ class FedKSeed(Framework, name="fedkseed"):
         scalars = server.store.get("scalars", torch.zeros(self.num_seeds))
         message = Message("walk", self._encode(scalars))
 
-        def read(reply: Message) -> tuple[float, float, Tensor]:
-            found = self._decode(reply)
-            return reply.positive("control/weight"), reply.scalar("control/loss"), found
-
-        replies = fleet.ask_all(dict.fromkeys(fleet.cohort, message), read).values()
-        total = sum(weight for weight, _, _ in replies)
-        mean = torch.zeros(self.num_seeds, dtype=torch.float64)
-        for weight, _, change in replies:
-            mean.add_(change.double(), alpha=weight / total)
-        server.store["scalars"] = (scalars.double() + mean).float()
+        form = Form(
+            {"control": {"scalars": scalars}},
+            figures=("loss",),
+            unpack=lambda reply: {"control/scalars": self._decode(reply)},
+        )
+        asks, mean = dict.fromkeys(fleet.cohort, message), RunningMean()
+        total, losses = 0.0, 0.0
+        for _, addend in fleet.addends(asks, dict.fromkeys(asks, form)):
+            mean.add("scalars", addend.tensors["control/scalars"], addend.weight)
+            total, losses = total + addend.weight, losses + addend.weight * addend.figures["loss"]
+        server.store["scalars"] = (scalars.double() + mean.result()["scalars"]).float()
         server.state = self.replay(server, server.store["scalars"]).state
-        return {"train_loss": sum(weight * loss for weight, loss, _ in replies) / total}
+        return {"train_loss": losses / total}
 
     # The client
 
@@ -172,9 +176,9 @@ class FedKSeed(Framework, name="fedkseed"):
             )
             change[k] += step
             total, weight = total + loss * count, weight + count
-        tensors = {"control/weight": scalar(client.weight)}
-        tensors["control/loss"] = scalar(total / max(weight, 1.0))
-        return Message("walk", {**self._encode(change.float()), **tensors})
+        figures, packed = {"loss": total / max(weight, 1.0)}, self._encode(change.float())
+        addend = Addend({"control/scalars": change.float()}, client.weight, figures, packed)
+        return Message("walk", summed=addend)
 
     @torch.no_grad()
     def _step(

@@ -84,7 +84,7 @@ class PaperWire(Wire):
 
     def preview(self, message: Message, direction: Direction) -> Preview:
         """Return the message as it is, in tensors of its own."""
-        seen = {name: tensor.clone() for name, tensor in message.tensors.items()}
+        seen = {name: tensor.clone() for name, tensor in message.opened().tensors.items()}
         return Preview(message, Message(message.verb, seen, message.meta))
 
 

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from trillium.wire.addend import Addend
 from trillium.wire.arrived import Arrived
 from trillium.wire.codecs.rows import FullRows
 from trillium.wire.kinds import DTYPES, FLAT, KINDS, Kind, Limits, MessageError, has_values
@@ -48,6 +49,7 @@ class Message:
         written: of a message that came, the activations once more, as they crossed, where their codecs
             write every row by itself.
         previewed: of a message to send, what codecs have made of some tensors already (`Wire.preview`).
+        summed: of a message to send, what the receiver only adds up; see `opened`.
     """
 
     verb: str
@@ -56,6 +58,13 @@ class Message:
     encoded: Mapping[str, SoftLabels] = field(default_factory=dict)
     written: Mapping[str, EncodedRows] = field(default_factory=dict)
     previewed: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    summed: Addend | None = None
+
+    def opened(self) -> Message:
+        """Return it with what is only added up among its tensors, each for all to see."""
+        if self.summed is None:
+            return self
+        return replace(self, tensors={**self.tensors, **self.summed.opened()}, summed=None)
 
     @property
     def bytes_raw(self) -> int:
@@ -230,6 +239,7 @@ def named(kind: Kind, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def encode(message: Message) -> bytes:
     """Turn a message into bytes; equal messages give equal bytes."""
     assert not message.encoded, "the wire makes tensors of what is encoded by rows"
+    assert message.summed is None, "it was not said how what is added up is to cross"
     assert _VERB.fullmatch(message.verb), message.verb
     for name, tensor in message.tensors.items():
         assert _NAME.fullmatch(name), name

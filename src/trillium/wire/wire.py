@@ -114,7 +114,7 @@ class Wire(BaseModel):
             parts[name] = encode_stack(rest, labels.records, _key(message, name))
         for name, found in parts.items():
             tensors |= {f"{name}#{part}" if part else name: t for part, t in found.items()}
-        data = encode(Message(message.verb, tensors, message.meta))
+        data = encode(replace(message, tensors=tensors, encoded={}, previewed={}))
         return Packed(data, message, _weigh(tensors, len(data)))
 
     def unpack(self, data: bytes, direction: Direction, limits: Limits = Limits()) -> Packed:
@@ -157,7 +157,7 @@ class Wire(BaseModel):
         So a sender knows what its codecs lose. It holds to the last bit if what is sent later has the
         same verb and round; it may bring other tensors besides.
         """
-        sent, seen = self._encoded(message, direction), {}
+        sent, seen = self._encoded(message.opened(), direction), {}
         for name, parts in sent.items():
             stack = self.stack(_kind(name), direction)
             found = decode_stack(stack, {k: t.cpu() for k, t in parts.items()}, _key(message, name))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import nn
@@ -23,6 +22,7 @@ from trillium.federation.means import Contribution
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics
+from trillium.federation.sums import Form
 from trillium.frameworks import mean_metrics
 from trillium.frameworks.effects import DIRECTIONS, Crossing, Crossings, Direction
 from trillium.frameworks.fedllm.aggregators.mean import Mean
@@ -37,9 +37,10 @@ from trillium.models.factors import nonlinear_names
 from trillium.models.slots import train_only, values
 from trillium.training.loop import batches, task_objective
 from trillium.training.optimizers import Optimizer, set_learning_rate
+from trillium.wire.addend import Addend
 from trillium.wire.feedback import Feedback
 from trillium.wire.kinds import Kind, Tensors
-from trillium.wire.message import Message, named, scalar
+from trillium.wire.message import Message, named
 
 log = logging.getLogger(__name__)
 
@@ -100,20 +101,20 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         current = {name: tensor.cpu() for name, tensor in values(server.state).items()}
         send_folds(server, fleet)
         out = outgoing(self, server, fleet, current)
-        reads = {name: partial(self._read, found.like) for name, found in out.items()}
+        forms = {name: self._form(found.like) for name, found in out.items()}
         reduction = self.aggregator.begin(current, factors)
         answers: dict[str, Answered] = {}
         losses: dict[str, float] = {}
         sketch = ProductSketch(factors, server.seed)
         averages = isinstance(self.aggregator, Mean) and self.upload != "gradient"
         requests = {name: found.message for name, found in out.items()}
-        for name, (weight, loss, tensors, extra) in fleet.ask(requests, reads):
-            held = out[name].sent.held
-            reduction.add(Contribution(name, weight, self._as_read(tensors, held)))
+        for name, addend in fleet.addends(requests, forms):
+            held, tensors = out[name].sent.held, addend.group(self._kind)
+            reduction.add(Contribution(name, addend.weight, self._as_read(tensors, held)))
             if averages and out[name].share.sends_both_factors:
-                sketch.add(weight, self._reached(tensors, held))
-            answers[name] = Answered(weight, extra)
-            losses[name] = weight * loss
+                sketch.add(addend.weight, self._reached(tensors, held))
+            answers[name] = Answered(addend.weight, addend.group("gradients"))
+            losses[name] = addend.weight * addend.figures["loss"]
         for name, found in out.items():
             self.download.settle(
                 server.store["downloads"], found.parcel, found.sent, name in answers
@@ -131,11 +132,11 @@ class FedLLM(FedLLMSettings, name="fedllm"):
             figures["product_error"] = sketch.error()
         return figures
 
-    def _read(self, like: Tensors, reply: Message) -> tuple[float, float, Tensors, Tensors]:
-        """Check what a client sent: its weight, its loss, its tensors, those of its correction."""
-        extra = reply.near("gradients", like) if self.drift.answers else {}
-        tensors = reply.near(self._kind, like, replaces=self.upload == "parameters")
-        return reply.positive("control/weight"), reply.scalar("control/loss"), tensors, extra
+    def _form(self, like: Tensors) -> Form:
+        """Return what a client adds: its tensors, those of its correction, its loss."""
+        beside: dict[Kind, Tensors] = {"gradients": like} if self.drift.answers else {}
+        replaces = self.upload == "parameters"
+        return Form({self._kind: like, **beside}, figures=("loss",), replaces=replaces)
 
     def _as_read(self, tensors: Tensors, held: Tensors) -> Tensors:
         """Return what a client sent as the aggregator reads it: changes, or all that it now holds."""
@@ -234,8 +235,7 @@ class FedLLM(FedLLMSettings, name="fedllm"):
                 tensors = {n: tensor - begun[n] for n, tensor in tensors.items()}
         if share.local:
             client.store["tensors"] = values(state)
-        control = {"control/weight": scalar(weight), "control/loss": scalar(trained.loss)}
-        return self._answer(client, share, tensors, correction, control)
+        return self._answer(client, share, tensors, correction, weight, trained.loss)
 
     def _answer(
         self,
@@ -243,7 +243,8 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         share: Share,
         tensors: Tensors,
         correction: Correction,
-        control: Tensors,
+        weight: float,
+        loss: float,
     ) -> Message:
         """Return the reply, and keep what codecs take from it."""
         feedback = Feedback(client.store.setdefault("lost", {}), self.feedback)
@@ -251,8 +252,9 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         feeds = feeds and not client.wire.is_lossless(self._kind, "up")
         tensors = feedback.add(tensors) if feeds else tensors
         extra = {n: tensor for n, tensor in correction.answer().items() if n in share.up}
-        sent = {**named(self._kind, tensors), **named("gradients", extra), **control}
-        reply = Message("train", sent, {"round": client.round})
+        sent = {**named(self._kind, tensors), **named("gradients", extra)}
+        addend = Addend(sent, weight, {"loss": loss})
+        reply = Message("train", meta={"round": client.round}, summed=addend)
         if feeds or extra:
             previewed = client.wire.preview(reply, "up")
             if feeds:
