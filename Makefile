@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@echo "[2/2] Trillium and its libraries (PyTorch is large: some minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e ".[demo,llm,lm-eval,deploy,simulation,dev]"
+	  -c constraints.txt -e ".[demo,llm,lm-eval,privacy,deploy,simulation,dev]"
 	@touch $@
 
 demo: $(INSTALLED) ## compare the frameworks on a small task, without a GPU or a download

@@ -280,7 +280,7 @@ def test_scalars_that_are_none_drop_the_client(hub: Path, tensors: dict[str, Ten
     honest = fed.clients[1].verbs["walk"]
 
     def lie(client: Client, message: Message) -> Message:
-        reply: Message = honest(client, message)
+        reply: Message = honest(client, message).opened()
         kept = {n: t for n, t in reply.tensors.items() if n in ("control/weight", "control/loss")}
         return replace(reply, tensors={**kept, **tensors})
 

@@ -48,7 +48,7 @@ def hostile(
     own = client.verbs[verb]
 
     def changed(asked: Any, message: Message) -> Message:
-        reply = own(asked, message)
+        reply = own(asked, message).opened()
         if asked.round < since:
             return reply
         return replace(reply, tensors=change(reply.tensors), previewed={})

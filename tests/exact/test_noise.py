@@ -21,7 +21,7 @@ from trillium.experiment.run import build
 from trillium.privacy.noise import GRID, on_grid, released
 
 
-def test_it_is_a_discrete_gaussian() -> None:
+def test_it_is_a_gaussian_on_a_grid() -> None:
     """By its moments and all its quantiles; its values lie on the grid."""
     drawn = released(torch.zeros(200_000, dtype=torch.int64), 3.0, b"k" * 32)
     steps = drawn / (3.0 / GRID)

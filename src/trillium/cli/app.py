@@ -16,6 +16,7 @@ from rich.console import Console
 from trillium.cli import compare as cli_compare
 from trillium.cli import deploy as cli_deploy
 from trillium.cli import doctor as cli_doctor
+from trillium.cli import epsilon as cli_epsilon
 from trillium.cli import generate as cli_generate
 from trillium.cli import keys as cli_keys
 from trillium.cli import node as cli_node
@@ -124,6 +125,7 @@ def report(folder: Folder, reach: Reach = None, as_json: AsJson = False) -> None
 
 
 cli_runs.register(app)
+cli_epsilon.register(app)
 
 
 @app.command()

@@ -32,6 +32,11 @@ class ExperimentConfig(Setting):
     framework: Choice[Framework] = FedLLM()
     head: Choice[Head] = Random()
 
+    @property
+    def hides(self) -> bool:
+        """Whether noise or a coin is to hide something, so that each side needs a secret."""
+        return self.framework.hides or bool(self.privacy.unit)
+
     def tree(self) -> Tree:
         """Return the resolved configuration as plain values; it reads back to an equal one."""
         return self.model_dump(mode="json")

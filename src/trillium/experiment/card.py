@@ -13,6 +13,7 @@ from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.experiment.kept import ADAPTER, CLIENTS, place_of
 from trillium.models.packaged import HUB_IDS
 from trillium.report.markdown import as_words
+from trillium.report.privacy import guarantee
 from trillium.report.read import Run, number, read_run
 from trillium.tasks.scores import TEXT_SCORES
 
@@ -83,6 +84,7 @@ def write_card(folder: Path, config: ExperimentConfig, to: Path, client: str | N
         measures={name: f"{value:.4g}" for name, value in measures.items()},
         settings=_settings(config),
         round=run.kept_round,
+        guarantee=guarantee(run.evaluations[-1] if run.evaluations else {}),
         versions=run.env.get("versions") or {},
     )
     card.save(to / "README.md")

@@ -208,6 +208,7 @@ class Experiment:
             "round": number,
             **found,
             **figures,
+            **({} if self.fleet.guard is None else self.fleet.guard.measures()),
             "shipped": framework.ships,
             "asked": len(self.fleet.asked) if number else 0,
             "replied": len(self.fleet.asked) - len(missing) if number else 0,

@@ -40,9 +40,11 @@ from trillium.federation.tiers import tier_of
 from trillium.files import SERVER as SERVER
 from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
+from trillium.frameworks.private import guard_of
 from trillium.models.checkpointing import checkpoint_blocks
 from trillium.models.load import LanguageModel, load_model
 from trillium.models.own import Ends
+from trillium.privacy.account import FILE, Account
 from trillium.report.summary import said_of
 from trillium.tasks import Example
 from trillium.tasks.causal_lm import CausalLM
@@ -183,7 +185,7 @@ def build_server(
         meter=meter,
         seed=config.seed,
         num_rounds=config.rounds,
-        store={"secret": new_secret()} if config.framework.hides else {},
+        store={"secret": new_secret()} if config.hides else {},
     )
     if folder is not None:
         folder.cut({} if newest is None else newest[1]["positions"])
@@ -204,6 +206,7 @@ def build_server(
     made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}
     wires = {client: made[id(tier)] for client, tier in tiers.items()}
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
+    fleet.guard = guard_of(config, server, Account(None if path is None else path / FILE))
     fleet.limits = limits_of(model)
     fleet.most = most_of(config, model, sum(config.task.num_targets(example) for example in public))
     fleet.agreed = Agreed(
@@ -257,7 +260,8 @@ def build_client(
         meter=Meter({} if cache is None else cache, model.device),
         seed=config.seed,
         num_rounds=config.rounds,
-        store={"secret": new_secret()} if config.framework.hides else {},
+        store={"secret": new_secret()} if config.hides else {},
+        privacy=config.privacy,
     )
 
 

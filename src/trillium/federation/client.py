@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import FunctionType, ModuleType
@@ -16,8 +16,11 @@ from trillium.federation.fleet import ERROR_VERB
 from trillium.federation.parts import Halves, Joining, is_part, limits_of
 from trillium.federation.side import Side
 from trillium.federation.tiers import Tier
+from trillium.privacy import NoPrivacy, Privacy
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
+from trillium.training.loop import batches
+from trillium.training.meters import Cost
 from trillium.wire.kinds import Limits, MessageError
 from trillium.wire.message import Message
 from trillium.wire.wire import Packed, Wire
@@ -71,6 +74,7 @@ class Client(Side):
         describe: what the server is told of an error; all of it in a simulation.
         leave: looks at each answer (its verb, its round, the bytes of the ask) before it leaves; where
             it raises, that is the answer.
+        privacy: what is to leave of what the client answers.
     """
 
     examples: list[Example]
@@ -79,6 +83,7 @@ class Client(Side):
     tier: Tier = field(default_factory=Tier)
     describe: Callable[[Exception], str] = _all_of
     leave: Callable[[str, int, int, Packed], None] | None = None
+    privacy: Privacy = field(default_factory=NoPrivacy)
     last_verb: str = ""
     _asks: int = 0
 
@@ -96,25 +101,40 @@ class Client(Side):
                     return answer
                 data = whole
             message = self.wire.unpack(data, "down", self._limits).message
-            reply = self._answer(message).opened()
+            reply = self.privacy.closed(self._answer(message), message)
         except Exception as error:
             log.debug("client %s failed", self.name, exc_info=True)
-            reply = Message(ERROR_VERB, meta={"reason": self.describe(error)})
+            reply = Message(ERROR_VERB, meta={"reason": self._reason(error)})
         packed = self._packed(reply)
         if self.leave is not None:
             try:
                 self.leave(self.last_verb, self.round, size, packed)
             except Exception as error:
-                packed = self._packed(Message(ERROR_VERB, meta={"reason": self.describe(error)}))
+                packed = self._packed(Message(ERROR_VERB, meta={"reason": self._reason(error)}))
         return self._parts.give(packed.data)
 
     def _packed(self, reply: Message) -> Packed:
         """Return a reply as it crosses, with what it has cost."""
-        cost = self.meter.read()
-        figures = [cost.flops, cost.seconds, cost.peak_bytes, reply.bytes_raw]
+        figures = [*self._cost(), reply.bytes_raw]
         tensors = {**reply.tensors, "control/cost": torch.tensor(figures, dtype=torch.float64)}
         meta = {**reply.meta, "round": self.round}  # codecs with shared randomness go by it
         return self.wire.pack(replace(reply, tensors=tensors, meta=meta), "up")
+
+    def batches(self) -> Iterator[list[Example]]:
+        """Yield the batches of this round of the client's own data."""
+        return batches(self.examples, self.training, self.generator("batches"))
+
+    def _cost(self) -> tuple[float, float, float]:
+        """Return the cost of an ask; in a private run none, as it tells how much data there is."""
+        cost = Cost() if self.privacy.unit else self.meter.read()
+        return cost.flops, cost.seconds, cost.peak_bytes
+
+    def _reason(self, error: Exception) -> str:
+        """Return what the server is told of an error; in a private run nothing, and the log has it."""
+        if not self.privacy.unit:
+            return self.describe(error)
+        log.warning("client %s failed: %s", self.name, _all_of(error))
+        return "it failed; the log of the client says why"
 
     @cached_property
     def _limits(self) -> Limits:

@@ -18,6 +18,7 @@ from trillium.federation.engine import Engine as Engine
 from trillium.federation.engine import Gathered as Gathered
 from trillium.federation.engine import PostingEngine as PostingEngine
 from trillium.federation.engine import Saved as Saved
+from trillium.federation.guard import Guard
 from trillium.federation.parts import Lost as Lost
 from trillium.federation.parts import carry, check_size
 from trillium.federation.sums import Form
@@ -121,6 +122,7 @@ class Fleet:
         agreed: what clients have said of themselves, and are held to.
         sizes: what they have sent in this round.
         banned: those that are left out for the rest of the run, and why.
+        guard: in a private run, what adds up, and says who is asked.
     """
 
     def __init__(
@@ -146,6 +148,7 @@ class Fleet:
         self.agreed, self.sizes = Agreed(), Sizes()
         self.banned: dict[str, str] = {}
         self._owed: dict[str, Entry] = {}  # what was asked of clients that have not answered it
+        self.guard: Guard | None = None
         self.limits = self.most = Limits()
         self.short = False
         config.check(len(engine.clients))
@@ -167,6 +170,10 @@ class Fleet:
         # Who is away would be asked in vain, so those come last; else the draw stays as it is.
         order = sorted((names[index] for index in draw), key=lambda n: n not in gathered.present)
         self.asked = sorted(order[:size])
+        if self.guard is not None and self.guard.adds:
+            self.asked = self.guard.cohort(names)
+            away = [name for name in self.asked if name not in gathered.present]
+            self.missing |= dict.fromkeys(away, "it is away")
         self.newcomers = gathered.newcomers | self.unsure.intersection(self.asked)
         self.unsure = self.unsure.difference(self.asked)
         self._forgo(gathered.behind)
@@ -262,17 +269,28 @@ class Fleet:
         yield from self._collect(replies, sent.keys(), entries, read, purpose)
 
     def addends(
-        self, requests: Mapping[str, Message], forms: Mapping[str, Form]
+        self, requests: Mapping[str, Message], forms: Mapping[str, Form], common: Form
     ) -> Iterator[tuple[str, Addend]]:
         """Send each client its message, for what is then only added up.
 
         Yields:
-            What each client has sent, with its name.
+            What each client has sent, with its name; or, where no client is to be seen alone, one mean
+            in the place of all, of weight 1 and no name.
+
+        Args:
+            forms: of what each client sends.
+            common: of what all do, even if nobody is asked.
 
         Raises:
             RoundFailed: fewer clients are left than `min_replies`.
         """
-        yield from self.ask(requests, {name: forms[name].read for name in requests})
+        if self.guard is None:
+            yield from self.ask(requests, {name: forms[name].read for name in requests})
+        elif self.guard.adds:
+            yield "", self.guard.total(requests, common, self.ask)
+        else:
+            self.guard.announce(common)
+            yield from self.ask(requests, {name: forms[name].closed for name in requests})
 
     def ask_all(
         self,
@@ -382,7 +400,8 @@ class Fleet:
             cost = reply.tensor("control/cost", torch.float64, (4,))
             flops, seconds, peak, raw = cost.tolist()
             # What the tensors weighed before the codecs only their sender knows.
-            measured = {"flops": flops, "seconds": seconds, "peak_bytes": int(peak)}
+            if self.guard is None or flops:  # else they stayed with the client
+                measured = {"flops": flops, "seconds": seconds, "peak_bytes": int(peak)}
             measured["bytes_raw"] = int(raw) + cost.nbytes
             return reply
         finally:
@@ -426,6 +445,8 @@ class Fleet:
 
     def _check_enough(self) -> None:
         need = self._need(len(self.asked))
+        if self.guard is not None and self.guard.adds:  # by chance there may be nobody
+            need = min(self.config.min_replies or 0, len(self.asked))
         if len(self.cohort) < need:
             reasons = "; ".join(f"{name}: {why}" for name, why in sorted(self.missing.items()))
             raise RoundFailed(

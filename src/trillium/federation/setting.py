@@ -15,6 +15,7 @@ from trillium.federation.tiers import OwnModel, Tier, tier_of
 from trillium.models.adapters import Adapter
 from trillium.models.adapters.lora import Lora
 from trillium.models.base import ModelConfig
+from trillium.privacy import NoPrivacy, Privacy
 from trillium.tasks import Task
 from trillium.tasks.classification import Classification
 from trillium.training.settings import Training
@@ -66,6 +67,7 @@ class Setting(BaseModel):
         head: start values of the task head.
         tiers: clients that differ from the others, by a label of your own.
         server: a model that only the server has.
+        privacy: whose presence is hidden, and from whom.
         model, task, data, adapter, training, fleet, wire, evaluation, report: see their classes.
     """
 
@@ -86,6 +88,7 @@ class Setting(BaseModel):
     server: OwnModel = OwnModel()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
+    privacy: Choice[Privacy] = NoPrivacy()
 
     @model_validator(mode="after")
     def _trainable_bases(self) -> Self:

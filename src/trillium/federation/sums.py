@@ -11,6 +11,19 @@ from trillium.wire.message import Message, named
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A sum over all data at once, and not over a cohort or a batch.
+
+    Attributes:
+        bound: of the l2 norm of what one client adds; what one example adds has the norm 1.
+        noise: over the bound, in units of the noise of a round or a step.
+    """
+
+    bound: float
+    noise: float
+
+
+@dataclass(frozen=True)
 class Form:
     """What an addend is to be like.
 
@@ -19,21 +32,50 @@ class Form:
         figures: its numbers beside the weight.
         replaces: whether its parameters take the place of `like`, and do not change it.
         unpack: reads the tensors where they cross in a shorter form.
+        whole: what is so of it where it is a sum over all data.
     """
 
     like: Mapping[Kind, Tensors]
     figures: tuple[str, ...] = ()
     replaces: bool = False
     unpack: Callable[[Message], Tensors] | None = None
+    whole: Whole | None = None
+
+    @property
+    def tensors(self) -> Tensors:
+        """The tensors that it is like, by kind and name."""
+        return {k: t for kind, like in self.like.items() for k, t in named(kind, like).items()}
 
     def read(self, reply: Message) -> Addend:
         """Return what one client has sent in the open; `MessageError` if it is not of this form."""
-        found: Tensors = {}
-        if self.unpack is not None:
-            found = self.unpack(reply)
-        else:
-            for kind, like in self.like.items():
-                replaces = self.replaces and kind == "parameters"
-                found |= named(kind, reply.near(kind, like, replaces=replaces))
+        found = self._near(reply) if self.unpack is None else self.unpack(reply)
         figures = {name: reply.scalar(f"control/{name}") for name in self.figures}
         return Addend(found, reply.positive("control/weight"), figures)
+
+    def closed(self, reply: Message) -> Addend:
+        """Return what one client has sent in a private run: the tensors, and nothing beside them."""
+        return Addend(self._near(reply))
+
+    def _near(self, reply: Message) -> Tensors:
+        found: Tensors = {}
+        for kind, like in self.like.items():
+            if kind == "control":
+                found |= {
+                    f"control/{n}": reply.tensor(f"control/{n}", t.dtype, tuple(t.shape))
+                    for n, t in like.items()
+                }
+                continue
+            replaces = self.replaces and kind == "parameters"
+            found |= named(kind, reply.near(kind, like, replaces=replaces))
+        return found
+
+
+def mean_loss(addends: Mapping[str, Addend]) -> dict[str, float]:
+    """Return the weighted mean of the losses by client as a measure; none where they are not told.
+
+    Summed in the order of the names, because sums of floats depend on it, and replies come in any.
+    """
+    told = [addend for _, addend in sorted(addends.items()) if "loss" in addend.figures]
+    total = sum(addend.weight for addend in told)
+    losses = sum(addend.weight * addend.figures["loss"] for addend in told)
+    return {"train_loss": losses / total} if told else {}

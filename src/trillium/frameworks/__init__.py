@@ -22,6 +22,7 @@ from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.federation.tiers import Tier
 from trillium.frameworks.effects import Crosses, Crossings, NoEffect, check_codecs, idle, unread
+from trillium.frameworks.private import check_private
 from trillium.models.own import Ends
 from trillium.wire.message import Message, scalar
 
@@ -37,6 +38,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     mixes_models: ClassVar[bool] = False  # whether sides may have different models
     trains: ClassVar[bool] = True
     client_half: ClassVar[Sequence[ModuleType]] = ()  # modules of verbs, beside its own methods
+    hides_units: ClassVar[frozenset[str]] = frozenset()  # of what one more or less can be hidden
 
     @property
     def needs_public(self) -> bool:
@@ -78,6 +80,8 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Refuse settings that contradict each other."""
         if (found := self._all_crossings(config)) is not None:
             check_codecs(self.name, config, found)
+        if config.privacy.unit:
+            check_private(self.name, self.hides_units, config)
         for label, tier in config.tiers.items():
             has_part = tier.rank is not None or tier.layers is not None
             if has_part and not self.slices_adapters:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,13 +34,13 @@ from trillium.federation.means import RunningMean
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
-from trillium.federation.sums import Form
+from trillium.federation.sums import Form, mean_loss
 from trillium.frameworks import Framework
 from trillium.frameworks.effects import Crossings
 from trillium.models.slots import State
 from trillium.rng import derive_seed
 from trillium.tasks.batches import collate, in_order
-from trillium.training.loop import batches, losses, task_objective
+from trillium.training.loop import losses, task_objective
 from trillium.training.meters import resident_tensors
 from trillium.wire.addend import Addend
 from trillium.wire.kinds import MessageError, has_values
@@ -69,6 +70,8 @@ class FedKSeed(Framework, name="fedkseed"):
     num_seeds: int = Field(default=1024, ge=1, le=2**15)
     epsilon: float = Field(default=1e-3, gt=0)
     lr: float = Field(default=1e-5, gt=0)
+
+    hides_units: ClassVar[frozenset[str]] = frozenset({"client"})
 
     def crossings(self, config: Setting) -> Crossings:
         """Nothing beside control."""
@@ -137,13 +140,12 @@ class FedKSeed(Framework, name="fedkseed"):
             unpack=lambda reply: {"control/scalars": self._decode(reply)},
         )
         asks, mean = dict.fromkeys(fleet.cohort, message), RunningMean()
-        total, losses = 0.0, 0.0
-        for _, addend in fleet.addends(asks, dict.fromkeys(asks, form)):
+        found = dict(fleet.addends(asks, dict.fromkeys(asks, form), form))
+        for addend in found.values():
             mean.add("scalars", addend.tensors["control/scalars"], addend.weight)
-            total, losses = total + addend.weight, losses + addend.weight * addend.figures["loss"]
         server.store["scalars"] = (scalars.double() + mean.result()["scalars"]).float()
         server.state = self.replay(server, server.store["scalars"]).state
-        return {"train_loss": losses / total}
+        return mean_loss(found)
 
     # The client
 
@@ -154,7 +156,7 @@ class FedKSeed(Framework, name="fedkseed"):
         walker = self.replay(client, self._decode(message))
         objective = task_objective(client.task, client.examples)
         module = model.mount(walker.state).eval()
-        chunks = batches(client.examples, training, client.generator("batches"))
+        chunks = client.batches()
         num_steps = training.num_steps(len(client.examples))
         # Seeded by the client's own name: clients that walked the same way would see less.
         draw = torch.randint(self.num_seeds, (num_steps,), generator=client.generator("directions"))

@@ -22,7 +22,14 @@ from trillium.plan.collector import collector_paused
 from trillium.plan.cut_choice import Proposal, with_cuts
 from trillium.plan.models import Models
 from trillium.plan.planning import planning_of
-from trillium.plan.show import advice_lines, columns, data_lines, memory_lines, warning_lines
+from trillium.plan.show import (
+    advice_lines,
+    columns,
+    data_lines,
+    memory_lines,
+    privacy_lines,
+    warning_lines,
+)
 from trillium.plan.terminal import terminal_bars
 from trillium.quiet import quiet_models
 
@@ -95,6 +102,7 @@ class Plan:
         blocks = (
             warning_lines(self.arms),
             memory_lines(self.arms),
+            privacy_lines(self.arms),
             list(map(str, self.cuts)),
             terminal_bars(self.arms),
             advice_lines(self.advice),

@@ -15,6 +15,7 @@ from trillium.federation.server import Server
 from trillium.federation.side import Metrics, Side
 from trillium.federation.tiers import tier_of
 from trillium.frameworks import OwnModels, once_bytes
+from trillium.frameworks.private import guard_of
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
 from trillium.plan.course import Course, PaperEngine
@@ -23,6 +24,7 @@ from trillium.plan.models import Models
 from trillium.plan.paper import PaperWire, forming, on_paper
 from trillium.plan.phases import Known, PhaseMeter
 from trillium.plan.sizes import Scales
+from trillium.privacy.account import Account
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
 from trillium.training.settings import Training
@@ -69,7 +71,11 @@ class _OnPaper(Side):
 
 @dataclass(kw_only=True)
 class PaperClient(_OnPaper, Client):
-    """A client on paper."""
+    """A client on paper, whose costs are no secret of anybody's."""
+
+    def _cost(self) -> tuple[float, float, float]:
+        cost = self.meter.read()
+        return cost.flops, cost.seconds, cost.peak_bytes
 
 
 @dataclass(kw_only=True)
@@ -115,6 +121,7 @@ class PaperFederation:
                 tiers=tiers,
                 groups=config.groups(sorted(texts.clients)),
                 dialects=texts.dialects,
+                store=_secret(config),
             )
         self.engine = PaperEngine(list(self.clients.values()), self.course)
         ledger = Ledger(watch=[self.course.book])
@@ -126,6 +133,7 @@ class PaperFederation:
             config.seed,
             {name: wires[id(tier)] for name, tier in tiers.items()},
         )
+        self.fleet.guard = guard_of(config, self.server, Account())
         self.fleet.limits = limits_of(self.server.model)
 
     def _model(self, client: str | None) -> LanguageModel:
@@ -187,6 +195,8 @@ class PaperFederation:
             verbs=verbs_of(self.framework, config.head),
             wire=wires[id(tier)],
             tier=tier,
+            privacy=config.privacy,
+            store=_secret(config),
         )
 
     def once_bytes(self) -> dict[str, int]:
@@ -227,6 +237,11 @@ class PaperFederation:
                 self.framework.evaluate(
                     self.server, self.fleet, config.evaluation.batch_tokens, is_last
                 )
+
+
+def _secret(config: ExperimentConfig) -> dict[str, Any]:
+    """Return what a side has of the start: nobody's secret, so that a plan says the same again."""
+    return {"secret": bytes(32).hex()} if config.hides else {}
 
 
 def _raise(error: Exception) -> str:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from trillium.plan.advice import Advice
 from trillium.plan.arms import Arm
-from trillium.plan.show import columns, memory_lines
+from trillium.plan.show import columns, memory_lines, privacy_lines
 from trillium.report.page.html import image, render
 from trillium.report.style import arm_colours
 
@@ -73,7 +73,7 @@ def plan_page(
         titles=titles,
         columns=_columns(arms, titles, found),
         pictures=[Picture(_TITLES.get(name, name), image(png)) for name, png in pictures.items()],
-        notes=[*notes, *memory_lines(arms)],
+        notes=[*notes, *memory_lines(arms), *privacy_lines(arms)],
     )
 
 

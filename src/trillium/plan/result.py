@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
 from trillium.federation.parts import TooLong
+from trillium.frameworks.private import foreseen
 from trillium.plan.collector import collector_paused
 from trillium.plan.data import Texts, by_tier
 from trillium.plan.models import Models
@@ -117,6 +118,7 @@ def to_dict(prediction: Prediction) -> dict[str, Any]:
         **({"estimate": prediction.estimate} if prediction.estimate else {}),
         "assumed": prediction.texts.assumed,
         "upper_bound": prediction.upper_bound,
+        **({"privacy": private} if (private := foreseen(config, prediction.num_trained)) else {}),
         "once_bytes": dict(prediction.once_bytes),
         "total": _sums(total),
         "server": {

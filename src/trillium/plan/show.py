@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from trillium.frameworks.private import foreseen
 from trillium.plan.advice import Advice
 from trillium.plan.arms import Arm, TierPlan
 from trillium.plan.data import Texts
@@ -29,6 +30,9 @@ LINES = (
     "Runs on the device",
 )
 """What the table says of one client, a round being one after the first."""
+
+
+USELESS = 2  # times what a round can add, and more, where nothing useful was seen to be left
 
 
 def plan_table(arms: Sequence[Arm]) -> Table:
@@ -133,6 +137,29 @@ def memory_lines(arms: Sequence[Arm]) -> list[str]:
             lines.append(f"{label}: {_memory(tier.memory)}{_course(arm, tier)}{_range(tier.run)}")
         if arm.prediction is not None and arm.prediction.estimate:
             lines.append(f"{arm.label}: {arm.prediction.estimate}")
+    return lines
+
+
+def privacy_lines(arms: Sequence[Arm]) -> list[str]:
+    """Return what private runs would guarantee, and whether anything can come of them."""
+    lines = []
+    for arm in arms:
+        if arm.prediction is None:
+            continue
+        found = foreseen(arm.prediction.config, arm.prediction.num_trained)
+        if not found:
+            continue
+        spent = "no ε" if found["epsilon"] is None else f"ε = {found['epsilon']:.3g}"
+        ratio = found["noise_over_sum"]
+        lines.append(
+            f"{arm.label}: {spent} at δ = {found['delta']:g} for one {found['unit']} more or less; "
+            f"noise {found['noise_over_clip']:.3g} times the bound, {ratio:.2g} times what a round adds"
+        )
+        if ratio > USELESS:
+            lines.append(
+                f"Warning: {arm.label}: hardly anything can come of it: draw more {found['unit']}s in "
+                "a round, train fewer parameters, or allow a larger ε."
+            )
     return lines
 
 

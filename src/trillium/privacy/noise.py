@@ -1,16 +1,15 @@
-"""Noise that hides something: a discrete Gaussian from a stream that nobody can guess.
+"""Noise that hides something: a Gaussian on a grid from a stream that nobody can guess.
 
-The Discrete Gaussian for Differential Privacy (Canonne, Kamath and Steinke, 2020, arXiv 2004.00010).
 Values are rounded to a grid first, so that the low bits of a float tell nothing of what is released
-(Mironov, 2012, "On Significance of the Least Significant Bits").
+(Mironov, 2012, "On Significance of the Least Significant Bits"). The noise is rounded to the same grid.
+To add whole steps and to round commute, so what is released is the Gaussian mechanism's, rounded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from trillium.wire.kinds import has_values
 
-GRID: Final = 1024  # steps of the grid in a standard deviation
+GRID: Final = 2**20  # steps of the grid in a standard deviation
 LEAST: Final = 1e-6  # of a deviation, in units of the norm: with less, steps would leave 64 bits
 
 
@@ -56,15 +55,15 @@ def released(steps: Tensor, deviation: float, key: bytes) -> Tensor:
     values = steps.numpy()
     stream = hashlib.shake_256(key + hashlib.blake2b(values.tobytes()).digest())
     bits = np.frombuffer(stream.digest(8 * values.size), dtype="<u8")
-    uniform = (bits >> np.uint64(11)) * 2.0**-53
-    drawn = np.searchsorted(_cumulative(), uniform, side="right") - 10 * GRID
-    return (steps + torch.from_numpy(drawn.reshape(values.shape))).double() * (deviation / GRID)
+    # The lower half of the quantiles, where floats are dense, and a sign.
+    lower = torch.from_numpy((((bits >> np.uint64(1)) + 0.5) * 2.0**-64).reshape(values.shape))
+    signs = torch.from_numpy(((bits & np.uint64(1)) * 2.0 - 1.0).reshape(values.shape))
+    drawn = (torch.special.ndtri(lower) * signs * GRID).round().long()
+    noisy: Tensor = (steps + drawn).double() * (deviation / GRID)
+    return noisy
 
 
-@cache
-def _cumulative() -> np.ndarray[Any, Any]:
-    """Return the distribution function from -10 to 10 deviations; beyond is less than 2^-53."""
-    steps = np.arange(-10 * GRID, 10 * GRID + 1) / GRID
-    weights = np.exp(-(steps**2) / 2)
-    found: np.ndarray[Any, Any] = np.cumsum(weights) / weights.sum()
-    return found
+def chance(key: bytes, name: str) -> float:
+    """Return a number from 0 to 1, even and secret, that follows from a key and a name."""
+    drawn = hashlib.blake2b(name.encode(), key=key, digest_size=8).digest()
+    return int.from_bytes(drawn, "little") * 2.0**-64

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from trillium.report import human
 from trillium.report.leakage import LEAKAGE
 from trillium.report.measure import Measure
+from trillium.report.privacy import EPSILON
 from trillium.report.read import Run, number
 from trillium.report.traffic import Traffic
 
@@ -291,5 +292,5 @@ COST = (
     ),
 )
 
-MEASURES = QUALITY + COST + LEAKAGE
+MEASURES = (*QUALITY, *COST, EPSILON, *LEAKAGE)
 BY_NAME = {measure.name: measure for measure in MEASURES}

@@ -11,6 +11,7 @@ from typing import Any
 
 from trillium.report import human
 from trillium.report.measures import BY_NAME, MEASURES
+from trillium.report.privacy import guarantee
 from trillium.report.read import Run
 
 _BASELINES = ("zero_shot", "local_only", "centralised")
@@ -147,16 +148,14 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         for row in rows
         if guesses_only(row)
     ]
-    return (
-        failed
-        + chosen
-        + ended
-        + skipped
-        + lost
-        + [mixed] * bool(redrawn)
-        + _of_data(rows)
-        + guesses
-    )
+    private = [
+        f"{row.arm}: {said}"
+        for row in rows
+        for said in dict.fromkeys(guarantee(run.evaluations[-1]) for run in row.counted)
+        if said
+    ]
+    found = failed + chosen + ended + skipped + lost + private
+    return found + [mixed] * bool(redrawn) + _of_data(rows) + guesses
 
 
 def guesses_only(row: Row) -> bool:

@@ -43,6 +43,7 @@ _COLUMNS = {
     "nearest_accuracy": 11,
     "distance_correlation": 12,
     "label_norm_auc": 11,
+    "epsilon": 1,
     "epsilon_token": 12,
     "epsilon_text": 6,
 }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from trillium.component import known
 from trillium.errors import UserError, suggest
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.frameworks.fedllm.aggregators import Aggregator
+from trillium.frameworks.fedllm.aggregators.mean import Mean
 from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.models.adapters.lora import Lora
 from trillium.models.slots import matches
+from trillium.wire.kinds import Kind
 
 
 def check_fedllm(framework: FedLLMSettings, config: Setting) -> None:
@@ -17,6 +21,8 @@ def check_fedllm(framework: FedLLMSettings, config: Setting) -> None:
     _check_aggregator(framework, config)
     _check_tiers(framework, config)
     _check_codecs(framework, config)
+    for given, why, instead in _breaks(framework, config) if config.privacy.unit else ():
+        raise UserError(f"{given} with privacy={config.privacy.name}", why, instead)
     if framework.mask.name != "all" and not isinstance(config.adapter, Lora):
         raise UserError(
             f"framework.mask={framework.mask.name} with adapter={config.adapter.name}",
@@ -146,6 +152,49 @@ def _check_codecs(framework: FedLLMSettings, config: Setting) -> None:
                 "its error can be larger than the tensor, and the next download carries it over",
                 "Use its biased form: rounding=nearest",
             )
+
+
+def _breaks(framework: FedLLMSettings, config: Setting) -> Iterator[tuple[str, str, str]]:
+    """Yield what would leave a client in a private run without being covered."""
+    unit = config.privacy.unit
+    if framework.weights != "equal":
+        yield (
+            f"framework.weights={framework.weights}",
+            "it sends how much data each client has, and lets some count for more than the bound",
+            "Write framework.weights=equal",
+        )
+    if framework.drift.answers:
+        yield (
+            f"framework.drift={framework.drift.name}",
+            "its control variates are gradients of a client's data, sent beside the update",
+            "Write framework.drift=none or prox",
+        )
+    if framework.local:
+        yield (
+            f"framework.local={list(framework.local)}",
+            "the clients' own models are measured on their data, and the figures leave them",
+            "Leave framework.local out",
+        )
+    if unit == "client" and not isinstance(framework.aggregator, Mean):
+        yield (
+            f"framework.aggregator={framework.aggregator.name}",
+            "it looks at each update by itself, and the noise is for their sum",
+            "Write framework.aggregator=mean",
+        )
+    if unit == "client" and framework.upload == "parameters":
+        yield (
+            "framework.upload=parameters",
+            "what is bounded is how far a client moves the state, not where the state lies",
+            "Write framework.upload=update",
+        )
+    kind: Kind = "gradients" if framework.upload == "gradient" else "parameters"
+    lossy = any(not wire.is_lossless(kind, "up") for wire in config.wires().values())
+    if unit == "client" and framework.feedback > 0 and lossy:
+        yield (
+            f"framework.feedback={framework.feedback} with a lossy codec in wire.up",
+            "what a codec lost of one round would come again in another, beyond the bound of both",
+            "Write framework.feedback=0",
+        )
 
 
 def check_shares(framework: FedLLMSettings, server: Server) -> None:

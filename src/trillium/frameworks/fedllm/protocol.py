@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -22,7 +24,8 @@ from trillium.federation.means import Contribution
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics
-from trillium.federation.sums import Form
+from trillium.federation.sums import Form, mean_loss
+from trillium.federation.tiers import COMMON
 from trillium.frameworks import mean_metrics
 from trillium.frameworks.effects import DIRECTIONS, Crossing, Crossings, Direction
 from trillium.frameworks.fedllm.aggregators.mean import Mean
@@ -35,7 +38,7 @@ from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.frameworks.fedllm.shares import Share
 from trillium.models.factors import nonlinear_names
 from trillium.models.slots import train_only, values
-from trillium.training.loop import batches, task_objective
+from trillium.training.loop import task_objective
 from trillium.training.optimizers import Optimizer, set_learning_rate
 from trillium.wire.addend import Addend
 from trillium.wire.feedback import Feedback
@@ -47,6 +50,8 @@ log = logging.getLogger(__name__)
 
 class FedLLM(FedLLMSettings, name="fedllm"):
     """Exchange of trainable parameters (adapter and task head)."""
+
+    hides_units: ClassVar[frozenset[str]] = frozenset({"client", "example"})
 
     def crossings(self, config: Setting) -> Crossings:
         """Return what goes up, and how the state comes down."""
@@ -102,35 +107,35 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         send_folds(server, fleet)
         out = outgoing(self, server, fleet, current)
         forms = {name: self._form(found.like) for name, found in out.items()}
+        everyones = self.share(server, COMMON)
+        common = self._form(everyones.take(current, everyones.up))
         reduction = self.aggregator.begin(current, factors)
         answers: dict[str, Answered] = {}
-        losses: dict[str, float] = {}
+        figures: dict[str, Addend] = {}
         sketch = ProductSketch(factors, server.seed)
         averages = isinstance(self.aggregator, Mean) and self.upload != "gradient"
         requests = {name: found.message for name, found in out.items()}
-        for name, addend in fleet.addends(requests, forms):
-            held, tensors = out[name].sent.held, addend.group(self._kind)
-            reduction.add(Contribution(name, addend.weight, self._as_read(tensors, held)))
-            if averages and out[name].share.sends_both_factors:
-                sketch.add(addend.weight, self._reached(tensors, held))
-            answers[name] = Answered(addend.weight, addend.group("gradients"))
-            losses[name] = addend.weight * addend.figures["loss"]
+        for name, addend in fleet.addends(requests, forms, common):
+            held = out[name].sent.held if name in out else {}
+            tensors, weight = addend.group(self._kind), addend.weight
+            reduction.add(Contribution(name, weight, self._as_read(tensors, held)))
+            if averages and name in out and out[name].share.sends_both_factors:
+                sketch.add(weight, self._reached(tensors, held))
+            answers[name] = Answered(weight, addend.group("gradients"))
+            figures[name] = replace(addend, tensors={})
         for name, found in out.items():
             self.download.settle(
-                server.store["downloads"], found.parcel, found.sent, name in answers
+                server.store["downloads"], found.parcel, found.sent, name in fleet.cohort
             )
         aggregate = reduction.result()
-        self.drift.absorb(server.store["drift"], answers, len(fleet.engine.clients))
+        self.drift.absorb(server.store.setdefault("drift", {}), answers, len(fleet.engine.clients))
         self._step(server, current, aggregate.tensors)
         if aggregate.folds:
             keep_fold(server, aggregate.folds)
-        weights = {name: answer.weight for name, answer in answers.items()}
-        # Sorted, because sums of floats depend on their order, and replies come in any.
-        sums = [sum(value for _, value in sorted(found.items())) for found in (losses, weights)]
-        figures = {"train_loss": sums[0] / sums[1]}
+        measures = mean_loss(figures)
         if sketch.error():
-            figures["product_error"] = sketch.error()
-        return figures
+            measures["product_error"] = sketch.error()
+        return measures
 
     def _form(self, like: Tensors) -> Form:
         """Return what a client adds: its tensors, those of its correction, its loss."""
@@ -218,7 +223,7 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         )
         loop = client.loop(f"train{correction.label}", state)
         objective = task_objective(client.task, client.examples)
-        chunks = batches(client.examples, client.training, client.generator("batches"))
+        chunks = client.batches()
         weight = self._weight(client)
         if self.upload == "gradient":
             trained = loop.gradient(chunks, objective)

@@ -11,6 +11,7 @@ from trillium.component import Component
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
+from trillium.federation.sums import Whole
 from trillium.frameworks.effects import Crossings
 
 
@@ -22,6 +23,11 @@ class Head(Component, kind="head", package="trillium.frameworks.heads"):
     """
 
     runs_model: ClassVar[bool] = False  # whether clients need the whole model for it
+
+    @property
+    def whole(self) -> Whole | None:
+        """What the sum over all data is like that it asks for, if that is all it asks for."""
+        return None
 
     def crossings(self, config: Setting) -> Crossings:
         """Return what crosses beside control, by direction and kind."""

@@ -31,7 +31,7 @@ class Defence(Component, kind="defence", package="trillium.frameworks.split.defe
 class Gaussian(Defence, name="gaussian"):
     """Scale activations down to a norm and add noise to every entry: local differential privacy.
 
-    The noise is a discrete Gaussian of a secret of the client's, not of the run's seed, which the
+    The noise is a Gaussian on a grid, of a secret of the client's, not of the run's seed, which the
     server knows. So two runs differ, but not a run from the same run resumed.
 
     Two guarantees are stated, both at `delta`, for who may see all that was sent: `epsilon_token` hides

@@ -22,6 +22,7 @@ _COSTS = {
     "flops_per_client": "Compute",
     "peak_bytes_client": "Peak memory",
     "inverter_accuracy": "Recovered words",
+    "epsilon": "ε",
     "epsilon_text": "ε of a text",
     "wall_seconds": "Wall time",
 }

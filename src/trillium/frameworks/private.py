@@ -1,0 +1,155 @@
+"""Private runs: what they release, how much noise that takes, and which settings would break them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+from trillium.errors import UserError
+from trillium.federation.guard import Guard
+from trillium.federation.setting import Setting
+from trillium.federation.side import Side
+from trillium.federation.sums import Whole
+from trillium.privacy import Guarantee
+from trillium.privacy.account import Account, Release, epsilon, noise_for
+from trillium.privacy.client import ClientLevel
+
+EVEN: Final = ("cast", "hadamard", "int2", "int4", "int8", "random_k", "sign")
+"""Codecs that write as many bytes for any values."""
+
+
+def population_of(config: Setting) -> int:
+    """Return how many units there are to draw from."""
+    privacy = config.privacy
+    assert isinstance(privacy, ClientLevel)
+    return privacy.population or config.data.num_clients
+
+
+def whole_of(config: Setting) -> Whole | None:
+    """Return what the head asks for, once."""
+    found = getattr(config.head, "whole", None)
+    assert found is None or isinstance(found, Whole)
+    return found
+
+
+def releases_of(config: Setting) -> list[Release]:
+    """Return what a run releases: that of a round with its noise as the unit, and that of the head."""
+    population = population_of(config)
+    rate = (config.fleet.clients_per_round or population) / population
+    whole = whole_of(config)
+    head = [] if whole is None else [Release(whole.noise)]
+    return [Release(1.0, rate, config.rounds), *head]
+
+
+def noise_of(config: Setting) -> float:
+    """Return the noise of a round over its bound.
+
+    Raises:
+        UserError: none is enough, or what counts it is not installed.
+    """
+    privacy = config.privacy
+    assert isinstance(privacy, Guarantee)
+    if privacy.noise is not None:
+        return privacy.noise
+    assert privacy.epsilon is not None
+    return noise_for(privacy.epsilon, releases_of(config), privacy.delta)
+
+
+def foreseen(config: Setting, num_trained: int) -> dict[str, Any]:
+    """Return what a run would guarantee, and how the noise compares with what it hides.
+
+    Above 2, the noise of a round is so much larger than what its clients can add that hardly anything
+    comes of it.
+
+    Args:
+        num_trained: entries of what is added up.
+    """
+    privacy = config.privacy
+    if not isinstance(privacy, Guarantee):
+        return {}
+    noise, releases = noise_of(config), releases_of(config)
+    scaled = [replace(release, noise=release.noise * noise) for release in releases]
+    spent = epsilon(scaled, privacy.delta)
+    return {
+        "epsilon": spent if math.isfinite(spent) else None,
+        "delta": privacy.delta,
+        "unit": privacy.unit,
+        "noise_over_clip": noise,
+        "noise_over_sum": noise * num_trained**0.5 / (releases[0].rate * population_of(config)),
+    }
+
+
+def guard_of(config: Setting, server: Side, account: Account) -> Guard | None:
+    """Return the server's half of the guarantee of a run, if it has one.
+
+    Raises:
+        UserError: it cannot be kept.
+    """
+    privacy = config.privacy
+    if not isinstance(privacy, Guarantee):
+        return None
+    noise, each = noise_of(config), releases_of(config)[0]
+    release = replace(each, noise=noise, count=1)
+    return Guard(privacy, server, account, release, population_of(config))
+
+
+def check_private(name: str, units: frozenset[str], config: Setting) -> None:
+    """Refuse what would break a guarantee, whatever the framework.
+
+    Args:
+        name: of the framework.
+        units: which it can hide.
+
+    Raises:
+        UserError: something would leave that the guarantee does not cover.
+    """
+    for given, why, instead in _breaks(name, units, config):
+        raise UserError(f"{given} with privacy={config.privacy.name}", why, instead)
+
+
+def _breaks(name: str, units: frozenset[str], config: Setting) -> Iterator[tuple[str, str, str]]:
+    privacy = config.privacy
+    if privacy.unit not in units:
+        able = "fedllm, or fedkseed" if privacy.unit == "client" else "fedllm"
+        yield (
+            f"framework={name}",
+            "what its clients send is not a sum to which each of them adds something bounded",
+            f"Write framework={able}, or privacy=none",
+        )
+    if getattr(config.head, "runs_model", False) and whole_of(config) is None:
+        yield (
+            f"head={config.head.name}",
+            "its statistics and losses are those of a client's own data, without noise",
+            "Write head=class_sums, or head=random",
+        )
+    if config.training.max_length is None:
+        yield (
+            "training.max_length left out",
+            "it would be taken from the clients' texts, and so tell of the longest",
+            "Write training.max_length=128, or what you know without looking",
+        )
+    for where, wire in config.wires().items():
+        for codec in wire.up:
+            if codec.name not in EVEN:
+                yield (
+                    f"{where}.up: {codec.name}",
+                    "how many bytes it writes depends on the values, and who sees the line sees that",
+                    f"Write one of {', '.join(EVEN)}, or none",
+                )
+    for label, tier in config.tiers.items():
+        if tier.rank is not None or tier.layers is not None:
+            yield (
+                f"tiers.{label} with rank or layers",
+                "its clients would add to a part of the sum, and that part tells that they are there",
+                "Leave rank and layers out",
+            )
+    if isinstance(privacy, ClientLevel):
+        size = config.fleet.clients_per_round
+        if size is not None and size > population_of(config):
+            yield (
+                f"fleet.clients_per_round={size} of a population of {population_of(config)}",
+                "more cannot be drawn on average than there are",
+                f"Write at most {population_of(config)}, or privacy.population={size}",
+            )
