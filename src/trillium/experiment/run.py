@@ -40,7 +40,7 @@ from trillium.federation.tiers import tier_of
 from trillium.files import SERVER as SERVER
 from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
-from trillium.frameworks.private import guard_of
+from trillium.frameworks.private import guard_of, steps_of
 from trillium.models.checkpointing import checkpoint_blocks
 from trillium.models.load import LanguageModel, load_model
 from trillium.models.own import Ends
@@ -207,6 +207,8 @@ def build_server(
     wires = {client: made[id(tier)] for client, tier in tiers.items()}
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
     fleet.guard = guard_of(config, server, Account(None if path is None else path / FILE))
+    if fleet.guard is not None and config.privacy.unit == "example" and not clients:
+        fleet.guard.uncovered = "the nodes have told the server how many texts they have"
     fleet.limits = limits_of(model)
     fleet.most = most_of(config, model, sum(config.task.num_targets(example) for example in public))
     fleet.agreed = Agreed(
@@ -247,7 +249,7 @@ def build_client(
     """
     tier = tier_of(config.tiers, name)
     check_lengths(config.of(name), model, [examples, test])
-    return Client(
+    client = Client(
         name=name,
         model=model,
         task=config.task,
@@ -263,6 +265,8 @@ def build_client(
         store={"secret": new_secret()} if config.hides else {},
         privacy=config.privacy,
     )
+    client.steps = steps_of(config, client)
+    return client
 
 
 def resident_model(

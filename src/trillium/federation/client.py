@@ -10,16 +10,19 @@ from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from trillium.component import Component
 from trillium.federation.fleet import ERROR_VERB
 from trillium.federation.parts import Halves, Joining, is_part, limits_of
 from trillium.federation.side import Side
 from trillium.federation.tiers import Tier
+from trillium.models.slots import State
 from trillium.privacy import NoPrivacy, Privacy
+from trillium.privacy.example import NoisySteps
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
-from trillium.training.loop import batches
+from trillium.training.loop import Loop, batches
 from trillium.training.meters import Cost
 from trillium.wire.kinds import Limits, MessageError
 from trillium.wire.message import Message
@@ -75,6 +78,7 @@ class Client(Side):
         leave: looks at each answer (its verb, its round, the bytes of the ask) before it leaves; where
             it raises, that is the answer.
         privacy: what is to leave of what the client answers.
+        steps: how steps and sums hide single examples, if they do.
     """
 
     examples: list[Example]
@@ -84,6 +88,7 @@ class Client(Side):
     describe: Callable[[Exception], str] = _all_of
     leave: Callable[[str, int, int, Packed], None] | None = None
     privacy: Privacy = field(default_factory=NoPrivacy)
+    steps: NoisySteps | None = None
     last_verb: str = ""
     _asks: int = 0
 
@@ -122,7 +127,25 @@ class Client(Side):
 
     def batches(self) -> Iterator[list[Example]]:
         """Yield the batches of this round of the client's own data."""
+        if self.steps is not None:
+            return self.steps.batches(self.examples, self.training.num_steps(len(self.examples)))
         return batches(self.examples, self.training, self.generator("batches"))
+
+    def loop(self, label: str, state: State) -> Loop:
+        """Return the local loop, whose steps hide examples if they are to be hidden."""
+        return replace(super().loop(label, state), private=self.steps)
+
+    def sum_rows(self, rows: Tensor, groups: Tensor, num_groups: int, noise: float) -> Tensor:
+        """Return the sum of the rows of each group, one row for each example of the client's own.
+
+        Args:
+            rows: `(examples, width)` float64, none longer than 1 in l2 norm.
+            groups: `(examples,)`.
+            noise: in units of the noise of a step, where examples are to be hidden.
+        """
+        if self.steps is not None:
+            return self.steps.sums(rows, groups, num_groups, noise)
+        return rows.new_zeros(num_groups, rows.shape[1]).index_add(0, groups, rows)
 
     def _cost(self) -> tuple[float, float, float]:
         """Return the cost of an ask; in a private run none, as it tells how much data there is."""

@@ -116,7 +116,7 @@ class Setting(BaseModel):
     @property
     def public_size(self) -> int:
         """How many rows all sides hold: none where nothing needs them."""
-        if not getattr(self.framework, "needs_public", False):
+        if not any(getattr(part, "needs_public", False) for part in (self.framework, self.head)):
             return 0
         return PUBLIC if self.data.public_size is None else self.data.public_size
 

@@ -15,6 +15,7 @@ from trillium.federation.sums import Whole
 from trillium.privacy import Guarantee
 from trillium.privacy.account import Account, Release, epsilon, noise_for
 from trillium.privacy.client import ClientLevel
+from trillium.privacy.example import ExampleLevel, NoisySteps
 
 EVEN: Final = ("cast", "hadamard", "int2", "int4", "int8", "random_k", "sign")
 """Codecs that write as many bytes for any values."""
@@ -23,8 +24,11 @@ EVEN: Final = ("cast", "hadamard", "int2", "int4", "int8", "random_k", "sign")
 def population_of(config: Setting) -> int:
     """Return how many units there are to draw from."""
     privacy = config.privacy
-    assert isinstance(privacy, ClientLevel)
-    return privacy.population or config.data.num_clients
+    if isinstance(privacy, ClientLevel):
+        return privacy.population or config.data.num_clients
+    assert isinstance(privacy, ExampleLevel)
+    assert privacy.population is not None, "the check of the settings has not run"
+    return privacy.population
 
 
 def whole_of(config: Setting) -> Whole | None:
@@ -34,13 +38,24 @@ def whole_of(config: Setting) -> Whole | None:
     return found
 
 
-def releases_of(config: Setting) -> list[Release]:
-    """Return what a run releases: that of a round with its noise as the unit, and that of the head."""
+def round_of(config: Setting) -> Release:
+    """Return what a round releases, with its noise as the unit.
+
+    On examples it is all the steps of a client; one that is not asked releases nothing, and is counted
+    as if it were.
+    """
     population = population_of(config)
-    rate = (config.fleet.clients_per_round or population) / population
-    whole = whole_of(config)
+    if isinstance(config.privacy, ClientLevel):
+        return Release(1.0, (config.fleet.clients_per_round or population) / population)
+    training = config.training
+    return Release(1.0, training.batch_size / population, training.num_steps(population))
+
+
+def releases_of(config: Setting) -> list[Release]:
+    """Return what a run releases, with the noise of a round as the unit: its rounds, and the head."""
+    each, whole = round_of(config), whole_of(config)
     head = [] if whole is None else [Release(whole.noise)]
-    return [Release(1.0, rate, config.rounds), *head]
+    return [replace(each, count=each.count * config.rounds), *head]
 
 
 def noise_of(config: Setting) -> float:
@@ -90,9 +105,21 @@ def guard_of(config: Setting, server: Side, account: Account) -> Guard | None:
     privacy = config.privacy
     if not isinstance(privacy, Guarantee):
         return None
-    noise, each = noise_of(config), releases_of(config)[0]
-    release = replace(each, noise=noise, count=1)
+    release = replace(round_of(config), noise=noise_of(config))
     return Guard(privacy, server, account, release, population_of(config))
+
+
+def steps_of(config: Setting, client: Side) -> NoisySteps | None:
+    """Return how a client takes steps that hide its examples, if they are to be hidden.
+
+    Raises:
+        UserError: as `noise_of`.
+    """
+    privacy = config.privacy
+    if not isinstance(privacy, ExampleLevel):
+        return None
+    rate, size = round_of(config).rate, config.training.batch_size
+    return NoisySteps(privacy.clip, noise_of(config), rate, size, client.secret)
 
 
 def check_private(name: str, units: frozenset[str], config: Setting) -> None:
@@ -145,6 +172,8 @@ def _breaks(name: str, units: frozenset[str], config: Setting) -> Iterator[tuple
                 "its clients would add to a part of the sum, and that part tells that they are there",
                 "Leave rank and layers out",
             )
+    if isinstance(privacy, ExampleLevel):
+        yield from _breaks_of_examples(privacy, config)
     if isinstance(privacy, ClientLevel):
         size = config.fleet.clients_per_round
         if size is not None and size > population_of(config):
@@ -153,3 +182,37 @@ def _breaks(name: str, units: frozenset[str], config: Setting) -> Iterator[tuple
                 "more cannot be drawn on average than there are",
                 f"Write at most {population_of(config)}, or privacy.population={size}",
             )
+
+
+def _breaks_of_examples(privacy: ExampleLevel, config: Setting) -> Iterator[tuple[str, str, str]]:
+    training = config.training
+    if privacy.population is None:
+        yield (
+            "privacy.population left out",
+            "how likely an example is in a batch must follow from a number that everybody may know",
+            "Write about how many examples a client has, such as privacy.population=500",
+        )
+    elif privacy.population < training.batch_size:
+        yield (
+            f"training.batch_size={training.batch_size} of a population of {privacy.population}",
+            "more cannot be drawn on average than there are",
+            f"Write at most {privacy.population}",
+        )
+    if training.local_steps is None:
+        yield (
+            f"training.local_epochs={training.local_epochs}",
+            "how many steps there are would follow from how many examples a client has",
+            "Write training.local_steps",
+        )
+    if any(tier.local_steps is not None for tier in config.tiers.values()):
+        yield (
+            "tiers with local_steps",
+            "what is spent is counted for all clients alike",
+            "Leave it out there, and write training.local_steps",
+        )
+    if getattr(config.task, "logit_adjustment", 0.0):
+        yield (
+            "task.logit_adjustment",
+            "the loss of each example would depend on the labels of all others",
+            "Leave it out",
+        )

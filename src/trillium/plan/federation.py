@@ -15,7 +15,7 @@ from trillium.federation.server import Server
 from trillium.federation.side import Metrics, Side
 from trillium.federation.tiers import tier_of
 from trillium.frameworks import OwnModels, once_bytes
-from trillium.frameworks.private import guard_of
+from trillium.frameworks.private import guard_of, steps_of
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
 from trillium.plan.course import Course, PaperEngine
@@ -186,7 +186,7 @@ class PaperFederation:
         model = self._model(name)
         public = self.texts.public_of.get(name, self.texts.public)
         training = tier.training(config.training)
-        return PaperClient(
+        client = PaperClient(
             **self._side(name, model, self._meter(model, "client", training), public),
             training=on_paper(training, self._paper),
             test=_some(self.texts),
@@ -198,6 +198,8 @@ class PaperFederation:
             privacy=config.privacy,
             store=_secret(config),
         )
+        client.steps = steps_of(config, client)
+        return client
 
     def once_bytes(self) -> dict[str, int]:
         """Return what a client must hold before the run, beside what messages bring."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trillium.models.slots import State
+from trillium.privacy.example import NoisySteps, mean_losses
+from trillium.privacy.rows import Rows, are_linear, rows_of
 from trillium.tasks import Adjustment, Batch, Example, Task
 from trillium.tasks.batches import T, collate, epoch, in_order
 from trillium.tasks.vocabulary import is_wide
@@ -53,6 +55,7 @@ class Loop:
         module: the model with the trained parameters mounted.
         meter: counts what the steps cost; `label` tells their kind apart from others'.
         training: says what goes through the model at once, and in which precision.
+        private: bounds what each example adds to a step, and adds noise.
     """
 
     module: nn.Module
@@ -63,6 +66,7 @@ class Loop:
     label: str
     task: Task
     training: Training
+    private: NoisySteps | None = None
 
     def run(
         self,
@@ -89,14 +93,13 @@ class Loop:
             parts = self._parts(chunk)
             predictions = sum(self.task.num_targets(example) for example in chunk)
 
-            def one_step(parts: list[Batch] = parts, predictions: int = predictions) -> Seen:
-                seen = list[Seen]()
-                for batch in parts:
-                    with self.training.precision(self.device):
-                        loss, count = objective(self.module, batch)
-                    (loss / max(predictions, 1)).backward()  # type: ignore[no-untyped-call]
-                    seen.append((loss.detach(), count))
-                    del loss  # and all that it was computed from
+            def one_step(
+                parts: list[Batch] = parts, predictions: int = predictions, step: int = step
+            ) -> Seen:
+                if self.private is not None:
+                    seen = self._private_gradient(parts, objective, self.private, step)
+                else:
+                    seen = self._mean_gradient(parts, objective, predictions)
                 if correct is not None:
                     correct()
                 if max_grad_norm is not None:
@@ -106,12 +109,50 @@ class Loop:
                 return _summed(seen)
 
             key, resident = self._cost(parts, optimizer)
-            plain = isinstance(objective, TaskLoss)
+            plain = isinstance(objective, TaskLoss) and self.private is None
             loss, count = self.meter.run(key, one_step, resident, moves=moved, plain=plain)
             total += float(loss)
             weight, steps = weight + count, steps + 1
         self.module.eval()
         return Trained(total / max(weight, 1.0), weight, steps)
+
+    def _mean_gradient(
+        self, parts: Sequence[Batch], objective: Objective, predictions: int
+    ) -> list[Seen]:
+        """Leave the gradient of the mean loss of a batch in the parameters."""
+        seen = list[Seen]()
+        for batch in parts:
+            with self.training.precision(self.device):
+                loss, count = objective(self.module, batch)
+            (loss / max(predictions, 1)).backward()  # type: ignore[no-untyped-call]
+            seen.append((loss.detach(), count))
+            del loss  # and all that it was computed from
+        return seen
+
+    def _private_gradient(
+        self, parts: Sequence[Batch], objective: Objective, private: NoisySteps, step: int
+    ) -> list[Seen]:
+        """Leave the noisy mean of bounded gradients of a batch in the parameters."""
+        seen, rows = list[Seen](), list[Rows]()
+        for batch in parts:
+            with rows_of(self.module, self.state) as found:
+                with self.training.precision(self.device):
+                    loss, count = objective(self.module, batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+            seen.append((loss.detach(), count))
+            if not self.are_linear:  # then an example is a part of its own
+                trained = self.state.items()
+                found = {
+                    n: (torch.zeros_like(p) if p.grad is None else p.grad)[None]
+                    for n, p in trained
+                    if p.requires_grad
+                }
+            counts = [self.task.num_supervised(labels[None]) for labels in batch.labels]
+            rows.append(mean_losses(found, counts))
+            for parameter in self.state.values():
+                parameter.grad = None
+        private.gradient(rows, self.state, step)
+        return seen or [(torch.zeros(()), 0)]
 
     def fit(
         self,
@@ -161,6 +202,11 @@ class Loop:
         return Trained(total / max(weight, 1.0), weight, steps)
 
     @cached_property
+    def are_linear(self) -> bool:
+        """Whether the gradients of all examples of a batch can be had at once."""
+        return are_linear(self.module, self.state)
+
+    @cached_property
     def trained(self) -> tuple[tuple[str, torch.Size], ...]:
         """Names and shapes of what trains."""
         return tuple((n, p.shape) for n, p in self.state.items() if p.requires_grad)
@@ -171,7 +217,9 @@ class Loop:
 
     def _parts(self, chunk: list[Example]) -> list[Batch]:
         """Return the batches that go through the model one by one."""
-        size = self.training.micro_batch_size or len(chunk)
+        size = self.training.micro_batch_size or max(len(chunk), 1)
+        if self.private is not None and not self.are_linear:
+            size = 1
         return [collate(part, self.pad_id, self.device) for part in in_order(chunk, size)]
 
     def _cost(
@@ -179,7 +227,7 @@ class Loop:
     ) -> tuple[Hashable, Callable[[], Iterator[Tensor]]]:
         """Return on what the cost of a step depends, and what is in memory besides."""
         forms = tuple((batch.layout, self.rows(batch)) for batch in parts)
-        key = (self.label, forms, self.trained, bool(optimizers))
+        key = (self.label, forms, self.trained, bool(optimizers), self.private is None)
 
         def resident() -> Iterator[Tensor]:
             yield from resident_tensors(self.module, *optimizers)

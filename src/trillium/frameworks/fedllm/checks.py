@@ -181,6 +181,12 @@ def _breaks(framework: FedLLMSettings, config: Setting) -> Iterator[tuple[str, s
             "it looks at each update by itself, and the noise is for their sum",
             "Write framework.aggregator=mean",
         )
+    if unit == "example" and framework.upload == "gradient":
+        yield (
+            "framework.upload=gradient",
+            "noise is added where a client takes a step, and so it takes none",
+            "Write framework.upload=update",
+        )
     if unit == "client" and framework.upload == "parameters":
         yield (
             "framework.upload=parameters",

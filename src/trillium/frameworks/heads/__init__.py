@@ -23,6 +23,7 @@ class Head(Component, kind="head", package="trillium.frameworks.heads"):
     """
 
     runs_model: ClassVar[bool] = False  # whether clients need the whole model for it
+    needs_public: ClassVar[bool] = False  # whether there is to be a public set
 
     @property
     def whole(self) -> Whole | None:

@@ -25,21 +25,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from trillium.errors import UserError
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Side
 from trillium.frameworks.effects import Crossing, Crossings
-from trillium.frameworks.heads import Head
+from trillium.frameworks.heads.solved import (
+    OWN,
+    Solved,
+    crossed,
+    dtype_of,
+    features_of,
+    names_of,
+    received,
+)
 from trillium.frameworks.heads.statistics import (
     Scaling,
     Solution,
@@ -49,20 +56,13 @@ from trillium.frameworks.heads.statistics import (
     pooled_scaling,
     read_statistics,
 )
-from trillium.models.heads import features, head_layer
-from trillium.tasks import Batch
-from trillium.tasks.batches import by_length, collate
-from trillium.training.meters import resident_tensors
 from trillium.wire.kinds import MessageError, Tensors
 from trillium.wire.message import Message, named, scalar
-from trillium.wire.wire import Wire
 
-BATCH = 32  # examples at once when features are computed; changes memory, not results
-_OWN: Final = "0"  # the group of the clients that have the server's model
 Scale = Annotated[float, Field(gt=0)]
 
 
-class ClosedForm(Head):
+class ClosedForm(Solved):
     """A head solved from summed statistics of frozen features.
 
     Attributes:
@@ -73,7 +73,6 @@ class ClosedForm(Head):
 
     scales: tuple[Scale, ...] = Field(default=tuple(2.0**i for i in range(-6, 8)), min_length=1)
 
-    runs_model: ClassVar[bool] = True
     sends_products: ClassVar[bool]
 
     def basis(self, side: Side, width: int) -> Tensor | None:
@@ -88,32 +87,11 @@ class ClosedForm(Head):
         """Return that statistics go up, and the head comes down."""
         return {("up", "statistics"): Crossing("values"), ("down", "snapshot"): Crossing("values")}
 
-    def check(self, config: Setting) -> None:
-        """Refuse tasks without classes."""
-        if config.task.peft_task != "SEQ_CLS":
-            raise UserError(
-                f"head={self.name} with task={config.task.name}",
-                "only the head of a classifier has a closed form",
-                "Write head=random",
-            )
-
     # The server
 
-    def start(self, server: Server, fleet: Fleet) -> None:
+    def find(self, server: Server, fleet: Fleet, group: str, clients: Sequence[str]) -> None:
         """Collect statistics, solve the head, find its scale, hand it out."""
-        names = _names(server)
-        server.store["heads"], server.store["head_informed"] = {}, []
-        for number, group in enumerate(server.groups):
-            if clients := [client for client in fleet.cohort if client in group]:
-                self._find(server, fleet, str(number), clients)
-        own = server.store["heads"].get(_OWN)
-        if own is not None:
-            scaled = _scaled(own["unscaled"], own["scale"])
-            server.store["head"] = {names[role]: tensor for role, tensor in scaled.items()}
-            server.state = server.model.state(server.initial)
-
-    def _find(self, server: Server, fleet: Fleet, group: str, clients: Sequence[str]) -> None:
-        expected = _Form.of(server) if group == _OWN else None
+        expected = _Form.of(server) if group == OWN else None
 
         def read_moments(reply: Message) -> tuple[_Form, tuple[float, Tensor, Tensor]]:
             mean = reply.floats("control/mean", (None,))
@@ -142,8 +120,8 @@ class ClosedForm(Head):
         solution = self.solve(pool([*found.values()]), form.intercept)
         weight, bias = scaling.to(form.dtype).unfold(solution, basis)
         head = {"weight": weight} | ({"bias": bias} if form.intercept else {})
-        names, like = _names(server), server.model.initial
-        dtype = like[names["weight"]].dtype if group == _OWN else form.dtype
+        names, like = names_of(server), server.model.initial
+        dtype = like[names["weight"]].dtype if group == OWN else form.dtype
         head = {role: tensor.to(dtype) for role, tensor in head.items()}
         self._scale_and_use(server, fleet, group, [*found], head, solution)
 
@@ -157,7 +135,7 @@ class ClosedForm(Head):
         solution: Solution,
     ) -> None:
         """Let the clients try the head, then all of them use it at the best scale."""
-        head = _crossed(fleet, clients, head)
+        head = crossed(fleet, clients, head)
         tensors = {
             **named("snapshot", head),
             "control/scales": torch.tensor(self.scales, dtype=torch.float64),
@@ -176,55 +154,43 @@ class ClosedForm(Head):
         informed = fleet.tell(dict.fromkeys(losses, message))
         server.store["head_informed"] = sorted(informed.union(server.store["head_informed"]))
 
-    def inform(self, server: Server, fleet: Fleet) -> None:
-        """Give the head to clients that come late or have lost it."""
-        informed = {*server.store["head_informed"]} - fleet.newcomers
-        for number, group in enumerate(server.groups):
-            late = [client for client in fleet.cohort if client in group and client not in informed]
-            found = server.store["heads"].get(str(number))
-            if late and found is not None:
-                scale = scalar(found["scale"])
-                tensors = {**named("snapshot", found["unscaled"]), "control/scale": scale}
-                informed |= fleet.tell(dict.fromkeys(late, Message("use_head", tensors)))
-        server.store["head_informed"] = sorted(informed)
-
     # The client
 
     @client_verb
     def feature_moments(self, client: Client, message: Message) -> Message:
         """Answer with count, mean and standard deviation of each feature."""
-        found, _ = _features(client)
+        found, _ = features_of(client)
         deviation, mean = torch.std_mean(found.double(), dim=0, correction=0)
         return Message(
             "feature_moments",
             {
                 "control/weight": scalar(len(found)),
-                "control/mean": mean.to(_dtype(client)),
-                "control/deviation": deviation.to(_dtype(client)),
-                "control/intercept": torch.tensor("bias" in _names(client)),
+                "control/mean": mean.to(dtype_of(client)),
+                "control/deviation": deviation.to(dtype_of(client)),
+                "control/intercept": torch.tensor("bias" in names_of(client)),
             },
         )
 
     @client_verb
     def head_statistics(self, client: Client, message: Message) -> Message:
         """Answer with sums over the client's standardised features."""
-        found, labels = _features(client)
-        scaling = Scaling.read(message, found.shape[1], _dtype(client))
+        found, labels = features_of(client)
+        scaling = Scaling.read(message, found.shape[1], dtype_of(client))
         basis = self.basis(client, found.shape[1])
         num_classes = client.model.num_classes
         with client.meter.measure(("head statistics", self.sends_products, *found.shape)):
             statistics = Statistics.of(
                 scaling.apply(found, basis), labels, num_classes, self.sends_products
             )
-        return Message("head_statistics", encode_statistics(statistics, _dtype(client)))
+        return Message("head_statistics", encode_statistics(statistics, dtype_of(client)))
 
     @client_verb
     def receive_head(self, client: Client, message: Message) -> Message:
         """Answer with the summed cross-entropy of the head at each scale."""
-        head = _received(client, message)
+        head = received(client, message)
         scales = message.tensor("control/scales", torch.float64, (None,))
         penalty = message.tensor("control/penalty", torch.float64, (client.model.num_classes,))
-        found, labels = _features(client)
+        found, labels = features_of(client)
         bias = head["bias"].double() if "bias" in head else None
         with client.meter.measure(("head logits", *found.shape, len(penalty))):
             logits = functional.linear(found.double(), head["weight"].double(), bias)
@@ -233,37 +199,6 @@ class ClosedForm(Head):
         losses = [functional.cross_entropy(logits * s, labels, reduction="sum") for s in scales]
         client.scratch["unscaled_head"] = head
         return Message("receive_head", {"control/losses": torch.stack(losses)})
-
-    @client_verb
-    def use_head(self, client: Client, message: Message) -> Message:
-        """Start from the head at the scale that was found."""
-        client.scratch.pop("features", None)
-        kept = client.scratch.pop("unscaled_head", None)
-        head = _received(client, message) if message.group("snapshot") else kept
-        if head is None:
-            raise MessageError("use_head: this client has received no head")
-        names, scaled = _names(client), _scaled(head, message.positive("control/scale"))
-        client.store["head"] = {names[role]: tensor for role, tensor in scaled.items()}
-        return Message("use_head")
-
-
-def _names(side: Side) -> dict[str, str]:
-    """Return the names of the head's parameters by `weight` and, if it has one, `bias`."""
-    prefix, layer = head_layer(side.model.module)
-    names = {own: f"{prefix}.{own}" for own, _ in layer.named_parameters()}
-    frozen = sorted(set(names.values()) - side.model.initial.keys())
-    if frozen:
-        raise UserError(
-            "a head in closed form",
-            f"the adapter leaves the head as it is ({', '.join(frozen)} does not train)",
-            "Write head=random, or an adapter that trains the head",
-        )
-    return names
-
-
-def _received(client: Client, message: Message) -> Tensors:
-    names = _names(client)
-    return message.expect("snapshot", {role: client.model.initial[n] for role, n in names.items()})
 
 
 @dataclass(frozen=True)
@@ -276,66 +211,6 @@ class _Form:
 
     @classmethod
     def of(cls, side: Side) -> _Form:
-        names = _names(side)
+        names = names_of(side)
         width = side.model.initial[names["weight"]].shape[1]
-        return cls(width, "bias" in names, _dtype(side))
-
-
-def _crossed(fleet: Fleet, clients: Sequence[str], head: Tensors) -> Tensors:
-    """Return the head as the codecs leave it, so that all sides start from equal bits."""
-    wires: list[Wire] = []
-    for client in clients:
-        if fleet.wire_of(client) not in wires:
-            wires.append(fleet.wire_of(client))
-
-    def arrives(head: Tensors, wire: Wire, verb: str) -> Tensors:
-        message = Message(verb, named("snapshot", head), {"round": fleet.round})
-        return wire.preview(message, "down").seen.expect("snapshot", head)
-
-    for wire in wires:
-        head = arrives(head, wire, "receive_head")
-    for wire in wires:
-        for verb in ("receive_head", "use_head"):
-            found = arrives(head, wire, verb)
-            if any(not torch.equal(found[name], head[name]) for name in head):
-                raise UserError(
-                    f"the codecs of wire.down for snapshot, {[c.name for c in wire.down]}",
-                    "they would change the head on its way, so that the sides start differently",
-                    "Leave snapshot out of their kinds, or cast it to float16",
-                )
-    return head
-
-
-def _scaled(head: Tensors, scale: float) -> Tensors:
-    return {name: tensor * scale for name, tensor in head.items()}
-
-
-def _dtype(side: Side) -> torch.dtype:
-    """The dtype that statistics have before the codecs."""
-    return torch.promote_types(side.model.dtype, torch.float32)
-
-
-@torch.inference_mode()
-def _features(client: Client) -> tuple[Tensor, Tensor]:
-    """Return features `(rows, width)` and classes `(rows,)` of the client's data, on the CPU.
-
-    Computed once in a round, on the model as it was loaded, without dropout.
-    """
-    if "features" not in client.scratch:
-        model = client.model
-        module = model.mount(model.state()).eval()
-        found, labels = [], []
-        with features(module):
-            for chunk in by_length(client.examples, BATCH):
-                batch = collate(chunk, model.tokenizer.pad_token_id, model.device)
-
-                def look(batch: Batch = batch) -> Tensor:
-                    rows: Tensor = module(**batch.inputs).logits
-                    return rows.to(_dtype(client)).cpu()
-
-                key = ("features", batch.layout)
-                found.append(client.meter.run(key, look, lambda: resident_tensors(module)))
-                labels.append(batch.labels.cpu())
-        client.scratch["features"] = torch.cat(found), torch.cat(labels)
-    kept: tuple[Tensor, Tensor] = client.scratch["features"]
-    return kept
+        return cls(width, "bias" in names, dtype_of(side))
