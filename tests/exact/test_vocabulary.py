@@ -15,6 +15,7 @@ from papers import hold
 from tiny import distance, federation, perturb, run_rounds
 from trillium.experiment.run import Experiment
 from trillium.frameworks.kd import distillation
+from trillium.plan.moments import Record
 from trillium.tasks import IGNORE, Batch, Example, vocabulary
 from trillium.tasks.batches import collate
 from trillium.tasks.causal_lm import CausalLM
@@ -251,6 +252,25 @@ def test_what_it_costs_is_planned(
     monkeypatch.setattr(vocabulary, "CHUNK", 44 * 3)
     settings = ("data.num_clients=2", "rounds=2", "model.dtype=float32", *words)
     hold(federation(hub, *settings, model=model, task="causal_lm"))
+
+
+@pytest.mark.parametrize("words", [("framework=fedllm",), ("framework=kd",)], ids=["fedllm", "kd"])
+def test_batches_that_differ_in_rows_alone_are_told_from_two(
+    hub: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the ledger is still that of the run, where each is counted."""
+    monkeypatch.setattr(vocabulary, "WIDE", 1)
+    monkeypatch.setattr(vocabulary, "CHUNK", 44 * 20)
+    told, towards = [], Record.towards
+
+    def noted(self: Record, other: Record, steps: int, of: int) -> Record | None:
+        told.append(towards(self, other, steps, of))
+        return told[-1]
+
+    monkeypatch.setattr(Record, "towards", noted)
+    settings = ("data.num_clients=2", "rounds=4", "training.batch_size=3", "model.dtype=float32")
+    hold(federation(hub, *settings, *words, model="llama", task="causal_lm"))
+    assert len([found for found in told if found is not None]) > 5
 
 
 def test_rows_that_do_not_count_cost_nothing(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

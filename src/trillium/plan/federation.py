@@ -27,6 +27,7 @@ from trillium.plan.sizes import Scales
 from trillium.privacy.account import Account
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
+from trillium.tasks.vocabulary import is_wide
 from trillium.training.settings import Training
 from trillium.wire.ledger import Ledger
 
@@ -155,7 +156,9 @@ class PaperFederation:
     def _plain(self, model: LanguageModel, training: Training) -> Known | None:
         """Return what is known of the task's own steps, if their layouts say what they cost."""
         if not (self.texts.assumed or self.config.task.peft_task == "SEQ_CLS"):
-            return None
+            with self._paper.running():
+                if not is_wide(model.module):  # then the key does not say how many rows count
+                    return None
         some = _some(self.texts)[:1] if self.texts.assumed else []
         tokens = [(example.num_tokens, example.prompt_tokens) for example in some]
         own = training.optimizer, training.weight_decay, training.max_grad_norm, training.autocast

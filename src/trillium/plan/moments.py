@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -21,6 +25,7 @@ from trillium.training.meters import Count
 
 STATE = "trillium_state"  # marks the tensors that an optimiser keeps
 NEAR = 48  # changes of memory; fewer than the backward pass of two blocks makes
+_FIRST = 3  # sums that are not of single gradients or moments
 Phases = tuple[Memory, ...]
 """What is held at the peak of each phase of some work."""
 
@@ -76,32 +81,85 @@ class Moments(Count):  # type: ignore[no-untyped-call]
                     found = self._live[key]
                     self._gradients[key] = found.birth, found.nbytes
 
-    def phases(self, resident: Sequence[Tensor]) -> Phases:
-        """Return the most that is held in each phase: passes, begin and end of backward, the step.
-
-        A few changes of memory around both ends of the backward pass belong to them, the same ones
-        whatever the depth.
+    def record(self, resident: Sequence[Tensor]) -> Record:
+        """Return what was counted.
 
         Args:
             resident: what stays.
         """
         self._note_gradients(t for t in resident if isinstance(t, nn.Parameter))
-        course = self.course
-        step = len(course) if self._step is None else self._step
+        step = self.num_changes if self._step is None else self._step
         backward = step if self._backward is None else self._backward
+        births, sizes = [[*own] for own in zip(*self._gradients.values(), strict=True)] or [[], []]
+        return Record(
+            marks=(backward, step, *births),
+            sums=np.array([self.flops, *_held(resident), *sizes, *self.course]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What some work takes, all of it in numbers.
+
+    Attributes:
+        marks: where in the course of memory the backward pass and the step begin, and where each
+            gradient was born.
+        sums: FLOPs, then bytes: of weights, of the state of optimisers, of each gradient; and what is
+            alive after each change of memory.
+    """
+
+    marks: tuple[int, ...]
+    sums: NDArray[np.int64]
+
+    @property
+    def flops(self) -> int:
+        """The floating-point operations."""
+        return int(self.sums[0])
+
+    @cached_property
+    def _peaks(self) -> tuple[int, ...]:
+        """Where in the course the most is held: in the passes, at both ends of backward, in the step.
+
+        A few changes of memory around both ends of the backward pass belong to them, the same ones
+        whatever the depth.
+        """
+        backward, step, *births = self.marks
+        course = self.sums[_FIRST + len(births) :]
         spans = [
-            range(step),
-            range(min(backward + NEAR, step)),
-            range(max(step - NEAR, 0), step),
-            range(step - 1, len(course)),
+            (0, step),
+            (0, min(backward + NEAR, step)),
+            (max(step - NEAR, 0), step),
+            (step - 1, len(course)),
         ]
-        weights, states = _held(resident)
+        return tuple(first + int(course[first:last].argmax()) for first, last in spans)
+
+    @cached_property
+    def phases(self) -> Phases:
+        """The most that is held in each phase."""
+        births, (_, weights, states) = self.marks[2:], map(int, self.sums[:_FIRST])
+        sizes, course = np.split(self.sums[_FIRST:], [len(births)])
         found = []
-        for span in spans:
-            at = max(span, key=course.__getitem__)
-            born = [nbytes for birth, nbytes in self._gradients.values() if birth <= at]
-            found.append(_divided(course[at], weights, sum(born), states))
+        for at in self._peaks:
+            born = [int(size) for birth, size in zip(births, sizes, strict=True) if birth <= at]
+            found.append(_divided(int(course[at]), weights, sum(born), states))
         return tuple(found)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is held at all."""
+        return int(max((memory.peak for memory in self.phases), default=0))
+
+    def towards(self, other: Record, steps: int, of: int) -> Record | None:
+        """Return what lies so many of so many steps towards another; `None` if it is not whole.
+
+        What is held for a moment, but never the most, may depend on how rows are divided.
+        """
+        if self.marks != other.marks or len(self.sums) != len(other.sums):
+            return None
+        more, left = np.divmod((other.sums - self.sums) * steps, of)
+        found, start = Record(self.marks, self.sums + more), _FIRST + len(self.marks) - 2
+        is_whole = not left[:start].any() and not left[start:][[*found._peaks]].any()
+        return found if is_whole else None
 
 
 def _held(resident: Sequence[Tensor]) -> tuple[int, int]:

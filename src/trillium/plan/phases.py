@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -13,22 +13,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from trillium.plan.fakes import Paper, is_fake
 from trillium.plan.memory import Memory
-from trillium.plan.moments import Moments, Phases, before_step
-from trillium.training.meters import Cost, Meter
+from trillium.plan.moments import Moments, Phases, Record, before_step
+from trillium.training.meters import Cost, Evenly, Meter
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What some work costs."""
-
-    flops: float
-    phases: Phases
-
-    @property
-    def peak_bytes(self) -> int:
-        return int(max((memory.peak for memory in self.phases), default=0))
 
 
 @dataclass
@@ -39,15 +27,48 @@ class Known:
         costs: FLOPs and memory of work that looks at nothing but its batch and what is resident.
         others: the same of other work.
         returned: the form of what it returned, and which tensors got a gradient.
+        alike: by all that works have in common but the number of rows, and by how much was counted, the
+            keys of what two of them cost and of what they returned, by their numbers of rows.
     """
 
-    costs: dict[Hashable, _Work] = field(default_factory=dict)
-    others: dict[Hashable, _Work] = field(default_factory=dict)
+    costs: dict[Hashable, Record] = field(default_factory=dict)
+    others: dict[Hashable, Record] = field(default_factory=dict)
     returned: dict[Hashable, tuple[Any, list[bool]]] = field(default_factory=dict)
+    alike: dict[Hashable, dict[int, dict[int, tuple[Hashable, Hashable]]]] = field(
+        default_factory=dict
+    )
 
-    def cost(self, key: Hashable) -> _Work | None:
+    def cost(self, key: Hashable) -> Record | None:
         """Return what some work costs, if that is known."""
         return self.costs.get(key) or self.others.get(key)
+
+    def note(self, evenly: Evenly, key: Hashable, whole: Hashable) -> None:
+        """Note work that others may be told from."""
+        like, rows = evenly
+        cost = self.cost(key)
+        if cost is not None:  # the first step of an optimiser counts what makes its state, too
+            found = self.alike.setdefault(like, {}).setdefault(len(cost.sums), {})
+            if len(found) < 2:
+                found[rows] = key, whole
+
+    def tell(self, evenly: Evenly, key: Hashable, whole: Hashable) -> None:
+        """Tell what work takes and returns from two that had other numbers of rows, if there are such.
+
+        They do the same operations, whose every result is so many bytes longer with each row.
+        """
+        like, rows = evenly
+        pairs = [found for found in self.alike.get(like, {}).values() if len(found) == 2]
+        if not pairs:
+            return
+        (first, (one, its)), (second, (other, theirs)) = pairs[0].items()
+        steps, of = rows - first, second - first
+        for costs in (self.costs, self.others):
+            if one in costs and other in costs:
+                cost = costs[one].towards(costs[other], steps, of)
+                with suppress(_UnevenError):
+                    found = _towards(self.returned[its], self.returned[theirs], steps, of)
+                    if cost is not None:
+                        costs[key], self.returned[whole] = cost, found
 
     def take(self, other: Known, key: Hashable, whole: Hashable) -> None:
         """Take from another what work costs that looks at nothing else, and what it returned."""
@@ -95,7 +116,7 @@ class PhaseMeter(Meter):
                 rest = list(resident())
                 count.keep(rest)
                 known = self._known.costs if count.is_closed(rest) else self._known.others
-                known[key] = _Work(count.flops, count.phases(rest))
+                known[key] = count.record(rest)
             self._add(key)
         finally:
             self._measuring = False
@@ -111,11 +132,16 @@ class PhaseMeter(Meter):
         fills: Iterable[Tensor] = (),
         needs: Sequence[Tensor] = (),
         plain: bool = False,
+        evenly: Evenly | None = None,
     ) -> T:
         """Return what some work returns, or something of its form where it has been done before."""
         whole, fills = (key, form), list(fills)
-        if plain and self._plain is not None and key in self._plain.costs:
-            self._known.take(self._plain, key, whole)
+        shared = self._plain if plain else None
+        for known in (shared, self._known):
+            if known is not None and evenly is not None and known.cost(key) is None:
+                known.tell(evenly, key, whole)
+        if shared is not None and key in shared.costs:
+            self._known.take(shared, key, whole)
         if self._known.cost(key) is not None and whole in self._known.returned:
             self._add(key)
             moved = list(moves)
@@ -131,8 +157,11 @@ class PhaseMeter(Meter):
         with self.measure(key, resident):
             done = work(*needs)
         self._known.returned[whole] = _form(done), [t.grad is not None for t in fills]
-        if plain and self._plain is not None and key in self._known.costs:
-            self._plain.take(self._known, key, whole)
+        if shared is not None and key in self._known.costs:
+            shared.take(self._known, key, whole)
+        for known in (shared, self._known):
+            if known is not None and evenly is not None:
+                known.note(evenly, key, whole)
         return done
 
     def _add(self, key: Hashable) -> None:
@@ -194,6 +223,33 @@ def _form(found: Any) -> Any:
     if isinstance(found, list | tuple):
         return type(found)(map(_form, found))
     return found
+
+
+class _UnevenError(Exception):
+    """What two works returned does not differ in sizes alone."""
+
+
+def _towards(one: Any, other: Any, steps: int, of: int) -> Any:
+    """Return what lies so many of so many steps from one form of what was returned to another.
+
+    Raises:
+        _UnevenError: nothing does.
+    """
+    if type(one) is not type(other):
+        raise _UnevenError
+    if isinstance(one, _Form):
+        parts = [(one.shape, other.shape), (one.stride, other.stride)]
+        shape, stride = (_towards(tuple(a), tuple(b), steps, of) for a, b in parts)
+        if (one.dtype, one.trains) != (other.dtype, other.trains):
+            raise _UnevenError
+        return replace(one, shape=torch.Size(shape), stride=stride)
+    if isinstance(one, list | tuple) and len(one) == len(other):
+        return type(one)(_towards(a, b, steps, of) for a, b in zip(one, other, strict=True))
+    if type(one) is int and not (other - one) * steps % of:
+        return one + (other - one) * steps // of
+    if one is not other and (isinstance(one, Tensor) or one != other):
+        raise _UnevenError
+    return one
 
 
 def _larger(one: Memory, other: Memory) -> Memory:

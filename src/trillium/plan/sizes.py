@@ -124,7 +124,8 @@ class Scales:
             ]
 
     def _draws(self, stack: Sequence[Codec], form: _Form) -> list[dict[str, _Form]]:
-        found = [_forms(encode_stack(stack, tensor, 0)) for tensor in self._values(form)]
+        with torch._C._DisableTorchDispatch():  # they have values: a plan need not look at them
+            found = [_forms(encode_stack(stack, tensor, 0)) for tensor in self._values(form)]
         return found[:1] if all(forms == found[0] for forms in found) else found
 
     def _values(self, form: _Form) -> list[Tensor]:

@@ -80,23 +80,23 @@ class _Summed(torch.autograd.Function):
             torch.zeros_like(w, dtype=torch.promote_types(w.dtype, total.dtype)) for w in weights
         ]
         of_hidden = torch.zeros_like(hidden) if 0 in needs else None
-        for rows in _spans(module, len(hidden)):
-            with torch.enable_grad(), _from_hidden(_unwrapped(module)) as head:
+        with torch.enable_grad(), _from_hidden(_unwrapped(module)) as head:
+            for rows in _spans(module, len(hidden)):
                 some = hidden[rows].detach().requires_grad_(0 in needs)
                 loss = part(head(some), rows)
-            total += loss.detach()
-            wanted = [some] * (0 in needs) + [*weights]
-            if not needs:
-                continue
-            for gradient, place in zip(
-                torch.autograd.grad(loss, wanted),
-                [None] * (0 in needs) + [*range(len(weights))],
-                strict=True,
-            ):
-                if place is not None:
-                    sums[place] += gradient
-                elif of_hidden is not None:
-                    of_hidden[rows] = gradient
+                total += loss.detach()
+                wanted = [some] * (0 in needs) + [*weights]
+                if not needs:
+                    continue
+                for gradient, place in zip(
+                    torch.autograd.grad(loss, wanted),
+                    [None] * (0 in needs) + [*range(len(weights))],
+                    strict=True,
+                ):
+                    if place is not None:
+                        sums[place] += gradient
+                    elif of_hidden is not None:
+                        of_hidden[rows] = gradient
         ctx.found = (of_hidden, *(sums.pop(0).to(weight.dtype) for weight in weights))
         return total
 
@@ -116,6 +116,11 @@ def _unwrapped(module: nn.Module) -> Any:
 def _head(model: Any) -> Any:
     """Return the last layer of a language model, or `None` if it has none."""
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def num_chunks(module: nn.Module, num_rows: int) -> int:
+    """Return in how many chunks logits of so many rows are computed."""
+    return len([*_spans(module, num_rows)])
 
 
 def _spans(module: nn.Module, num_rows: int) -> Iterator[slice]:

@@ -14,8 +14,8 @@ from trillium.privacy.example import NoisySteps, mean_losses
 from trillium.privacy.rows import Rows, are_linear, rows_of
 from trillium.tasks import Adjustment, Batch, Example, Task
 from trillium.tasks.batches import T, collate, epoch, in_order
-from trillium.tasks.vocabulary import is_wide
-from trillium.training.meters import Meter, resident_tensors
+from trillium.tasks.vocabulary import is_wide, num_chunks
+from trillium.training.meters import Evenly, Meter, resident_tensors
 from trillium.training.optimizers import set_learning_rate
 from trillium.training.settings import Training
 
@@ -77,12 +77,14 @@ class Loop:
         max_grad_norm: float | None,
         learning_rate: Callable[[int], float] | None = None,
         correct: Callable[[], None] | None = None,
+        even: bool = True,
     ) -> Trained:
         """Take one optimiser step on the mean loss of each batch.
 
         Args:
             max_grad_norm: global l2 norm to clip to.
             learning_rate: learning rate by step, counted from 0; the optimiser's own without it.
+            even: whether all rows that count are treated alike.
         """
         self.module.train()
         total, weight, steps = 0.0, 0.0, 0
@@ -108,9 +110,12 @@ class Loop:
                 optimizer.zero_grad(set_to_none=True)
                 return _summed(seen)
 
-            key, resident = self._cost(parts, optimizer)
+            key, resident, evenly = self._cost(parts, optimizer)
             plain = isinstance(objective, TaskLoss) and self.private is None
-            loss, count = self.meter.run(key, one_step, resident, moves=moved, plain=plain)
+            evenly = evenly if even and self.private is None else None
+            loss, count = self.meter.run(
+                key, one_step, resident, moves=moved, plain=plain, evenly=evenly
+            )
             total += float(loss)
             weight, steps = weight + count, steps + 1
         self.module.eval()
@@ -162,13 +167,14 @@ class Loop:
         progress: Callable[[float], float],
         num_steps: int,
         correct: Callable[[], None] | None = None,
+        even: bool = True,
     ) -> Trained:
         """Train with a new optimiser for the steps of one round.
 
         Args:
             chunks: the batches, `num_steps` of them.
             progress: how far the run is at a fraction of this round.
-            correct: as in `run`.
+            correct, even: as in `run`.
         """
         return self.run(
             chunks,
@@ -177,6 +183,7 @@ class Loop:
             max_grad_norm=training.max_grad_norm,
             learning_rate=lambda step: training.learning_rate(progress(step / num_steps)),
             correct=correct,
+            even=even,
         )
 
     def gradient(self, chunks: Iterable[list[Example]], objective: Objective) -> Trained:
@@ -191,8 +198,9 @@ class Loop:
                 loss.backward()  # type: ignore[no-untyped-call]
                 return loss.detach(), count
 
-            key, resident = self._cost([batch])
-            loss, count = self.meter.run(key, one_batch, resident, fills=self.state.values())
+            key, resident, evenly = self._cost([batch])
+            fills = self.state.values()
+            loss, count = self.meter.run(key, one_batch, resident, fills=fills, evenly=evenly)
             total += float(loss)
             weight, steps = weight + count, steps + 1
         for parameter in self.state.values():
@@ -224,17 +232,30 @@ class Loop:
 
     def _cost(
         self, parts: Sequence[Batch], *optimizers: torch.optim.Optimizer
-    ) -> tuple[Hashable, Callable[[], Iterator[Tensor]]]:
-        """Return on what the cost of a step depends, and what is in memory besides."""
+    ) -> tuple[Hashable, Callable[[], Iterator[Tensor]], Evenly | None]:
+        """Return on what the cost of a step depends, what is in memory besides, and how it grows."""
         forms = tuple((batch.layout, self.rows(batch)) for batch in parts)
-        key = (self.label, forms, self.trained, bool(optimizers), self.private is None)
+        rest = self.trained, bool(optimizers), self.private is None
 
         def resident() -> Iterator[Tensor]:
             yield from resident_tensors(self.module, *optimizers)
             if not optimizers:  # gradients are summed over batches, so they last
                 yield from (p.grad for p in self.state.values() if p.grad is not None)
 
-        return key, resident
+        return (self.label, forms, *rest), resident, self.evenly(self.label, forms, *rest)
+
+    def evenly(
+        self, label: str, forms: Sequence[tuple[Hashable, int]], *rest: Hashable
+    ) -> Evenly | None:
+        """Return with which number of rows the cost of a batch grows, and what else it depends on.
+
+        Args:
+            forms: of its parts, layouts and numbers of rows; of several none grows by itself.
+        """
+        if len(forms) != 1 or not forms[0][1]:
+            return None
+        [(layout, rows)] = forms
+        return (label, layout, num_chunks(self.module, rows), *rest), rows
 
 
 def losses(objective: Objective, module: nn.Module, parts: Sequence[Batch]) -> Seen:

@@ -51,6 +51,9 @@ class Cost:
         )
 
 
+Evenly = tuple[Hashable, int]
+"""A key without its number of rows, and that number: with each row work takes so much more."""
+
 CostCache = dict[Hashable, Cost]
 """FLOPs and peak bytes by key, seconds left at zero; share one among clients of one model shape."""
 
@@ -128,6 +131,7 @@ class Meter:
         fills: Iterable[Tensor] = (),
         needs: Sequence[Tensor] = (),
         plain: bool = False,
+        evenly: Evenly | None = None,
     ) -> T:
         """Return what some work returns, and add its cost to the total, as `measure` does.
 
@@ -141,6 +145,8 @@ class Meter:
             fills: tensors whose `grad` it fills.
             needs: tensors whose way back it goes.
             plain: whether it is the same work under this key in every framework.
+            evenly: if it is the same operations for other numbers of rows, and each of what they make
+                grows evenly with it.
         """
         with self.measure(key, resident):
             return work(*needs)

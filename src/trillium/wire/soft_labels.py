@@ -130,7 +130,10 @@ class Writer:
 
     def add(self, log_probs: Tensor) -> None:
         """Encode the next rows, normalised log-probabilities `(n, classes)`."""
-        self.take(self.encode(log_probs))
+        if has_values(log_probs):
+            self.take(self.encode(log_probs))
+        else:  # none of them takes memory
+            self.take([self._sized.encode_rows(log_probs.detach(), 0)])
 
     def encode(self, log_probs: Tensor) -> list[Tensor]:
         """Return the records of the next rows, for `take`."""

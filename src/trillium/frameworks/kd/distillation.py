@@ -131,7 +131,8 @@ def predict(loop: Loop, task: Task, public: Sequence[Example], writer: Writer) -
 
         count = task.num_supervised(batch.labels)
         key, form = (loop.label, batch.layout, count), (count, repr(writer.codec))
-        writer.take(loop.meter.run(key, one_batch, resident, form=form))
+        evenly = loop.evenly(loop.label, [(batch.layout, loop.rows(batch))], form[1])
+        writer.take(loop.meter.run(key, one_batch, resident, form=form, evenly=evenly))
     return writer.done()
 
 

@@ -231,6 +231,7 @@ class KD(KDSettings, name="kd"):
             training,
             side.progress,
             training.num_steps(len(public)),
+            even=bool(teacher.present.all()),
         )
         return trained.loss
 
