@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from trillium.cli.app import app
 from trillium.errors import UserError
-from trillium.experiment.spent import together
+from trillium.experiment.spent import said_of, together
 from trillium.privacy.account import FILE, Account, Release, epsilon, noise_for, read_account
 
 pytest.importorskip("dp_accounting")
@@ -84,6 +84,7 @@ def test_noise_is_found_that_spends_what_may_be_spent(
 def _run(folder: Path, privacy: str, *releases: Release) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text(f"privacy: {privacy}\n")
+    (folder / "metrics.jsonl").touch()
     account = Account(folder / FILE)
     for number, release in enumerate(releases):
         account.note(number, "round", release)
@@ -102,7 +103,10 @@ def test_runs_on_the_same_clients_add_up(tmp_path: Path) -> None:
     assert found["runs"][str(one)]["epsilon"] == epsilon([Release(4.0, 1.0, 12)], 1e-5)
     assert together([tmp_path])["epsilon"] == found["epsilon"]
     said = CliRunner().invoke(app, ["epsilon", str(tmp_path)]).output
-    assert "together: ε = 4.983 at δ = 1e-05 for one client more or less" in said
+    spent = "together: ε = 4.983 at δ = 1e-05 for one client more or less"
+    assert spent in said
+    assert said_of(tmp_path) == f"All 2 runs {spent}."
+    assert said_of(one) == ""  # its own is told already
 
 
 def test_a_run_without_privacy_takes_all_of_it_away(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def show(folder: Path, as_json: bool, reach: Sequence[float] = ()) -> None:
     Args:
         reach: accuracies, as shares, to tell the bytes to.
     """
+    from trillium.experiment.spent import said_of
     from trillium.report.table import terminal_table, to_dict
     from trillium.report.words import costs, next_steps, outcome
     from trillium.report.write import make_report
@@ -42,7 +43,8 @@ def show(folder: Path, as_json: bool, reach: Sequence[float] = ()) -> None:
     console = Console()
     console.print(terminal_table(made.rows, console.width, made.goals))
     said = [*outcome(made.rows), *costs(made.rows)]
-    console.print("\n" + " ".join(said), highlight=False)
+    spent = [line] if (line := said_of(folder)) else []
+    console.print("\n" + " ".join([*said, *spent]), highlight=False)
     for what, command in next_steps(made.rows):
         console.print(f"{what}: {command}", highlight=False, soft_wrap=True)
     console.print(f"\nReport: {made.page}", highlight=False, soft_wrap=True)

@@ -37,9 +37,26 @@ def together(folders: Sequence[Path], delta: float | None = None) -> dict[str, A
     return {**_spent(lines.values(), delta, unit), "runs": each}
 
 
+def said_of(folder: Path) -> str:
+    """Return what the runs of a comparison have spent together; empty where none is private."""
+    accounts = {path.parent for path in folder.glob(f"*/{FILE}")}
+    return (
+        f"All {len(_runs(folder))} runs together: {said(together([folder]))}." if accounts else ""
+    )
+
+
+def said(found: Mapping[str, Any]) -> str:
+    """Return what was spent, in words."""
+    if found["epsilon"] is None:
+        return f"no ε, as {found['uncovered']}"
+    return (
+        f"ε = {found['epsilon']:.4g} at δ = {found['delta']:g} for one {found['unit']} more or less"
+    )
+
+
 def _runs(folder: Path) -> list[Path]:
     """Return the runs in a folder, which may be one itself."""
-    found = sorted(path.parent for path in folder.rglob("config.yaml"))
+    found = sorted(path.parent for path in folder.rglob("metrics.jsonl"))
     if not found:
         raise UserError(str(folder), "there is no run in it", "Give the folder of a run")
     return found

@@ -125,6 +125,10 @@ class Client(Side):
         meta = {**reply.meta, "round": self.round}  # codecs with shared randomness go by it
         return self.wire.pack(replace(reply, tensors=tensors, meta=meta), "up")
 
+    def secret(self, purpose: str) -> bytes:
+        """Return a key for one purpose in one ask: what is asked again is drawn anew."""
+        return super().secret(f"{purpose}/{self._asks}")
+
     def batches(self) -> Iterator[list[Example]]:
         """Yield the batches of this round of the client's own data."""
         if self.steps is not None:
