@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +258,22 @@ def test_what_is_not_added_up_does_not_leave(hub: Path) -> None:
     leaky = Message("train", {"control/loss": torch.tensor(1.0)})
     with pytest.raises(UserError, match="only what is added up may leave"):
         run.config.privacy.closed(leaky, Message("train"))
+
+
+def test_nobody_is_left_out_for_what_others_send(hub: Path) -> None:
+    """Where clients are compared, whether one is missing would tell of another's data."""
+    run = private(hub, "privacy={name: client, noise: 1e-3, clip: {name: fixed, norm: 1e6}}")
+    honest = run.clients[0].verbs["train"]
+
+    def huge(client: Any, message: Message) -> Message:
+        reply: Message = honest(client, message)
+        assert reply.summed is not None
+        tensors = {name: 1e3 * tensor for name, tensor in reply.summed.tensors.items()}
+        return replace(reply, summed=replace(reply.summed, tensors=tensors))
+
+    run.clients[0].verbs = {**run.clients[0].verbs, "train": huge}
+    run.server.round = 1
+    run.config.framework.start(run.server, run.fleet)
+    run.fleet.begin_round(1)
+    run.config.framework.round(run.server, run.fleet)
+    assert run.fleet.sizes.suspect() is None

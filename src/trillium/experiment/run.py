@@ -206,9 +206,8 @@ def build_server(
     made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}
     wires = {client: made[id(tier)] for client, tier in tiers.items()}
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
-    fleet.guard = guard_of(config, server, Account(None if path is None else path / FILE))
-    if fleet.guard is not None and config.privacy.unit == "example" and not clients:
-        fleet.guard.uncovered = "the nodes have told the server how many texts they have"
+    account = Account(None if path is None else path / FILE)
+    fleet.guard = guard_of(config, server, account, deployed=not clients)
     fleet.limits = limits_of(model)
     fleet.most = most_of(config, model, sum(config.task.num_targets(example) for example in public))
     fleet.agreed = Agreed(

@@ -374,7 +374,8 @@ class Fleet:
             try:
                 reply = self._receive(client, entries[client].verb, data, purpose)
                 answer = (read if callable(read) else read[client])(reply)
-                self.sizes.note(client, reply)
+                if self.guard is None:  # else whom it leaves out would tell of others' data
+                    self.sizes.note(client, reply)
             except MessageError as error:
                 self.missing[client] = one_line(str(error))
                 continue

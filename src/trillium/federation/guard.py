@@ -61,7 +61,7 @@ class Guard:
         release, what = self.release, "round"
         if form.whole is not None:
             release, what = Release(self.release.noise * form.whole.noise), "head"
-        self.account.note(self.side.round, what, release)
+        self.account.note(self.side.round, what, release, self.uncovered)
         return release
 
     def total(self, requests: Mapping[str, Message], form: Form, ask: Ask) -> Addend:

@@ -96,8 +96,13 @@ def foreseen(config: Setting, num_trained: int) -> dict[str, Any]:
     }
 
 
-def guard_of(config: Setting, server: Side, account: Account) -> Guard | None:
+def guard_of(
+    config: Setting, server: Side, account: Account, *, deployed: bool = False
+) -> Guard | None:
     """Return the server's half of the guarantee of a run, if it has one.
+
+    Args:
+        deployed: whether the clients are nodes on machines of their own.
 
     Raises:
         UserError: it cannot be kept.
@@ -105,8 +110,16 @@ def guard_of(config: Setting, server: Side, account: Account) -> Guard | None:
     privacy = config.privacy
     if not isinstance(privacy, Guarantee):
         return None
+    if deployed and isinstance(privacy, ClientLevel) and privacy.population is None:
+        raise UserError(
+            "privacy=client without a population",
+            "nodes come and go, and what is added up is divided by a number that stays",
+            "Write how many clients there are, such as privacy.population=100",
+        )
+    told = deployed and isinstance(privacy, ExampleLevel)
+    why = "the nodes have told the server how many texts they have" if told else ""
     release = replace(round_of(config), noise=noise_of(config))
-    return Guard(privacy, server, account, release, population_of(config))
+    return Guard(privacy, server, account, release, population_of(config), why)
 
 
 def steps_of(config: Setting, client: Side) -> NoisySteps | None:

@@ -142,9 +142,10 @@ class Account:
         if self.path is not None and self.path.exists():
             self.lines = read_account(self.path)
 
-    def note(self, number: int, what: str, release: Release) -> None:
-        """Write down what is about to be released in a round."""
+    def note(self, number: int, what: str, release: Release, uncovered: str = "") -> None:
+        """Write down what is about to be released in a round, and what leaves with it uncovered."""
         line = {"round": number, "what": what, **asdict(release)}
+        line |= {"uncovered": uncovered} if uncovered else {}
         self.lines.append(line)
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:

@@ -34,8 +34,8 @@ class ClientLevel(Guarantee, name="client"):
 
     Attributes:
         clip: the bound of what a client sends.
-        population: how many clients there are to draw from, as everybody may know; by default
-            `data.num_clients`. If there are fewer, or more, the guarantee still holds.
+        population: how many clients there are to draw from, as everybody may know; in a simulation
+            `data.num_clients` by default. If there are fewer, or more, the guarantee still holds.
     """
 
     clip: Choice[Clip] = Fixed()
@@ -44,8 +44,8 @@ class ClientLevel(Guarantee, name="client"):
     unit: ClassVar[str] = "client"
     adversary: ClassVar[str] = "whoever sees every round's model; the server is trusted"
     uncounted: ClassVar[str] = (
-        "how settings were chosen, other runs on the same clients, class names, and the folder of the "
-        "run, which names who took part"
+        "how settings were chosen, other runs on the same clients, class names, and who can watch the "
+        "network or the folder of the run, which tell who took part"
     )
 
     def closed(self, reply: Message, request: Message) -> Message:
