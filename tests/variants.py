@@ -253,6 +253,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "class means": ("head=class_means", "wire={up: [{name: cast, kinds: [statistics]}]}"),
     "ridge": ("head=ridge",),
     "projected": ("head={name: ridge, project: 5}",),
+    "class sums": ("head=class_sums",),
 }
 MODELS = (("llama", "causal_lm"), ("bert", "classification"), ("gpt2", "causal_lm"))
 

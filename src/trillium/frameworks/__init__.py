@@ -67,7 +67,9 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
 
     def without_effect(self, config: Setting) -> Iterator[NoEffect]:
         """Yield what is set and acts nowhere in this run."""
-        yield from unread(self.name, config, self.no_effect(config))
+        assert isinstance(config.head, Crosses)
+        idle_of_head = config.head.no_effect(config)
+        yield from unread(self.name, config, {**self.no_effect(config), **idle_of_head})
         if (found := self._all_crossings(config)) is not None:
             yield from idle(self.name, config, found)
 

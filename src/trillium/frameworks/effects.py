@@ -48,10 +48,13 @@ Crossings = Mapping[tuple[Direction, Kind], Crossing]
 
 @runtime_checkable
 class Crosses(Protocol):
-    """What says of itself what it sends: a framework, or a head."""
+    """What says of itself what it sends and reads: a framework, or a head."""
 
     def crossings(self, config: Setting) -> Crossings:
         """Return what crosses beside control, by direction and kind."""
+
+    def no_effect(self, config: Setting) -> Mapping[str, str]:
+        """Return the settings that a run never reads, by path, and why."""
 
 
 class NoEffect(UserError):  # noqa: N818 - it is what a setting has, and is caught by name

@@ -5,6 +5,7 @@ Imports `federation`, `data` and what is below them, and no framework.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from trillium.component import Component
@@ -32,6 +33,10 @@ class Head(Component, kind="head", package="trillium.frameworks.heads"):
 
     def crossings(self, config: Setting) -> Crossings:
         """Return what crosses beside control, by direction and kind."""
+        return {}
+
+    def no_effect(self, config: Setting) -> Mapping[str, str]:
+        """Return the settings that a run never reads, by path, and why."""
         return {}
 
     def check(self, config: Setting) -> None:

@@ -10,7 +10,7 @@ counts, no moments and no losses of a client's data cross.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -61,6 +61,15 @@ class ClassSums(Solved, name="class_sums"):
     def crossings(self, config: Setting) -> Crossings:
         """Return that sums go up, and the head comes down."""
         return {("up", "statistics"): Crossing("values"), ("down", "snapshot"): Crossing("values")}
+
+    def no_effect(self, config: Setting) -> Mapping[str, str]:
+        """Return what says how the sums are hidden, where they are not."""
+        unit, found = config.privacy.unit, {}
+        if not unit:
+            found["head.noise"] = "no noise is added, as privacy=none"
+        if unit != "client":
+            found["head.bound"] = "it bounds what a client adds, where clients are to be hidden"
+        return found
 
     def check(self, config: Setting) -> None:
         """Refuse tasks without classes, several models, and runs without public texts."""
