@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ from trillium.frameworks.fedllm.aggregators import Aggregator
 from trillium.frameworks.fedllm.masks import Mask
 from trillium.training import meters
 from trillium.wire.codecs import Codec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHARED = Path(__file__).parents[2] / "shared"
 COMPONENTS: tuple[type[Component], ...] = (Aggregator, Codec, Mask, Partition, Framework)
@@ -84,6 +88,29 @@ def rows_read_once(hub: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(run, "load_data", once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_picture(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Render one picture for all that a file of `tests/cli` draws, a quarter of the time of a report.
+
+    Figures are made nevertheless; `tests/unit` and `tests/browser` look at what is rendered.
+    """
+    if request.path.parent.name != "cli":
+        yield
+        return
+    from trillium.report import plots, style
+
+    png, rendered = style.png, list[bytes]()
+
+    def once(figure: Figure) -> bytes:
+        if not rendered:
+            rendered.append(png(figure))
+        return rendered[0]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "png", once)
         yield
 
 

@@ -13,10 +13,10 @@ from trillium.plan.result import texts_of
 from trillium.wire.ledger import Entry
 
 
-def on_paper(run: Experiment) -> PaperFederation:
+def on_paper(run: Experiment, models: Models | None = None) -> PaperFederation:
     """Return the federation of a run on paper, after its last round."""
     texts = texts_of(run.config, run.server, run.clients)
-    paper = PaperFederation(run.config, texts, Shared(Models()))
+    paper = PaperFederation(run.config, texts, Shared(models or Models()))
     paper.start()
     for number in range(1, (run.config.rounds if run.config.framework.trains else 0) + 1):
         paper.round(number, evaluates=True)
@@ -35,13 +35,14 @@ def total(entries: Sequence[Entry], direction: str) -> int:
     return sum(e.bytes for e in entries if e.direction == direction and e.purpose != "evaluate")
 
 
-def hold(run: Experiment, *, peaks: bool = True) -> None:
+def hold(run: Experiment, models: Models | None = None, *, peaks: bool = True) -> None:
     """Run on paper and for real, and expect the same of both, or bounds where values decide.
 
     Args:
+        models: makes those of paper.
         peaks: whether peaks of memory are equal; else they are within a fifth.
     """
-    paper, why = on_paper(run), reasons(run.config)
+    paper, why = on_paper(run, models), reasons(run.config)
     run.run()
     expected, found = run.fleet.ledger.entries, paper.course.entries
     if why:

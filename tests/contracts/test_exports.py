@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,10 +108,15 @@ def test_every_aggregator_ships_what_it_was_measured_by(
     check(hub, tmp_path, aggregator, LORA, "random")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def triples() -> Iterator[Any]:
+    """All choices of three; every two meet in a slow case, and the other cases are a drill."""
+    usual = {"mean", LORA, "random"}
+    for choice in product(AGGREGATORS, ADAPTERS, HEADS):
+        mark = pytest.mark.slow if usual.intersection(choice) else pytest.mark.drill
+        yield pytest.param(*choice, marks=mark)
+
+
+@pytest.mark.parametrize(("aggregator", "adapter", "head"), triples())
 def test_so_does_every_adapter_and_head_under_it(
     hub: Path, tmp_path: Path, aggregator: str, adapter: str, head: str
 ) -> None:
