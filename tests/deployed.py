@@ -161,11 +161,13 @@ def run_in_threads(
     through: Callable[[int], int] | None = None,
     repeats: int = 0,
     revoked: Path | None = None,
+    seconds: tuple[float, float] = (20.0, 60.0),
 ) -> Experiment:
     """Run a federation over sessions with its clients, or go on with one.
 
     Args:
         through: lays a link to a port, and returns the port at which nodes reach it.
+        seconds: to wait for nodes, and for an answer.
     """
     monkeypatch.setattr(distributed, "GOODBYE_SECONDS", 0.0)  # nobody answers the invitations
     for module in (distributed, patience):
@@ -177,7 +179,7 @@ def run_in_threads(
     opening = Opening("run", config.tree(), list(data.labels), 0 if newest is None else newest[0])
     nodes = Nodes(keys, sorted(data.clients), folder.path / "nodes", fault, spoil)
     tls = ServerTLS.read(keys / "ca.crt", keys / "server.crt", keys / "server.key")
-    waits = Patience(20.0, 60.0)
+    waits = Patience(*seconds)
     engine = SessionEngine(
         cast(Mail, nodes), opening, waits, bind=HERE, address=HERE, tls=tls, revoked=revoked
     )

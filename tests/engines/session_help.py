@@ -209,6 +209,10 @@ class Proxy:
         """Return whether a new connection is carried."""
         return True
 
+    def changed(self, data: bytes) -> bytes:
+        """Return what arrives of what was sent."""
+        return data
+
     def _shrink(self, end: socket.socket) -> None:
         """Let a slow link hold little, as a real one does."""
         if self._bytes_per_second:
@@ -222,7 +226,7 @@ class Proxy:
                     time.sleep(len(data) / self._bytes_per_second)
                 time.sleep(self.delay_seconds)
                 if source not in self._dead:
-                    sink.sendall(data)
+                    sink.sendall(self.changed(data))
         if source not in self._dead:
             with suppress(OSError):
                 sink.shutdown(socket.SHUT_RDWR)

@@ -60,6 +60,7 @@ class Board:
         self._failed = failed  # how often, by round
         self._lock = threading.RLock()
         self._written = 0.0
+        self._write()
 
     def change(self, name: str, change: Change, reason: str) -> None:
         """Take note that a node came or went; somebody who was not let in is not noted."""

@@ -102,6 +102,7 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
     )
     patience = settings.patience(config.fleet.min_replies)
     board = Board(folder.path, config.rounds, folder.failed_rounds)
+    board.round = -1 if newest is None else number
     unwatch = serve(board, settings.monitor_port) if settings.monitor_port else None
     engine: SessionEngine | MessageEngine | None = None
     finished = False
