@@ -273,7 +273,7 @@ def drill(
                 found.control if spoilt else None,
                 found.spoil if spoilt else None,
                 found.through if spoilt else None,
-                repeats=2, seconds=(10.0, 2.0),
+                repeats=2, seconds=(10.0, 2.0) if spoilt else (60.0, 60.0),
             )  # fmt: skip
 
     def both() -> None:

@@ -36,7 +36,7 @@ from trillium.federation.local import LocalEngine
 from trillium.federation.parts import SAMPLES, limits_of, reply_limits
 from trillium.federation.server import Server
 from trillium.federation.side import new_secret
-from trillium.federation.tiers import tier_of
+from trillium.federation.tiers import ByClient, tier_of
 from trillium.files import SERVER as SERVER
 from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
@@ -52,6 +52,7 @@ from trillium.tasks.ends import warn_unless_ended
 from trillium.training.meters import CostCache, Meter
 from trillium.wire.kinds import Limits
 from trillium.wire.ledger import Entry, Ledger
+from trillium.wire.wire import Wire
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -154,7 +155,7 @@ def build_server(
         config, folder, watch, argv: as in `build`.
         data: of it the test and the public set; the clients' rows only in a simulation.
     """
-    tiers = {client: tier_of(config.tiers, client) for client in engine.clients}
+    tiers = ByClient(lambda client: tier_of(config.tiers, client), engine.clients)
     meter = Meter({}, model.device)
     newest = None if folder is None else folder.checkpoints.newest(SERVER)
     path = None if folder is None else folder.path
@@ -203,8 +204,13 @@ def build_server(
         folder.path / "wire.jsonl" if folder is not None else None,
         [found for found in watching if found is not None],
     )
-    made = {id(tier): tier.wire(config.wire) for tier in tiers.values()}
-    wires = {client: made[id(tier)] for client, tier in tiers.items()}
+    made: dict[int, Wire] = {}
+
+    def wire_of(client: str) -> Wire:
+        tier = tiers[client]
+        return made.setdefault(id(tier), tier.wire(config.wire))
+
+    wires = ByClient(wire_of, engine.clients)
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
     account = Account(None if path is None else path / FILE)
     fleet.guard = guard_of(config, server, account, deployed=not clients)

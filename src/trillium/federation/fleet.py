@@ -155,7 +155,10 @@ class Fleet:
 
     def wire_of(self, client: str) -> Wire:
         """Return what messages to and from a client go through."""
-        return self.wires.get(client, self.wire)
+        try:
+            return self.wires[client]
+        except KeyError:
+            return self.wire
 
     def begin_round(self, number: int) -> list[str]:
         """Sample the cohort of a round and return it, sorted by name."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,8 @@ from trillium.models.base import ModelConfig
 from trillium.training.settings import Training
 from trillium.wire.codecs import Codec
 from trillium.wire.wire import Wire
+
+T = TypeVar("T")
 
 
 class Link(BaseModel):
@@ -102,3 +104,16 @@ def tier_of(tiers: Mapping[str, Tier], client: str) -> Tier:
         if any(fnmatchcase(client, pattern) for pattern in tier.clients):
             return tier
     return COMMON
+
+
+class ByClient(dict[str, T]):
+    """Something for each client, also for one that comes when the run has begun."""
+
+    def __init__(self, make: Callable[[str], T], clients: Iterable[str]) -> None:
+        super().__init__((client, make(client)) for client in clients)
+        self._make = make
+
+    def __missing__(self, client: str) -> T:
+        """Make it when it is first asked for."""
+        self[client] = found = self._make(client)
+        return found
