@@ -159,10 +159,11 @@ def test_few_batches_and_clients_tell_the_cost_of_many(monkeypatch: pytest.Monke
         assert few.server_peak_bytes == pytest.approx(whole.server_peak_bytes, rel=0.01), words
 
 
-def test_a_plan_imports_nothing_that_reads_or_draws() -> None:
+def test_a_plan_and_the_start_of_a_run_import_nothing_that_reads_or_draws() -> None:
     code = (
         "import sys\nfrom trillium.cli.app import app\n"
         "app(['plan', 'gpt2', 'framework=fedllm', 'plan.data.examples=4'], standalone_mode=False)\n"
+        "import trillium.api.start\n"
         "print(sorted(sys.modules.keys() & {'datasets', 'pandas', 'matplotlib', 'flwr', 'torch'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

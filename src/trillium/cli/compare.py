@@ -118,7 +118,7 @@ def _write_chosen(recipe: Tree, overrides: Tree, folder: Path, as_json: bool) ->
     from trillium.experiment.folder import to_yaml
     from trillium.experiment.tuning import choose
     from trillium.files import write_atomic
-    from trillium.report.markdown import as_words
+    from trillium.report.human import as_words
 
     chosen = choose(recipe, folder)
     path = folder / "chosen.yaml"

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.experiment.kept import ADAPTER, CLIENTS, place_of
 from trillium.models.packaged import HUB_IDS
-from trillium.report.markdown import as_words
+from trillium.report.human import as_words
 from trillium.report.privacy import guarantee
 from trillium.report.read import Run, number, read_run
 from trillium.tasks.scores import TEXT_SCORES

@@ -1,4 +1,4 @@
-"""Numbers as people read them: 1.23 MB, 3.4 TFLOPs, 3 min 05 s, 88.1 ± 0.4 %.
+"""Numbers and settings as people read them: 1.23 MB, 3.4 TFLOPs, 3 min 05 s, 88.1 ± 0.4 %.
 
 Prefixes are decimal: 1 MB is 1,000,000 bytes.
 """
@@ -6,6 +6,8 @@ Prefixes are decimal: 1 MB is 1,000,000 bytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 NONE = "–"
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
@@ -83,3 +85,14 @@ def plain(value: float, sd: float | None = None) -> str:
 def _like(shown: str, value: float) -> str:
     """Return a number with as many decimals as another one has."""
     return f"{value:,.{len(shown.partition('.')[2])}f}"
+
+
+def as_words(tree: Mapping[str, Any], path: str = "") -> list[str]:
+    """Return settings as the command line has them: `training.batch_size=8`."""
+    found = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found += as_words(value, f"{path}{key}.")
+        else:
+            found.append(f"{path}{key}={value}")
+    return found

@@ -100,19 +100,8 @@ def _tuned(tuning: Mapping[str, Any] | None) -> list[str]:
         return []
     lines = [f"Chosen by runs with seed {tuning['seed']}, none of which is in the table:", ""]
     for arm, settings in tuning["chosen"].items():
-        lines.append(f"- {arm}: {', '.join(f'`{word}`' for word in as_words(settings))}")
+        lines.append(f"- {arm}: {', '.join(f'`{word}`' for word in human.as_words(settings))}")
     return [*lines, ""]
-
-
-def as_words(tree: Mapping[str, Any], path: str = "") -> list[str]:
-    """Return settings as the command line has them: `training.batch_size=8`."""
-    found = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found += as_words(value, f"{path}{key}.")
-        else:
-            found.append(f"{path}{key}={value}")
-    return found
 
 
 def _made(runs: Iterable[Run]) -> list[str]:

@@ -151,7 +151,9 @@ def remarks(rows: Iterable[Row]) -> list[str]:
     private = [
         f"{row.arm}: {said}"
         for row in rows
-        for said in dict.fromkeys(guarantee(run.evaluations[-1]) for run in row.counted)
+        for said in dict.fromkeys(
+            guarantee(run.evaluations[-1]) for run in row.counted if run.evaluations
+        )
         if said
     ]
     found = failed + chosen + ended + skipped + lost + private
