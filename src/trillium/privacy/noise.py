@@ -34,10 +34,10 @@ def on_grid(rows: Tensor, norm: float, deviation: float) -> Tensor:
     """
     step = deviation / GRID
     room = max(norm - step * math.sqrt(rows.shape[-1]) / 2, 0.0)  # rounding may add the rest
-    values = rows.detach().double().cpu()
-    norms = values.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-    steps: Tensor = (values * (room / norms).clamp(max=1.0) / step).round().long()
-    return steps
+    values = rows.detach().cpu()
+    norms = torch.linalg.vector_norm(values, dim=-1, keepdim=True, dtype=torch.float64)
+    scale = (room / norms.clamp(min=1e-300)).clamp(max=1.0) / step
+    return torch.mul(values, scale).round_().long()  # float64, as the scale is
 
 
 def released(steps: Tensor, deviation: float, key: bytes) -> Tensor:
