@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resumed import trained
+from resumed import Killed, trained
 from tiny import Recorder, experiment_config, federation
 from trillium.errors import UserError
-from trillium.experiment.run import Experiment
+from trillium.experiment import run as run_room
+from trillium.experiment.folder import RunFolder
+from trillium.experiment.run import Experiment, build
+from trillium.frameworks.fedllm.protocol import FedLLM
 from trillium.plan.federation import PaperFederation, Shared
 from trillium.plan.models import Models
 from trillium.plan.result import texts_of
-from trillium.privacy.account import Release, epsilon
+from trillium.privacy.account import FILE, Release, epsilon, read_account
 from trillium.privacy.example import NoisySteps
 from trillium.privacy.noise import GRID
 from trillium.privacy.rows import rows_of
@@ -151,8 +155,8 @@ def test_one_example_more_changes_the_sum_by_the_bound_at_most() -> None:
 def test_the_noise_of_a_step_is_that_of_the_bound_over_a_public_number() -> None:
     state = {"a": nn.Parameter(torch.zeros(40_000))}
     seen = []
-    for count, step in ((0, 0), (1, 0), (7, 0), (7, 1)):
-        parts = [{"a": torch.zeros(count, 40_000)}] if count else []
+    for size, step in ((0, 0), (1, 0), (7, 0), (7, 1)):
+        parts = [{"a": torch.zeros(size, 40_000)}] if size else []
         steps_with(1.5).gradient(parts, state, step)
         assert state["a"].grad is not None
         assert float(state["a"].grad.std()) == pytest.approx(1.5 * 2.0 / 8, rel=0.02)
@@ -260,3 +264,27 @@ def test_a_head_of_class_sums_is_the_nearest_class_by_direction(hub: Path) -> No
     for name in heads[0]:
         assert torch.allclose(heads[0][name], heads[1][name], atol=1e-12)
     assert one.history[-1]["accuracy"] > 0.6  # of three classes
+
+
+def test_a_resumed_run_draws_the_same_coins_and_noise(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round that runs again releases nothing new, and is counted all the same."""
+    config, numbers = experiment_config(hub, *STEPS, NOISY, "rounds=2"), count()
+    monkeypatch.setattr(run_room, "new_secret", lambda: next(numbers).to_bytes(32, "big").hex())
+    whole = build(config)
+    whole.run()
+    numbers = count()
+    cut = build(config, RunFolder(tmp_path / "cut", "cut"))
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FedLLM, "_step", killed)
+        with pytest.raises(Killed):
+            cut.run()
+    again = build(config, RunFolder.reopen(tmp_path / "cut"))
+    again.run()
+    assert all(torch.equal(t, trained(again)[n]) for n, t in trained(whole).items())
+    assert [line["round"] for line in read_account(tmp_path / "cut" / FILE)] == [1, 1, 2]
