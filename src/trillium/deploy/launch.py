@@ -32,6 +32,7 @@ from trillium.errors import UserError
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 60.0
 EXECUTOR: Final = "executor"
+LOOK_SECONDS: Final = 2.0
 RESTART_SECONDS: Final = 10.0  # between two starts of what dies
 _POLL_SECONDS: Final = 0.1
 _ERROR: Final = " ERROR run="  # so a node's own lines of this level begin
@@ -76,6 +77,7 @@ class Federation:
         self._variables = dict(variables or {})
         self._ports: dict[str, int] = {}
         self._restarted: dict[str, float] = {}
+        self._looked = 0.0
         self._sigterm: Callable[[int, FrameType | None], object] | int | None = None
         self._closed = False
         self.processes: dict[str, Process] = {}
@@ -169,6 +171,9 @@ class Federation:
     def supervise(self) -> None:
         """Start again what has died, but for the SuperLink, which knows the runs."""
         now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:  # it reads the table of all processes
+            return
+        self._looked = now
         for name, process in list(self.processes.items()):
             is_executor = name.startswith(EXECUTOR)
             if not (is_executor or name in self.nodes) or process.alive():
