@@ -78,5 +78,5 @@ def test_simulated_nodes_equal_the_local_engine(hub: Path, tmp_path: Path) -> No
         )
     finally:
         superlink.kill()
-    [folder] = (target / RUNS).iterdir()
+    [folder] = (target / RUNS).glob("*/")
     assert_equal(folder, tmp_path / "local")

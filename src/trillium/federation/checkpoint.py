@@ -33,7 +33,7 @@ class Checkpoints:
     def keep(self, name: str, number: int, content: Any) -> None:
         """Write what a side holds after round `number`, and drop what is not needed any more."""
         if not self.folder.is_dir():
-            self.folder.mkdir(parents=True, mode=0o700)
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             sync(self.folder.parent)
         data = dump(content)
         write_atomic(self.folder / f"{name}@{number}.pt", data + _digest(data), private=True)
