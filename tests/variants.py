@@ -281,21 +281,24 @@ VARIANTS: dict[str, Variant] = {**_LISTED, **_OTHERS}
 
 
 def cases(
-    fast: Collection[str], where: Callable[[Variant], bool] = lambda variant: True
+    fast: Collection[str],
+    where: Callable[[Variant], bool] = lambda variant: True,
+    rest: pytest.MarkDecorator = pytest.mark.slow,
 ) -> list[Any]:
     """Return the variants of a test by name, to parametrise it with.
 
     Args:
         fast: the names of those that every run of the tests runs, frameworks that stand in no table
-            among them; the others are `slow`.
+            among them.
         where: which variants the test applies to.
+        rest: what the others are.
     """
     chosen = {name: variant for name, variant in VARIANTS.items() if where(variant)}
     unknown = set(fast) - chosen.keys()
     assert not unknown, f"there is no variant {unknown} here"
     quick = {*fast, *_OTHERS}
     return [
-        pytest.param(variant, id=name, marks=[] if name in quick else pytest.mark.slow)
+        pytest.param(variant, id=name, marks=[] if name in quick else rest)
         for name, variant in chosen.items()
     ]
 
