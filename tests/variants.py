@@ -284,6 +284,7 @@ def cases(
     fast: Collection[str],
     where: Callable[[Variant], bool] = lambda variant: True,
     rest: pytest.MarkDecorator = pytest.mark.slow,
+    every: int = 1,
 ) -> list[Any]:
     """Return the variants of a test by name, to parametrise it with.
 
@@ -292,13 +293,16 @@ def cases(
             among them.
         where: which variants the test applies to.
         rest: what the others are.
+        every: of the others, every so many; those between are a `drill`.
     """
     chosen = {name: variant for name, variant in VARIANTS.items() if where(variant)}
     unknown = set(fast) - chosen.keys()
     assert not unknown, f"there is no variant {unknown} here"
     quick = {*fast, *_OTHERS}
+    others = [name for name in chosen if name not in quick]
+    marks = {name: rest if n % every == 0 else pytest.mark.drill for n, name in enumerate(others)}
     return [
-        pytest.param(variant, id=name, marks=[] if name in quick else rest)
+        pytest.param(variant, id=name, marks=marks.get(name, ()))
         for name, variant in chosen.items()
     ]
 

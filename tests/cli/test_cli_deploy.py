@@ -153,7 +153,7 @@ def test_up_runs_to_the_table(
     assert "round 1/1: 1 of 1 replied" in printed
     assert re.search(r"fedllm │ +\d+\.\d %", printed)
     [target] = (tmp_path / "runs").iterdir()
-    [folder] = (target / "server/runs").iterdir()
+    [folder] = (target / "server/runs").glob("*/")
     assert f"Report: {folder / 'report.html'}" in printed
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert (target / "work/logs/client-0.log").stat().st_size > 0

@@ -117,7 +117,7 @@ def test_dead_executors_are_started_again(federation: Federation) -> None:
     assert status.completed
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_killed_node_comes_back(federation: Federation) -> None:
     federation.kill("alpha")
     assert not living(federation.keys / "nodes" / "alpha")

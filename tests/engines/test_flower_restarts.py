@@ -18,7 +18,7 @@ from trillium.deploy.flower import Value
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
 
-pytestmark = pytest.mark.slow  # processes of Flower's, which take seconds to start
+pytestmark = pytest.mark.drill  # a minute or two each; `test_sessions.py` kills servers, too
 
 NAMES = ("client-0", "client-1")
 COMMON = ("data.num_clients=2", "model.dropout=0.1", "model.dtype=float32")
@@ -41,7 +41,7 @@ def deployed(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[De
         yield found
 
 
-@pytest.mark.parametrize("name", ["kd", pytest.param("fedllm", marks=pytest.mark.drill)])
+@pytest.mark.parametrize("name", ["kd", "fedllm"])
 def test_a_killed_server_goes_on_from_the_last_complete_round(
     deployed: Deployment, hub: Path, tmp_path: Path, name: str
 ) -> None:
@@ -58,7 +58,6 @@ def test_a_killed_server_goes_on_from_the_last_complete_round(
     assert_equal(run.folder, tmp_path / "local")
 
 
-@pytest.mark.drill
 def test_a_killed_supernode_takes_part_again(deployed: Deployment) -> None:
     run = deployed.submit("long", **SETTINGS)
     run.until_there(*NAMES)
@@ -70,7 +69,6 @@ def test_a_killed_supernode_takes_part_again(deployed: Deployment) -> None:
     assert_whole(run.folder, "finished")
 
 
-@pytest.mark.drill
 def test_a_run_outlives_a_killed_superlink(hub: Path, tmp_path: Path) -> None:
     config = experiment_config(hub, *COMMON, "framework=kd", "rounds=25")
     build(config, RunFolder(tmp_path / "local", "kd")).run()

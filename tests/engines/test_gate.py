@@ -157,7 +157,7 @@ def test_a_policy_that_cannot_be_read_lets_nothing_run(owner: Owner) -> None:
 def test_the_weights_that_are_shown_are_those_that_can_be_pinned(
     owner: Owner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "trillium.engines.policy"):
         node = owner.node("models = []")
     found = f"sha256:{weights_digest(node.client.model)}"
     assert f"the frozen weights are {found}" in caplog.text

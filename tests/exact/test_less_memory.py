@@ -51,7 +51,7 @@ def hold(one: Experiment, other: Experiment, most: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", variants.cases(FAST, lambda v: trains(v) and v.framework != "fedkseed")
+    "variant", variants.cases(FAST, lambda v: trains(v) and v.framework != "fedkseed", every=3)
 )
 def test_blocks_that_run_again_give_the_same_to_the_last_bit(hub: Path, variant: Variant) -> None:
     """With dropout, too: the same random numbers are drawn again."""
@@ -64,7 +64,9 @@ def test_blocks_that_run_again_give_the_same_to_the_last_bit(hub: Path, variant:
     assert 1.01 < more < 1.6
 
 
-@pytest.mark.parametrize("variant", variants.cases({*FAST, "fedkseed", "split cache"}, trains))
+@pytest.mark.parametrize(
+    "variant", variants.cases({*FAST, "fedkseed", "split cache"}, trains, every=3)
+)
 def test_parts_of_a_batch_take_the_same_step(hub: Path, variant: Variant) -> None:
     """Each prediction weighs the same, however many of them its part of the batch has."""
     plain, parts = (run_of(hub, variant, *words) for words in ((), (MICRO,)))
