@@ -97,3 +97,11 @@ def test_a_short_passphrase_is_refused(
     monkeypatch.setenv(PASSPHRASE, "short")
     assert trillium(monkeypatch, "keys", "authority", "authority") == 2
     assert "fewer than 8 characters" in capsys.readouterr().err
+
+
+def test_nobody_types_a_passphrase_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(PASSPHRASE, raising=False)
+    assert trillium(monkeypatch, "keys", "sign", "missing.request", "--authority", "authority") == 2
+    assert "is no request for a certificate" in capsys.readouterr().err

@@ -79,8 +79,14 @@ def sign(
 ) -> None:
     """Sign a request; compare the fingerprint with what its sender tells you before you use it."""
     check_installed()
+    from trillium.deploy.certificates import read_request
     from trillium.deploy.keys import sign as sign_request
 
+    read_request(request)  # before somebody types a passphrase
+    if not by.is_dir():
+        raise UserError(
+            f"--authority {by}", "there is no such folder", "Name the one of `keys authority`"
+        )
     found, certificate, made = sign_request(
         by, _passphrase(new=False), request, out, days=days, server=is_server
     )

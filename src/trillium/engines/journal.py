@@ -98,6 +98,10 @@ def read(folder: Path) -> Iterator[Line]:
                     raise ValueError("a line is no object")
                 yield line
                 num_read += 1
+    except FileNotFoundError as error:
+        raise UserError(
+            str(path), "there is no such file", "Name the folder that node.toml calls `state`"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(
             str(path),
