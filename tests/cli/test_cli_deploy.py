@@ -77,6 +77,7 @@ def test_deploy_writes_a_folder_once(
         (["--node", "proxy"], "a service of the server has this name"),
         (["--node", "a", "--host", "https://fl.example.org"], "without scheme and port"),
         (["--node", "a", "--session-port", "8443"], "Write another one, such as 9443"),
+        (["--node", "a", "--session-port", "9444"], "the server, behind the proxy, listens on it"),
         (["--node", "a", "--session-port", "70000"], "is not host:port"),
         (["--node", "a", "framework=centralised"], "nodes keep theirs"),
         (["--node", "a", "--part"], "its clients run the whole model"),

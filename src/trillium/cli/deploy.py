@@ -53,10 +53,7 @@ def deploy(
     check_absent(folder)
     check_names(node)
     _check(config, len(node))
-    address = {
-        "session-address": f"{host}:{session_port}",
-        "session-bind": f"0.0.0.0:{session_port}",
-    }
+    address = {"session-address": f"{host}:{session_port}"}
     data = write(config, folder, node, address, with_part=part)
     print(f"{folder} written, for {len(node)} nodes and {len(data.labels)} classes.")
     if part:

@@ -18,6 +18,7 @@ FLOWER: Final = "1.41.0"
 SUPERLINK_PORT: Final = 8000
 FLEET_PORT: Final = 8443
 SIMULATION_PORT: Final = 8001
+BIND_PORT: Final = 9444  # of sessions, behind the proxy
 _SERVICES: Final = ("superlink", "proxy")  # what else stands in compose.yaml beside the nodes
 
 SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
@@ -33,7 +34,11 @@ SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
         "Where nodes reach Trillium's sessions, host:port; the host stands in the server's\n"
         "certificate.",
     ),
-    "session-bind": ("0.0.0.0:9443", "Where the server listens for sessions, host:port."),
+    "session-bind": (
+        f"127.0.0.1:{BIND_PORT}",
+        "Where the server listens for sessions, host:port: behind the proxy, which is reached at\n"
+        "session-address.",
+    ),
     "session-authority": ("keys/ca.crt", "The authority that vouches for the nodes."),
     "session-certificate": ("keys/server.crt", "The server's certificate."),
     "session-key": ("keys/server.key", "The key of the server's certificate."),
@@ -114,6 +119,7 @@ def write_app(
         "names": list(names),
         "host": host,
         "session_port": session_port,
+        "session_bind": values["session-bind"],
         "fleet_port": FLEET_PORT,
         "superlink_port": SUPERLINK_PORT,
         "simulation_port": SIMULATION_PORT,
@@ -188,7 +194,11 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _check_port(port: int) -> None:
-    others = {FLEET_PORT: "the proxy", SUPERLINK_PORT: "the SuperLink"}
+    others = {
+        FLEET_PORT: "the proxy",
+        SUPERLINK_PORT: "the SuperLink",
+        BIND_PORT: "the server, behind the proxy,",
+    }
     if port in others:
         raise UserError(
             f"session port {port}",
