@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any, cast
 
@@ -173,15 +174,15 @@ def test_nonsense_is_refused_or_decoded_never_a_crash(name: str, options: dict[s
         received(Message("teach"), NAME, 6, 77)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_full_rows_must_be_finite(value: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -161.0])
+def test_full_rows_are_log_probabilities(value: float) -> None:
     with pytest.raises(MessageError, match="unreadable"):
         received(Message("teach", {NAME: torch.tensor([[0.0, value]])}), NAME, 1, 2)
 
 
-def test_scores_without_bounds_are_normalised() -> None:
-    labels = received(Message("teach", {NAME: torch.tensor([[1e30, 0.0]])}), NAME, 1, 2)
-    assert everything(labels).tolist() == [[0.0, pytest.approx(-1e30)]]
+def test_full_rows_are_normalised() -> None:
+    labels = received(Message("teach", {NAME: torch.tensor([[0.0, 0.0]])}), NAME, 1, 2)
+    assert everything(labels).tolist() == [[pytest.approx(-math.log(2))] * 2]
 
 
 @pytest.mark.parametrize("stack", [["cast", "votes"], ["votes", "top_classes"], ["zstd", "votes"]])

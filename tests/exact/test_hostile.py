@@ -44,6 +44,12 @@ def hostile(
 ) -> Experiment:
     """Build a federation in which one client changes its answers to a verb from a round on."""
     built = build(experiment_config(hub, *words), folder)
+    lies(built, verb, change, since)
+    return built
+
+
+def lies(built: Experiment, verb: str, change: Change, since: int = 2) -> None:
+    """Let the client change its answers to a verb."""
     client = next(c for c in built.clients if c.name == BAD)
     own = client.verbs[verb]
 
@@ -51,10 +57,11 @@ def hostile(
         reply = own(asked, message).opened()
         if asked.round < since:
             return reply
-        return replace(reply, tensors=change(reply.tensors), previewed={})
+        made = change({n: labels.records for n, labels in reply.encoded.items()})
+        encoded = {n: replace(labels, records=made[n]) for n, labels in reply.encoded.items()}
+        return replace(reply, tensors=change(reply.tensors), encoded=encoded, previewed={})
 
     client.verbs = {**client.verbs, verb: changed}
-    return built
 
 
 LAX = ("fleet={min_replies: 1, on_failure: skip}", "rounds=4")
@@ -65,6 +72,7 @@ REFUSED = {
     "client's blocks": ("finish", larger("parameters", 3e3), "split", "have the norm"),
     "steps": ("begin", says("num_steps", 1e6), "split", "steps, at most"),
     "norm": ("backward", says("squared_norm", 1e308), "split", "a squared norm above"),
+    "opinion": ("teach", larger("logits", 1e30), "kd", "no log-probability"),
     "teacher": ("teach", says("weight", 1e300), "kd", "a weight of 1e+300"),
 }
 
@@ -103,6 +111,70 @@ def test_a_round_that_ruins_the_model_is_undone_and_names_who_did_it(
         built.run()
     written = [json.loads(line) for line in (strict.path / "metrics.jsonl").open()]
     assert [line["round"] for line in written] == [0, 1]
+
+
+def sure_of_what_is_least(sent: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Be as sure as one can be of the class that is least likely."""
+    if "logits/public" not in sent:
+        return sent
+    found = torch.full_like(sent["logits/public"], -80.0)
+    return {"logits/public": found.scatter(-1, sent["logits/public"].argmin(-1, True), 0.0)}
+
+
+# Words, lies by verb, and what is said of the client.
+FAST = ("training.optimizer.lr=0.1", "framework.distill_epochs=5", "framework.average=logits")
+SGD = ("training.optimizer=sgd", "training.max_grad_norm=null")
+RUINED: dict[str, tuple[tuple[str, ...], dict[str, Change], str]] = {
+    "activations": (("split",), {"forward": larger("activations", 1e200)}, "it sent activations"),
+    "gradients": (
+        ("split", "framework.shape=u", *SGD),
+        {"finish_batch": larger("gradients", 1e150), "backward": says("squared_norm", 0.0)},
+        "it sent gradients",
+    ),
+    "opinions": (("kd", *FAST), {"teach": sure_of_what_is_least}, "what it says is"),
+    "opinions of clients": (
+        ("kd", "framework.direction=client", *FAST),
+        {"teach": sure_of_what_is_least},
+        "what it says is",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", RUINED)
+def test_a_round_of_kd_or_split_that_is_ruined_is_undone_and_names_who_did_it(
+    hub: Path, tmp_path: Path, uncounted: None, what: str
+) -> None:
+    (framework, *words), told, said = RUINED[what]
+
+    def ruined(name: str, *more: str) -> Experiment:
+        settings = (f"framework={framework}", *words, *more)
+        built = build(experiment_config(hub, *settings), RunFolder(tmp_path / name, name))
+        for verb, change in told.items():
+            lies(built, verb, change)
+        return built
+
+    lines = ruined("lax", *LAX).run()
+    assert [bool(line.get("skipped")) for line in lines] == [False, False, True, False, False]
+    assert [*lines[2]["missing"]] == [*lines[4]["missing"]] == [BAD]
+    assert said in lines[2]["missing"][BAD]
+    assert "left out since round 2" in lines[4]["missing"][BAD]
+    assert lines[2]["loss"] == lines[1]["loss"]
+    assert lines[4]["loss"] < 2 * lines[0]["loss"]
+    with pytest.raises(RoundFailed, match=f"it is undone: {BAD} stands out, as {said}"):
+        ruined("strict", "rounds=4").run()
+
+
+@pytest.mark.parametrize("framework", ["kd", "local_only"])
+def test_a_loss_that_one_client_claims_of_its_own_model_undoes_nothing(
+    hub: Path, tmp_path: Path, uncounted: None, framework: str
+) -> None:
+    client = ("framework.direction=client",) if framework == "kd" else ()
+    words = (f"framework={framework}", *client, "rounds=3")
+    for what in ("loss", "round"):  # the latter is no measure of anybody's
+        folder = RunFolder(tmp_path / what, what)
+        lines = hostile(hub, folder, "evaluate_own", says(what, 1e30), *words).run()
+        assert [line["round"] for line in lines] == [0, 1, 2, 3]
+        assert not any(line.get("skipped") or line["missing"] for line in lines)
 
 
 def test_a_state_that_is_not_finite_is_never_kept(

@@ -18,6 +18,7 @@ from trillium.experiment.card import write_cards
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.kept import keep_models
 from trillium.experiment.tracking import Tracking
+from trillium.federation.agreed import lower_median
 from trillium.federation.client import Client
 from trillium.federation.fleet import Fleet, RoundFailed, RoundUndone
 from trillium.federation.server import Server
@@ -160,12 +161,20 @@ class Experiment:
 
     def _sane(self, found: Metrics) -> Metrics:
         """Return what was measured; a loss that has exploded undoes the round."""
-        loss = found.get("loss")
-        known = [line["loss"] for line in (*self.history[:1], *self.history[-1:]) if "loss" in line]
-        times = EXPLODED if self.fleet.sizes.suspect() is None else WORSE
-        if loss is not None and known and not loss <= times * max(*known, 1.0):
-            raise self.fleet.undo(f"the loss went from {known[-1]:.4g} to {loss:.4g}")
-        return found
+        before = [self._loss(line) for line in (*self.history[:1], *self.history[-1:])]
+        loss, known = self._loss(found), [value for value in before if value is not None]
+        if loss is None or not known or loss <= WORSE * (most := max(*known, 1.0)):
+            return found
+        if loss <= EXPLODED * most and self.fleet.sizes.suspect() is None:
+            return found
+        raise self.fleet.undo(f"the loss went from {known[-1]:.4g} to {loss:.4g}")
+
+    def _loss(self, line: Metrics) -> float | None:
+        """Return the loss of what would be shipped; of clients, who say it, the one in the middle."""
+        own = [of["loss"] for of in line.get("clients", {}).values() if "loss" in of]
+        if own and self.config.framework.ships != SERVER_MODEL:
+            return lower_median(own)
+        return line.get("loss")
 
     def _skip(self, number: int) -> Metrics:
         """Take all sides back to before a round that has failed, and let it be over.

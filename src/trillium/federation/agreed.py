@@ -16,6 +16,7 @@ from trillium.wire.message import Message
 log = logging.getLogger(__name__)
 
 MANY: Final = 100  # times what others have, or send: then it is said who has it
+APART: Final = 10  # times as far from the middle as others are, in what is said of public examples
 LARGEST: Final = 1e12  # squared norm of the gradients of a batch
 MOST: Final = 2**40  # examples or tokens, where a client has said nothing
 
@@ -42,7 +43,7 @@ class Agreed:
                 changed[client] = (
                     f"it has {count} examples, and said {self.examples[client]} before"
                 )
-        others = _lower_median(list(self.examples.values()))
+        others = lower_median(list(self.examples.values()))
         for client in counts.keys() - changed.keys():
             if len(self.examples) > 1 and self.examples[client] > MANY * max(others, 1):
                 log.warning("%s says that it has %d examples", client, self.examples[client])
@@ -69,9 +70,16 @@ class Agreed:
 
 @dataclass
 class Sizes:
-    """The largest value of each kind of tensor that each client has sent in a round."""
+    """What clients have sent in a round, by how it stands out.
 
-    found: dict[str, dict[str, float]] = field(default_factory=dict)  # by kind
+    Attributes:
+        found: the largest value of each kind of tensor, by kind and client.
+        apart: returns how far each client is from the middle in what it says of the same things; only
+            looked at where a round has gone wrong.
+    """
+
+    found: dict[str, dict[str, float]] = field(default_factory=dict)
+    apart: Callable[[], Mapping[str, float]] | None = None
 
     def note(self, client: str, reply: Message) -> None:
         """Take note of what was read of a reply."""
@@ -86,17 +94,30 @@ class Sizes:
                 sizes[client] = max(sizes.get(client, 0.0), float(high), -float(low))
 
     def suspect(self) -> tuple[str, str] | None:
-        """Return the client that sent values far larger than the others' this round, and which."""
-        worst: tuple[float, str, str] | None = None
+        """Return the client that sent what stands out by far this round, and what that is."""
         for kind, sizes in self.found.items():
-            for client, size in sorted(sizes.items()):
-                others = _lower_median([s for c, s in sizes.items() if c != client])
-                ratio = size / max(others, 1e-30)
-                if len(sizes) > 1 and ratio > max(MANY, worst[0] if worst else 0.0):
-                    said = f"it sent {kind} of up to {size:.3g}, the others of up to {others:.3g}"
-                    worst = ratio, client, said
-        return None if worst is None else worst[1:]
+            if worst := _outlier(sizes, MANY):
+                client, size, others = worst
+                return (
+                    client,
+                    f"it sent {kind} of up to {size:.3g}, the others of up to {others:.3g}",
+                )
+        if self.apart is not None and (worst := _outlier(self.apart(), APART)):
+            client, size, others = worst
+            return client, f"what it says is {size:.3g} from the middle, the others {others:.3g}"
+        return None
 
 
-def _lower_median(values: Sequence[float]) -> float:
+def _outlier(sizes: Mapping[str, float], times: float) -> tuple[str, float, float] | None:
+    """Return who has the most, if that is so many times what the others have in the middle."""
+    if len(sizes) < 2:
+        return None
+    client = max(sorted(sizes), key=lambda name: sizes[name])
+    others = lower_median([size for name, size in sizes.items() if name != client])
+    is_far = sizes[client] > times * max(others, 1e-30)
+    return (client, sizes[client], others) if is_far else None
+
+
+def lower_median(values: Sequence[float]) -> float:
+    """Return the value in the middle, the lower one of two; 0 of none."""
     return sorted(values)[(len(values) - 1) // 2] if values else 0.0

@@ -151,6 +151,7 @@ class Fleet:
         self.guard: Guard | None = None
         self.limits = self.most = Limits()
         self.short = False
+        self._refused: set[str] = set()  # whose answers of this round could not be used
         config.check(len(engine.clients))
 
     def wire_of(self, client: str) -> Wire:
@@ -164,6 +165,7 @@ class Fleet:
         """Sample the cohort of a round and return it, sorted by name."""
         self.book_late()
         self.round, self.missing, self.gone, self.sizes = number, {}, {}, Sizes()
+        self._refused = set()
         need = self._need(len(self.engine.clients))
         gathered = self.engine.gather(need)
         self.short = len(gathered.present) < need
@@ -202,6 +204,8 @@ class Fleet:
         if suspect is None:
             return RoundUndone(f"round {self.round}: {why}; it is undone, and no client stands out")
         name, said = suspect
+        # Others may only have been unable to go on with what has come of it.
+        self.missing = {n: why for n, why in self.missing.items() if n not in self._refused}
         self.banned[name] = f"it is left out since round {self.round}, where {said}"
         self.missing[name] = said
         return RoundUndone(f"round {self.round}: {why}; it is undone: {name} stands out, as {said}")
@@ -341,6 +345,8 @@ class Fleet:
             wire = self.wire_of(client)
             key = id(message), id(wire)
             if key not in made:
+                if not message.is_finite:  # who gets it could only refuse it
+                    raise self.undo(f"what it would {message.verb} with is not finite")
                 meta = {**message.meta, "round": self.round}
                 made[key] = wire.pack(replace(message, meta=meta), "down")
             packed = made[key]
@@ -381,6 +387,7 @@ class Fleet:
                     self.sizes.note(client, reply)
             except MessageError as error:
                 self.missing[client] = one_line(str(error))
+                self._refused.add(client)
                 continue
             yield client, answer
         for client in sorted(waiting):
@@ -453,10 +460,13 @@ class Fleet:
             need = min(self.config.min_replies or 0, len(self.asked))
         if len(self.cohort) < need:
             reasons = "; ".join(f"{name}: {why}" for name, why in sorted(self.missing.items()))
-            raise RoundFailed(
-                f"round {self.round}: {len(self.cohort)} of {len(self.asked)} clients are left, "
-                f"min_replies is {need} ({reasons})"
+            why = (
+                f"{len(self.cohort)} of {len(self.asked)} clients are left, min_replies is {need} "
+                f"({reasons})"
             )
+            if self._refused and self.sizes.suspect() is not None:
+                raise self.undo(why)
+            raise RoundFailed(f"round {self.round}: {why}")
 
     def _need(self, num_clients: int) -> int:
         return self.config.min_replies or min(

@@ -5,6 +5,7 @@ Imports `federation`, `data` and what is below them; no room of a framework impo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import ClassVar
@@ -191,7 +192,14 @@ class OwnModels(Framework):
 
         everyone = dict.fromkeys(fleet.engine.clients, message)
         answers = fleet.ask_all(everyone, read, "evaluate")
-        return {client: metrics for client, metrics in answers.items() if metrics}
+        found = {client: metrics for client, metrics in answers.items() if metrics}
+        named = Counter(name for metrics in found.values() for name in metrics)
+        common = [name for name, count in named.items() if 2 * count > len(found)]
+        return {
+            client: {name: metrics[name] for name in common}
+            for client, metrics in found.items()
+            if metrics.keys() >= {*common}  # else it has not measured what the others have
+        }
 
 
 def mean_metrics(clients: dict[str, Metrics]) -> Metrics:

@@ -72,6 +72,13 @@ class Message:
         rows = sum(4 * len(found) * found.num_classes for found in self.encoded.values())
         return rows + nbytes(self.tensors)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether nothing of it is NaN or infinite, but for what steers."""
+        rows = [labels.records for labels in self.encoded.values()]
+        plain = [t for name, t in self.tensors.items() if not name.startswith("control/")]
+        return all(map(_is_finite, (*rows, *plain)))
+
     def group(self, kind: Kind) -> dict[str, Tensor]:
         """Return the tensors of one kind, by the name behind the kind."""
         prefix = f"{kind}/"

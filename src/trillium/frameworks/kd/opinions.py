@@ -17,6 +17,7 @@ from trillium.frameworks.kd.ensembles import Ensemble
 from trillium.frameworks.kd.opinion import Opinion
 from trillium.frameworks.kd.public import choice, examples_at
 from trillium.frameworks.kd.settings import KDSettings
+from trillium.frameworks.kd.teacher import apart, predictions
 from trillium.tasks import Example, Task
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, received
@@ -60,10 +61,14 @@ def ask_opinions(
             num_classes=dialect.num_classes,
             ensemble=framework.ensemble,
         )
-    opinions, losses = [], []
+    opinions, losses = dict[str, Opinion](), []
     asks = dict.fromkeys(fleet.cohort, message)
     for client, opinion in fleet.ask_all(asks, reads).items():
         own, lost = opinion_of(server, fleet, client, opinion, wanted)
-        opinions.append(own)
+        opinions[client] = own
         losses += [lost] if lost else []
-    return opinions, mean_metrics({str(number): lost for number, lost in enumerate(losses)})
+    shape = predictions(server, examples_at(server.public, wanted))
+    fleet.sizes.apart = partial(apart, opinions, *shape)
+    return [*opinions.values()], mean_metrics(
+        {str(number): lost for number, lost in enumerate(losses)}
+    )

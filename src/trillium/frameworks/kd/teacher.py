@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -78,6 +78,22 @@ def make_teacher(
     kept = [e.index for e in examples if bool(present[slices[e.index]].any())]
     labels = writer.done()
     return kept, Teacher(labels.joined([labels.records[present]]), present).of(slices, kept)
+
+
+def apart(opinions: Mapping[str, Opinion], num_rows: int, num_classes: int) -> dict[str, float]:
+    """Return how far each client is from the median log-probabilities, on average, in nats.
+
+    Of fewer than three nobody is in the middle.
+    """
+    if len(opinions) < 3:
+        return {}
+    everyone = list(opinions.values())
+    places = torch.stack([_places(opinion, num_rows) for opinion in everyone])
+    sums = torch.zeros(len(everyone), dtype=torch.float64)
+    for rows in chunks(num_rows, num_classes, 4 * len(everyone)):
+        said = _opinions(everyone, places[:, rows], torch.empty(0), num_classes).log_probs
+        sums += (said - said.median(0).values).abs().mean(-1).sum(-1)
+    return dict(zip(opinions, (sums / max(num_rows, 1)).tolist(), strict=True))
 
 
 def _opinions(

@@ -64,13 +64,15 @@ class FullRows(RowCodec):
         return log_probs.float().clamp(min=LEAST).cpu()
 
     def check(self, records: Tensor, num_classes: int) -> None:
-        """Refuse what is not finite floats of that many classes."""
+        """Refuse what is not log-probabilities of that many classes."""
         if not records.is_floating_point() or records.shape[1:] != (num_classes,):
             raise ValueError(
                 f"{records.dtype} {tuple(records.shape)}, expected {num_classes} floats"
             )
-        if not bool(torch.isfinite(records).all()):
-            raise ValueError("NaN or infinity")
+        if not bool(
+            (records.abs() <= -2 * LEAST).all()
+        ):  # codecs that follow may have rounded them
+            raise ValueError(f"what is no log-probability, as these are {LEAST:g} to 0")
 
     def decode_rows(self, records: Tensor, num_classes: int) -> Tensor:
         """Return them, normalised again."""
@@ -118,15 +120,15 @@ def write_logs(log_probs: Tensor, precision: Precision) -> Tensor:
 
 
 def read_logs(data: Tensor, precision: Precision) -> Tensor:
-    """Return log-probabilities `(rows, n)` float32; `ValueError` for NaN, infinity or above zero."""
+    """Return log-probabilities `(rows, n)` float32; `ValueError` for what is none."""
     if precision == "uint8":
         return -_SPAN * (data.float() / 255).square()
     dtype = torch.float16 if precision == "float16" else torch.float32
     count = data.shape[1] // _WIDTHS[precision]
     aligned = data.clone(memory_format=torch.contiguous_format)
     found = aligned.view(-1).view(dtype).reshape(len(data), count).float()
-    if not bool((torch.isfinite(found) & (found <= 0)).all()):
-        raise ValueError("a log-probability that is NaN, infinite or above zero")
+    if not bool(((found >= LEAST) & (found <= 0)).all()):
+        raise ValueError(f"what is no log-probability, as these are {LEAST:g} to 0")
     return found
 
 
