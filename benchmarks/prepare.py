@@ -36,7 +36,7 @@ Pairs = Iterable[tuple[str, str, str]]
 
 def frontier_split(data: Path, folder: Path, num_steps: int = 1000) -> None:
     """Write eight rows of each class, drawn with seed 0, and a GPT-2 that has read some megabytes."""
-    choose_rows(data / "banking77" / "train.csv", 8, folder)
+    choose_rows(data / "banking77" / "train.csv", 8, folder / "train.csv")
     if not (folder / "gpt2" / "config.json").is_file():
         texts = documents(data / "text" / "sgd.txt.zst", 9_000_000)
         sizes = {"n_embd": 128, "n_layer": 6, "n_head": 4, "n_positions": 128, **NO_DROPOUT}
@@ -45,8 +45,14 @@ def frontier_split(data: Path, folder: Path, num_steps: int = 1000) -> None:
         print(f"gpt2: loss {loss:.2f} after {num_steps} steps")
 
 
-def choose_rows(path: Path, per_class: int, folder: Path) -> None:
-    """Write so many rows of each class of a file."""
+def smollm2_banking77(data: Path, folder: Path) -> None:
+    """Write nine rows of each class to learn from, and four to measure by."""
+    choose_rows(data / "banking77" / "train.csv", 9, folder / "train.csv")
+    choose_rows(data / "banking77" / "test.csv", 4, folder / "test.csv")
+
+
+def choose_rows(path: Path, per_class: int, into: Path) -> None:
+    """Write so many rows of each class of a file, drawn with seed 0."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     random.Random(0).shuffle(rows)
@@ -56,7 +62,7 @@ def choose_rows(path: Path, per_class: int, folder: Path) -> None:
         counts[row["category"]] += 1
         if counts[row["category"]] <= per_class:
             kept.append(row)
-    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
+    with into.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["text", "category"])
         writer.writeheader()
         writer.writerows(kept)
@@ -207,6 +213,7 @@ RECIPES: dict[str, Callable[[Path, Path], None]] = {
     "e2e_nlg": e2e_nlg,
     "kd_language_models": kd_language_models,
     "smollm2": smollm2,
+    "smollm2_banking77": smollm2_banking77,
 }
 
 
