@@ -31,6 +31,8 @@ from trillium.engines.roster import opening_record, outcome
 from trillium.errors import UserError
 from trillium.experiment.run import build
 from trillium.federation.fleet import ERROR_VERB, Lost
+from trillium.frameworks.private import foreseen
+from trillium.privacy.account import FILE, Account, Release, read_account
 from trillium.wire.message import Message as Asked
 from trillium.wire.message import decode, encode
 
@@ -252,3 +254,66 @@ def test_old_lines_can_go_and_the_chain_still_holds(
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
     with pytest.raises(UserError, match="line 4 does not follow"):
         verify(owner.state)
+
+
+PRIVATE = (
+    "framework.weights=equal",
+    "training.local_steps=1",
+    "privacy={name: example, noise: 2.0, population: 12}",
+)
+CLIENT = (*PRIVATE[:2], "privacy={name: client, noise: 3.0, population: 3}")
+OWN = 'privacy = {{unit = "{unit}", epsilon = {epsilon}}}'
+
+
+def test_runs_together_spend_no_more_than_the_owner_allows(hub: Path, tmp_path: Path) -> None:
+    owner = Owner(hub, tmp_path, *PRIVATE)
+    planned = foreseen(owner.config, 1)["epsilon"]
+    policy = OWN.format(unit="example", epsilon=1.01 * planned)
+    node = owner.node(policy, "one")
+    for number in (1, 2, 3):
+        assert owner.train(node, number).verb == "train"
+    [first, *_] = lines = read_account(owner.state / FILE)
+    assert [line["round"] for line in lines] == [1, 2, 3]
+    assert (first["what"], first["noise"], first["count"]) == ("one", 2.0, 1)
+    # The server asks again for what it has had: a release more than was planned.
+    assert owner.train(owner.node(policy, "one"), 1).verb == ERROR_VERB
+    assert "all runs together to spend" in [*read(owner.state)][-1]["refused"]
+    with pytest.raises(Forbidden, match="all runs together to spend ε"):
+        owner.node(policy, "two")
+    assert read_account(owner.state / FILE) == lines
+
+
+def test_at_client_level_a_run_counts_from_its_beginning(hub: Path, tmp_path: Path) -> None:
+    owner = Owner(hub, tmp_path, *CLIENT)
+    planned = foreseen(owner.config, 1)["epsilon"]
+    policy = OWN.format(unit="client", epsilon=1.01 * planned)
+    owner.node(policy, "one")
+    owner.node(policy, "one")  # it goes on
+    [line] = read_account(owner.state / FILE)
+    assert (line["noise"], line["count"]) == (3.0, 3)
+    with pytest.raises(Forbidden, match="all runs together to spend ε"):
+        owner.node(policy, "two")
+
+
+@pytest.mark.parametrize("words", [(), CLIENT, (*PRIVATE[:2], PRIVATE[2].replace("2.0", "0.0"))])
+def test_a_run_that_hides_too_little_is_refused(
+    hub: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(Forbidden, match=r"it must hide each example|to spend ε=inf"):
+        Owner(hub, tmp_path, *words).node(OWN.format(unit="example", epsilon=8))
+
+
+def test_privacy_needs_a_place_for_its_account(hub: Path, tmp_path: Path) -> None:
+    owner = Owner(hub, tmp_path, *PRIVATE)
+    (tmp_path / "policy.toml").write_text(OWN.format(unit="example", epsilon=8))
+    with pytest.raises(UserError, match="no place for an account"):
+        Node(owner.settings.model_copy(update={"state": None}), owner.opening())
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    Account(path).note(1, "run", Release(1.0))
+    with path.open("a") as file:
+        file.write('{"round": 2, "wh')
+    Account(path).note(2, "run", Release(1.0))
+    assert [line["round"] for line in read_account(path)] == [1, 2]

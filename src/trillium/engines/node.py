@@ -46,21 +46,22 @@ class Node:
 
     def __init__(self, settings: NodeConfig, opening: Opening) -> None:
         alone = settings.partition_id is None
-        policy = Policy.read(settings.policy)
-        self._gate = Gate(policy, settings.state if alone else None, opening.run)
+        self._gate = Gate(
+            Policy.read(settings.policy), settings.state if alone else None, opening.run
+        )
         with doing("recipe"):
             config = experiment(opening.tree)
         asked = what_is_asked(config)
         log.info("run %s: asked for %s", opening.run, asked)
         try:
-            policy.check(config, opening.signature)
+            self._gate.open(config, opening.signature)
             self.name, self.client, self.counts = _client(settings, opening, config)
-            policy.check_weights(self.client.model)
+            self._gate.guard(self.client)
         except Forbidden as error:
             self._gate.asked(asked, refused=str(error))
             raise
         self._gate.asked(asked)
-        self.client.describe, self.client.leave = self._told, self._gate.leave
+        self.client.describe = self._told
         is_short = config.task.data_form == "classification"
         predictions = config.public_size * (1 if is_short else config.training.limit)
         limits = most_of(config, self.client.model, predictions)
@@ -192,7 +193,8 @@ def _client(
         if ends is not None:
             free_at_once()
         model = _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels), ends)
-        return name, build_client(config, model, name, examples, test=held_out), counts
+        client = build_client(config, model, name, examples, test=held_out)
+        return name, client, {} if config.privacy.unit else counts
 
 
 def _rows(

@@ -12,7 +12,7 @@ import logging
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import torch
 from cryptography.exceptions import InvalidSignature
@@ -38,6 +38,21 @@ class Forbidden(PeerError):  # noqa: N818 - it is what it is, and is caught by n
         super().__init__(f"the policy of the node does not allow {what}")
 
 
+class Limit(BaseModel):
+    """What a run must hide, and what all runs on the node may spend together.
+
+    Attributes:
+        unit: of what one more or less is to be hidden.
+        epsilon, delta: of all runs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: Literal["example", "client"]
+    epsilon: float = Field(gt=0)
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+
+
 class Policy(BaseModel):
     """What is left out is allowed.
 
@@ -51,6 +66,7 @@ class Policy(BaseModel):
         min_clients: that must have answered in a round, by the recipe (`fleet.min_replies`).
         prompts: whether the operator's prompts may be continued with this node's part of the model.
         signers: Ed25519 keys, as lines of OpenSSH; one of them must have signed the recipe.
+        privacy: what must be hidden; the node keeps account of it in the folder of its state.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +81,7 @@ class Policy(BaseModel):
     min_clients: int | None = Field(default=None, ge=1)
     prompts: bool = True
     signers: tuple[str, ...] | None = None
+    privacy: Limit | None = None
 
     @classmethod
     def read(cls, path: Path | None) -> Self:
@@ -105,6 +122,8 @@ class Policy(BaseModel):
             raise Forbidden(f"rounds={config.rounds}")
         if self.min_clients is not None and (config.fleet.min_replies or 0) < self.min_clients:
             raise Forbidden(f"fleet.min_replies={config.fleet.min_replies}")
+        if self.privacy is not None and config.privacy.unit != self.privacy.unit:
+            raise Forbidden(f"privacy={config.privacy.name}: it must hide each {self.privacy.unit}")
         if self.signers is not None and not _signed(config, signature, self.signers):
             raise Forbidden("a recipe that nobody has signed whom it trusts")
 

@@ -114,7 +114,8 @@ _QUALITY: Final = ("accuracy", "f1", "loss", "perplexity", "token_accuracy", *TE
 def _sizes(data: Mapping[str, Any]) -> dict[str, int]:
     """Return how many rows there were, by what they were for."""
     clients = data.get("clients") or {}
-    found = {f"training rows of {name}": own["num_examples"] for name, own in clients.items()}
+    told = {name: own["num_examples"] for name, own in clients.items() if own}
+    found = {f"training rows of {name}": count for name, count in told.items()}
     if len(found) > 20:
         counts = sorted(found.values())
         found = {
@@ -122,8 +123,8 @@ def _sizes(data: Mapping[str, Any]) -> dict[str, int]:
             "fewest of a client": counts[0],
             "most of a client": counts[-1],
         }
-    for name, told in (("public rows", "public"), ("held-out rows", "test")):
-        found[name] = (data.get(told) or {}).get("num_examples", 0)
+    for name, what in (("public rows", "public"), ("held-out rows", "test")):
+        found[name] = (data.get(what) or {}).get("num_examples", 0)
     return found
 
 

@@ -80,8 +80,6 @@ def _spent(
     if None in accounts:
         return {**found, "uncovered": "a run without privacy is among them"}
     lines = [line for account in accounts if account is not None for line in account]
-    if told := {line["uncovered"] for line in lines if "uncovered" in line}:
-        return {**found, "uncovered": "; ".join(sorted(told))}
     spent = epsilon(releases_in(lines), delta)
     if not math.isfinite(spent):
         return {**found, "uncovered": "something was released without noise"}

@@ -31,7 +31,6 @@ class Guard:
         account: of what is released.
         release: what one round releases, or in training on examples all its steps.
         population: how many units there are to draw from.
-        uncovered: why no epsilon can be stated; empty where everything that leaves is covered.
         told: of the last round, for its line of measures.
     """
 
@@ -40,7 +39,6 @@ class Guard:
     account: Account
     release: Release
     population: int
-    uncovered: str = ""
     told: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,7 +59,7 @@ class Guard:
         release, what = self.release, "round"
         if form.whole is not None:
             release, what = Release(self.release.noise * form.whole.noise), "head"
-        self.account.note(self.side.round, what, release, self.uncovered)
+        self.account.note(self.side.round, what, release)
         return release
 
     def total(self, requests: Mapping[str, Message], form: Form, ask: Ask) -> Addend:
@@ -104,14 +102,13 @@ class Guard:
 
     def measures(self) -> dict[str, Any]:
         """Return what is said of the guarantee after a round."""
-        spent = math.inf if self.uncovered else self.account.spent(self.privacy.delta)
+        spent = self.account.spent(self.privacy.delta)
         return {
             "epsilon": spent if math.isfinite(spent) else None,
             "delta": self.privacy.delta,
             "unit": self.privacy.unit,
             "adversary": self.privacy.adversary,
             "not_counted": self.privacy.uncounted,
-            "uncovered": self.uncovered,
             "noise_over_clip": self.release.noise,
             **self.told,
         }

@@ -116,10 +116,8 @@ def guard_of(
             "nodes come and go, and what is added up is divided by a number that stays",
             "Write how many clients there are, such as privacy.population=100",
         )
-    told = deployed and isinstance(privacy, ExampleLevel)
-    why = "the nodes have told the server how many texts they have" if told else ""
     release = replace(round_of(config), noise=noise_of(config))
-    return Guard(privacy, server, account, release, population_of(config), why)
+    return Guard(privacy, server, account, release, population_of(config))
 
 
 def steps_of(config: Setting, client: Side) -> NoisySteps | None:

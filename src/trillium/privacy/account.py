@@ -141,11 +141,14 @@ class Account:
     def __post_init__(self) -> None:
         if self.path is not None and self.path.exists():
             self.lines = read_account(self.path)
+            whole = self.path.read_bytes().rfind(b"\n") + 1
+            os.truncate(
+                self.path, whole
+            )  # a line that was cut off, or the next would go on from it
 
-    def note(self, number: int, what: str, release: Release, uncovered: str = "") -> None:
-        """Write down what is about to be released in a round, and what leaves with it uncovered."""
+    def note(self, number: int, what: str, release: Release) -> None:
+        """Write down what is about to be released in a round."""
         line = {"round": number, "what": what, **asdict(release)}
-        line |= {"uncovered": uncovered} if uncovered else {}
         self.lines.append(line)
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trillium.privacy import Guarantee
+from trillium.privacy.account import Release
 from trillium.privacy.noise import chance, on_grid, released
 from trillium.wire.message import Message
 
@@ -61,6 +62,7 @@ class NoisySteps:
         rate: probability of an example to be in a batch.
         size: of a batch, on average; what sums are divided by.
         secret: gives a key for a purpose.
+        spend: is told of each sum that is drawn noise for, before it is.
     """
 
     clip: float
@@ -68,6 +70,7 @@ class NoisySteps:
     rate: float
     size: int
     secret: Callable[[str], bytes]
+    spend: Callable[[Release], None] = lambda release: None
 
     def batches(self, examples: Sequence[T], count: int) -> Iterator[list[T]]:
         """Yield so many batches, each example in each of them by a coin of its own."""
@@ -84,6 +87,7 @@ class NoisySteps:
             rows: of parts of a batch: by name `(examples, *shape)`.
             step: counts those of the round.
         """
+        self.spend(Release(self.noise, self.rate))
         moved = {name: p for name, p in state.items() if p.requires_grad}
         deviation = self.noise * self.clip
         like = next(iter(moved.values()))
@@ -109,6 +113,7 @@ class NoisySteps:
 
     def sums(self, rows: Tensor, groups: Tensor, num_groups: int, noise: float) -> Tensor:
         """Return sums of rows of length 1 by group, with noise of so many times that of a step."""
+        self.spend(Release(self.noise * noise))
         deviation = self.noise * noise
         zeros = rows.new_zeros(num_groups, rows.shape[1])
         if not deviation:

@@ -25,9 +25,7 @@ def guarantee(line: Mapping[str, Any]) -> str:
     if not line.get("unit"):
         return ""
     if (epsilon := number(line.get("epsilon"))) is None:
-        return (
-            f"No ε can be stated: {line.get('uncovered') or 'something is released without noise'}."
-        )
+        return "No ε can be stated: something is released without noise."
     return (
         f"ε = {epsilon:.3g} at δ = {line['delta']:g} for one {line['unit']} more or less, against "
         f"{line['adversary']}; not counted: {line['not_counted']}."

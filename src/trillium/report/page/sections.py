@@ -41,7 +41,9 @@ def told_of(run: Run) -> dict[str, Any]:
 
 def data_of(runs: Sequence[Run]) -> dict[str, Any] | None:
     """Return sizes of the data of the run whose partition is drawn, and whether all runs share it."""
-    known = [run for run in runs if run.data.get("clients")]
+    told = {run.folder: run.data.get("clients") or {} for run in runs}
+    # In a private run that was deployed, clients say nothing.
+    known = [run for run in runs if told[run.folder] and all(told[run.folder].values())]
     if not known:
         return None
     data = known[0].data
