@@ -15,7 +15,7 @@ def crossed(run: Experiment) -> set[tuple[str, str]]:
 
 def said(config: ExperimentConfig) -> set[tuple[str, str]]:
     """The same, as framework and head say it."""
-    found = {*(config.framework.crossings(config) or ())}
-    if config.head.name != "random":
+    found = {*(config.framework.all_crossings(config) or ())}
+    if config.head.name != "random" and not config.sums.hides:
         found |= {*config.head.crossings(config)}
     return {(str(way), str(kind)) for way, kind in found}

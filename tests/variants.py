@@ -41,7 +41,12 @@ class Variant:
         """Whether three clients are there, and each is asked in every round."""
         others = ("fleet", "data.num_clients")
         silent = self.framework in ("zero_shot", "centralised")
-        return not silent and not any(word.startswith(others) for word in self.words)
+        return not (silent or self.masks) and not any(w.startswith(others) for w in self.words)
+
+    @property
+    def masks(self) -> bool:
+        """Whether sums are masked: nobody foresees what clients answer, and two cannot do alone."""
+        return any(word.startswith("sums=") for word in self.words)
 
     @property
     def ships(self) -> bool:
@@ -51,8 +56,8 @@ class Variant:
 
     @property
     def repeats(self) -> bool:
-        """Whether the same seed gives the same run: the noise of a defence is nobody's to foresee."""
-        return not any("defence" in word for word in self.words)
+        """Whether the same seed gives the same bytes: noise and masks are nobody's to foresee."""
+        return not self.masks and not any("defence" in word for word in self.words)
 
     @property
     def dropout(self) -> tuple[str, ...]:
@@ -249,6 +254,26 @@ BASELINES: dict[str, tuple[str, ...]] = {
     "local_only class means": ("framework=local_only", "head=class_means"),
     "local_only ridge of a cohort": ("framework=local_only", "head=ridge", COHORT),
 }
+EQUAL = "framework.weights=equal"
+MASKED: dict[str, tuple[str, ...]] = {
+    "fedllm masked": ("framework=fedllm", EQUAL, "sums=masked", "rounds=3"),
+    "fedllm masked, peers of a cohort": (
+        *(
+            "framework={name: fedllm, mask: rolora, weights: equal}",
+            "sums={name: masked, peers: 2}",
+        ),
+        *("data.num_clients=7", "fleet.clients_per_round=5", "rounds=4"),
+    ),
+    "fedllm masked, failures": (
+        *("framework=fedllm", EQUAL, "sums={name: masked, bits: 20}", "data.num_clients=5"),
+        *("fleet={failure_rate: 0.2, min_replies: 3}", "rounds=4", "training.batch_size=4"),
+    ),
+    "fedllm masked, class sums": (
+        *("framework=fedllm", EQUAL, "sums=masked", "head=class_sums", "wire.down=[int8]"),
+        "framework.upload=gradient",
+    ),
+    "fedkseed masked": ("framework=fedkseed", "sums={name: masked, bits: 16}", "rounds=3"),
+}
 HEADS: dict[str, tuple[str, ...]] = {
     "class means": ("head=class_means", "wire={up: [{name: cast, kinds: [statistics]}]}"),
     "ridge": ("head=ridge",),
@@ -265,7 +290,7 @@ def _listed() -> dict[str, Variant]:
         for framework, table in tables.items()
         for name, words in table.items()
     }
-    found |= {name: Variant(words) for name, words in BASELINES.items()}
+    found |= {name: Variant(words) for name, words in {**BASELINES, **MASKED}.items()}
     for name, words in HEADS.items():
         found[f"fedllm head, {name}"] = Variant(("framework=fedllm", *words), model="bert")
     for framework in ("fedllm", "kd", "split"):

@@ -14,7 +14,7 @@ EXTRAS: Final = {
     "llm": "smollm2, a small language model, without a hub",
     "lm-eval": "trillium eval --lm-eval",
     "quantization": "model.quantize",
-    "privacy": "privacy",
+    "privacy": "privacy, and sums=masked",
     "deploy": "trillium keys, deploy, up, nodes and node",
     "simulation": "a deployment in Flower's simulation",
 }

@@ -34,8 +34,8 @@ class ExperimentConfig(Setting):
 
     @property
     def hides(self) -> bool:
-        """Whether noise or a coin is to hide something, so that each side needs a secret."""
-        return self.framework.hides or bool(self.privacy.unit)
+        """Whether noise, a coin or a mask is to hide something, so that each side needs a secret."""
+        return self.framework.hides or bool(self.privacy.unit) or self.sums.hides
 
     def tree(self) -> Tree:
         """Return the resolved configuration as plain values; it reads back to an equal one."""

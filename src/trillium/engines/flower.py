@@ -81,6 +81,12 @@ def main(grid: Grid, context: Context) -> None:
             "a split asks several times for every batch, and each Flower message takes seconds",
             'Write transport="session"',
         )
+    if config.sums.hides:
+        raise UserError(
+            "sums=masked in a deployment",
+            "the keys of nodes would not be signed, and so could be the server's own",
+            "Write sums=plain",
+        )
     if config.framework.name == "centralised":
         raise UserError(
             "framework=centralised", "there are no data in one place", "Choose another framework"

@@ -218,6 +218,7 @@ class Experiment:
             **found,
             **figures,
             **({} if self.fleet.guard is None else self.fleet.guard.measures()),
+            **({} if self.fleet.masks is None else self.fleet.masks.told),
             "shipped": framework.ships,
             "asked": len(self.fleet.asked) if number else 0,
             "replied": len(self.fleet.asked) - len(missing) if number else 0,

@@ -40,6 +40,7 @@ from trillium.federation.tiers import ByClient, tier_of
 from trillium.files import SERVER as SERVER
 from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
+from trillium.frameworks.masked import masks_of, sums_of
 from trillium.frameworks.private import guard_of, steps_of
 from trillium.models.checkpointing import checkpoint_blocks
 from trillium.models.load import LanguageModel, load_model
@@ -214,6 +215,7 @@ def build_server(
     fleet = Fleet(engine, config.wire, ledger, config.fleet, config.seed, wires)
     account = Account(None if path is None else path / FILE)
     fleet.guard = guard_of(config, server, account, deployed=not clients)
+    fleet.masks = sums_of(config, server)
     fleet.limits = limits_of(model)
     fleet.most = most_of(config, model, sum(config.task.num_targets(example) for example in public))
     fleet.agreed = Agreed(
@@ -271,6 +273,7 @@ def build_client(
         privacy=config.privacy,
     )
     client.steps = steps_of(config, client)
+    client.masks = masks_of(config, client)
     return client
 
 

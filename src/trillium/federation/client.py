@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import FunctionType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,19 @@ from trillium.wire.wire import Packed, Wire
 log = logging.getLogger(__name__)
 
 Verb = Callable[["Client", Message], Message]
+
+
+class Hiding(Protocol):
+    """What hides in sums what a client sends."""
+
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        """What a client can be asked for it."""
+
+    def closed(self, reply: Message, message: Message, data: bytes) -> Message:
+        """Return a reply as it leaves, to a message that came as these bytes."""
+
+
 F = TypeVar("F", bound=Callable[..., Message])
 
 
@@ -89,6 +102,7 @@ class Client(Side):
     leave: Callable[[str, int, int, Packed], None] | None = None
     privacy: Privacy = field(default_factory=NoPrivacy)
     steps: NoisySteps | None = None
+    masks: Hiding | None = None
     last_verb: str = ""
     _asks: int = 0
 
@@ -106,7 +120,7 @@ class Client(Side):
                     return answer
                 data = whole
             message = self.wire.unpack(data, "down", self._limits).message
-            reply = self.privacy.closed(self._answer(message), message)
+            reply = self._closed(self._answer(message), message, data)
         except Exception as error:
             log.debug("client %s failed", self.name, exc_info=True)
             reply = Message(ERROR_VERB, meta={"reason": self._reason(error)})
@@ -117,6 +131,12 @@ class Client(Side):
             except Exception as error:
                 packed = self._packed(Message(ERROR_VERB, meta={"reason": self._reason(error)}))
         return self._parts.give(packed.data)
+
+    def _closed(self, reply: Message, message: Message, data: bytes) -> Message:
+        """Return a reply as it leaves."""
+        if self.masks is not None:
+            return self.masks.closed(reply, message, data)
+        return self.privacy.closed(reply, message)
 
     def _packed(self, reply: Message) -> Packed:
         """Return a reply as it crosses, with what it has cost."""
@@ -175,14 +195,15 @@ class Client(Side):
         number = message.meta.get("round")
         if type(number) is not int or number < 0:
             raise MessageError(f"round {number!r} is not a count")
-        if message.verb not in self.verbs:
-            raise MessageError(f"verb {message.verb!r} is not one of {', '.join(self.verbs)}")
+        verbs = {**self.verbs, **({} if self.masks is None else self.masks.verbs)}
+        if message.verb not in verbs:
+            raise MessageError(f"verb {message.verb!r} is not one of {', '.join(verbs)}")
         self.last_verb = message.verb
         # Each ask has random numbers of its own, so that dropout does not depend on the other asks.
         self._asks = self._asks + 1 if number == self.round else 0
         self.round = number
         with scoped_rng(self.seed, self.name, number, self._asks):
-            return self.verbs[message.verb](self, message)
+            return verbs[message.verb](self, message)
 
     def go_back(self, store: dict[str, Any], number: int) -> None:
         """Hold what it held after a round, and nothing of what has come since."""

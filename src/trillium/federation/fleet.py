@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
@@ -18,10 +19,12 @@ from trillium.federation.engine import Engine as Engine
 from trillium.federation.engine import Gathered as Gathered
 from trillium.federation.engine import PostingEngine as PostingEngine
 from trillium.federation.engine import Saved as Saved
+from trillium.federation.failed import RoundFailed as RoundFailed
+from trillium.federation.failed import RoundUndone as RoundUndone
 from trillium.federation.guard import Guard
 from trillium.federation.parts import Lost as Lost
 from trillium.federation.parts import carry, check_size
-from trillium.federation.sums import Form
+from trillium.federation.sums import Form, Read, Summing
 from trillium.rng import generator
 from trillium.wire.addend import Addend
 from trillium.wire.kinds import Limits, MessageError
@@ -94,14 +97,6 @@ class FleetConfig(BaseModel):
             )
 
 
-class RoundFailed(RuntimeError):  # noqa: N818 - it is what happened, and is caught by name
-    """Fewer clients than `min_replies` stayed in the round."""
-
-
-class RoundUndone(RoundFailed):
-    """What came of the round is not to be used: it would come of it again."""
-
-
 class Fleet:
     """The clients as the server sees them.
 
@@ -123,6 +118,7 @@ class Fleet:
         sizes: what they have sent in this round.
         banned: those that are left out for the rest of the run, and why.
         guard: in a private run, what adds up, and says who is asked.
+        masks: where sums are masked, what adds up.
     """
 
     def __init__(
@@ -149,6 +145,7 @@ class Fleet:
         self.banned: dict[str, str] = {}
         self._owed: dict[str, Entry] = {}  # what was asked of clients that have not answered it
         self.guard: Guard | None = None
+        self.masks: Summing | None = None
         self.limits = self.most = Limits()
         self.short = False
         self._refused: set[str] = set()  # whose answers of this round could not be used
@@ -256,7 +253,7 @@ class Fleet:
     def ask(
         self,
         requests: Mapping[str, Message],
-        read: Callable[[Message], T] | Mapping[str, Callable[[Message], T]],
+        read: Read[T],
         purpose: Purpose = "train",
     ) -> Iterator[tuple[str, T]]:
         """Send each client its message and yield `(client, read(reply))` as replies arrive.
@@ -291,18 +288,28 @@ class Fleet:
         Raises:
             RoundFailed: fewer clients are left than `min_replies`.
         """
-        if self.guard is None:
-            yield from self.ask(requests, {name: forms[name].read for name in requests})
-        elif self.guard.adds:
+        if self.guard is not None and self.guard.adds:
             yield "", self.guard.total(requests, common, self.ask)
-        else:
+            return
+        if self.guard is not None:
             self.guard.announce(common)
+        if self.masks is not None:
+            need = self._need(len(requests))
+            yield "", self.masks.total(requests, common, self.ask, self._seen, need, self.newcomers)
+        elif self.guard is not None:
             yield from self.ask(requests, {name: forms[name].closed for name in requests})
+        else:
+            yield from self.ask(requests, {name: forms[name].read for name in requests})
+
+    def _seen(self, message: Message) -> bytes:
+        """Return the digest of a message as it crosses to clients of the common wire."""
+        whole = replace(message, meta={**message.meta, "round": self.round})
+        return hashlib.sha256(self.wire.pack(whole, "down").data).digest()
 
     def ask_all(
         self,
         requests: Mapping[str, Message],
-        read: Callable[[Message], T] | Mapping[str, Callable[[Message], T]],
+        read: Read[T],
         purpose: Purpose = "train",
     ) -> dict[str, T]:
         """Ask, wait for everybody, and return the answers sorted by client.
@@ -362,7 +369,7 @@ class Fleet:
         replies: Iterator[tuple[str, bytes | Lost]],
         asked: Set[str],
         entries: Mapping[str, Entry],
-        read: Callable[[Message], T] | Mapping[str, Callable[[Message], T]],
+        read: Read[T],
         purpose: Purpose,
     ) -> Iterator[tuple[str, T]]:
         """Check and book what comes of a message, and yield what is read from it."""
@@ -383,7 +390,7 @@ class Fleet:
             try:
                 reply = self._receive(client, entries[client].verb, data, purpose)
                 answer = (read if callable(read) else read[client])(reply)
-                if self.guard is None:  # else whom it leaves out would tell of others' data
+                if self.guard is None and self.masks is None:  # else it would tell of others' data
                     self.sizes.note(client, reply)
             except MessageError as error:
                 self.missing[client] = one_line(str(error))

@@ -16,6 +16,7 @@ from trillium.models.adapters import Adapter
 from trillium.models.adapters.lora import Lora
 from trillium.models.base import ModelConfig
 from trillium.privacy import NoPrivacy, Privacy
+from trillium.privacy.sums import Plain, Sums
 from trillium.tasks import Task
 from trillium.tasks.classification import Classification
 from trillium.training.settings import Training
@@ -68,6 +69,7 @@ class Setting(BaseModel):
         tiers: clients that differ from the others, by a label of your own.
         server: a model that only the server has.
         privacy: whose presence is hidden, and from whom.
+        sums: whether the server sees what each client adds to a sum.
         model, task, data, adapter, training, fleet, wire, evaluation, report: see their classes.
     """
 
@@ -89,6 +91,7 @@ class Setting(BaseModel):
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     privacy: Choice[Privacy] = NoPrivacy()
+    sums: Choice[Sums] = Plain()
 
     @model_validator(mode="after")
     def _trainable_bases(self) -> Self:

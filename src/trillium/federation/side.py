@@ -75,9 +75,12 @@ class Side:
         It comes of 256 bits of the operating system's, not of the run's seed, which all sides know.
         They are kept with the state of the side, so that a run that is resumed goes on with the same.
         """
+        return self.lasting(f"{purpose}/{self.name}/{self.round}")
+
+    def lasting(self, purpose: str) -> bytes:
+        """Return such a key that is the same in all rounds."""
         own = bytes.fromhex(self.store.setdefault("secret", new_secret()))
-        text = f"{purpose}/{self.name}/{self.round}".encode()
-        return hashlib.blake2b(text, key=own, digest_size=32).digest()
+        return hashlib.blake2b(purpose.encode(), key=own, digest_size=32).digest()
 
     def progress(self, fraction: float) -> float:
         """Return how far the run is, from 0 to 1, at a fraction of this round."""

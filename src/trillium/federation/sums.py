@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from trillium.wire.addend import Addend
 from trillium.wire.kinds import Kind, Tensors
 from trillium.wire.message import Message, named
+
+T = TypeVar("T")
+Read = Callable[[Message], T] | Mapping[str, Callable[[Message], T]]
+"""What checks a reply and takes from it what is wanted: one for all, or one for each client."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,40 @@ class Form:
             replaces = self.replaces and kind == "parameters"
             found |= named(kind, reply.near(kind, like, replaces=replaces))
         return found
+
+
+class Ask(Protocol):
+    """How clients are asked."""
+
+    def __call__(self, requests: Mapping[str, Message], read: Read[T]) -> Iterator[tuple[str, T]]:
+        """Do as `Fleet.ask` does."""
+
+
+class Summing(Protocol):
+    """What adds up so that no client is seen alone.
+
+    Attributes:
+        told: of the last sum, for the measures of its round.
+    """
+
+    told: dict[str, Any]
+
+    def total(
+        self,
+        requests: Mapping[str, Message],
+        form: Form,
+        ask: Ask,
+        seen: Callable[[Message], bytes],
+        need: int,
+        newcomers: Collection[str],
+    ) -> Addend:
+        """Return the mean over the clients that have answered.
+
+        Args:
+            seen: returns the digest of a message as it crosses.
+            need: how many clients are to stay.
+            newcomers: who holds nothing of earlier rounds.
+        """
 
 
 def mean_loss(addends: Mapping[str, Addend]) -> dict[str, float]:

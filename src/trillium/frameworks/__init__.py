@@ -22,7 +22,16 @@ from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics, Side
 from trillium.federation.tiers import Tier
-from trillium.frameworks.effects import Crosses, Crossings, NoEffect, check_codecs, idle, unread
+from trillium.frameworks.effects import (
+    Crosses,
+    Crossing,
+    Crossings,
+    NoEffect,
+    check_codecs,
+    idle,
+    unread,
+)
+from trillium.frameworks.masked import check_masked
 from trillium.frameworks.private import check_private
 from trillium.models.own import Ends
 from trillium.wire.message import Message, scalar
@@ -40,6 +49,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     trains: ClassVar[bool] = True
     client_half: ClassVar[Sequence[ModuleType]] = ()  # modules of verbs, beside its own methods
     hides_units: ClassVar[frozenset[str]] = frozenset()  # of what one more or less can be hidden
+    only_adds: ClassVar[bool] = False  # whether all that clients send is only added up
 
     @property
     def needs_public(self) -> bool:
@@ -71,20 +81,29 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         assert isinstance(config.head, Crosses)
         idle_of_head = config.head.no_effect(config)
         yield from unread(self.name, config, {**self.no_effect(config), **idle_of_head})
-        if (found := self._all_crossings(config)) is not None:
+        if (found := self.all_crossings(config)) is not None:
             yield from idle(self.name, config, found)
 
-    def _all_crossings(self, config: Setting) -> Crossings | None:
+    def all_crossings(self, config: Setting) -> Crossings | None:
+        """Return what crosses in a run, what the head asks for with it, as `crossings` does."""
         assert isinstance(config.head, Crosses)
         own = self.crossings(config)
-        return None if own is None else {**config.head.crossings(config), **own}
+        if own is None:
+            return None
+        found = {**config.head.crossings(config), **own}
+        if not config.sums.hides:
+            return found
+        down = {way: what for way, what in found.items() if way[0] == "down"}
+        return {**down, ("up", "sums"): Crossing("values")}
 
     def check(self, config: Setting) -> None:
         """Refuse settings that contradict each other."""
-        if (found := self._all_crossings(config)) is not None:
+        if (found := self.all_crossings(config)) is not None:
             check_codecs(self.name, config, found)
         if config.privacy.unit:
             check_private(self.name, self.hides_units, config)
+        if config.sums.hides:
+            check_masked(self.name, self.only_adds, config)
         for label, tier in config.tiers.items():
             has_part = tier.rank is not None or tier.layers is not None
             if has_part and not self.slices_adapters:

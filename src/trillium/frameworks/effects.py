@@ -20,7 +20,12 @@ from trillium.wire.kinds import Kind, Nature
 
 Direction = Literal["up", "down"]
 DIRECTIONS: Final[tuple[Direction, ...]] = ("up", "down")
-_WHOLE_NUMBERS: Final = ("labels", "public", "control")  # kinds that codecs of floats leave alone
+_WHOLE_NUMBERS: Final = (
+    "labels",
+    "public",
+    "control",
+    "sums",
+)  # kinds that codecs of floats leave alone
 _WHY: Final[Mapping[Nature, str]] = {
     "values": "the values themselves cross, and it keeps too little of a tensor to replace it",
     "changes": "it is not made for changes",

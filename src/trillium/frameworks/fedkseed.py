@@ -72,6 +72,7 @@ class FedKSeed(Framework, name="fedkseed"):
     lr: float = Field(default=1e-5, gt=0)
 
     hides_units: ClassVar[frozenset[str]] = frozenset({"client"})
+    only_adds: ClassVar[bool] = True
 
     def crossings(self, config: Setting) -> Crossings:
         """Nothing beside control."""

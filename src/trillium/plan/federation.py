@@ -15,6 +15,7 @@ from trillium.federation.server import Server
 from trillium.federation.side import Metrics, Side
 from trillium.federation.tiers import tier_of
 from trillium.frameworks import OwnModels, once_bytes
+from trillium.frameworks.masked import masks_of, sums_of
 from trillium.frameworks.private import guard_of, steps_of
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
@@ -135,6 +136,7 @@ class PaperFederation:
             {name: wires[id(tier)] for name, tier in tiers.items()},
         )
         self.fleet.guard = guard_of(config, self.server, Account())
+        self.fleet.masks = sums_of(config, self.server, on_paper=True)
         self.fleet.limits = limits_of(self.server.model)
 
     def _model(self, client: str | None) -> LanguageModel:
@@ -202,6 +204,7 @@ class PaperFederation:
             store=_secret(config),
         )
         client.steps = steps_of(config, client)
+        client.masks = masks_of(config, client, on_paper=True)
         return client
 
     def once_bytes(self) -> dict[str, int]:

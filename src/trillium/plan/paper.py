@@ -7,6 +7,7 @@ step, which makes its state, and all steps that are counted; of the others nobod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -74,7 +75,7 @@ class PaperWire(Wire):
         weight = self._scales.weigh(self, direction, plain, rows)
         codec = self.row_codec(direction)
         encoded = {name: own.recoded(codec, 0) for name, own in message.encoded.items()}
-        arrives = Message(message.verb, message.tensors, message.meta, encoded)
+        arrives = replace(plain, encoded=encoded, summed=message.summed)  # what a mask hides
         return Packed(PaperBytes.of(arrives, weight), message, Weighed(weight))
 
     def unpack(self, data: bytes, direction: Direction, limits: Limits = Limits()) -> Packed:

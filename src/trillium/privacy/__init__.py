@@ -65,20 +65,21 @@ class Guarantee(Privacy):
             )
         return self
 
-    def listed(self, reply: Message) -> dict[str, Any]:
-        """Return the tensors that may leave: those that are added up, and nothing beside them.
 
-        Raises:
-            UserError: there is something else in a reply.
-        """
-        if reply.tensors or reply.encoded:
-            names = sorted({*reply.tensors, *reply.encoded})
-            raise UserError(
-                f"a reply to {reply.verb} with {names[:3]} under privacy={self.name}",
-                "only what is added up may leave a client in a private run",
-                "Leave out what asks for it",
-            )
-        return {} if reply.summed is None else dict(reply.summed.tensors)
+def listed(reply: Message, setting: str) -> dict[str, Any]:
+    """Return the tensors that may leave: those that are added up, and nothing beside them.
+
+    Raises:
+        UserError: there is something else in a reply.
+    """
+    if reply.tensors or reply.encoded:
+        names = sorted({*reply.tensors, *reply.encoded})
+        raise UserError(
+            f"a reply to {reply.verb} with {names[:3]} under {setting}",
+            "only what is added up may leave a client in such a run",
+            "Leave out what asks for it",
+        )
+    return {} if reply.summed is None else dict(reply.summed.tensors)
 
 
 class NoPrivacy(Privacy, name="none"):

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trillium.component import Choice
-from trillium.privacy import Guarantee
+from trillium.privacy import Guarantee, listed
 from trillium.privacy.clips import Clip, Fixed
 from trillium.privacy.noise import on_grid, released
 from trillium.wire.kinds import Tensors, has_values
@@ -50,7 +50,7 @@ class ClientLevel(Guarantee, name="client"):
 
     def closed(self, reply: Message, request: Message) -> Message:
         """Return a reply with what is added up, scaled down to the bound that was asked for."""
-        tensors = self.listed(reply)
+        tensors = listed(reply, f"privacy={self.name}")
         if not tensors:
             return Message(reply.verb)
         bound = request.positive("control/clip")

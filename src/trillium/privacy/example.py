@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trillium.privacy import Guarantee
+from trillium.privacy import Guarantee, listed
 from trillium.privacy.account import Release
 from trillium.privacy.noise import chance, on_grid, released
 from trillium.wire.message import Message
@@ -49,7 +49,7 @@ class ExampleLevel(Guarantee, name="example"):
 
     def closed(self, reply: Message, request: Message) -> Message:
         """Return a reply with what is added up alone: it bears noise already."""
-        return Message(reply.verb, self.listed(reply), previewed=reply.previewed)
+        return Message(reply.verb, listed(reply, f"privacy={self.name}"), previewed=reply.previewed)
 
 
 @dataclass

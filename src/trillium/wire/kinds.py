@@ -23,6 +23,7 @@ Kind = Literal[
     "public",
     "statistics",  # summed statistics of features
     "snapshot",  # a full state, for a client that is out of step
+    "sums",  # whole numbers that are masked
     "control",
 ]
 KINDS: Final = get_args(Kind)

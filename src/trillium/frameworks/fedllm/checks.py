@@ -23,6 +23,8 @@ def check_fedllm(framework: FedLLMSettings, config: Setting) -> None:
     _check_codecs(framework, config)
     for given, why, instead in _breaks(framework, config) if config.privacy.unit else ():
         raise UserError(f"{given} with privacy={config.privacy.name}", why, instead)
+    for given, why, instead in _breaks_sums(framework) if config.sums.hides else ():
+        raise UserError(f"{given} with sums={config.sums.name}", why, instead)
     if framework.mask.name != "all" and not isinstance(config.adapter, Lora):
         raise UserError(
             f"framework.mask={framework.mask.name} with adapter={config.adapter.name}",
@@ -200,6 +202,46 @@ def _breaks(framework: FedLLMSettings, config: Setting) -> Iterator[tuple[str, s
             f"framework.feedback={framework.feedback} with a lossy codec in wire.up",
             "what a codec lost of one round would come again in another, beyond the bound of both",
             "Write framework.feedback=0",
+        )
+
+
+def _breaks_sums(framework: FedLLMSettings) -> Iterator[tuple[str, str, str]]:
+    """Yield what would have to be seen of a single client, or would let masks not cancel."""
+    if framework.weights != "equal":
+        yield (
+            f"framework.weights={framework.weights}",
+            "weights that far apart would leave small clients a few steps of the whole numbers",
+            "Write framework.weights=equal",
+        )
+    if framework.drift.answers:
+        yield (
+            f"framework.drift={framework.drift.name}",
+            "the server keeps a control variate of each client",
+            "Write framework.drift=none or prox",
+        )
+    if framework.local:
+        yield (
+            f"framework.local={list(framework.local)}",
+            "the clients' own models are measured one by one",
+            "Leave framework.local out",
+        )
+    if not isinstance(framework.aggregator, Mean):
+        yield (
+            f"framework.aggregator={framework.aggregator.name}",
+            "it looks at each update by itself, and the server sees their sum alone",
+            "Write framework.aggregator=mean",
+        )
+    if framework.upload == "parameters":
+        yield (
+            "framework.upload=parameters",
+            "whole numbers are for changes: values differ far less than they are large",
+            "Write framework.upload=update",
+        )
+    if framework.download.name != "state":
+        yield (
+            f"framework.download={framework.download.name}",
+            "who comes late is sent other bytes, masks are bound to these, and would not cancel",
+            "Write framework.download=state",
         )
 
 

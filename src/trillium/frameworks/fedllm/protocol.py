@@ -52,6 +52,7 @@ class FedLLM(FedLLMSettings, name="fedllm"):
     """Exchange of trainable parameters (adapter and task head)."""
 
     hides_units: ClassVar[frozenset[str]] = frozenset({"client", "example"})
+    only_adds: ClassVar[bool] = True
 
     def crossings(self, config: Setting) -> Crossings:
         """Return what goes up, and how the state comes down."""

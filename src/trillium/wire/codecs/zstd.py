@@ -34,7 +34,9 @@ class Zstd(Codec, name="zstd"):
     any_dtype: ClassVar[bool] = True
 
     level: int = Field(3, ge=1, le=22)
-    kinds: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "control")
+    kinds: tuple[Kind, ...] = tuple(
+        kind for kind in get_args(Kind) if kind not in ("control", "sums")
+    )
 
     def encode(self, tensor: Tensor, key: int) -> dict[str, Tensor]:
         """Return the compressed bytes, and dtype and shape as int64."""
