@@ -46,11 +46,24 @@ def test_pyproject_holds_every_setting_with_a_comment(target: Path) -> None:
 
 def test_compose_parses_and_exposes_the_proxy_and_the_sessions_only(target: Path) -> None:
     services = yaml.safe_load((target / "compose.yaml").read_text())["services"]
-    assert list(services) == ["superlink", "proxy", "alpha", "beta"]
+    server = ["superlink", "superexec", "proxy"]
+    nodes = ["alpha", "alpha-superexec", "beta", "beta-superexec"]
+    assert list(services) == [*server, *nodes]
+    for (
+        name,
+        service,
+    ) in services.items():  # each is watched over, and shares the network of its own
+        assert service["restart"] == "unless-stopped"
+        assert service["healthcheck"]["test"]
+        if name not in ("superlink", "alpha", "beta"):
+            owner = "superlink" if name in server else name.removesuffix("-superexec")
+            assert service["network_mode"] == f"service:{owner}"
+            assert "|| kill" in service["healthcheck"]["test"]
     assert services["superlink"]["ports"] == ["8443:8443", "9443:9443"]
     assert "--host=127.0.0.1" in services["superlink"]["command"]
-    assert services["proxy"]["network_mode"] == "service:superlink"
-    assert not any("ports" in services[name] for name in ("proxy", "alpha", "beta"))
+    assert not any("ports" in services[name] for name in services.keys() - {"superlink"})
+    for name in ("superlink", "alpha", "beta"):
+        assert "--isolation=process" in services[name]["command"]
 
 
 def test_node_example_parses(target: Path) -> None:
@@ -107,10 +120,11 @@ def test_wrong_settings_are_refused(
 
 
 UNITS = ("superlink", "superexec", "proxy", "node", "node-superexec")
+MONITORS = ("monitor", "node-monitor")  # which write nothing
 
 
 def test_units_run_as_an_account_of_their_own_and_may_write_in_one_place(target: Path) -> None:
-    for name in UNITS:
+    for name in (*UNITS, *MONITORS):
         text = (target / "systemd" / f"trillium-{name}.service").read_text()
         unit = configparser.RawConfigParser(strict=False, interpolation=None)
         unit.optionxform = str  # type: ignore[assignment,method-assign]
@@ -118,7 +132,9 @@ def test_units_run_as_an_account_of_their_own_and_may_write_in_one_place(target:
         service = unit["Service"]
         node = name.startswith("node")
         assert service["User"] == ("trillium-node" if node else "trillium")
-        assert service["ReadWritePaths"].startswith("/srv/trillium-node/state" if node else "/srv/")
+        place = "/srv/trillium-node/state" if node else "/srv/trillium/server"
+        assert service.get("ReadWritePaths", "").startswith("" if name in MONITORS else place)
+        assert ("ReadWritePaths" in service) == (name in UNITS)
         wanted = {"ProtectSystem": "strict", "UMask": "0077", "LimitNOFILE": "65536"}
         assert wanted.items() <= dict(service).items()
         assert service["Restart"] == "always"
@@ -131,7 +147,7 @@ def test_systemd_accepts_the_units(target: Path, tmp_path: Path) -> None:
     """The programs are these of this machine; an unknown word in a unit is an error."""
     here = {"/opt/trillium/bin/": f"{Path(sys.executable).parent}/", "/usr/sbin/nginx": "/bin/true"}
     paths = []
-    for name in UNITS:
+    for name in (*UNITS, *MONITORS):
         path = tmp_path / f"trillium-{name}.service"
         text = (target / "systemd" / path.name).read_text()
         for given, found in here.items():

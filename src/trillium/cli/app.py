@@ -23,6 +23,7 @@ from trillium.cli import node as cli_node
 from trillium.cli import plan as cli_plan
 from trillium.cli import runs as cli_runs
 from trillium.cli import trained as cli_trained
+from trillium.cli.monitor import monitor
 from trillium.cli.nodes import nodes
 from trillium.cli.show import run_single, show, show_runs
 from trillium.cli.verbs import Log, Verbs, working
@@ -169,6 +170,7 @@ cli_generate.register(app)
 cli_plan.register(app)
 cli_deploy.register(app)
 app.command()(nodes)
+app.command()(monitor)
 app.add_typer(cli_node.app, name="node")
 app.add_typer(cli_keys.app, name="keys")
 cli_doctor.register(app)

@@ -19,7 +19,7 @@ SUPERLINK_PORT: Final = 8000
 FLEET_PORT: Final = 8443
 SIMULATION_PORT: Final = 8001
 BIND_PORT: Final = 9444  # of sessions, behind the proxy
-_SERVICES: Final = ("superlink", "proxy")  # what else stands in compose.yaml beside the nodes
+_SERVICES: Final = ("superlink", "superexec", "proxy")  # in compose.yaml, beside the nodes
 
 SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
     "recipe": ("recipe.yaml", "The experiment: a file in trillium_app/."),
@@ -74,10 +74,6 @@ SETTINGS: Final[Mapping[str, tuple[Value, str]]] = {
         3,
         "How often a round is repeated by itself, from the last complete one, if nodes are lost in it\n"
         "and come back; after that, the recipe's fleet.on_failure says what follows.",
-    ),
-    "monitor-port": (
-        0,
-        "/health and /metrics (Prometheus) of a run, on 127.0.0.1; nowhere if it is 0.",
     ),
     "log-format": ("text", "text, or json: a line an object."),
     "transport": (

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -93,20 +93,19 @@ class Board:
                 seen.state, seen.why = "away", reason
             self._write()
 
-    def seen(self) -> dict[str, Seen]:
-        """Return the nodes, by name, as they are now."""
-        with self._lock:
-            return {name: replace(seen) for name, seen in self.nodes.items()}
-
-    def failed(self) -> int:
-        """Return how often a round has failed for want of replies."""
-        return sum(self._failed.values())
-
     def _of(self, name: str) -> Seen:
         return self.nodes.setdefault(name, Seen())
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        nodes = {name: asdict(seen) for name, seen in sorted(self.nodes.items())}
-        content = {"round": self.round, "rounds": self.rounds, "nodes": nodes}
+        content = {
+            "run": self.run,
+            "round": self.round,
+            "rounds": self.rounds,
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+            "missing": dict(sorted(self.missing.items())),
+            "failed_rounds": sum(self._failed.values()),
+            "nodes": {name: asdict(seen) for name, seen in sorted(self.nodes.items())},
+        }
         write_atomic(self._path, json.dumps(content, indent=1))

@@ -29,7 +29,6 @@ from trillium.engines.distributed import SessionEngine
 from trillium.engines.frames import StreamConfig
 from trillium.engines.logs import log_to_screen
 from trillium.engines.messages import MessageEngine
-from trillium.engines.monitor import serve
 from trillium.engines.node import Node
 from trillium.engines.node_settings import NodeConfig
 from trillium.engines.opening import Arrival, Opening
@@ -109,7 +108,6 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
     patience = settings.patience(config.fleet.min_replies)
     board = Board(folder.path, config.rounds, folder.failed_rounds)
     board.round = -1 if newest is None else number
-    unwatch = serve(board, settings.monitor_port) if settings.monitor_port else None
     engine: SessionEngine | MessageEngine | None = None
     finished = False
     try:
@@ -140,8 +138,6 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
         folder.ended(error)
         raise
     finally:
-        if unwatch is not None:
-            unwatch()
         if engine is not None:
             engine.close(finished=finished)
     log.info("report: %s", write_report(folder.path))

@@ -33,7 +33,6 @@ class Settings(BaseModel):
     round_seconds: float = Field(alias="round-seconds", gt=0)
     grace_seconds: float = Field(alias="grace-seconds", gt=0)
     repeats: int = Field(ge=0)
-    monitor_port: int = Field(alias="monitor-port", ge=0, lt=65536)
     log_format: Literal["text", "json"] = Field(alias="log-format")
     transport: Literal["session", "messages"]
     resume: bool
