@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SHARED = Path(__file__).parents[2] / "shared"
 COMPONENTS: tuple[type[Component], ...] = (Aggregator, Codec, Mask, Partition, Framework)
-NODES = [f"client-{number}" for number in range(3)]
+NODES = [f"client-{number}" for number in range(4)]
 
 
 pytest.register_assert_rewrite("deployed", "resumed")

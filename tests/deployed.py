@@ -20,6 +20,7 @@ from trillium.config.experiment import ExperimentConfig
 from trillium.config.texts import Texts
 from trillium.data.federated import load_data
 from trillium.engines import distributed, patience
+from trillium.engines.certified import Certified
 from trillium.engines.distributed import SessionEngine
 from trillium.engines.frames import StreamConfig
 from trillium.engines.node import Node
@@ -33,6 +34,7 @@ from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import SERVER, Experiment, build_server, resident_model
 from trillium.federation.fleet import Lost
 from trillium.federation.side import Metrics
+from trillium.privacy.masks import Masks
 
 HERE = "127.0.0.1:0"
 QUICK = StreamConfig(reconnect_seconds=5.0)  # nobody waits long for a server that is gone
@@ -79,6 +81,8 @@ class Nodes:
             opening = Opening.decode(text_of(content, "opening", "opening"))
             own = {"partition-id": number, "num-partitions": len(self._online)}
             node = Node(NodeConfig.read({**own, "state": str(self._state)}), opening)
+            if isinstance(node.client.masks, Masks):
+                node.client.masks.vouching = self.certified(node.name, opening.run)
             handlers = {"message": self._one_by_one(node), "control": self._control(node)}
             token = text_of(content, "opening", "token")
             address, tls = f"127.0.0.1:{self.port}", self._tls(node.name)
@@ -103,6 +107,12 @@ class Nodes:
                 return node.handle(data) if self._spoil is None else self._spoil(data, node.handle)
 
         return handle
+
+    def certified(self, name: str, run: str) -> Certified:
+        folder = self._keys / "nodes" / name
+        files = {"certificate": "client.crt", "key": "client.key"}
+        paths = {key: folder / file for key, file in files.items()}
+        return Certified.read(NodeConfig(authority=self._keys / "ca.crt", **paths), run)
 
     def _tls(self, name: str) -> ClientTLS:
         own = self._keys / "nodes" / name

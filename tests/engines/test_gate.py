@@ -118,6 +118,7 @@ def test_what_the_policy_allows_is_done(owner: Owner) -> None:
         ('codecs = ["topk"]', "updates through int8"),
         ("rounds = 2", "rounds=3"),
         ("min_clients = 3", "fleet.min_replies=None"),
+        ('sums = "masked"', "sums=plain: they must be masked"),
         ("signers = []", "a recipe that nobody has signed whom it trusts"),
         ('models = ["sha256:0"]', "the weights of this model"),
     ],

@@ -80,11 +80,11 @@ def main(grid: Grid, context: Context) -> None:
             "a split asks several times for every batch, and each Flower message takes seconds",
             'Write transport="session"',
         )
-    if config.sums.hides:
+    if settings.transport == "messages" and config.sums.hides:
         raise UserError(
-            "sums=masked in a deployment",
-            "the keys of nodes would not be signed, and so could be the server's own",
-            "Write sums=plain",
+            'transport="messages" with sums=masked',
+            "a node keeps the secrets of a sum in memory from one ask to the next",
+            'Write transport="session"',
         )
     if config.framework.name == "centralised":
         raise UserError(

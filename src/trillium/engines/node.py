@@ -18,6 +18,7 @@ from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.config.texts import Texts
 from trillium.data.deployed import read_rows
 from trillium.data.federated import load_data
+from trillium.engines.certified import Certified
 from trillium.engines.gate import Gate
 from trillium.engines.memory import free_at_once
 from trillium.engines.node_settings import NodeConfig
@@ -33,6 +34,7 @@ from trillium.federation.tiers import tier_of
 from trillium.frameworks.split.generate import give_prompts, texts_of
 from trillium.models.load import LanguageModel
 from trillium.models.own import Ends
+from trillium.privacy.masks import Masks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,6 +64,8 @@ class Node:
             raise
         self._gate.asked(asked)
         self.client.describe = self._told
+        if alone and isinstance(self.client.masks, Masks):
+            self.client.masks.vouching = Certified.read(settings, opening.run)
         is_short = config.task.data_form == "classification"
         predictions = config.public_size * (1 if is_short else config.training.limit)
         limits = most_of(config, self.client.model, predictions)

@@ -23,6 +23,8 @@ class NodeConfig(BaseModel):
         model: folder of the model on this machine, in place of the one that the recipe names.
         certificate, key, authority: for the session.
         state: folder for what the node keeps between rounds and runs, and for its own log.
+        peers: certificates of the nodes that it takes part in a masked sum with; without the file it
+            does so with all that the authority has signed.
         policy: file that says what the node may do; everything without one.
         log_format: of the node's log: `text` or `json`.
         partition_id, num_partitions: which of the recipe's clients a simulated node is; Flower's
@@ -39,6 +41,7 @@ class NodeConfig(BaseModel):
     key: Path = Path("keys/client.key")
     authority: Path = Path("keys/ca.crt")
     state: Path | None = None
+    peers: Path | None = None
     policy: Path | None = None
     log_format: Literal["text", "json"] = "text"
     partition_id: int | None = Field(default=None, alias="partition-id")

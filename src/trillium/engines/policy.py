@@ -66,6 +66,7 @@ class Policy(BaseModel):
         min_clients: that must have answered in a round, by the recipe (`fleet.min_replies`).
         prompts: whether the operator's prompts may be continued with this node's part of the model.
         signers: Ed25519 keys, as lines of OpenSSH; one of them must have signed the recipe.
+        sums: `masked` if the server may see no more than sums of what nodes send.
         privacy: what must be hidden; the node keeps account of it in the folder of its state.
     """
 
@@ -81,6 +82,7 @@ class Policy(BaseModel):
     min_clients: int | None = Field(default=None, ge=1)
     prompts: bool = True
     signers: tuple[str, ...] | None = None
+    sums: Literal["masked"] | None = None
     privacy: Limit | None = None
 
     @classmethod
@@ -122,6 +124,8 @@ class Policy(BaseModel):
             raise Forbidden(f"rounds={config.rounds}")
         if self.min_clients is not None and (config.fleet.min_replies or 0) < self.min_clients:
             raise Forbidden(f"fleet.min_replies={config.fleet.min_replies}")
+        if self.sums is not None and not config.sums.hides:
+            raise Forbidden(f"sums={config.sums.name}: they must be masked")
         if self.privacy is not None and config.privacy.unit != self.privacy.unit:
             raise Forbidden(f"privacy={config.privacy.name}: it must hide each {self.privacy.unit}")
         if self.signers is not None and not _signed(config, signature, self.signers):
