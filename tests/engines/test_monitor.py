@@ -23,6 +23,7 @@ from trillium.engines.board import Board
 from trillium.engines.journal import Journal
 from trillium.engines.monitor import HOST, Watched, listen
 from trillium.errors import UserError
+from trillium.experiment.folder import RunFolder
 from trillium.wire.ledger import Entry
 
 
@@ -56,11 +57,11 @@ def monitored(folder: Path, addresses: Sequence[str] = ()) -> Iterator[int]:
 
 def test_figures_and_health_are_those_of_the_run(tmp_path: Path) -> None:
     folder, failed = tmp_path / "server" / "runs" / "first", dict[int, int]()
-    folder.mkdir(parents=True)
+    run = RunFolder(folder, "first")
     with monitored(tmp_path) as port:
         assert health(port) == {"up": {}}
         assert figures(port) == {}
-        (folder / "status.json").write_text('{"status": "running"}')
+        run.status("running")
         board = Board(folder, 5, failed)
         for name in ("a", "b"):
             board.change(name, "joined", "")
@@ -81,11 +82,11 @@ def test_figures_and_health_are_those_of_the_run(tmp_path: Path) -> None:
             ("trillium_missing_total", "b"): 1,
             ("trillium_failed_rounds_total",): 3,
         }
-        (folder / "status.json").write_text('{"status": "finished"}')
+        run.status("finished")
         assert health(port) == {
             "up": {},
             "run": "first",
-            "status": "finished",
+            "state": "finished",
             "round": 2,
             "rounds": 5,
             "here": ["a"],

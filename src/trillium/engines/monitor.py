@@ -52,7 +52,7 @@ class Watched:
         board: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         status = path.with_name("status.json")
         told = json.loads(status.read_text(encoding="utf-8")) if status.is_file() else {}
-        return {**board, "status": told.get("status", ""), "written": times[path]}
+        return {**board, "state": told.get("state", ""), "written": times[path]}
 
     def answer(self) -> dict[str, Any]:
         """Return the last line of a node's log: what it was last asked, and what left."""
@@ -71,7 +71,7 @@ class Watched:
         seen = {name: of["state"] for name, of in run.get("nodes", {}).items()}
         found: dict[str, Any] = {"up": self.up()}
         if run:
-            words = ("run", "status", "round", "rounds", "failed_rounds")
+            words = ("run", "state", "round", "rounds", "failed_rounds")
             found |= {word: run[word] for word in words}
             for state in ("here", "away"):
                 found[state] = sorted(name for name, own in seen.items() if own == state)
@@ -102,7 +102,7 @@ class Figures(Collector):
 
 
 def _of_run(run: dict[str, Any]) -> Iterator[Metric]:
-    is_on = run["status"] == "running"
+    is_on = run["state"] == "running"
     yield GaugeMetricFamily("trillium_running", "Whether a run is under way", is_on)
     yield GaugeMetricFamily("trillium_written_time_seconds", "When it last wrote", run["written"])
     yield GaugeMetricFamily("trillium_round", "Last round that was measured", run["round"])
