@@ -1,11 +1,12 @@
 """A drill: random faults in a deployment over real sessions, and what becomes of each run.
 
     python benchmarks/chaos.py --faults 200 --seed 1
+    python benchmarks/chaos.py --flower --faults 50 --seed 1
 
-Each draw takes a framework with state at its clients, strict or lax, and one fault: a node's process is
-killed in an ask or while it keeps its state, a node hangs, one link or all are cut for a moment, the
-link is slow, or garbles what crosses; a node's disk is full; a node's files are lost or older than they
-were; the server is killed. A run must then
+Each draw takes a framework with state at its clients, strict or lax, and one to three faults: a node's
+process is killed in an ask or while it keeps its state, a node hangs, one link or all are cut for a
+moment, the link is slow, or garbles what crosses; a node's disk is full; a node's files are lost or
+older than they were; the server is killed, and goes on. A run must then
 
 * end as one that nothing happened to: the same weights, bit by bit, and nobody missing (`equal`);
 * or stop, and end so when it is started again (`resumed`);
@@ -13,7 +14,8 @@ were; the server is killed. A run must then
 * or stop for good and say why, where a strict run has lost a state that nobody has (`stopped`).
 
 Anything else is a fault of Trillium's: other weights and no word of it (`SILENT`), no end (`HUNG`), or
-another error (`ERROR`). Flower alone is not there: nodes are threads with sockets of their own.
+another error (`ERROR`). Nodes are threads with sockets of their own; with `--flower` all are Flower's
+processes (`chaos_flower.py`), one fault a run.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -60,7 +62,8 @@ FRAMEWORKS = {
     "kd": ("framework=kd", "framework.direction=client"),
     "split": ("framework=split", "framework.mode=relay"),
 }
-LIMIT_SECONDS = 120.0  # then a run hangs
+MOST = 3  # faults of a run
+LIMIT_SECONDS = 240.0  # then a run hangs
 GOOD = ("equal", "resumed", "recorded", "stopped")
 
 
@@ -88,29 +91,24 @@ class Fault:
     Attributes:
         act: what happens: to the ask, its true answer, and the drill.
         saves: whether it happens to an ask to keep a state.
+        happened: whether it did; what asks for more than there is happens never.
     """
 
     act: Callable[[Drill, bytes, Handler], bytes]
     saves: bool = False
+    round: int = 0
+    at: int = 0
+    happened: bool = False
 
 
 @dataclass
 class Drill:
-    """One run with one fault.
-
-    Attributes:
-        happened: whether it did; what asks for more than there is happens never.
-    """
+    """One run with its faults."""
 
     rng: random.Random
     folder: Path
-    fault: Fault
-    round: int
-    at: int
+    faults: list[Fault]
     link: Garbling | None = None
-    happened: bool = False
-    dies: bool = False
-    _asks: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def through(self, port: int) -> int:
@@ -120,28 +118,32 @@ class Drill:
 
     def spoil(self, data: bytes, handler: Handler) -> bytes:
         """Answer an ask of the framework, unless the fault is due."""
-        due = not self.fault.saves and self._due(data[:3] != b"TRP" and decode(data).meta["round"])
-        return self.fault.act(self, data, handler) if due else handler(data)
+        due = self._due(data[:3] != b"TRP" and decode(data).meta["round"], saves=False)
+        return due.act(self, data, handler) if due else handler(data)
 
     def control(self, data: bytes, handler: Handler) -> bytes:
         """Answer an ask of the engine, unless the fault is due."""
         verb, number = json.loads(data)
-        due = self.fault.saves and verb == "save" and self._due(number)
-        return self.fault.act(self, data, handler) if due else handler(data)
+        due = self._due(number, saves=True) if verb == "save" else None
+        return due.act(self, data, handler) if due else handler(data)
 
-    def _due(self, number: object) -> bool:
+    def _due(self, number: object, *, saves: bool) -> Fault | None:
         with self._lock:
-            if self.happened or number != self.round:
-                return False
-            self._asks += 1
-            self.happened = self._asks == self.at
-            return self.happened
+            for fault in self.faults:
+                if fault.happened or fault.saves != saves or fault.round != number:
+                    continue
+                fault.at -= 1
+                if fault.at == 0:
+                    fault.happened = True
+                    return fault
+            return None
 
     def observe(self, line: Metrics) -> None:
         """Die after a round, if the server is to."""
-        if self.dies and line["round"] == self.round and not self.happened:
-            self.happened = True
-            raise Killed
+        for fault in self.faults:
+            if fault.act is server_dies and fault.round == line["round"] and not fault.happened:
+                fault.happened = True
+                raise Killed
 
 
 def killed_before(drill: Drill, data: bytes, handler: Handler) -> bytes:
@@ -216,6 +218,11 @@ def garbage(drill: Drill, data: bytes, handler: Handler) -> bytes:
     return drill.rng.randbytes(1000)
 
 
+def server_dies(drill: Drill, data: bytes, handler: Handler) -> bytes:
+    """Nothing at a node; see `Drill.observe`."""
+    return handler(data)
+
+
 FAULTS = {
     "killed in an ask": Fault(killed_before),
     "killed with its answer": Fault(killed_after),
@@ -230,7 +237,7 @@ FAULTS = {
     "slow link": Fault(slow_link),
     "garbled link": Fault(garbled),
     "answers garbage": Fault(garbage),
-    "server killed": Fault(killed_before),
+    "server killed": Fault(server_dies, at=-1),
 }
 
 
@@ -255,13 +262,23 @@ def uncounted(device: torch.device, resident: object) -> Iterator[meters.Count]:
 
 
 def drill(
-    config: ExperimentConfig, keys: Path, folder: Path, name: str, rng: random.Random, local: Path
+    config: ExperimentConfig,
+    keys: Path,
+    folder: Path,
+    names: Sequence[str],
+    rng: random.Random,
+    local: Path,
 ) -> str:
-    """Run with one fault, and return what became of it."""
-    found = Drill(rng, folder, FAULTS[name], rng.randint(1, ROUNDS), rng.randint(1, CLIENTS))
-    found.dies = name == "server killed"
-    if found.dies:
-        found.at = -1
+    """Run with some faults, and return what became of it."""
+    faults = [
+        replace(
+            FAULTS[name],
+            round=rng.randint(1, ROUNDS),
+            at=FAULTS[name].at or rng.randint(1, CLIENTS),
+        )
+        for name in names
+    ]
+    found = Drill(rng, folder, faults)
     outcome: list[str] = []
 
     def go(run: RunFolder, *, spoilt: bool) -> None:
@@ -276,24 +293,27 @@ def drill(
                 repeats=2, seconds=(10.0, 2.0) if spoilt else (60.0, 60.0),
             )  # fmt: skip
 
-    def both() -> None:
+    def to_its_end() -> None:
         try:
-            try:
-                go(RunFolder(folder, "drill"), spoilt=True)
-            except (RoundFailed, UserError, Killed):
-                if found.link is not None:
-                    found.link.close()
-                go(RunFolder.reopen(folder), spoilt=False)
-                outcome.append("resumed")
+            run, became = RunFolder(folder, "drill"), "equal"
+            for _ in faults:  # started again, as long as one may still come
+                try:
+                    go(run, spoilt=True)
+                    break
+                except (RoundFailed, UserError, Killed):
+                    if found.link is not None:
+                        found.link.close()
+                    run, became = RunFolder.reopen(folder), "resumed"
             else:
-                outcome.append("equal")
+                go(run, spoilt=False)
+            outcome.append(became)
         except RoundFailed as error:
-            lost = name == "files lost" and "it came back with" in str(error)
+            lost = "files lost" in names and "it came back with" in str(error)
             outcome.append("stopped" if lost else f"ERROR RoundFailed: {error}")
         except Exception as error:
             outcome.append(f"ERROR {type(error).__name__}: {error}")
 
-    thread = threading.Thread(target=both, daemon=True)
+    thread = threading.Thread(target=to_its_end, daemon=True)
     thread.start()
     thread.join(LIMIT_SECONDS)
     if found.link is not None:
@@ -303,22 +323,25 @@ def drill(
     if outcome[0] not in ("equal", "resumed"):
         return outcome[0]
     if weights(folder) == weights(local) and not has_record(folder):
-        return outcome[0] if found.happened else "equal, as it did not happen"
+        return outcome[0] if any(f.happened for f in faults) else "equal, as none happened"
     return "recorded" if has_record(folder) else "SILENT"
 
 
 def run_drills(
-    num_faults: int, seed: int, only: int | None, say: Callable[[str], object]
+    num_faults: int, seed: int, only: int | None, say: Callable[[str], object], most: int = MOST
 ) -> Counter[tuple[str, str]]:
-    """Draw faults, and return how often each outcome came of each."""
+    """Draw faults, and return how often each outcome came of runs with each."""
     rng, table = random.Random(seed), Counter[tuple[str, str]]()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         hub = tiny.write_hub(root / "hub")
         make_keys(root / "keys", ["127.0.0.1"], [f"client-{i}" for i in range(CLIENTS)])
         locals_: dict[str, Path] = {}
-        for number in range(num_faults):
-            framework, fault = rng.choice([*FRAMEWORKS]), rng.choice([*FAULTS])
+        number = -1
+        while table.total() < num_faults:
+            number += 1
+            framework = rng.choice([*FRAMEWORKS])
+            faults = [rng.choice([*FAULTS]) for _ in range(rng.randint(1, most))]
             lax = ("fleet.min_replies=2",) if rng.random() < 0.5 else ()
             words = (*FRAMEWORKS[framework], f"rounds={ROUNDS}", "training.local_steps=2", *lax)
             config = tiny.experiment_config(hub, *words)
@@ -330,12 +353,14 @@ def run_drills(
             if only not in (None, number):
                 continue
             folder, start = root / f"run-{number}", time.perf_counter()
-            outcome = drill(config, root / "keys", folder, fault, own, local)
-            table[fault, outcome] += 1
+            outcome = drill(config, root / "keys", folder, faults, own, local)
+            table.update((fault, outcome) for fault in faults)
             kind = "lax" if lax else "strict"
             seconds = time.perf_counter() - start
-            say(f"{number}: {framework}, {kind}, {fault}: {outcome} ({seconds:.1f} s)")
+            say(f"{number}: {framework}, {kind}, {' + '.join(faults)}: {outcome} ({seconds:.1f} s)")
             shutil.rmtree(folder, ignore_errors=True)
+            if only is not None:
+                break
     return table
 
 

@@ -22,7 +22,7 @@ from trillium.experiment.run import build
 @pytest.mark.slow
 def test_random_faults_are_survived_or_said() -> None:
     said: list[str] = []
-    table = chaos.run_drills(4, 22, None, said.append)
+    table = chaos.run_drills(6, 22, None, said.append)
     assert all(outcome.startswith(chaos.GOOD) for _, outcome in table), said
 
 
@@ -42,4 +42,4 @@ def test_other_weights_without_a_word_are_found(
     local = tmp_path / "local"
     build(config, RunFolder(local, "local")).run()
     rng = random.Random(1)
-    assert chaos.drill(config, keys, tmp_path / "run", "drifts", rng, local) == "SILENT"
+    assert chaos.drill(config, keys, tmp_path / "run", ["drifts"], rng, local) == "SILENT"
