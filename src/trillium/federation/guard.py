@@ -32,6 +32,7 @@ class Guard:
         release: what one round releases, or in training on examples all its steps.
         population: how many units there are to draw from.
         told: of the last round, for its line of measures.
+        width: entries of the last sum of a round.
     """
 
     privacy: Guarantee
@@ -40,6 +41,7 @@ class Guard:
     release: Release
     population: int
     told: dict[str, Any] = field(default_factory=dict)
+    width: int = 0
 
     @property
     def adds(self) -> bool:
@@ -59,6 +61,8 @@ class Guard:
         release, what = self.release, "round"
         if form.whole is not None:
             release, what = Release(self.release.noise * form.whole.noise), "head"
+        else:
+            self.width = sum(tensor.numel() for tensor in form.tensors.values())
         self.account.note(self.side.round, what, release)
         return release
 

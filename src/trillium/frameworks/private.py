@@ -72,14 +72,14 @@ def noise_of(config: Setting) -> float:
     return noise_for(privacy.epsilon, releases_of(config), privacy.delta)
 
 
-def foreseen(config: Setting, num_trained: int) -> dict[str, Any]:
+def foreseen(config: Setting, width: int) -> dict[str, Any]:
     """Return what a run would guarantee, and how the noise compares with what it hides.
 
     Above 2, the noise of a round is so much larger than what its clients can add that hardly anything
-    comes of it.
+    comes of it. On examples each client has noise of its own, of which a mean leaves 1/√n.
 
     Args:
-        num_trained: entries of what is added up.
+        width: entries of what is added up.
     """
     privacy = config.privacy
     if not isinstance(privacy, Guarantee):
@@ -87,12 +87,15 @@ def foreseen(config: Setting, num_trained: int) -> dict[str, Any]:
     noise, releases = noise_of(config), releases_of(config)
     scaled = [replace(release, noise=release.noise * noise) for release in releases]
     spent = epsilon(scaled, privacy.delta)
+    own = isinstance(privacy, ExampleLevel)
+    sums = (config.fleet.clients_per_round or config.data.num_clients) if own else 1
+    units = releases[0].rate * population_of(config) * math.sqrt(sums)
     return {
         "epsilon": spent if math.isfinite(spent) else None,
         "delta": privacy.delta,
         "unit": privacy.unit,
         "noise_over_clip": noise,
-        "noise_over_sum": noise * num_trained**0.5 / (releases[0].rate * population_of(config)),
+        "noise_over_sum": noise * math.sqrt(width) / units,
     }
 
 

@@ -58,7 +58,7 @@ def unsteady(config: ExperimentConfig) -> str:
         return "clients are drawn or fail"
     if isinstance(framework, FedKSeed):
         return "directions add up"
-    if isinstance(framework, FedLLMSettings) and framework.mask.name != "all":
+    if isinstance(framework, FedLLMSettings) and framework.mask.alternates:
         return "what is trained takes turns"
     if isinstance(framework, KDSettings) and framework.cache_rounds > 1:
         return "soft labels serve several rounds"

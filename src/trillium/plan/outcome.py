@@ -25,6 +25,7 @@ class Outcome:
         server: the same of the server.
         flops: of the server.
         once_bytes: what a client must hold beside what messages bring, by what it is.
+        added: entries of what is added up in a round of a private run.
         waves: of a round after the first.
         num_rounds: that were run one by one.
         estimate: how all later ones are told; empty where they are known to be as the last.
@@ -36,6 +37,7 @@ class Outcome:
     server: dict[str, Phases] = field(default_factory=dict)
     flops: float = 0.0
     once_bytes: dict[str, float] = field(default_factory=dict)
+    added: float = 0.0
     waves: list[Wave] = field(default_factory=list)
     num_rounds: int = 0
     estimate: str = ""
@@ -49,6 +51,7 @@ class Outcome:
             _add_phases(self.most.setdefault(name, {}), most, weight)
         _add_phases(self.server, other.server, weight)
         self.flops += weight * other.flops
+        self.added += weight * other.added
         for name, count in other.once_bytes.items():
             self.once_bytes[name] = self.once_bytes.get(name, 0.0) + weight * count
         self.num_rounds = max(self.num_rounds, other.num_rounds)

@@ -41,6 +41,7 @@ class Prediction:
         estimate: how all later ones are told, where this is not exact; else empty.
         upper_bound: whether a run may take less, because some is left out by value.
         num_parameters, num_trained: of the model.
+        num_added: entries of what is added up in a round of a private run.
         texts: its data, or what is assumed of it.
         model: of the server.
         shared: what plans of nearly the same run can use.
@@ -59,6 +60,7 @@ class Prediction:
     upper_bound: bool
     num_parameters: int
     num_trained: int
+    num_added: int
     texts: Texts
     model: LanguageModel
     shared: Shared
@@ -118,6 +120,7 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
         upper_bound=upper_bound(config),
         num_parameters=sum(parameter.numel() for parameter in model.module.parameters()),
         num_trained=sum(tensor.numel() for tensor in model.initial.values()),
+        num_added=round(found.added),
         texts=texts,
         model=model,
         shared=shared,

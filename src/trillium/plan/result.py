@@ -118,7 +118,7 @@ def to_dict(prediction: Prediction) -> dict[str, Any]:
         **({"estimate": prediction.estimate} if prediction.estimate else {}),
         "assumed": prediction.texts.assumed,
         "upper_bound": prediction.upper_bound,
-        **({"privacy": private} if (private := foreseen(config, prediction.num_trained)) else {}),
+        **({"privacy": private} if (private := foreseen(config, prediction.num_added)) else {}),
         "once_bytes": dict(prediction.once_bytes),
         "total": _sums(total),
         "server": {

@@ -102,6 +102,8 @@ class _Run:
         if max(self._since.values(), default=1) > 1:
             later = found.later.items()
             found.later = {name: own for name, own in later if self._since[name] > 1}
+        guard = federation.fleet.guard
+        found.added = 0.0 if guard is None else guard.width
         why = unsteady(self._config) if left else ""
         if why:
             self._estimate(why)

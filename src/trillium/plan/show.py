@@ -146,7 +146,7 @@ def privacy_lines(arms: Sequence[Arm]) -> list[str]:
     for arm in arms:
         if arm.prediction is None:
             continue
-        found = foreseen(arm.prediction.config, arm.prediction.num_trained)
+        found = foreseen(arm.prediction.config, arm.prediction.num_added)
         if not found:
             continue
         spent = "no ε" if found["epsilon"] is None else f"ε = {found['epsilon']:.3g}"

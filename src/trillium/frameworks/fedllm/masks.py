@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from trillium.component import Component
 
@@ -11,7 +12,12 @@ class Mask(Component, kind="mask", package="trillium.frameworks.fedllm.masks"):
     """Chooses from the trainable tensors round by round; both sides choose alike.
 
     A tensor that is left out stays as it is, on the server and on every client.
+
+    Class variables:
+        alternates: whether it is not the same in all rounds.
     """
+
+    alternates: ClassVar[bool] = False
 
     def trained(self, names: Sequence[str], number: int) -> set[str]:
         """Return which of all trainable tensors are trained in a round, counted from 1."""
@@ -49,6 +55,8 @@ class RoLoRA(Mask, name="rolora"):
     RoLoRA (Chen et al., 2024, arXiv 2409.02346). With `framework.download=change` the factor that
     does not train is not sent, which halves the bytes.
     """
+
+    alternates: ClassVar[bool] = True
 
     def trained(self, names: Sequence[str], number: int) -> set[str]:
         """Return all names but those of the factor that rests."""
