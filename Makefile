@@ -45,7 +45,11 @@ $(LLM): $(INSTALLED)
 # Two processes of one thread each: tensors this small gain nothing from threads, and results do
 # not depend on how many cores there are. Files are taken in their order, so that the short ones of
 # tests/unit are the last, and no process waits long for the other.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+WORKERS = 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# Tests of processes wait for most of their time.
+test-all: WORKERS = 3
 
 test: $(INSTALLED) ## run the tests, but for those that are slow or need the benchmark data
 	@$(PYTEST) -m "not slow and not drill and not shared_data"
