@@ -22,6 +22,7 @@ RUNS = {
     "fedllm": (EQUAL, "rounds=3"),
     "class sums": (EQUAL, "head=class_sums", "rounds=1"),
     "gradient": (EQUAL, "framework.upload=gradient", "wire.down=[int8]"),
+    "tiers": (EQUAL, "tiers={slow: {clients: [client-0], local_steps: 1}}", "rounds=2"),
     "fedkseed": ("framework=fedkseed", "framework.lr=0.01", "sums.bits=24"),
     "examples": (
         *(EQUAL, "privacy={name: example, noise: 0, population: 8}", "training.local_steps=2"),

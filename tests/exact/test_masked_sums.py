@@ -136,6 +136,23 @@ def test_a_tensor_that_rested_in_the_first_sum_is_not_lost() -> None:
     assert torch.allclose(found, torch.full_like(found, 0.5), atol=0.02)
 
 
+def test_who_rests_says_nothing_of_a_range() -> None:
+    """Neither one client in the first sum, nor all of them in many sums."""
+    federation = made(4, bits=12)
+    own = federation.clients["c0"].adds
+    rested, own["a"] = own["a"], torch.zeros_like(own["a"])
+    federation.total()
+    ranges = federation.server.side.store["sums"]["ranges"]
+    assert 1 < ranges["parameters/a"] < 20
+    own["a"] = rested
+    for client in federation.clients.values():
+        client.adds["b"] = torch.zeros_like(client.adds["b"])
+    before = ranges["parameters/b"]
+    for _ in range(3):
+        federation.total()
+    assert ranges["parameters/b"] == before
+
+
 def test_what_leaves_is_even_and_never_the_same_twice() -> None:
     """Bytes of masked zeros: the chi-squared of 255 degrees is within five deviations."""
     federation, seen = made(3), []

@@ -50,6 +50,17 @@ def test_every_recipe_can_be_run_and_is_tuned_elsewhere(path: Path) -> None:
         assert {*map(_held_back, trials.values())} == {*map(_held_back, experiments.values())}
 
 
+def test_a_masked_sum_is_measured_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few numbers the protocol is most; the script itself holds the sum to the whole numbers."""
+    pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
+    found = benchmark("secure_sum", monkeypatch).ours(10, 1000, 8, 48)
+    assert found["bits_of_an_entry"] == 12
+    assert 1500 < found["bytes_up"] < 1500 + 2200
+    assert found["bytes_up_of_the_protocol"] == found["bytes_up"] - 1500
+    assert 0 < found["relative_error"] < 0.03
+    assert {*found["seconds_of_a_client"]} == {"mask_shares", "train", "mask_reveal", "all"}
+
+
 def _held_back(config: ExperimentConfig) -> int:
     return max(config.public_size, config.data.set_aside)
 

@@ -59,8 +59,8 @@ class Grid:
 
     @property
     def count(self) -> int:
-        """How many whole numbers there are: all entries, one for each tensor, and one."""
-        return sum(map(math.prod, self.shapes.values())) + len(self.shapes) + 1
+        """How many whole numbers there are: all entries, two for each tensor, and one."""
+        return sum(map(math.prod, self.shapes.values())) + 2 * len(self.shapes) + 1
 
     @property
     def _octaves(self) -> float:
@@ -76,16 +76,17 @@ class Grid:
             n: tuple(s) for n, s in self.shapes.items()
         }:
             raise MessageError("what is to be added up has other names or shapes than was said")
-        found, octaves, beyond, count = [], [], 0, 0
+        found, octaves, moved, beyond, count = [], [], [], 0, 0
         for name, reach in zip(self.names, self.ranges, strict=True):
             flat = tensors[name].detach().reshape(-1).double().cpu().numpy()
             largest = float(np.abs(flat).max(initial=0.0))
             if not math.isfinite(largest):
                 raise MessageError(f"{name} holds NaN or infinity")
             octaves.append(math.log2(largest / reach) / self._octaves if largest else 0.0)
+            moved.append(float(largest > 0))
             beyond, count = beyond + int((np.abs(flat) > reach).sum()), count + len(flat)
             found.append(flat / reach)
-        own = [*octaves, beyond / max(count, 1)]
+        own = [*octaves, *moved, beyond / max(count, 1)]
         values = np.clip(np.concatenate([*found, own]), -1.0, 1.0)
         whole: Lanes = np.rint(values * self.top).astype(np.int64) + self.top
         written: Lanes = whole.astype(lanes(self.bits))
@@ -101,10 +102,13 @@ class Grid:
             size = math.prod(self.shapes[name])
             part = torch.from_numpy(means[start : start + size] * reach)
             tensors[name], start = part.reshape(tuple(self.shapes[name])), start + size
-        octaves = (means[start:-1] * self._octaves).tolist()
+        # Whose tensor has rested says nothing of how large it may be.
+        told, moved = np.split(means[start:-1], 2)
+        octaves = told / np.where(moved > 0, moved, 1.0) * self._octaves
+        factors = np.where(moved > 0, MARGIN * np.exp2(octaves), 1.0).tolist()
         ranges = {
-            name: reach * 2.0**more * MARGIN
-            for name, reach, more in zip(self.names, self.ranges, octaves, strict=True)
+            name: reach * factor
+            for name, reach, factor in zip(self.names, self.ranges, factors, strict=True)
         }
         return Mean(tensors, ranges, float(means[-1]))
 
