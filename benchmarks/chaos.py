@@ -1,7 +1,6 @@
 """A drill: random faults in a deployment over real sessions, and what becomes of each run.
 
     python benchmarks/chaos.py --faults 200 --seed 1
-    python benchmarks/chaos.py --flower --faults 50 --seed 1
 
 Each draw takes a framework with state at its clients, strict or lax, and one to three faults: a node's
 process is killed in an ask or while it keeps its state, a node hangs, one link or all are cut for a
@@ -14,8 +13,7 @@ older than they were; the server is killed, and goes on. A run must then
 * or stop for good and say why, where a strict run has lost a state that nobody has (`stopped`).
 
 Anything else is a fault of Trillium's: other weights and no word of it (`SILENT`), no end (`HUNG`), or
-another error (`ERROR`). Nodes are threads with sockets of their own; with `--flower` all are Flower's
-processes (`chaos_flower.py`), one fault a run.
+another error (`ERROR`). Flower alone is not there: nodes are threads with sockets of their own.
 """
 
 from __future__ import annotations
