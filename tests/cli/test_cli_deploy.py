@@ -74,7 +74,8 @@ def test_deploy_writes_a_folder_once(
     [
         (["--node", "a b"], "Write 1 to 63 letters"),
         (["--node", "a", "--node", "a"], "Give each node a name of its own"),
-        (["--node", "proxy"], "a service of the server has this name"),
+        (["--node", "proxy"], "a service has this name"),
+        (["--node", "a", "--node", "a-superexec"], "a service has this name"),
         (["--node", "a", "--host", "https://fl.example.org"], "without scheme and port"),
         (["--node", "a", "--session-port", "8443"], "Write another one, such as 9443"),
         (["--node", "a", "--session-port", "9444"], "the server, behind the proxy, listens on it"),

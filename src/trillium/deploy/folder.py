@@ -150,10 +150,8 @@ def check_names(names: Sequence[str]) -> None:
         raise UserError("no node", "a federation has at least one", "Name the nodes")
     for name in names:
         check_node(name)
-        if name in _SERVICES:
-            raise UserError(
-                f"node {name!r}", "a service of the server has this name", "Choose another"
-            )
+        if name in _SERVICES or name.removesuffix("-superexec") in {*names} - {name}:
+            raise UserError(f"node {name!r}", "a service has this name", "Choose another")
         if names.count(name) > 1:
             raise UserError(
                 f"node {name!r}, {names.count(name)} times",
