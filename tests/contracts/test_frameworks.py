@@ -26,7 +26,7 @@ MORE = ("zero_shot", "local_only", "centralised", "fedllm head, ridge")
 MODELS = ("fedllm llama, causal_lm", "kd gpt2, causal_lm", "split llama, causal_lm")
 TWICE = {VARIANTS[name] for name in (*FAST, *MORE, *MODELS)}  # `test_resume.py` repeats the others
 each = pytest.mark.parametrize(
-    "variant", cases((*FAST, *MORE, *MODELS), lambda v: v.repeats, every=3)
+    "variant", cases((*FAST, *MORE, *MODELS), lambda v: v.repeats, every=6)
 )
 each_that_asks = pytest.mark.parametrize("variant", cases(FAST, lambda variant: variant.asks_all))
 

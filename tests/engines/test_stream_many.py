@@ -57,7 +57,7 @@ async def nodes(server: SessionServer, authority: Authority, names: list[str]) -
     return await asyncio.gather(*waiting)
 
 
-@pytest.mark.parametrize("number", [3, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [3, pytest.param(1000, marks=pytest.mark.drill)])
 def test_all_are_let_in_and_answer_and_one_more_is_not(keys: Path, number: int) -> None:
     authority, ended = read_authority(keys), list[str]()
     names = [f"many-{index}" for index in range(number)]

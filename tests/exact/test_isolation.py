@@ -28,7 +28,7 @@ FAST = ("fedllm", "fedllm full", "fedllm fedex", "fedllm local", "fedllm everyth
         "kd cached, confident", "split", "split v2, u", "split cache", "split v1, u")  # fmt: skip
 ALONE = "client-1"  # a process takes seconds to start; it serves all runs, one after the other
 Asks = list[bytes]
-each = pytest.mark.parametrize("variant", cases(FAST, lambda v: v.asks_all and v.repeats, every=3))
+each = pytest.mark.parametrize("variant", cases(FAST, lambda v: v.asks_all and v.repeats, every=6))
 
 
 def build(hub: Path, variant: Variant) -> Experiment:

@@ -51,7 +51,7 @@ def hold(one: Experiment, other: Experiment, most: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", variants.cases(FAST, lambda v: trains(v) and v.framework != "fedkseed", every=3)
+    "variant", variants.cases(FAST, lambda v: trains(v) and v.framework != "fedkseed", every=6)
 )
 def test_blocks_that_run_again_give_the_same_to_the_last_bit(hub: Path, variant: Variant) -> None:
     """With dropout, too: the same random numbers are drawn again."""
@@ -65,7 +65,7 @@ def test_blocks_that_run_again_give_the_same_to_the_last_bit(hub: Path, variant:
 
 
 @pytest.mark.parametrize(
-    "variant", variants.cases({*FAST, "fedkseed", "split cache"}, trains, every=3)
+    "variant", variants.cases({*FAST, "fedkseed", "split cache"}, trains, every=6)
 )
 def test_parts_of_a_batch_take_the_same_step(hub: Path, variant: Variant) -> None:
     """Each prediction weighs the same, however many of them its part of the batch has."""

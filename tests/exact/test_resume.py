@@ -21,7 +21,7 @@ FAST = ("fedllm server adam", "fedllm change, cohort", "fedllm scaffold", "fedll
         "split cache of a cohort", "split kept u, v2 of a cohort", "split delta, skips",
         "split local rounds", "fedkseed", "local_only ridge of a cohort", "centralised")  # fmt: skip
 each = pytest.mark.parametrize(
-    "variant", cases(FAST, lambda v: v.framework != "zero_shot" and v.repeats, every=3)
+    "variant", cases(FAST, lambda v: v.framework != "zero_shot" and v.repeats, every=6)
 )
 
 

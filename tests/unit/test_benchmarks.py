@@ -129,7 +129,7 @@ def test_as_many_rows_of_each_class_are_drawn(
     path = tmp_path / "all.csv"
     lines = ["text,category", *(f"text {n},{'ab'[n % 2]}" for n in range(20)), "one more,c"]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    benchmark("prepare", monkeypatch).choose_rows(path, 4, tmp_path)
+    benchmark("prepare", monkeypatch).choose_rows(path, 4, tmp_path / "train.csv")
     with (tmp_path / "train.csv").open(encoding="utf-8") as file:
         kept = [row["category"] for row in csv.DictReader(file)]
     assert sorted(kept) == [*"aaaabbbbc"]
