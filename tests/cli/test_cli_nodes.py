@@ -53,3 +53,14 @@ def test_without_a_run_it_says_so(
 ) -> None:
     assert trillium(monkeypatch, "nodes", tmp_path) == 2
     assert "no run of a deployment is below it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["nohost", "127.0.0.1:0", "127.0.0.1:99999999"])
+def test_what_is_watched_has_a_port(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    address: str,
+) -> None:
+    assert trillium(monkeypatch, "monitor", tmp_path, "--watch", address) == 2
+    assert "it is not host:port" in capsys.readouterr().err

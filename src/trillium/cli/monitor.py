@@ -28,7 +28,8 @@ def monitor(
     if not folder.is_dir():
         raise UserError(str(folder), "it is no folder", "Name that of a deployment, or of a node")
     for address in watch or ():
-        if not address.rpartition(":")[2].isdecimal():
+        port_of = address.rpartition(":")[2]
+        if not (port_of.isascii() and port_of.isdecimal() and 0 < int(port_of) < 2**16):
             raise UserError(f"--watch {address}", "it is not host:port", "Write 127.0.0.1:8000")
     with listen(Watched(folder, watch or ()), port) as server:
         print(f"http://{HOST}:{port}/health and /metrics; Ctrl-C ends it", flush=True)
