@@ -272,6 +272,19 @@ MASKED: dict[str, tuple[str, ...]] = {
         *("framework=fedllm", EQUAL, "sums=masked", "head=class_sums", "wire.down=[int8]"),
         "framework.upload=gradient",
     ),
+    "kd masked": (
+        "framework={name: kd, ensemble: mean}",
+        "sums=masked",
+        "framework.direction=both",
+    ),
+    "kd masked, votes": (
+        *("framework={name: kd, ensemble: vote}", "sums=masked", "data.num_clients=5"),
+        *("fleet={failure_rate: 0.2, min_replies: 3}", "rounds=4"),
+    ),
+    "kd masked, cached logits": (
+        "framework={name: kd, ensemble: mean, average: logits, cache_rounds: 2, public_per_round: 7}",
+        *("sums={name: masked, bits: 12}", "rounds=4", "head=class_sums"),
+    ),
     "fedkseed masked": ("framework=fedkseed", "sums={name: masked, bits: 16}", "rounds=3"),
 }
 HEADS: dict[str, tuple[str, ...]] = {

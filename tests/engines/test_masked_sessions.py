@@ -26,7 +26,9 @@ from trillium.privacy.phases import REVEAL, SHARES
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import decode
 
-FOUR = ("sums=masked", "framework.weights=equal", "data.num_clients=4", "fleet.min_replies=3")
+EQUAL = "framework.weights=equal"
+MASKED = ("sums=masked", "data.num_clients=4", "fleet.min_replies=3")
+FOUR = (*MASKED, EQUAL)
 KEYS = bytes(range(64))
 PHASES = [
     ("train", 2),
@@ -42,11 +44,20 @@ def adapter(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [(EQUAL, "head=class_sums"), ("framework={name: kd, ensemble: vote, direction: server}",)],
+    ids=["fedllm", "kd"],
+)
 def test_sessions_give_the_weights_and_bytes_of_the_local_engine(
-    hub: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Path,
+    keys: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
 ) -> None:
     """But for the certificates, which a node sends once, and each peer is sent once."""
-    config = experiment_config(hub, *FOUR, "head=class_sums")
+    config = experiment_config(hub, *MASKED, *words)
     build(config, RunFolder(tmp_path / "local", "local")).run()
     run_in_threads(config, keys, RunFolder(tmp_path / "sessions", "sessions"), monkeypatch)
     assert adapter(tmp_path / "sessions") == adapter(tmp_path / "local")
@@ -64,7 +75,8 @@ def test_sessions_give_the_weights_and_bytes_of_the_local_engine(
             else:
                 assert entry["bytes"] == other["bytes"]
     sizes = {more for verb, *_, more in proofs if verb == "mask_keys"}
-    assert {proof[:3] for proof in proofs} == {("mask_keys", "up", 0), (SHARES, "down", 0)}
+    first = min(number for *_, number, _ in proofs)
+    assert {proof[:3] for proof in proofs} == {("mask_keys", "up", first), (SHARES, "down", first)}
     assert 400 < min(sizes) <= max(sizes) < 1000
     assert len(proofs) == 8
 

@@ -225,3 +225,28 @@ def test_era_cannot_leave_certain_what_is(num_classes: int, cap: float) -> None:
     # As published: the softmax of probabilities over a temperature.
     p = opinions().log_probs[0].exp()
     assert torch.allclose(sharpened("era", p, temperature=0.1), (p / 0.1).softmax(-1), atol=1e-14)
+
+
+@both
+@pytest.mark.parametrize("name", [name for name in NAMES if ensemble(name).adds])
+def test_what_only_adds_needs_no_more_than_the_mean_of_what_each_adds(
+    name: str, average: Average
+) -> None:
+    given, rule = opinions(), ensemble(name)
+    added = torch.stack([rule.of_row(own, T, average) for own in given.log_probs])
+    found = rule.settled(added.mean(0), average)
+    assert torch.allclose(found, rule.combine(given, T, average), rtol=0, atol=1e-12)
+    reach = rule.reach(average)
+    assert reach is None or float(added.abs().max()) <= reach
+
+
+def test_noise_leaves_a_distribution() -> None:
+    """Also where all of a row is below zero."""
+    mean = torch.tensor([[0.5, -0.2, 0.1], [-1.0, -0.1, -0.2]], dtype=torch.float64)
+    found = ensemble("vote").settled(mean, "logits").exp()
+    assert torch.allclose(found[0], torch.tensor([5 / 6, 0.0, 1 / 6], dtype=torch.float64))
+    assert torch.allclose(found[1], torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+def test_only_mean_and_vote_add_alone() -> None:
+    assert [name for name in NAMES if ensemble(name).adds] == ["mean", "vote"]

@@ -246,6 +246,11 @@ class Fleet:
             self._check_enough()
 
     @property
+    def adds_only(self) -> bool:
+        """Whether what clients send is to be added up, and nothing else be made of it."""
+        return self.guard is not None or self.masks is not None
+
+    @property
     def cohort(self) -> list[str]:
         """The clients of this round that have not dropped out, sorted by name."""
         return [name for name in self.asked if name not in self.missing]
@@ -390,7 +395,7 @@ class Fleet:
             try:
                 reply = self._receive(client, entries[client].verb, data, purpose)
                 answer = (read if callable(read) else read[client])(reply)
-                if self.guard is None and self.masks is None:  # else it would tell of others' data
+                if not self.adds_only:  # else it would tell of others' data
                     self.sizes.note(client, reply)
             except MessageError as error:
                 self.missing[client] = one_line(str(error))

@@ -201,12 +201,14 @@ class MaskedSums:
     def _grid(self, form: Form, clients: int) -> Grid:
         shapes = {name: tuple(tensor.shape) for name, tensor in form.tensors.items()}
         ranges, names = self._store("ranges"), sorted(shapes)
+        if form.reach is not None:
+            return Grid(shapes, [form.reach] * len(names), self.masked.bits, clients)
         if form.whole is None and ranges.keys() >= shapes.keys():
             return Grid(shapes, [ranges[name] for name in names], self.masked.bits, clients)
         return Grid(shapes, [FIRST] * len(names), WIDE, clients)
 
     def _note(self, form: Form, ranges: Mapping[str, float]) -> None:
-        if form.whole is None:
+        if form.whole is None and form.reach is None:
             self._store("ranges").update(ranges)
 
     def _asked(
@@ -230,7 +232,7 @@ class MaskedSums:
         self._paper = RunningMean()
 
         def read(reply: Message) -> Tensor:
-            for name, tensor in reply.summed.tensors.items() if reply.summed is not None else ():
+            for name, tensor in reply.summed.added().items() if reply.summed is not None else ():
                 self._paper.add(name, tensor, 1.0)
             return reply.tensor(SUM, torch.uint8, (size,))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from trillium.wire.addend import Addend
@@ -36,14 +36,16 @@ class Form:
         like: its tensors by kind, and by the name behind it.
         figures: its numbers beside the weight.
         replaces: whether its parameters take the place of `like`, and do not change it.
-        unpack: reads the tensors where they cross in a shorter form.
+        unpack: reads what is added up where it crosses in the open in another form.
+        reach: the largest absolute value of an entry, where that is known before.
         whole: what is so of it where it is a sum over all data.
     """
 
     like: Mapping[Kind, Tensors]
     figures: tuple[str, ...] = ()
     replaces: bool = False
-    unpack: Callable[[Message], Tensors] | None = None
+    unpack: Callable[[Message], Addend] | None = None
+    reach: float | None = None
     whole: Whole | None = None
 
     @property
@@ -53,9 +55,9 @@ class Form:
 
     def read(self, reply: Message) -> Addend:
         """Return what one client has sent in the open; `MessageError` if it is not of this form."""
-        found = self._near(reply) if self.unpack is None else self.unpack(reply)
+        found = Addend(self._near(reply)) if self.unpack is None else self.unpack(reply)
         figures = {name: reply.scalar(f"control/{name}") for name in self.figures}
-        return Addend(found, reply.positive("control/weight"), figures)
+        return replace(found, weight=reply.positive("control/weight"), figures=figures)
 
     def closed(self, reply: Message) -> Addend:
         """Return what one client has sent in a private run: the tensors, and nothing beside them."""

@@ -138,7 +138,7 @@ class FedKSeed(Framework, name="fedkseed"):
         form = Form(
             {"control": {"scalars": scalars}},
             figures=("loss",),
-            unpack=lambda reply: {"control/scalars": self._decode(reply)},
+            unpack=lambda reply: Addend({"control/scalars": self._decode(reply)}),
         )
         asks, mean = dict.fromkeys(fleet.cohort, message), RunningMean()
         found = dict(fleet.addends(asks, dict.fromkeys(asks, form), form))

@@ -78,7 +78,7 @@ def _breaks(name: str, only_adds: bool, config: Setting) -> Iterator[tuple[str, 
         yield (
             f"framework={name}",
             "what its clients send is looked at one by one",
-            "Write framework=fedllm, or fedkseed, or sums=plain",
+            "Write framework=fedllm, fedkseed or kd, or sums=plain",
         )
     if getattr(config.head, "runs_model", False) and whole_of(config) is None:
         yield (

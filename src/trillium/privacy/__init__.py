@@ -79,7 +79,7 @@ def listed(reply: Message, setting: str) -> dict[str, Any]:
             "only what is added up may leave a client in such a run",
             "Leave out what asks for it",
         )
-    return {} if reply.summed is None else dict(reply.summed.tensors)
+    return {} if reply.summed is None else reply.summed.added()
 
 
 class NoPrivacy(Privacy, name="none"):

@@ -64,7 +64,9 @@ class Message:
         """Return it with what is only added up among its tensors, each for all to see."""
         if self.summed is None:
             return self
-        return replace(self, tensors={**self.tensors, **self.summed.opened()}, summed=None)
+        tensors = {**self.tensors, **self.summed.opened()}
+        encoded = {**self.encoded, **self.summed.labels}
+        return replace(self, tensors=tensors, encoded=encoded, summed=None)
 
     @property
     def bytes_raw(self) -> int:

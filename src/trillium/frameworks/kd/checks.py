@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from trillium.errors import UserError
 from trillium.federation.setting import Setting
 from trillium.frameworks.kd.settings import KDSettings
@@ -12,6 +14,11 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
     """Refuse a configuration that cannot work."""
     config.data.public.check(config.task)
     _check_written(framework, config)
+    hides = {"sums": config.sums.hides, "privacy": bool(config.privacy.unit)}
+    for setting in (name for name, is_on in hides.items() if is_on):
+        for broken, why, instead in _breaks(framework, config):
+            name = getattr(config, setting).name
+            raise UserError(f"{broken} with {setting}={name}", why, instead)
     given = f"framework.ensemble={framework.ensemble.name}"
     if framework.ensemble.needs_labels and not framework.public_labels:
         raise UserError(
@@ -47,6 +54,29 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
                 "labels of several rounds are used together, and would be of different lengths",
                 "Write a fixed k for wire.down, or framework.cache_rounds=1",
             )
+
+
+def _breaks(framework: KDSettings, config: Setting) -> Iterator[tuple[str, str, str]]:
+    """Yield what cannot be had of a sum of soft labels alone."""
+    ensemble = framework.ensemble
+    if not ensemble.adds:
+        yield (
+            f"framework.ensemble={ensemble.name}",
+            "it weighs the opinion of each client, and the server is to see their sum alone",
+            "Write framework.ensemble=mean, or vote",
+        )
+    if framework.direction == "client":
+        yield (
+            "framework.direction=client",
+            "what is reported are the clients' own models, measured one by one",
+            "Write framework.direction=both, or server",
+        )
+    if config.has_other_models and config.task.peft_task == "CAUSAL_LM":
+        yield (
+            "server or tiers with model or adapter",
+            "clients of another tokenizer speak of other tokens, which have no sum",
+            "Leave model and adapter out there",
+        )
 
 
 def _check_written(framework: KDSettings, config: Setting) -> None:

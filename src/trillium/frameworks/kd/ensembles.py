@@ -54,12 +54,14 @@ class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensem
         needs_counts: clients tell how many examples of each class they have.
         averages: it can average probabilities or logits.
         draws: it draws noise.
+        adds: all that it needs to know is what opinions add up to; see `of_row` and `settled`.
     """
 
     needs_labels: ClassVar[bool] = False
     needs_counts: ClassVar[bool] = False
     averages: ClassVar[bool] = True
     draws: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
 
     def weights(self, opinions: Opinions) -> Tensor:
         """Return weights that broadcast to `(clients, rows, classes)`, in any scale; here the same.
@@ -77,6 +79,18 @@ class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensem
         softened = (opinions.log_probs / temperature).log_softmax(-1)
         return average_opinions(softened, self.weights(opinions), opinions.present, average)
 
+    def of_row(self, log_probs: Tensor, temperature: float, average: Average) -> Tensor:
+        """Return what one client adds to a sum over all, of log-probabilities `(rows, classes)`."""
+        raise NotImplementedError
+
+    def reach(self, average: Average) -> float | None:
+        """Return the largest absolute value of what a client adds, if there is one."""
+        return None if self.averages and average == "logits" else 1.0
+
+    def settled(self, mean: Tensor, average: Average) -> Tensor:
+        """Return the teacher `(rows, classes)` that comes of the mean of all `of_row`."""
+        return as_teacher(mean, average if self.averages else "probabilities")
+
 
 def average_opinions(
     log_probs: Tensor, weights: Tensor, present: Tensor, average: Average
@@ -90,10 +104,19 @@ def average_opinions(
     shares = torch.where(shares.sum(0, keepdim=True) > 0, shares, here)
     shares = shares / shares.sum(0, keepdim=True)
     known = torch.where(present[..., None], log_probs, 0.0)
+    return as_teacher((shares * (known if average == "logits" else known.exp())).sum(0), average)
+
+
+def as_teacher(mean: Tensor, average: Average) -> Tensor:
+    """Return a mean as log-probabilities `(rows, classes)`.
+
+    What noise has brought below zero is none; of a row in which nothing is left all classes are alike.
+    """
     if average == "logits":
-        return (shares * known).sum(0).log_softmax(-1)
-    mean = (shares * known.exp()).sum(0)
-    return (mean / mean.sum(-1, keepdim=True)).log().clamp(min=LEAST)
+        return mean.log_softmax(-1)
+    shares = mean.clamp(min=0)
+    sums = shares.sum(-1, keepdim=True)
+    return torch.where(sums > 0, shares / sums, 1 / mean.shape[-1]).log().clamp(min=LEAST)
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -159,6 +182,13 @@ class Mean(Ensemble, name="mean"):
     FedMD (Li and Wang, 2019, arXiv 1910.03581) and DS-FL (Itahara et al., 2020, arXiv 2008.06180).
     """
 
+    adds: ClassVar[bool] = True
+
+    def of_row(self, log_probs: Tensor, temperature: float, average: Average) -> Tensor:
+        """Return softened probabilities, or their logarithms."""
+        softened = (log_probs / temperature).log_softmax(-1)
+        return softened if average == "logits" else softened.exp()
+
 
 class NoisyMean(Ensemble, name="noisy_mean"):
     """The plain mean of clipped distributions, with Gaussian noise on their sum.
@@ -202,10 +232,7 @@ class NoisyMean(Ensemble, name="noisy_mean"):
         else:
             norms = softened.norm(dim=-1, keepdim=True)
             total = (softened * (self.clip / norms).clamp(max=1.0)).where(here, 0.0).sum(0)
-        noisy = total.clamp(min=0)
-        sums = noisy.sum(-1, keepdim=True)
-        shares = torch.where(sums > 0, noisy / sums, 1 / total.shape[-1])
-        return shares.log().clamp(min=LEAST)
+        return as_teacher(total, "probabilities")
 
 
 class SizeWeighted(Ensemble, name="size_weighted"):
@@ -235,9 +262,15 @@ class Vote(Ensemble, name="vote"):
     """
 
     averages: ClassVar[bool] = False
+    adds: ClassVar[bool] = True
 
     def combine(self, opinions: Opinions, temperature: float, average: Average) -> Tensor:
         """Return the logarithms of the shares, whatever temperature and average."""
         best = opinions.log_probs.argmax(-1, keepdim=True)
         votes = torch.full_like(opinions.log_probs, LEAST).scatter(-1, best, 0.0)
         return average_opinions(votes, self.weights(opinions), opinions.present, "probabilities")
+
+    def of_row(self, log_probs: Tensor, temperature: float, average: Average) -> Tensor:
+        """Return one at the most probable class."""
+        best = log_probs.argmax(-1, keepdim=True)
+        return torch.zeros_like(log_probs).scatter(-1, best, 1.0)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 
@@ -49,13 +50,16 @@ from trillium.models.slots import State, values
 from trillium.rng import generator
 from trillium.tasks import IGNORE, Example
 from trillium.training.loop import batches, task_objective
+from trillium.wire.addend import Addend
 from trillium.wire.kinds import MessageError
-from trillium.wire.message import Message, scalar
+from trillium.wire.message import Message
 from trillium.wire.soft_labels import Teacher
 
 
 class KD(KDSettings, name="kd"):
     """Exchange of soft labels on a public set."""
+
+    only_adds: ClassVar[bool] = True
 
     def crossings(self, config: Setting) -> Crossings:
         """Return that the public set comes down, opinions go up, and lessons come down."""
@@ -124,11 +128,10 @@ class KD(KDSettings, name="kd"):
                 cache.lose(client)
             wanted = [index for index in chosen if not cache.is_fresh(index, server.round)]
         examples = [public[index] for index in wanted]
-        opinions, metrics = ask_opinions(self, server, fleet, wanted)
+        said, metrics = ask_opinions(self, server, fleet, wanted)
         shape = predictions(server, examples)
         writer = fleet.wire.writer("learn", "logits/teacher", server.round, shape, "down")
-        used, teacher = make_teacher(self, server, opinions, examples, writer)
-        metrics["train_loss"] = sum(opinion.loss for opinion in opinions) / len(opinions)
+        used, teacher = make_teacher(self, server, said, examples, writer)
         if cache is not None:
             slices = row_slices(server.task, examples_at(public, used))
             cache.keep(server.round, used, teacher, slices)
@@ -151,7 +154,7 @@ class KD(KDSettings, name="kd"):
             clients = self.clients_metrics(fleet, batch_tokens)
             return {**mean_metrics(clients), "clients": clients}
         metrics = server.evaluate(server.state, batch_tokens)
-        if last:
+        if last and not fleet.adds_only:
             metrics["clients"] = self.clients_metrics(fleet, batch_tokens)
         return metrics
 
@@ -179,13 +182,22 @@ class KD(KDSettings, name="kd"):
             client.training.num_steps(len(client.examples)),
         )
         client.store["tensors"] = values(state)
-        tensors = {"control/weight": scalar(client.weight), "control/loss": scalar(trained.loss)}
-        if self.ensemble.needs_counts:
-            tensors["control/counts"] = class_counts(client)
         shape = predictions(client, wanted)
         writer = client.wire.writer("teach", "logits/public", client.round, shape, "up")
         found = predict(client.loop("predict", state), client.task, wanted, writer)
-        return Message("teach", tensors, encoded={"logits/public": found})
+        addend = Addend(
+            {},
+            client.weight,
+            {"loss": trained.loss},
+            labels={"logits/public": found},
+            of_row=partial(
+                self.ensemble.of_row, temperature=self.temperature, average=self.average
+            ),
+        )
+        if self.ensemble.adds:
+            return Message("teach", summed=addend)
+        counts = {"control/counts": class_counts(client)} if self.ensemble.needs_counts else {}
+        return Message("teach", counts, summed=addend).opened()
 
     @client_verb
     def learn(self, client: Client, message: Message) -> Message:

@@ -52,7 +52,7 @@ def predictions(side: Side, examples: Sequence[Example]) -> tuple[int, int]:
 def make_teacher(
     framework: KDSettings,
     server: Server,
-    opinions: Sequence[Opinion],
+    said: Sequence[Opinion] | Tensor,
     examples: Sequence[Example],
     writer: Writer,
 ) -> tuple[list[int], Teacher]:
@@ -60,8 +60,30 @@ def make_teacher(
 
     An example of which nobody speaks is left out. Only a few of the rows that the writer encodes
     exist as floats at the same time.
+
+    Args:
+        said: by the clients, one after the other; or the mean over them, as the ensemble wants it.
     """
     slices = row_slices(server.task, examples)
+    if isinstance(said, Tensor):
+        present = torch.ones(len(said), dtype=torch.bool)
+        mean = framework.ensemble.settled(said.double(), framework.average)
+        writer.add(framework.sharpening.sharpen(mean))
+    else:
+        present = _combine(framework, server, said, examples, writer)
+    kept = [e.index for e in examples if bool(present[slices[e.index]].any())]
+    labels = writer.done()
+    return kept, Teacher(labels.joined([labels.records[present]]), present).of(slices, kept)
+
+
+def _combine(
+    framework: KDSettings,
+    server: Server,
+    opinions: Sequence[Opinion],
+    examples: Sequence[Example],
+    writer: Writer,
+) -> Tensor:
+    """Write what opinions become, and return of which rows anybody has said something."""
     num_rows, num_classes = predictions(server, examples)
     places = torch.stack([_places(opinion, num_rows) for opinion in opinions])
     targets = _targets(server.task, examples)
@@ -74,10 +96,7 @@ def make_teacher(
         asked = replace(asked, secret=lambda: server.secret("teacher"))
         mean = framework.ensemble.combine(asked, framework.temperature, framework.average)
         writer.add(framework.sharpening.sharpen(mean))
-    present = (places >= 0).any(0)
-    kept = [e.index for e in examples if bool(present[slices[e.index]].any())]
-    labels = writer.done()
-    return kept, Teacher(labels.joined([labels.records[present]]), present).of(slices, kept)
+    return (places >= 0).any(0)
 
 
 def apart(opinions: Mapping[str, Opinion], num_rows: int, num_classes: int) -> dict[str, float]:
