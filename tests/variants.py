@@ -34,7 +34,7 @@ class Variant:
     @property
     def framework(self) -> str:
         """The name of its framework."""
-        return self.words[0].removeprefix("framework=")
+        return self.words[0].removeprefix("framework=").removeprefix("{name: ").split(",")[0]
 
     @property
     def asks_all(self) -> bool:
