@@ -51,7 +51,7 @@ def test_deploy_writes_a_folder_once(
     words = ("deploy", recipe, target, "rounds=3", "--host", "fl.example.org", *NODES)
     assert trillium(monkeypatch, *words) == 0
     printed = capsys.readouterr().out
-    assert "for 2 nodes and 3 classes" in printed
+    assert "for hospital-a, hospital-b and 3 classes" in printed
     assert str(target / "README.md") in printed
     readme = (target / "README.md").read_text(encoding="utf-8")
     for name in ("hospital-a", "hospital-b"):

@@ -135,7 +135,12 @@ def test_units_run_as_an_account_of_their_own_and_may_write_in_one_place(target:
         place = "/srv/trillium-node/state" if node else "/srv/trillium/server"
         assert service.get("ReadWritePaths", "").startswith("" if name in MONITORS else place)
         assert ("ReadWritePaths" in service) == (name in UNITS)
-        wanted = {"ProtectSystem": "strict", "UMask": "0077", "LimitNOFILE": "65536"}
+        wanted = {
+            "ProtectSystem": "strict",
+            "PrivateTmp": "yes",
+            "UMask": "0077",
+            "LimitNOFILE": "65536",
+        }
         assert wanted.items() <= dict(service).items()
         assert service["Restart"] == "always"
     assert "--isolation process" in (target / "systemd/trillium-superlink.service").read_text()

@@ -55,7 +55,7 @@ def deploy(
     _check(config, len(node))
     address = {"session-address": f"{host}:{session_port}"}
     data = write(config, folder, node, address, with_part=part)
-    print(f"{folder} written, for {len(node)} nodes and {len(data.labels)} classes.")
+    print(f"{folder} written, for {', '.join(node)} and {len(data.labels)} classes.")
     if part:
         print(
             f"{folder / 'part'} is all that a node needs of the model. Give it to each owner, who names"
