@@ -60,6 +60,67 @@ def test_a_reply_is_a_closed_list_of_one_length(hub: Path) -> None:
     assert all(entry.flops is None for entry in run.fleet.ledger.entries)
 
 
+VOTES = ("framework={name: kd, ensemble: vote}", "training.max_length=24")
+NOISE = "privacy={name: client, noise: 0.7}"
+
+
+def test_votes_without_noise_are_those_of_the_open_run(hub: Path) -> None:
+    private_run = federation(hub, *VOTES, "privacy={name: client, noise: 0}")
+    open_run = federation(hub, *VOTES)
+    private_run.run(), open_run.run()
+    for name, tensor in trained(open_run).items():
+        assert torch.allclose(trained(private_run)[name], tensor, rtol=0, atol=1e-7)
+    assert private_run.history[-1]["epsilon"] is None
+    assert "clients" not in private_run.history[-1]
+
+
+def test_votes_are_bounded_releases_that_are_accounted_for(hub: Path) -> None:
+    """Clients of 2 and of 30 examples send as much, of one length, and nothing beside it."""
+    words = ("data.partition={name: size_skewed, power: 2.0}", "fleet.clients_per_round=2")
+    run, added = federation(hub, *VOTES, NOISE, *words, "rounds=4"), []
+    log, add = Recorder(run), BoundedSum.add
+
+    def noted(self: BoundedSum, tensors: Any, below: float | None = None) -> None:
+        before = self._total.clone()
+        add(self, tensors, below)
+        added.append((self._total - before).double() * (self.deviation / 2**20))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundedSum, "add", noted)
+        run.run()
+    replies = [run.fleet.wire.unpack(r, "up").message for *_, r in log.log]
+    votes = [reply for reply in replies if reply.verb == "teach"]
+    assert len(votes) == len(added) > 0
+    assert all({*vote.tensors} == {"logits/public", "control/cost"} for vote in votes)
+    others = {name for r in replies if r.verb != "teach" for name in r.tensors}
+    assert others == {"control/cost"}
+    lengths = [float(change.norm()) for change in added]
+    assert 0.999 < min(lengths) <= max(lengths) <= 1 + 1e-9  # twelve votes of one class each
+    assert all(int((change.abs() > 1e-5).sum()) == 12 for change in added)
+    assert run.history[-1]["epsilon"] == epsilon([Release(0.7, 2 / 3, 4)], 1e-5)
+
+
+def test_noise_of_votes_is_that_of_their_length(hub: Path) -> None:
+    """Nobody votes: what is released is noise alone, as large as twelve votes by the setting."""
+    words = ("fleet.clients_per_round=1", "data.public_size=12", "rounds=1")
+    privacy = "privacy={name: client, noise: 0.5, population: 1000000}"
+    found: list[torch.Tensor] = []
+    run = federation(hub, *VOTES, privacy, *words)
+    release = BoundedSum.release
+
+    def noted(self: BoundedSum, key: bytes) -> Any:
+        tensors, count = release(self, key)
+        found.extend(tensors.values())
+        return tensors, count
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundedSum, "release", noted)
+        run.run()
+    assert run.history[-1]["asked"] == 0
+    assert found[0].shape == (12, 3)
+    assert float(found[0].std()) == pytest.approx(0.5, rel=0.4)
+
+
 def test_a_client_that_fails_says_nothing_of_why(hub: Path) -> None:
     run = private(hub, NOISY, "fleet.min_replies=1")
     run.clients[0].examples[0] = None  # type: ignore[call-overload]
@@ -204,11 +265,12 @@ def test_a_release_stays_in_the_account_of_a_run_that_is_resumed(hub: Path, tmp_
             "framework.feedback=0",
         ),
         ("framework=fedkseed", NOISY),
+        (*VOTES, NOISE),
     ],
-    ids=["fixed", "adaptive, int8", "fedkseed"],
+    ids=["fixed", "adaptive, int8", "fedkseed", "kd"],
 )
 def test_a_plan_has_the_bytes_of_the_ledger(hub: Path, words: tuple[str, ...]) -> None:
-    own = ("training.max_length=24",) if "framework=fedkseed" in words else EQUAL
+    own = EQUAL[1:] if "framework=" in words[0] else EQUAL
     run = federation(hub, *words, *own)
     paper = PaperFederation(
         run.config, texts_of(run.config, run.server, run.clients), Shared(Models())
@@ -226,7 +288,10 @@ def test_a_plan_has_the_bytes_of_the_ledger(hub: Path, words: tuple[str, ...]) -
 
 
 REFUSED = {
-    "framework=kd": "what its clients send is not a sum",
+    "framework=kd": "it weighs the opinion of each client",
+    "framework={name: kd, ensemble: mean}": "do not add up to their mean",
+    "framework={name: kd, ensemble: vote, direction: client}": "measured one by one",
+    "framework={name: kd, ensemble: vote}": "votes of all clients have one length",
     "framework=split": "what its clients send is not a sum",
     "framework=local_only": "what its clients send is not a sum",
     "framework.weights=targets": "how much data each client has",

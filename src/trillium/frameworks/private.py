@@ -153,7 +153,7 @@ def check_private(name: str, units: frozenset[str], config: Setting) -> None:
 def _breaks(name: str, units: frozenset[str], config: Setting) -> Iterator[tuple[str, str, str]]:
     privacy = config.privacy
     if privacy.unit not in units:
-        able = "fedllm, or fedkseed" if privacy.unit == "client" else "fedllm"
+        able = "fedllm, fedkseed or kd" if privacy.unit == "client" else "fedllm"
         yield (
             f"framework={name}",
             "what its clients send is not a sum to which each of them adds something bounded",

@@ -65,6 +65,12 @@ def _breaks(framework: KDSettings, config: Setting) -> Iterator[tuple[str, str, 
             "it weighs the opinion of each client, and the server is to see their sum alone",
             "Write framework.ensemble=mean, or vote",
         )
+    elif config.privacy.unit and ensemble.averages:
+        yield (
+            f"framework.ensemble={ensemble.name}",
+            "soft labels that are scaled to a bound do not add up to their mean; votes have one length",
+            "Write framework.ensemble=vote",
+        )
     if framework.direction == "client":
         yield (
             "framework.direction=client",

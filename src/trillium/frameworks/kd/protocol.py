@@ -60,6 +60,7 @@ class KD(KDSettings, name="kd"):
     """Exchange of soft labels on a public set."""
 
     only_adds: ClassVar[bool] = True
+    hides_units: ClassVar[frozenset[str]] = frozenset({"client"})
 
     def crossings(self, config: Setting) -> Crossings:
         """Return that the public set comes down, opinions go up, and lessons come down."""
@@ -68,8 +69,12 @@ class KD(KDSettings, name="kd"):
         return found if self.direction == "server" else {**found, ("down", "logits"): said}
 
     def no_effect(self, config: Setting) -> Mapping[str, str]:
-        """Return that an ensemble of one form has one way to average."""
-        found = super().no_effect(config)
+        """Return what an ensemble of one form, and votes, which have one length, do not read."""
+        found = {**super().no_effect(config)}
+        if config.privacy.unit:
+            found["privacy.clip"] = (
+                "votes of all clients have one length, and only their shares count"
+            )
         if self.ensemble.averages:
             return found
         why = f"framework.ensemble={self.ensemble.name} has a mean of its own"
