@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from report_fixture import tiny_messages, tiny_metrics, write_run
 from trillium.cli.app import app
 from trillium.errors import UserError
-from trillium.experiment.spent import said_of, together
+from trillium.experiment.spent import reported, together
 from trillium.privacy.account import FILE, Account, Release, epsilon, noise_for, read_account
 
 pytest.importorskip("dp_accounting")
@@ -105,8 +106,30 @@ def test_runs_on_the_same_clients_add_up(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["epsilon", str(tmp_path)]).output
     spent = "together: ε = 4.983 at δ = 1e-05 for one client more or less"
     assert spent in said
-    assert said_of(tmp_path) == f"All 2 runs {spent}."
-    assert said_of(one) == ""  # its own is told already
+
+
+def test_a_report_of_several_runs_says_what_they_have_spent_together(tmp_path: Path) -> None:
+    """On the page and in the Markdown as on the terminal; of one run, its own is told already."""
+    for seed, count in enumerate((12, 8)):
+        privacy = {"name": "client", "delta": 1e-5}
+        folder = write_run(
+            tmp_path / f"fedllm_s{seed}",
+            "fedllm",
+            seed,
+            tiny_metrics(0.5, 0.75),
+            tiny_messages(),
+            config={"framework": {"name": "fedllm"}, "rounds": 2, "privacy": privacy},
+        )
+        for number in range(count):
+            Account(folder / FILE).note(number, "round", Release(4.0))
+    (tmp_path / "compare.yaml").write_text("arms: {fedllm: {}}\n")
+    spent = "All 2 runs together: ε = 4.983 at δ = 1e-05 for one client more or less."
+    made = reported(tmp_path)
+    for file in (made.page, tmp_path / "table.md"):
+        assert spent in file.read_text(encoding="utf-8")
+    printed = CliRunner().invoke(app, ["report", str(tmp_path)]).output
+    assert spent in " ".join(printed.split())
+    assert "together" not in reported(folder).page.read_text(encoding="utf-8")
 
 
 def test_a_run_without_privacy_takes_all_of_it_away(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,17 @@ def test_the_report_of_a_comparison(tmp_path: Path) -> None:
     assert (folder / "table.csv").read_text().startswith("arm,framework,")
     left = {path.name for path in folder.iterdir() if path.is_file()}
     assert left == {"compare.yaml", "table.csv", "table.md", "report.html"}
+
+
+@pytest.mark.parametrize("sums", ["masked", {"name": "masked", "bits": 8}])
+def test_masks_are_named_with_what_they_do_not_hide(tmp_path: Path, sums: Any) -> None:
+    own = {"framework": {"name": "fedllm"}, "rounds": 1, "sums": sums, "fleet": {"min_replies": 7}}
+    folder = write_run(tmp_path / "run", "fedllm", 0, tiny_metrics(0.5), config=own)
+    said = " ".join(page_of(folder).text.split())
+    assert "semi-honest server sees what 7 clients of a round, or more, add up to" in said
+    assert "masks hide nothing" in said
+    plain = write_run(tmp_path / "plain", "fedllm", 0, tiny_metrics(0.5))
+    assert "semi-honest" not in page_of(plain).text
 
 
 def test_the_same_runs_give_the_same_report(tmp_path: Path) -> None:

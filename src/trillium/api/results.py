@@ -73,10 +73,10 @@ class Result:
     @property
     def report(self) -> Path:
         """The page of the report; it is written where it is not there."""
-        from trillium.report.write import write_report
+        from trillium.experiment.spent import reported
 
         page = self.folder / "report.html"
-        return page if page.is_file() else write_report(self.folder)
+        return page if page.is_file() else reported(self.folder).page
 
     @property
     def _names_runs(self) -> bool:

@@ -18,8 +18,8 @@ from trillium.config.given import Recipe, Settings, asked, default_comparison
 from trillium.errors import UserError
 from trillium.experiment.compare import stopped
 from trillium.experiment.folder import RunFolder, discard
+from trillium.experiment.spent import reported
 from trillium.report.read import COMPARE_FILE
-from trillium.report.write import make_report
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def run(
         folder = begin_run(config, Path(out))
         with _stoppable(folder.path, is_new=True):
             go(config, folder, console, is_new=True)
-        make_report(folder.path)
+        reported(folder.path)
         return RunResult(folder.path)
     begun = begin_seeds(tree, _numbers(seeds), Path(out))
     with _stoppable(begun.folder, is_new=True):
@@ -154,7 +154,7 @@ def resume(
             return _compared(path)
         [config] = experiments.values()
         go(config, RunFolder.reopen(path), console, is_new=False)
-    make_report(path)
+    reported(path)
     return RunResult(path)
 
 
@@ -170,7 +170,7 @@ def _stoppable(folder: Path, *, is_new: bool) -> Iterator[None]:
 
 
 def _compared(folder: Path) -> ComparisonResult:
-    make_report(folder)
+    reported(folder)
     result = ComparisonResult(folder)
     for arm, reasons in result.failures.items():
         for seed, why in reasons.items():

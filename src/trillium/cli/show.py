@@ -30,12 +30,11 @@ def show(folder: Path, as_json: bool, reach: Sequence[float] = ()) -> None:
     Args:
         reach: accuracies, as shares, to tell the bytes to.
     """
-    from trillium.experiment.spent import said_of
+    from trillium.experiment.spent import reported
     from trillium.report.table import terminal_table, to_dict
     from trillium.report.words import costs, next_steps, outcome
-    from trillium.report.write import make_report
 
-    made = make_report(folder, reach)
+    made = reported(folder, reach)
     if as_json:
         found = to_dict(made.rows, made.goals)
         print(json.dumps({"folder": str(folder), "report": str(made.page), **found}, indent=1))
@@ -43,8 +42,7 @@ def show(folder: Path, as_json: bool, reach: Sequence[float] = ()) -> None:
     console = Console()
     console.print(terminal_table(made.rows, console.width, made.goals))
     said = [*outcome(made.rows), *costs(made.rows)]
-    spent = [line] if (line := said_of(folder)) else []
-    console.print("\n" + " ".join([*said, *spent]), highlight=False)
+    console.print("\n" + " ".join([*said, made.spent]).strip(), highlight=False)
     for what, command in next_steps(made.rows):
         console.print(f"{what}: {command}", highlight=False, soft_wrap=True)
     console.print(f"\nReport: {made.page}", highlight=False, soft_wrap=True)

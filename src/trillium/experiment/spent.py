@@ -10,6 +10,7 @@ from typing import Any
 from trillium.config.experiment import read_yaml
 from trillium.errors import UserError
 from trillium.privacy.account import FILE, epsilon, read_account, releases_in
+from trillium.report.write import Report, make_report
 
 
 def together(folders: Sequence[Path], delta: float | None = None) -> dict[str, Any]:
@@ -37,7 +38,12 @@ def together(folders: Sequence[Path], delta: float | None = None) -> dict[str, A
     return {**_spent(lines.values(), delta, unit), "runs": each}
 
 
-def said_of(folder: Path) -> str:
+def reported(folder: Path, reach: Sequence[float] = ()) -> Report:
+    """Write the report of a folder, as `make_report` does, with what its runs have spent together."""
+    return make_report(folder, reach, _said_of(folder))
+
+
+def _said_of(folder: Path) -> str:
     """Return what the runs of a comparison have spent together; empty where none is private."""
     accounts = {path.parent for path in folder.glob(f"*/{FILE}")}
     return (

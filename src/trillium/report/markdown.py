@@ -39,12 +39,14 @@ def markdown(
     rows: Sequence[Row],
     goals: Sequence[Goal] = (),
     told: Mapping[str, Any] | None = None,
+    spent: str = "",
 ) -> str:
     """Return the page.
 
     Args:
         name: its title.
         told: what the recipe says (`about`), and how settings were chosen (`tuning`).
+        spent: what all runs together have spent of privacy, in words.
     """
     told = told or {}
     measures = [BY_NAME[name] for name in COLUMNS if any(name in row.values for row in rows)]
@@ -60,7 +62,8 @@ def markdown(
         lines.append(cells)
     about = str(told.get("about") or "").strip()
     text = [f"# {name}", "", *([about, ""] if about else []), *table(titles, lines), ""]
-    text += [line for remark in remarks(rows) for line in (remark, "")]
+    notes = [*remarks(rows), *([spent] if spent else [])]
+    text += [line for note in notes for line in (note, "")]
     text += _tuned(told.get("tuning"))
     explained = [(m.title, m.definition) for m in measures]
     explained += [(goal.title, goal.definition) for goal in goals]

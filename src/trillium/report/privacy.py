@@ -20,6 +20,19 @@ EPSILON = Measure(
 )
 
 
+def hidden(config: Mapping[str, Any]) -> str:
+    """Return what masks hide, of the settings of a run; empty where there are none."""
+    sums = config.get("sums") or "plain"
+    if (sums["name"] if isinstance(sums, Mapping) else sums) != "masked":
+        return ""
+    least = (config.get("fleet") or {}).get("min_replies")
+    who = "all clients of a round" if least is None else f"{least} clients of a round, or more,"
+    return (
+        f"Sums are masked: a semi-honest server sees what {who} add up to, and nothing of one. Of what "
+        "the models themselves tell of the clients' data, masks hide nothing."
+    )
+
+
 def guarantee(line: Mapping[str, Any]) -> str:
     """Return what a line of measures guarantees; empty where the run is not private."""
     if not line.get("unit"):

@@ -11,7 +11,7 @@ from typing import Any
 
 from trillium.report import human
 from trillium.report.measures import BY_NAME, MEASURES
-from trillium.report.privacy import guarantee
+from trillium.report.privacy import guarantee, hidden
 from trillium.report.read import Run
 
 _BASELINES = ("zero_shot", "local_only", "centralised")
@@ -152,7 +152,10 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         f"{row.arm}: {said}"
         for row in rows
         for said in dict.fromkeys(
-            guarantee(run.evaluations[-1]) for run in row.counted if run.evaluations
+            said
+            for run in row.counted
+            if run.evaluations
+            for said in (guarantee(run.evaluations[-1]), hidden(run.config))
         )
         if said
     ]

@@ -26,14 +26,16 @@ class Report:
         page: where the page lies.
         rows: the arms.
         goals: accuracies that they are held against.
+        spent: what all runs together have spent of privacy, in words.
     """
 
     page: Path
     rows: Sequence[Row]
     goals: Sequence[Goal]
+    spent: str = ""
 
 
-def make_report(folder: Path, reach: Sequence[float] = ()) -> Report:
+def make_report(folder: Path, reach: Sequence[float] = (), spent: str = "") -> Report:
     """Write the report of a run folder or a compare folder.
 
     Each file is replaced whole, so a reader never sees half of one; plots of an earlier report that
@@ -41,13 +43,14 @@ def make_report(folder: Path, reach: Sequence[float] = ()) -> Report:
 
     Args:
         reach: accuracies to tell the bytes to, in place of those of the recipe.
+        spent: what all runs together have spent of privacy, in words.
 
     Raises:
         UserError: the folder is neither a run nor a comparison.
     """
     rows, told = summarise(read_runs(folder)), read_about(folder)
     held = goals(rows, reach or told.get("reach") or ())
-    name = folder.resolve().name
+    name, about = folder.resolve().name, str(told.get("about") or "")
     clock = clock_of(rows, told.get("plan"))
     plots = draw_plots(rows, clock=clock)
     (folder / "plots").mkdir(exist_ok=True)
@@ -61,11 +64,11 @@ def make_report(folder: Path, reach: Sequence[float] = ()) -> Report:
     page = folder / "report.html"
     for path, text in (
         (folder / "table.csv", to_csv(rows, held)),
-        (folder / "table.md", markdown(name, rows, held, told)),
-        (page, render_page(folder, rows, plots, clock, held, str(told.get("about") or ""))),
+        (folder / "table.md", markdown(name, rows, held, told, spent)),
+        (page, render_page(folder, rows, plots, clock, held, about, spent)),
     ):
         _replace(path, text.encode("utf-8", "replace"))
-    return Report(page, rows, held)
+    return Report(page, rows, held, spent)
 
 
 def write_report(folder: Path) -> Path:

@@ -36,6 +36,7 @@ def render_page(
     clock: Clock,
     goals: Sequence[Goal] = (),
     about: str = "",
+    spent: str = "",
 ) -> str:
     """Return the HTML page of a report."""
     runs = [run for row in rows for run in row.runs]
@@ -55,7 +56,7 @@ def render_page(
         colours=arm_colours(families(rows)),
         places={row.arm: place for place, row in enumerate(rows)},
         about=about.strip().split("\n\n") if about.strip() else [],
-        remarks=remarks(rows),
+        remarks=[*remarks(rows), *([spent] if spent else [])],
         columns=columns,
         lines=lines,
         meaning=MEANING if any(interval(r, m.name) for r in rows for m in measures) else "",
