@@ -291,7 +291,7 @@ def test_who_cannot_write_is_refused(hub: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bert"
     AutoModel.from_config(AutoConfig.from_pretrained(hub / "bert")).save_pretrained(folder)
     AutoTokenizer.from_pretrained(hub / "bert").save_pretrained(folder)
-    with pytest.raises(UserError, match=r"data\.public\.model=\S+bert: .*lacks weights"):
+    with pytest.raises(UserError, match=r"data\.public\.model=\S+bert: .*its weights lack"):
         kd(hub, f"data.public={{name: sampled, model: {folder}}}")
     with pytest.raises(UserError, match=r"data\.public\.model=\S+nowhere"):
         kd(hub, f"data.public={{name: sampled, model: {tmp_path / 'nowhere'}}}")

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from checkpoints import load, moved
 from trillium.errors import UserError
 from trillium.extras import install
 from trillium.models import hub, packaged
@@ -196,3 +198,31 @@ def test_smollm2_answers() -> None:
     asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")
     written = model.generate(**asked, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(written[0, asked["input_ids"].shape[1] :])
+
+
+def test_a_gguf_file_is_a_model(file: Path, tmp_path: Path) -> None:
+    """It is dequantised, trains, and what is saved is for the values of the file."""
+    packaged.from_gguf.cache_clear()
+    model = load(file, "CAUSAL_LM", "lora")
+    ids = torch.tensor([[1, 5, 6, 9]])
+    plain = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    state = moved(model)
+    with torch.no_grad():
+        first = model.module.eval()(input_ids=ids).logits
+        torch.testing.assert_close(first, plain.eval()(input_ids=ids).logits)
+        model.save(state, tmp_path / "adapter")
+        trained = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+        expected = model.mount(state).eval()(input_ids=ids).logits
+        torch.testing.assert_close(trained(input_ids=ids).logits, expected)
+    assert not torch.allclose(first, expected)
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    packaged.from_gguf.cache_clear()
+    other = tmp_path / "model.gguf"
+    other.write_bytes(b"none of it")
+    with pytest.raises(UserError, match="not in the GGUF format"):
+        load(other, "CAUSAL_LM", "lora")
+    other.write_bytes(b"GGUF" + b"\x00" * 40)
+    with pytest.raises(UserError, match=r"model\.id="):
+        load(other, "CAUSAL_LM", "lora")

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.federated import FederatedData
 from trillium.errors import UserError
@@ -142,6 +144,7 @@ class Texts:
             if self.inputs(model).may_lose:
                 _check_known(self.inputs(model), model, rows)
             self._whole[key] = (rows, self.config.task.tokenize(rows, tokenizer, None))
+            _check_tokens(tokenizer, model, rows, self._whole[key][1])
         return self._whole[key][1]
 
 
@@ -165,6 +168,31 @@ def _check_known(inputs: Inputs, model: ModelConfig, rows: Dataset) -> None:
             f"{lost[0]}, and none for unknown words: they would be lost",
             "Set tokenizer.unk_token, save the tokenizer beside the model, and name that folder",
         )
+
+
+def _check_tokens(
+    tokenizer: Any, model: ModelConfig, rows: Dataset, examples: Sequence[Example]
+) -> None:
+    """Refuse texts of which a tokenizer makes nothing but begin and end.
+
+    Raises:
+        UserError: with their number, and the first row; blank ones do not count.
+    """
+    special = torch.tensor(tokenizer.all_special_ids)
+    bare = [n for n, e in enumerate(examples) if bool(torch.isin(e.input_ids, special).all())]
+    if bare and len(examples) == len(rows):
+        bare = [n for n in bare if any(text.strip() for text in _said(rows[n]))]
+    if bare:
+        raise UserError(
+            f"the tokenizer of model.id={model.id}",
+            f"it makes no token of {len(bare)} of {len(examples)} texts, the first in row {bare[0] + 1}"
+            ": nothing but their begin and end would be learnt",
+            "Save the tokenizer that belongs to the model beside it, and name that folder",
+        )
+
+
+def _said(row: Mapping[str, Any]) -> Iterator[str]:
+    return texts_in({key: value for key, value in row.items() if key not in ("row", "label")})
 
 
 def in_model_order(config: ExperimentConfig, data: FederatedData) -> FederatedData:

@@ -147,7 +147,17 @@ def check_room(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_t
 def _across(
     built: Experiment, split: Split, prompts: list[list[int]], writing: Writing
 ) -> list[list[int]]:
-    """Let server and client write in turns; the texts are read at the client."""
+    """Let server and client write in turns; the texts are read at the client.
+
+    Raises:
+        UserError: by rules that need the whole model.
+    """
+    if isinstance(built.config.task, CausalLM) and built.config.task.decoding != "greedy":
+        raise UserError(
+            f"task.decoding={built.config.task.decoding} with framework=split",
+            "beams and penalties need the whole model, and the parts choose a token at a time",
+            "Write task.decoding=greedy, or export the run with --merge and write with Transformers",
+        )
     client = min(built.clients, key=lambda client: client.name)
     give_prompts(client, prompts)
     write_texts(split, built.server, built.fleet, [client.name], writing)
@@ -156,8 +166,9 @@ def _across(
 
 def write_on(found: Trained, prompts: Sequence[Sequence[int]], writing: Writing) -> list[list[int]]:
     """Let a whole model write, in this process."""
-    model = found.model
-    settings: dict[str, object] = {"do_sample": False}
+    model, task = found.model, found.config.task
+    assert isinstance(task, CausalLM)
+    settings: dict[str, object] = {}
     if writing.temperature:
         settings = {
             "do_sample": True,
@@ -172,6 +183,7 @@ def write_on(found: Trained, prompts: Sequence[Sequence[int]], writing: Writing)
             model.tokenizer,
             model.device,
             prompts,
+            decoding=task.decoding,
             max_new_tokens=writing.max_new_tokens,
             **settings,
         )

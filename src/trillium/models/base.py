@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal, Self
 
 import torch
@@ -13,11 +14,14 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from trillium.errors import UserError
 from trillium.files import PathOrName
+from trillium.models.checked import check_read
 from trillium.models.draws import draw_missing
 from trillium.models.heads import drawn_modules, head_modules
 from trillium.models.hub import MISSING, explained, locate
 from trillium.models.packaged import MINILM
 from trillium.models.quantize import Quantize, check_quantized, quantization
+
+log = logging.getLogger(__name__)
 
 
 class ModelConfig(BaseModel):
@@ -28,7 +32,8 @@ class ModelConfig(BaseModel):
             `demo` installs, or `smollm2` for SmolLM2-135M-Instruct (the extra `llm`).
         revision: branch, tag or commit on the hub.
         dtype: data type of weights and computation.
-        attention: PyTorch's fused attention, or Hugging Face's eager one.
+        attention: PyTorch's fused attention (`sdpa`), or Hugging Face's `eager` one; `auto` takes the
+            fused one where Transformers has it for the architecture, and says where it has not.
         dropout: replaces every dropout rate of the model's configuration; kept by default.
         random_weights: build from the configuration alone, without loading weights.
         head: which layers of the task head train beside an adapter, and are exchanged: its last
@@ -48,7 +53,7 @@ class ModelConfig(BaseModel):
     id: PathOrName = MINILM
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
     dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
     random_weights: bool = False
     head: Literal["linear", "own"] = "linear"
@@ -84,6 +89,25 @@ def load_base(
     These are the ones that were drawn at random while others were loaded; without a checkpoint,
     those of the task head.
     """
+    model, drawn = _load(config, auto_class, hf_config, device, seed)
+    if config.attention == "auto" and device.type != "meta":
+        _say_eager(config, model)
+    return model, drawn
+
+
+def _say_eager(config: ModelConfig, model: Any) -> None:
+    """Say where Transformers has no fused attention for an architecture."""
+    if model.config._attn_implementation == "eager":
+        log.warning(
+            "model.id=%s: Transformers has eager attention alone for %s, and it is taken",
+            config.id,
+            model.config.model_type,
+        )
+
+
+def _load(
+    config: ModelConfig, auto_class: str, hf_config: Any, device: torch.device, seed: int
+) -> tuple[nn.Module, set[str]]:
     auto, classifies = getattr(transformers, auto_class), "Classification" in auto_class
     dtype = getattr(torch, config.dtype)
     options = form_of(config)
@@ -101,12 +125,12 @@ def load_base(
                 locate(config.id),
                 revision=config.revision,
                 config=hf_config,
-                # A head for other classes is of no use here, and is drawn anew.
-                ignore_mismatched_sizes=classifies,
+                ignore_mismatched_sizes=True,  # `check_read` looks at them
                 output_loading_info=True,
                 **options,
                 **quantization(config.quantize, dtype, device, plain),
             )
+            check_read(model, found, config.id, classifies=classifies)
         return model, draw_missing(model, found, seed)
 
     if config.quantize == "none":
@@ -126,7 +150,7 @@ def form_of(config: ModelConfig) -> dict[str, Any]:
     """Return what Transformers must be told of the form of a model, loaded or built."""
     return {
         "dtype": getattr(torch, config.dtype),
-        "attn_implementation": config.attention,
+        "attn_implementation": None if config.attention == "auto" else config.attention,
         "trust_remote_code": config.trust_remote_code,
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from trillium.errors import UserError
 from trillium.models.stand_ins import Form, StandIn
@@ -27,12 +28,13 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the qualified name and the list of the model's transformer blocks, or refuse.
 
     The blocks are the longest outermost `nn.ModuleList` whose members all hold parameters; lists
-    inside a member of another list (experts, for instance) do not count.
+    inside a member of another list (experts, for instance) do not count, nor those of other towers.
     """
+    others = tuple(f"{name}." for name in other_towers(model))
     lists = {
         name: members
         for name, members in _outermost_lists(model)
-        if len(members) > 1 and all(map(_holds, members))
+        if len(members) > 1 and all(map(_holds, members)) and not name.startswith(others)
     }
     longest = max(map(len, lists.values()), default=0)
     found = [name for name, members in lists.items() if len(members) == longest]
@@ -79,6 +81,38 @@ def text_config(model: nn.Module) -> Any:
     """Return the Hugging Face config of the model's language part."""
     config: Any = base_model(model).config
     return config.get_text_config()
+
+
+def other_towers(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of what a model has beside its language part: towers of images, mostly.
+
+    The language part is the module of the text configuration, with the task head and what encloses
+    it. Texts never reach the others.
+    """
+    whole = base_model(model)
+    config = getattr(whole, "config", None)
+    if config is None or config.get_text_config() is config:
+        return ()
+    kind, found = type(config.get_text_config()), list[str]()
+    named = whole.named_modules()
+    tower = next((name for name, m in named if type(getattr(m, "config", None)) is kind), "")
+    at, prefix = (
+        whole,
+        next(f"{name}." if name else "" for name, m in model.named_modules() if m is whole),
+    )
+    for depth, word in enumerate(tower.split(".") if tower else ()):
+        for name, child in at.named_children():
+            has_config = any(isinstance(module, PreTrainedModel) for module in child.modules())
+            if name != word and _holds(child) and (depth or has_config):
+                found.append(f"{prefix}{name}")
+        at, prefix = at.get_submodule(word), f"{prefix}{word}."
+    return tuple(found)
+
+
+def freeze_other_towers(model: nn.Module) -> None:
+    """Let nothing train that texts do not reach."""
+    for name in other_towers(model):
+        model.get_submodule(name).requires_grad_(False)
 
 
 def refuse_uncuttable(model: nn.Module) -> None:
@@ -257,7 +291,10 @@ def _with_idle(model: nn.Module, reached: list[set[int]]) -> list[set[int]]:
         for prefix in _enclosing(name):
             part_of[prefix] = max(part_of.get(prefix, 0), parts[-1])
     needed = [set(ids) for ids in reached]
+    others = tuple(f"{name}." for name in other_towers(model))
     for name, identity in idle.items():
+        if name.startswith(others):
+            continue  # no text reaches it, so no part need hold it
         nearest = next(prefix for prefix in _enclosing(name) if prefix in part_of)
         needed[part_of[nearest]].add(identity)
     return needed

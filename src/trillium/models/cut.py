@@ -142,6 +142,11 @@ class Part(nn.Module):
         """Whether the model's forward has an argument of this name."""
         return option in inspect.signature(base_model(self._root).forward).parameters
 
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the model's language part."""
+        return text_config(self._root)
+
     def embeddings(self) -> Tensor:
         """Return the word embeddings `(vocabulary, width)` of a head."""
         assert self.side == "head", f"a {self.side} holds no embeddings"
@@ -179,8 +184,18 @@ def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitMod
     U shape the tail begins with block `tail`, `cut < tail <= n`; with n it has only the final norm
     and the classifier. A model or a place that cannot be cut is refused.
     """
-    traced = trace(model, bounds_of(model, cut, tail))
-    head, body, *rest = (Part(model, traced, index) for index in range(len(traced.runs)))
+    bounds = bounds_of(model, cut, tail)
+    try:
+        traced = trace(model, bounds)
+        head, body, *rest = (Part(model, traced, index) for index in range(len(traced.runs)))
+    except UserError:
+        raise
+    except Exception as error:  # whatever the model's own code raises, or keeps in itself
+        raise UserError(
+            f"{type(base_model(model)).__name__} cut at {cut}",
+            f"its code does not run in parts ({repr(error)[:200]})",
+            "Use the framework fedllm or kd for this model",
+        ) from error
     return SplitModel(head, body, rest[0] if rest else None, cut, len(find_blocks(model)[1]))
 
 
@@ -233,7 +248,8 @@ def check_split(
         try:
             found = _gradients(*_run_parts(split, batch), batch)
         except Exception as error:  # whatever the model's own code raises
-            raise UserError(given, f"a part fails alone ({error!r})", instead) from error
+            why = f"a part fails alone ({repr(error)[:200]})"
+            raise UserError(given, why, instead) from error
     if tolerance is None:
         tolerance = min(64 * torch.finfo(expected["logits"].dtype).eps, 0.02)
     if expected.keys() != found.keys():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -33,10 +34,13 @@ class Factors:
 
 
 def lora_factors(module: nn.Module) -> tuple[Factors, ...]:
-    """Return the factors of all adapted layers, by name of the layer; none if it is not LoRA."""
+    """Return the factors of all adapted layers, by name of the layer; none if it is not LoRA.
+
+    Experts that are one tensor of three dims have none: they change by a product each.
+    """
     found = []
     for name, layer in module.named_modules():
-        if not isinstance(layer, LoraLayer):
+        if not isinstance(layer, LoraLayer) or isinstance(layer, ParamWrapper):
             continue
         for adapter, scale in layer.scaling.items():
             if adapter in layer.lora_embedding_A:
@@ -46,6 +50,11 @@ def lora_factors(module: nn.Module) -> tuple[Factors, ...]:
             transposed = isinstance(layer.get_base_layer(), Conv1D | nn.Embedding)
             found.append(Factors(f"{name}.base_layer.weight", a, b, float(scale), transposed))
     return tuple(sorted(found, key=lambda factors: factors.layer))
+
+
+def adapts_experts(module: nn.Module) -> bool:
+    """Whether an adapter changes tensors with the weights of many experts."""
+    return any(isinstance(layer, ParamWrapper) for layer in module.modules())
 
 
 def nonlinear_names(module: nn.Module) -> set[str]:

@@ -10,16 +10,19 @@ from typing import Any, Final
 import torch
 
 from trillium.errors import UserError
-from trillium.models.packaged import HUB_IDS, find_packaged
+from trillium.extras import install
+from trillium.models.packaged import HUB_IDS, find_packaged, from_gguf
 
 # What `cached_file` need not raise where a file may be lacking.
 MISSING: Final = ("gated_repo", "missing_entries", "connection_errors")
 
 
 def locate(model_id: str) -> str:
-    """Return the hub id of a model, or the whole path of its folder."""
+    """Return the hub id of a model, or the whole path of its folder; a GGUF file becomes one."""
     if model_id in HUB_IDS:
         return str(find_packaged(model_id))
+    if Path(model_id).suffix == ".gguf" and Path(model_id).is_file():
+        return str(from_gguf(model_id))
     return str(Path(model_id).absolute()) if Path(model_id).is_dir() else model_id
 
 
@@ -28,7 +31,7 @@ def explained(model_id: str) -> Iterator[None]:
     """Explain the errors that users meet when a model is loaded, as `UserError`."""
     try:
         yield
-    except UserError:
+    except (UserError, AssertionError):
         raise
     except Exception as error:  # whatever a folder holds, its reader may fail at
         if "scaled_dot_product_attention" in str(error):
@@ -45,6 +48,12 @@ def explained(model_id: str) -> Iterator[None]:
                 "To write, choose a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct; to classify, "
                 "an encoder such as roberta-base",
             ) from error
+        if isinstance(error, ImportError):
+            raise UserError(
+                f"model.id={model_id}",
+                f"it needs a package that is not installed ({_first_line(error)})",
+                f"{install('quantization')}, if its weights are quantised, or install that package",
+            ) from error
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"model.id={model_id}",
@@ -52,22 +61,29 @@ def explained(model_id: str) -> Iterator[None]:
                 "would run on every machine of the federation",
                 "Choose another model, or read that code and write model.trust_remote_code=true",
             ) from error
-        is_folder = Path(model_id).is_dir()
-        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        kind = "a GGUF file" if Path(model_id).is_file() else "a hub model"
+        kind = "a folder" if Path(model_id).is_dir() else kind
         raise UserError(
             f"model.id={model_id}",
-            f"it cannot be loaded as {'a folder' if is_folder else 'a hub model'} ({first_line})",
+            f"it cannot be loaded as {kind} ({_first_line(error)})",
             "Write a hub id such as distilbert-base-uncased that this machine can reach or has "
             "cached, or the path of a folder with config.json, weights and tokenizer",
         ) from error
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0].strip()[:300]
+
+
 def set_dropout(hf_config: Any, rate: float) -> None:
-    """Set every dropout rate in a Hugging Face configuration."""
+    """Set every dropout rate in a Hugging Face configuration, and in those that it holds."""
     for key, value in hf_config.to_dict().items():
         is_rate = "drop" in key and "layerdrop" not in key and not isinstance(value, bool)
         if is_rate and isinstance(value, int | float):
             setattr(hf_config, key, rate)
+    for key in hf_config.sub_configs:
+        if (inner := getattr(hf_config, key, None)) is not None:
+            set_dropout(inner, rate)
 
 
 def find_device(name: str) -> torch.device:

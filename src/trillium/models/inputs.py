@@ -17,13 +17,13 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
 )
 
 from trillium.errors import UserError
 from trillium.models.base import ModelConfig
 from trillium.models.hub import explained, locate, set_dropout
 from trillium.models.onward import Onward, read_onward
+from trillium.models.tokenizers import read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,27 @@ def positions_of(module: nn.Module, hf_config: Any) -> int | None:
     """Return how many positions a model has for tokens.
 
     Tables whose positions begin behind that of padding, such as RoBERTa's, have room for fewer than
-    they have rows.
+    they have rows. Where positions mean something else in longer texts (LongRoPE), only those are
+    counted with which they do not: else a text would depend on the others in its batch, and on the
+    side of a cut.
     """
-    rows = getattr(hf_config.get_text_config(), "max_position_embeddings", None)
+    text = hf_config.get_text_config()
+    try:
+        rows = getattr(text, "max_position_embeddings", None)
+    except NotImplementedError:  # XLNet's have no bound, and it says so like this
+        return None
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]
+    fixed = [
+        k["original_max_position_embeddings"] for k in kinds if k.get("rope_type") == "longrope"
+    ]
     if not isinstance(rows, int) or rows <= 0:
         return None
     tables = (
         m for m in module.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == rows
     )
     before = [0 if table.padding_idx is None else table.padding_idx + 1 for table in tables]
-    return rows - max(before, default=0)
+    return int(min([rows - max(before, default=0), *fixed]))
 
 
 def read_inputs(
@@ -138,14 +149,15 @@ def read_inputs(
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     with explained(config.id):
         hf_config = AutoConfig.from_pretrained(location, **options)
-        tokenizer = AutoTokenizer.from_pretrained(location, **options)
-    if hf_config.is_encoder_decoder:
+        tokenizer = read_tokenizer(
+            config.id, config.revision, trust_remote_code=config.trust_remote_code
+        )
+    if hf_config.is_encoder_decoder and not labels:
         raise UserError(
             f"model.id={config.id}",
             f"{hf_config.model_type} is a sequence-to-sequence model: it reads with an encoder and "
-            "writes with a decoder, and Trillium trains models of one stack",
-            "Write a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct, or, to classify, an encoder "
-            "such as roberta-base",
+            "writes with a decoder, and Trillium writes with models of one stack",
+            "Write a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct, or task=classification",
         )
     hf_config = copy.deepcopy(hf_config)
     classes = () if config.random_weights or not labels else classes_of(hf_config)
@@ -173,12 +185,13 @@ def read_inputs(
             "it has no token for padding, nor one for the end or for unknown words to stand in for it",
             "Set tokenizer.pad_token, save the tokenizer beside the model, and name that folder",
         )
-    hf_config.pad_token_id = tokenizer.pad_token_id
-    hf_config.use_cache = False
+    for each in (hf_config, hf_config.get_text_config()):  # one and the same but for composites
+        each.pad_token_id, each.use_cache = tokenizer.pad_token_id, False
     if config.dropout is not None:
         set_dropout(hf_config, config.dropout)
     found = Inputs(tokenizer, hf_config, classes, order, onward, named, config.trust_remote_code)
-    _check_vocabulary(config, found)
+    with explained(config.id):
+        _check_vocabulary(config, found)
     return found
 
 

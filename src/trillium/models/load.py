@@ -18,7 +18,7 @@ from trillium.errors import UserError
 from trillium.models.adapters import Adapter
 from trillium.models.adapters.lora import Lora
 from trillium.models.base import ModelConfig, load_base
-from trillium.models.blocks import base_model, find_blocks, text_config
+from trillium.models.blocks import base_model, find_blocks, freeze_other_towers, text_config
 from trillium.models.cut import check_split, split_model
 from trillium.models.draws import draw
 from trillium.models.factors import Factors, lora_factors
@@ -32,7 +32,7 @@ from trillium.models.heads import (
     straighten,
     train_last_only,
 )
-from trillium.models.hub import find_device
+from trillium.models.hub import explained, find_device
 from trillium.models.inputs import positions_of, read_inputs
 from trillium.models.merge import check_causal, differs, is_half, merged, probe
 from trillium.models.own import Ends, load_part
@@ -233,6 +233,20 @@ def load_model(
         labels: names of the classes; there are none for language modelling.
         ends: what of the model is wanted, where not the whole.
     """
+    with explained(config.id):
+        return _load(config, adapter, auto_class, peft_task, labels=labels, seed=seed, ends=ends)
+
+
+def _load(
+    config: ModelConfig,
+    adapter: Adapter,
+    auto_class: str,
+    peft_task: str,
+    *,
+    labels: Sequence[str],
+    seed: int,
+    ends: Ends | None,
+) -> LanguageModel:
     inputs = read_inputs(config, labels, adapter.goes_on_from)
     classifies = peft_task == "SEQ_CLS"
     device = find_device(config.device)
@@ -272,6 +286,7 @@ def load_model(
             )
         else:
             module = adapter.apply(model, peft_task, keep)
+        freeze_other_towers(module)
         draw(module, adapter.draws(module), seed)
         if inputs.onward is not None:
             inputs.onward.apply(module, inputs.order)

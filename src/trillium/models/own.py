@@ -28,6 +28,7 @@ from transformers.utils import (
 
 from trillium.models.base import ModelConfig, add_generation, form_of
 from trillium.models.blocks import Trace, absent_modules, find_blocks, trace
+from trillium.models.checked import check_read
 from trillium.models.cut import bounds_of
 from trillium.models.draws import draw_missing
 from trillium.models.hub import explained, locate
@@ -102,11 +103,13 @@ def read_part(
         None,
         config=hf_config,
         state_dict=tensors,
-        ignore_mismatched_sizes="Classification" in auto_class,
+        ignore_mismatched_sizes=True,
         output_loading_info=True,
         **options,
     )
     model.__class__ = made
+    classifies = "Classification" in auto_class
+    check_read(model, {**found, "unexpected_keys": ()}, config.id, classifies=classifies)
     add_generation(model, config)
     return model, draw_missing(model, found, seed)
 

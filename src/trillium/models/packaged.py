@@ -61,6 +61,24 @@ def find_packaged(name: str) -> Path:
     return converted(file)
 
 
+@cache
+def from_gguf(name: str) -> Path:
+    """Return the folder of a model that is a GGUF file, with the very values of its few bits.
+
+    Raises:
+        UserError: the package that reads it is not installed.
+    """
+    _package("gguf", name, "llm")
+    with Path(name).open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(
+                f"model.id={name}",
+                "it is not in the GGUF format, which begins with these letters",
+                "Copy the file again, or name a folder in Hugging Face format",
+            )
+    return converted(Path(name).absolute())
+
+
 def _package(module: str, name: str, extra: str) -> Path:
     """Return the folder of an installed package, without importing it."""
     spec = find_spec(module)
@@ -87,9 +105,9 @@ def converted(file: Path) -> Path:
                 _convert(file, folder)
     except OSError as error:
         raise UserError(
-            f"model.id={SMOLLM2}",
+            f"model.id={file.name}",
             f"it cannot be converted into the cache of Hugging Face ({error})",
-            "Set HF_HOME to a folder with 600 MB of room that you may write to",
+            "Set HF_HOME to a folder with room for its weights in float32 that you may write to",
         ) from error
     return folder
 
@@ -100,7 +118,9 @@ def _convert(file: Path, folder: Path) -> None:
         file.parent, gguf_file=file.name, dtype=torch.float32
     )
     # These say that weights are packed in few bits, which they no longer are.
-    del model.config.quantization_config, model.hf_quantizer
+    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if hasattr(owner, name):
+            delattr(owner, name)
     tokenizer.model_max_length = model.config.max_position_embeddings
     with replacing(folder) as staging:
         model.save_pretrained(staging)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from trillium.errors import UserError
@@ -24,6 +24,7 @@ from trillium.models.hub import explained, locate
 from trillium.models.inputs import read_inputs
 from trillium.models.own import Ends, open_tensors, read_part
 from trillium.models.shipped import replacing
+from trillium.models.tokenizers import read_tokenizer
 
 PART: Final = "part.json"
 
@@ -52,7 +53,9 @@ def write_part(
             save_file(own, staging / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
             options = {"revision": config.revision}
             AutoConfig.from_pretrained(location, **options).save_pretrained(staging)
-            AutoTokenizer.from_pretrained(location, **options).save_pretrained(staging)
+            read_tokenizer(config.id, config.revision, trust_remote_code=False).save_pretrained(
+                staging
+            )
             if model.can_generate():  # type: ignore[operator]
                 model.generation_config.save_pretrained(staging)  # type: ignore[union-attr, operator]
             told = {**asdict(ends), "sha256": _digest(staging / SAFE_WEIGHTS_NAME)}

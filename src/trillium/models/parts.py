@@ -12,6 +12,7 @@ from trillium.models.blocks import evaluating
 from trillium.models.cut import SplitModel, shared_parameters
 from trillium.models.slots import Slots, State
 from trillium.rng import scoped_rng
+from trillium.tasks.batches import MULTIPLE
 from trillium.wire.kinds import Tensors
 
 
@@ -43,6 +44,7 @@ class Parts:
             )
         mask = probe["attention_mask"]
         with evaluating(split.head), torch.no_grad():
+            _check_rows(split, probe)
             hidden = split.head(None, input_ids=probe["input_ids"], attention_mask=mask)
             self.width = hidden.shape[-1]
             self.head_is_random = _draws(split.head, probe, hidden)
@@ -53,6 +55,23 @@ class Parts:
         for part in self.at_client:
             yield from (tensor for name, tensor in part.named_parameters() if name not in slots)
             yield from part.buffers()
+
+
+def _check_rows(split: SplitModel, probe: Mapping[str, Tensor]) -> None:
+    """Refuse a model whose hidden states are not one row for each token of a text, text by text.
+
+    Raises:
+        UserError: it pads within itself, or turns the axes; padding could not be told from text.
+    """
+    ids, mask = (probe[name][:1, :MULTIPLE] for name in ("input_ids", "attention_mask"))
+    shape = split.head(None, input_ids=ids, attention_mask=mask).shape
+    if shape[:2] != ids.shape:
+        raise UserError(
+            f"{split.head.text_config.model_type} cut at {split.cut}",
+            f"of {tuple(ids.shape)} tokens its blocks make hidden states {tuple(shape)}: it pads "
+            "within itself or turns the axes, and a cut carries a row for each token",
+            "Use the framework fedllm or kd for this model",
+        )
 
 
 def _draws(head: nn.Module, probe: Mapping[str, Tensor], expected: Tensor) -> bool:

@@ -73,9 +73,9 @@ def _generation(
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = copy.deepcopy(own) or GenerationConfig()
-    config.update(**known, use_cache=True)
     try:
+        config.update(**known, use_cache=True)
         config.validate(strict=True)
-    except ValueError:  # of a checkpoint that contradicts itself: it could not be written
+    except (ValueError, TypeError):  # of a checkpoint that contradicts itself: it cannot be written
         return GenerationConfig(**known)
     return config

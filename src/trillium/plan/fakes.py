@@ -213,6 +213,15 @@ def _largest(values: Values, args: Any) -> Any:
     return found if keeps else found.squeeze(dim)
 
 
+def _grouped(values: Values, args: Any) -> Any:
+    """A product for each expert; PyTorch's own rule knows that of one dtype alone."""
+    left, right = args[:2]
+    if left.dim() == right.dim() == 2:  # of columns that are dealt out
+        return left.new_empty(len(args[2]), left.shape[0], right.shape[1])
+    rows = left.shape[-2:-1] if 2 in (left.dim(), right.dim()) else left.shape[:-1]
+    return left.new_empty(*rows, right.shape[-1])
+
+
 def _as_it_is(values: Values, args: Any) -> Any:
     return None
 
@@ -223,6 +232,7 @@ _RULES: dict[Any, Any] = {
     aten.nonzero: _all_places,
     aten.argmax: _largest,
     aten.argmin: _largest,
+    aten._grouped_mm: _grouped,
     **dict.fromkeys(_BY_MASK, _as_it_is),
 }
 

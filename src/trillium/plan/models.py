@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.models.base import load_base
+from trillium.models.blocks import freeze_other_towers
 from trillium.models.checkpointing import checkpoint_blocks
 from trillium.models.heads import straighten, train_last_only
 from trillium.models.hub import explained, locate, set_dropout
@@ -65,9 +66,9 @@ def architecture(config: ExperimentConfig, num_labels: int) -> Any:
     if num_labels:
         found.num_labels = num_labels
     text = found.get_text_config()
-    if text.pad_token_id is None:
+    if getattr(text, "pad_token_id", None) is None:
         text.pad_token_id = found.pad_token_id = 0
-    found.use_cache = False
+    text.use_cache = found.use_cache = False
     if config.model.dropout is not None:
         set_dropout(found, config.model.dropout)
     return found
@@ -99,13 +100,14 @@ def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> Langu
     task = config.task
     wanted = config.model.model_copy(update={"random_weights": True, "quantize": "none"})
     classifies = task.peft_task == "SEQ_CLS"
-    with torch.device("meta"):
+    with explained(config.model.id), torch.device("meta"):
         model, drawn = load_base(wanted, task.auto_class, hf_config, torch.device("meta"))
         narrow = classifies and config.adapter.freezes and config.model.head == "linear"
         if narrow:
             straighten(model, drawn)
         with _default_dtype(getattr(torch, config.model.dtype)):
             module = config.adapter.apply(model, task.peft_task)
+        freeze_other_towers(module)
         if narrow:
             train_last_only(module)
     text = hf_config.get_text_config()

@@ -12,13 +12,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trillium.errors import UserError
+from trillium.rng import scoped_rng
 from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.batches import by_tokens, collate, spans
 from trillium.tasks.chats import answer_tokens, chat_spans, prompt_tokens
 from trillium.tasks.ends import before_end, end_ids
 from trillium.tasks.scores import text_scores
 from trillium.tasks.spans import Spans
-from trillium.tasks.writing import write_whole
+from trillium.tasks.writing import Decoding, write_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,10 +40,14 @@ class CausalLM(Task, name="causal_lm"):
     Attributes:
         generate: how many held-out prompts to answer, for these measures; 0 for none.
         max_new_tokens: longest generated answer.
+        decoding: how text is written, in measures and by `trillium generate` and `predict`: `greedy`,
+            the most probable token each time; or as the `checkpoint`'s `generation_config.json` says
+            (beams, penalties, suppressed tokens, sampling), which no cut model can.
     """
 
     generate: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=32, ge=1)
+    decoding: Decoding = "greedy"
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_task: ClassVar[str] = "CAUSAL_LM"
@@ -142,14 +147,15 @@ class CausalLM(Task, name="causal_lm"):
         for place in spans(lengths, batch_tokens):
             chunk = examples[place]
             prompts = [example.input_ids[: example.prompt_tokens].tolist() for example in chunk]
-            answers = write_whole(
-                module,
-                tokenizer,
-                device,
-                prompts,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-            )
+            with scoped_rng(0, "answers"):  # a checkpoint may want to draw
+                answers = write_whole(
+                    module,
+                    tokenizer,
+                    device,
+                    prompts,
+                    decoding=self.decoding,
+                    max_new_tokens=self.max_new_tokens,
+                )
             for example, answer in zip(chunk, answers, strict=True):
                 # Only the first response counts; later turns of a chat are supervised but not written.
                 wanted = takewhile(

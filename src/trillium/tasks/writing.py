@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from trillium.errors import UserError
 from trillium.tasks.ends import end_ids
+
+Decoding = Literal["greedy", "checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -63,26 +67,41 @@ def write_whole(
     tokenizer: Any,
     device: torch.device,
     prompts: Sequence[Sequence[int]],
+    decoding: Decoding = "greedy",
     **settings: Any,
 ) -> list[list[int]]:
     """Return what a whole model writes after each prompt, up to the token that ended it.
 
-    The settings are those of Hugging Face's `GenerationConfig`.
+    The settings are those of Hugging Face's `GenerationConfig`. Checkpoints bring some of their own,
+    such as beams or a penalty: what is left open they fill in with `decoding=checkpoint` alone.
     """
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
     ends = end_ids(tokenizer, module)
-    # Checkpoints bring settings of their own, such as a penalty: what is left open, they fill in.
     config = GenerationConfig(
         **settings,
-        repetition_penalty=1.0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=ends or None,
         use_cache=True,
     )
-    with torch.inference_mode():
-        found: Tensor = module.generate(  # type: ignore[operator]
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-        )
+    owner: Any = module.get_base_model() if isinstance(module, PeftModel) else module
+    own = owner.generation_config
+    if decoding == "greedy":
+        owner.generation_config = GenerationConfig()
+    try:
+        with torch.inference_mode():
+            found: Tensor = module.generate(  # type: ignore[operator]
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+            )
+    except (ValueError, TypeError) as error:  # of settings that contradict each other
+        if decoding == "greedy":
+            raise
+        raise UserError(
+            "task.decoding=checkpoint",
+            f"Transformers cannot write as its generation_config says ({error})",
+            "Write task.decoding=greedy, or mend that file",
+        ) from error
+    finally:
+        owner.generation_config = own
     return [until_end(row, ends) for row in found[:, ids.shape[1] :].tolist()]
 
 

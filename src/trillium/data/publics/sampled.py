@@ -102,17 +102,9 @@ class Sampled(Public, name="sampled"):
         given = f"data.public.model={self.model}"
         try:
             inputs = read_inputs(wanted, ())
-            module, drawn = load_base(
-                wanted, "AutoModelForCausalLM", inputs.hf_config, model.device
-            )
+            module, _ = load_base(wanted, "AutoModelForCausalLM", inputs.hf_config, model.device)
         except UserError as error:
             raise UserError(given, error.why, error.instead) from error
-        if drawn:
-            raise UserError(
-                given,
-                f"its checkpoint lacks weights of a causal language model, such as {min(drawn)}",
-                "Name a causal language model, such as gpt2",
-            )
         return Author(module.to(model.device).eval(), inputs.tokenizer, model.device)
 
     def _texts(self, author: Author, prompts: list[list[int]]) -> list[str]:

@@ -12,6 +12,7 @@ from trillium.frameworks.fedllm.aggregators import Aggregator
 from trillium.frameworks.fedllm.aggregators.mean import Mean
 from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.models.adapters.lora import Lora
+from trillium.models.factors import adapts_experts
 from trillium.models.slots import matches
 from trillium.wire.kinds import Kind
 
@@ -251,7 +252,13 @@ def check_shares(framework: FedLLMSettings, server: Server) -> None:
     Raises:
         UserError: before the first round, as soon as the model is there.
     """
-    model = server.model
+    model, aggregator = server.model, framework.aggregator
+    if (aggregator.folds or aggregator.mixes_ranks) and adapts_experts(model.module):
+        raise UserError(
+            f"framework.aggregator={aggregator.name} with adapters on tensors of experts",
+            "it combines products of two factors, and each expert in such a tensor has its own",
+            "Write framework.aggregator=mean, or leave adapter.experts out",
+        )
     for pattern in framework.local:
         if not any(matches(name, [pattern]) for name in model.initial):
             parts = {part for name in model.initial for part in name.split(".")}

@@ -22,7 +22,7 @@ from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.frameworks.split.ragged import lengths_of, read_lengths, spread, strip
-from trillium.frameworks.split.session import PartSession
+from trillium.frameworks.split.session import PartSession, part_cache_name
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts
 from trillium.models.slots import State
@@ -56,8 +56,10 @@ def write_texts(
 
     Raises:
         RoundFailed: too few clients stayed.
+        UserError: the parts of the model cannot keep what they have read.
     """
     parts = split.parts(server.model, server.test)
+    part_cache_name(parts.split.body)  # which refuses
     names = split.text_names(parts, server.training)
     part = {name: server.state[name].detach() for name in names}
     rules = [writing.max_new_tokens, writing.temperature, writing.top_p]

@@ -3,35 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
+from trillium.errors import UserError
 from trillium.models.cut import Part
 from trillium.training.meters import Meter, resident_tensors
 
 
 class PartCache(DynamicCache):  # type: ignore[misc]
-    """Keys and values of one part's blocks, which count from its first one.
+    """What one part's blocks keep of tokens: keys and values, or the state of a recurrence.
+
+    It has a place for every block of the model, of which the part fills its own. The model's code asks
+    the others how many tokens they have seen, and they answer as if they were here.
 
     Args:
-        first: index of that block in the whole model.
+        hf_config: of the model; it says of what kind each block is.
+        blocks: those of the part.
     """
 
-    def __init__(self, first: int) -> None:
-        super().__init__()
-        self._first = first
+    def __init__(self, hf_config: Any, blocks: range) -> None:
+        super().__init__(config=hf_config)
+        self._blocks, self._num_seen = blocks, 0
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of new tokens, and return those of all."""
-        found: tuple[Tensor, Tensor] = super().update(
-            key_states, value_states, layer_idx - self._first, *args, **kwargs
-        )
-        return found
+    @property
+    def own(self) -> list[Any]:
+        """The places of the part's own blocks."""
+        return [self.layers[index] for index in self._blocks]
+
+    def see(self, num_new: int) -> None:
+        """Let the other blocks count tokens that have passed."""
+        self._num_seen += num_new
+        for index, layer in enumerate(self.layers):
+            if index in self._blocks:
+                continue
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                layer.has_previous_state = dict.fromkeys(layer.has_previous_state, True)
+            if isinstance(layer, CacheLayerMixin):
+                layer.cumulative_length = self._num_seen
+                layer.get_seq_length = partial(int, self._num_seen)
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all texts but some."""
+        for layer in self.own:
+            layer.reorder_cache(rows)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield what is kept."""
+        for layer in self.own:
+            states = (*vars(layer).values(),)
+            for value in states:
+                inner = value.values() if isinstance(value, dict) else (value,)
+                yield from (tensor for tensor in inner if isinstance(tensor, Tensor))
+
+
+def part_cache_name(part: Part) -> str:
+    """Return what a model calls what it keeps of the tokens before.
+
+    Raises:
+        UserError: it takes no cache of Transformers' common kind.
+    """
+    for name in ("past_key_values", "cache_params"):
+        if part.takes(name):
+            return name
+    raise UserError(
+        "writing with a split model",
+        f"{part.text_config.model_type} keeps what it has read in a form of its own, which parts "
+        "cannot keep each for itself",
+        "Use the framework fedllm or kd to write, or choose another model",
+    )
 
 
 class PartSession:
@@ -45,7 +90,7 @@ class PartSession:
 
     def __init__(self, part: Part, mask: Tensor, meter: Meter) -> None:
         self._part, self._mask, self._meter = part.eval(), mask, meter
-        self._cache = PartCache(part.blocks.start)
+        self._cache = PartCache(part.text_config, part.blocks)
         self._begun = False
 
     @torch.no_grad()
@@ -63,7 +108,7 @@ class PartSession:
         self._begun, mask, new = True, self._mask, given.shape[1]
         options: dict[str, object] = {}
         if len(self._part.blocks):
-            options |= {"past_key_values": self._cache, "use_cache": True}
+            options |= {part_cache_name(self._part): self._cache, "use_cache": True}
         else:
             mask = mask[:, -new:]
         if self._part.takes(
@@ -82,6 +127,7 @@ class PartSession:
             found: Tensor = self._part(
                 None if is_head else given, input_ids=ids, attention_mask=mask, **options
             )
+        self._cache.see(new)
         return found
 
     def keep(self, rows: Tensor) -> None:
@@ -92,10 +138,8 @@ class PartSession:
         """
         rows = rows.to(self._mask.device)
         self._mask = self._mask[rows]
-        self._cache.batch_select_indices(rows)
+        self._cache.keep(rows)
 
     def _resident(self) -> Iterator[Tensor]:
         yield from resident_tensors(self._part)
-        for layer in self._cache.layers:
-            if layer.is_initialized:
-                yield from (layer.keys, layer.values)
+        yield from self._cache.tensors()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import LoraModel, PeftConfig, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
 from trillium.errors import UserError
-from trillium.models.blocks import base_model
+from trillium.models.blocks import base_model, other_towers
 from trillium.models.heads import head_modules
 from trillium.models.stand_ins import is_whole
 
@@ -35,6 +36,13 @@ def attach(
     heads = head_modules(model) if config.task_type == "SEQ_CLS" else ()
     own = [*(name for name in heads if name not in _ADDED_BY_PEFT), *train, *keep]
     config.modules_to_save = own or None
+    adapts = (
+        config.target_modules != DUMMY_TARGET_MODULES
+        if hasattr(config, "exclude_modules")
+        else False
+    )
+    if adapts and (left_out := _left_out(model, config)):
+        config.exclude_modules = "|".join(left_out)
     try:
         wrapped: nn.Module = get_peft_model(model, config)
     except ValueError as error:
@@ -58,6 +66,24 @@ def attach(
                 module.requires_grad_(name not in keep)
                 _widen(module, cast_back=name not in heads)
     return wrapped
+
+
+def _left_out(model: nn.Module, config: PeftConfig) -> list[str]:
+    """Return patterns of modules that get no adapter: other towers, and what PEFT cannot adapt.
+
+    The projections around Mamba's recurrence are such: their weights are read past the adapter, by
+    fused kernels or always.
+    """
+    found = [f"{re.escape(name)}\\..*|{re.escape(name)}" for name in other_towers(model)]
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if any(hasattr(m, "A_log") and hasattr(m, "dt_proj") for m in model.modules()):
+        found.append(r"(.*\.)?dt_proj")
+    for name in sorted(names):
+        try:
+            LoraModel._check_target_module_compatiblity(None, config, model, name)
+        except ValueError:
+            found.append(f"(.*\\.)?{re.escape(name)}")
+    return found
 
 
 def _widen(module: nn.Module, *, cast_back: bool) -> None:

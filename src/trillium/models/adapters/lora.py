@@ -11,7 +11,7 @@ Variants: rsLoRA (Kalajdzievski, 2023, arXiv 2312.03732) scales by `alpha / sqrt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -37,8 +37,11 @@ class Lora(Adapter, name="lora"):
         r: rank of the change.
         alpha: the change is scaled by `alpha / r`.
         dropout: dropout on the input of the adapter while training.
-        target_modules: names of the linear layers that get an adapter, `all-linear` for all of them;
-            PEFT's choice for the architecture by default, all of them where PEFT has none.
+        target_modules: names of the linear layers that get an adapter, `all-linear` for all of them, in
+            a mixture of experts for those outside the part with the experts; PEFT's choice for the
+            architecture by default, all of them where PEFT has none.
+        experts: names of tensors with the weights of all experts that get an adapter, too, such as
+            `[gate_up_proj, down_proj]` (PEFT's `target_parameters`): `r` for each expert.
         layers: indices of the blocks that get an adapter; all blocks by default.
         rslora: scale by `alpha / sqrt(r)` instead.
         dora: also train the norms of the rows of each changed weight (DoRA). The result is not linear
@@ -52,6 +55,7 @@ class Lora(Adapter, name="lora"):
     alpha: float = Field(default=16.0, gt=0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     target_modules: tuple[str, ...] | Literal["all-linear"] | None = None
+    experts: tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
     rslora: bool = False
     dora: bool = False
@@ -66,6 +70,18 @@ class Lora(Adapter, name="lora"):
                 f"init={self.init} with from={self.from_}",
                 "training goes on from the values of that adapter, so no values are drawn",
                 "Leave one of the two out",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_take_plain_lora(self) -> Self:
+        """Refuse what PEFT does not do with tensors of experts."""
+        if self.experts is not None and (self.dora or self.dropout or self.layers is not None):
+            given = "dora" if self.dora else "dropout" if self.dropout else "layers"
+            raise UserError(
+                f"{given} with experts={list(self.experts)}",
+                "PEFT adapts the tensors of experts by plain LoRA alone, in all blocks",
+                f"Leave {given} or experts out",
             )
         return self
 
@@ -85,20 +101,21 @@ class Lora(Adapter, name="lora"):
 
         So do the rows of `new_tokens`, in the embeddings and in front of the logits.
         """
-        targets = self.target_modules
-        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        if targets is None and getattr(model.config, "model_type", None) not in known:
-            targets = "all-linear"
-        if (
-            targets == "all-linear" and self.layers is not None
-        ):  # beside these, PEFT takes names alone
-            targets = _linear_names(model)
+        known: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+        model_type = getattr(model.config, "model_type", None)
+        targets: Any = self.target_modules or known.get(model_type, "all-linear")
+        if targets == "all-linear":
+            # Beside `layers`, PEFT takes names alone.
+            targets = _outside_experts(model) or (
+                targets if self.layers is None else _linear_names(model)
+            )
         config = LoraConfig(
             task_type=peft_task,
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=list(targets) if isinstance(targets, tuple) else targets,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            target_parameters=None if self.experts is None else list(self.experts),
             layers_to_transform=None if self.layers is None else list(self.layers),
             use_rslora=self.rslora,
             use_dora=self.dora,
@@ -124,6 +141,34 @@ def _linear_names(model: nn.Module) -> tuple[str, ...]:
     layers = (named for block in find_blocks(model)[1] for named in block.named_modules())
     kinds = (nn.Linear, Conv1D)
     return tuple({name.rpartition(".")[2]: None for name, m in layers if isinstance(m, kinds)})
+
+
+def _outside_experts(model: nn.Module) -> tuple[str, ...]:
+    """Return what linear layers are called in blocks with experts, but for the part that has these.
+
+    Experts are one tensor of three dims, which no linear layer is; what stands beside them has names
+    that PEFT takes for theirs. Nothing where the model has none.
+    """
+    found: dict[str, None] = {}
+    for block in _blocks(model):
+        holders = [
+            name.rpartition(".")[0] or name
+            for name, module in block.named_modules()
+            if not isinstance(module, nn.modules.conv._ConvNd)
+            and any(p.dim() == 3 for p in module.parameters(recurse=False))
+        ]
+        parts = tuple(f"{name}." for name in holders)
+        for name, module in block.named_modules() if parts else ():
+            if isinstance(module, nn.Linear | Conv1D) and not name.startswith(parts):
+                found[name.rpartition(".")[2]] = None
+    return tuple(found)
+
+
+def _blocks(model: nn.Module) -> Iterable[nn.Module]:
+    try:
+        return find_blocks(model)[1]
+    except UserError:  # there is no list of them
+        return ()
 
 
 def _rows(model: Any, tokens: Sequence[int]) -> dict[str, list[int]]:

@@ -14,7 +14,7 @@ from trillium.report.measures import MEASURES
 from trillium.report.page import sections
 from trillium.report.page.changes import changed, configs
 from trillium.report.page.charts import charts
-from trillium.report.page.held_out import classes, texts
+from trillium.report.page.held_out import classes, decoding, texts
 from trillium.report.page.html import image, render
 from trillium.report.page.results import results, timed
 from trillium.report.planned import held
@@ -80,6 +80,7 @@ def render_page(
         planned=[(row.arm, found) for row in rows if (found := held(row.counted[0]))],
         classes=classes(rows),
         texts=texts(rows),
+        decoding=decoding(rows),
         changes=changed(rows),
         configs=configs(rows),
         runs=[sections.told_of(run) for run in runs],

@@ -127,5 +127,12 @@ def texts(rows: Sequence[Row]) -> list[Text]:
     return [Text(*key, answers) for key, answers in found.items()]
 
 
+def decoding(rows: Sequence[Row]) -> str:
+    """Return how the answers were written."""
+    tasks = [row.counted[0].config.get("task") for row in rows]
+    own = any(isinstance(task, dict) and task.get("decoding") == "checkpoint" for task in tasks)
+    return "as the checkpoint's generation_config says" if own else "greedily"
+
+
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
