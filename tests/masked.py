@@ -9,13 +9,16 @@ from typing import Any, TypeVar
 
 import torch
 
+from tiny import Recorder
+from trillium.experiment.run import Experiment
+from trillium.federation.fleet import Lost
 from trillium.federation.masked import MaskedSums
 from trillium.federation.sums import Form, Read
 from trillium.privacy.masks import Masks
 from trillium.privacy.sums import Masked
 from trillium.wire.addend import Addend
 from trillium.wire.kinds import MessageError, Tensors
-from trillium.wire.message import Message
+from trillium.wire.message import Message, decode
 from trillium.wire.wire import Wire
 
 T = TypeVar("T")
@@ -116,3 +119,20 @@ def made(count: int, peers: int = 48, bits: int = 8, least: int = 2, seed: int =
         adds = {n: torch.randn(t.shape, generator=draw) for n, t in LIKE.items()}
         clients[f"c{number}"] = Here(Masks(masked, Keeper(f"c{number}"), least), adds)
     return Federation(clients, MaskedSums(masked, Keeper("server")))  # type: ignore[arg-type]
+
+
+class Losing(Recorder):
+    """Loses clients for good in a round, when they are asked something."""
+
+    def __init__(self, run: Experiment, lost: Mapping[tuple[int, str], str]) -> None:
+        super().__init__(run)
+        self._run, self._lost = run, lost
+        self._gone: set[str] = set()
+
+    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
+        for client, data in requests.items():
+            at = self._run.fleet.round, decode(data).verb
+            if self._lost.get(at) == client:
+                yield client, Lost("the test loses it")
+            else:
+                yield from super().carry({client: data})

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from masked import Losing
 from resumed import assert_resumes, trained
 from tiny import Recorder, experiment_config, federation
 from trillium.errors import UserError
 from trillium.experiment.run import Experiment
 from trillium.federation import circle as server_half
-from trillium.federation.fleet import Lost, RoundFailed
+from trillium.federation.fleet import RoundFailed
 from trillium.privacy import masks as client_half
 from trillium.privacy.phases import KEYS, REVEAL, SHARES
 from trillium.wire.message import decode
@@ -45,23 +45,6 @@ def made(hub: Path, *words: str) -> Experiment:
 
 def masked(hub: Path, *words: str) -> Experiment:
     return made(hub, "sums=masked", *words)
-
-
-class Losing(Recorder):
-    """Loses clients for good in a round, when they are asked something."""
-
-    def __init__(self, run: Experiment, lost: Mapping[tuple[int, str], str]) -> None:
-        super().__init__(run)
-        self._run, self._lost = run, lost
-        self._gone: set[str] = set()
-
-    def carry(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
-        for client, data in requests.items():
-            at = self._run.fleet.round, decode(data).verb
-            if self._lost.get(at) == client:
-                yield client, Lost("the test loses it")
-            else:
-                yield from super().carry({client: data})
 
 
 @pytest.mark.parametrize("words", RUNS.values(), ids=RUNS)
@@ -187,7 +170,7 @@ BAD = {
     "tiers={a: {clients: [client-0], down: [int8]}}": "would not cancel",
     "data.num_clients=2": "a sum of so few",
     "fleet={min_replies: 1}": "both secrets of one",
-    "privacy={name: client, noise: 1}": "hold it to the bound",
+    "privacy={name: client, noise: 1}": "how few may be in a sum",
     "sums={name: masked, bits: 3}": "at least 4",
 }
 

@@ -296,11 +296,12 @@ class Fleet:
         if self.guard is not None and self.guard.adds:
             yield "", self.guard.total(requests, common, self.ask)
             return
-        if self.guard is not None:
-            self.guard.announce(common)
+        noisy = (
+            None if self.guard is None else self.guard.shared(self.guard.announce(common), common)
+        )
         if self.masks is not None:
-            need = self._need(len(requests))
-            yield "", self.masks.total(requests, common, self.ask, self._seen, need, self.newcomers)
+            need, new = self._need(len(requests)), self.newcomers
+            yield "", self.masks.total(requests, common, self.ask, self._seen, need, new, noisy)
         elif self.guard is not None:
             yield from self.ask(requests, {name: forms[name].closed for name in requests})
         else:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from trillium.federation.side import Side
-from trillium.federation.sums import Form
+from trillium.federation.sums import Form, Noisy
 from trillium.privacy import Guarantee
 from trillium.privacy.account import Account, Release
 from trillium.privacy.client import BELOW, BoundedSum, ClientLevel
 from trillium.privacy.noise import chance
+from trillium.privacy.sums import Shares
 from trillium.wire.addend import Addend
 from trillium.wire.message import Message, scalar
 
+ALONE: Final = (
+    "whoever sees every round's sum, a semi-honest server too, if no client helps it; that a client "
+    "takes part is not hidden"
+)
 Ask = Callable[
     [Mapping[str, Message], Callable[[Message], tuple[Addend, float | None]]],
     Iterator[tuple[str, tuple[Addend, float | None]]],
@@ -33,6 +38,7 @@ class Guard:
         population: how many units there are to draw from.
         told: of the last round, for its line of measures.
         width: entries of the last sum of a round.
+        fewest: clients of a sum, where each adds its share of the noise; none where the server does.
     """
 
     privacy: Guarantee
@@ -42,11 +48,12 @@ class Guard:
     population: int
     told: dict[str, Any] = field(default_factory=dict)
     width: int = 0
+    fewest: int | None = None
 
     @property
     def adds(self) -> bool:
-        """Whether no answer of a client is seen alone by anything behind this."""
-        return isinstance(self.privacy, ClientLevel)
+        """Whether it draws cohorts, adds up, and adds the noise."""
+        return isinstance(self.privacy, ClientLevel) and self.fewest is None
 
     def cohort(self, names: Iterable[str]) -> list[str]:
         """Return the clients of a round: each is in it by a coin of its own, and of the server's.
@@ -60,11 +67,22 @@ class Guard:
         """Write down what is about to be released."""
         release, what = self.release, "round"
         if form.whole is not None:
-            release, what = Release(self.release.noise * form.whole.noise), "head"
+            noise = self.release.noise * form.whole.noise
+            release, what = replace(self.release, noise=noise, rate=1.0, count=1), "head"
         else:
             self.width = sum(tensor.numel() for tensor in form.tensors.values())
         self.account.note(self.side.round, what, release)
         return release
+
+    def shared(self, release: Release, form: Form) -> Noisy | None:
+        """Return the noise that clients add to a release themselves, if they do."""
+        if self.fewest is None:
+            return None
+        assert isinstance(self.privacy, ClientLevel)
+        if form.whole is None:
+            self.told = {"clip": self.privacy.clip.first}
+        bound = self.privacy.clip.first if form.whole is None else form.whole.bound
+        return Noisy(bound, Shares(release.noise, self.fewest))
 
     def total(self, requests: Mapping[str, Message], form: Form, ask: Ask) -> Addend:
         """Return what stands in the place of all clients: the mean of a round, with noise.
@@ -111,7 +129,7 @@ class Guard:
             "epsilon": spent if math.isfinite(spent) else None,
             "delta": self.privacy.delta,
             "unit": self.privacy.unit,
-            "adversary": self.privacy.adversary,
+            "adversary": self.privacy.adversary if self.fewest is None else ALONE,
             "not_counted": self.privacy.uncounted,
             "noise_over_clip": self.release.noise,
             **self.told,

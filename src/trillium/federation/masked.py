@@ -20,7 +20,7 @@ from trillium.federation.circle import Circle
 from trillium.federation.failed import RoundFailed
 from trillium.federation.means import RunningMean
 from trillium.federation.side import Side
-from trillium.federation.sums import Ask, Form
+from trillium.federation.sums import Ask, Form, Noisy
 from trillium.privacy.integers import FIRST, Grid
 from trillium.privacy.phases import (
     BOXED,
@@ -36,6 +36,7 @@ from trillium.privacy.phases import (
     as_tensor,
     rows_of,
 )
+from trillium.privacy.shared import NoisyGrid
 from trillium.privacy.streams import (
     KEY,
     Lanes,
@@ -47,7 +48,7 @@ from trillium.privacy.sums import FEWEST, WIDE, Masked
 from trillium.rng import generator
 from trillium.wire.addend import Addend
 from trillium.wire.kinds import MessageError
-from trillium.wire.message import Message
+from trillium.wire.message import Message, scalar
 
 PROOF: Final = 4096  # bytes of what shows whose keys are whose, at most
 
@@ -84,12 +85,13 @@ class MaskedSums:
         seen: Callable[[Message], bytes],
         need: int,
         newcomers: Collection[str],
+        noisy: Noisy | None = None,
     ) -> Addend:
         """Return the mean over the clients that have answered.
 
         Args:
             requests: the same for all.
-            seen, need, newcomers: as in `Summing.total`.
+            seen, need, newcomers, noisy: as in `Summing.total`.
 
         Raises:
             RoundFailed: fewer are left than it takes, and no sum is revealed.
@@ -106,19 +108,22 @@ class MaskedSums:
         context = Context(number, self.side.round)
         shared = dict(sorted(self._share(circle, context, ask).items()))
         self._check(shared, max(need, FEWEST))
-        grid = self._grid(form, len(shared))
+        grid = self._grid(form, len(shared), context, noisy)
         asked = self._asked(message, grid, context, shared)
         total, answered = self._collect(dict.fromkeys(shared, asked), grid, ask)
         self._check(answered, need)
         parts = self._reveal(circle, context, shared, answered, ask)
         if self.on_paper:
-            self._note(form, dict.fromkeys(grid.shapes, 1.0))
+            if isinstance(grid, Grid):
+                self._note(form, dict.fromkeys(grid.shapes, 1.0))
             return Addend(self._paper.result())
         if shared.keys() - answered:
             context = replace(context, asked=seen(asked))
         secrets = {owner: circle.secret(owner, parts[owner], self.side.round) for owner in shared}
         publics = {name: found.public[:KEY] for name, found in shared.items()}
         circle.unmask(total, secrets, publics, answered, context)
+        if isinstance(grid, NoisyGrid):
+            return Addend(grid.read(total, len(answered)))
         mean = grid.read(total, len(answered))
         self.told = {"beyond_range": mean.beyond}
         self._note(form, mean.known() if grid.levels == WIDE else mean.ranges)
@@ -198,8 +203,12 @@ class MaskedSums:
             known += [p for p in circle.peers[name] if p != name and p not in known]
         return found
 
-    def _grid(self, form: Form, clients: int) -> Grid:
+    def _grid(
+        self, form: Form, clients: int, context: Context, noisy: Noisy | None
+    ) -> Grid | NoisyGrid:
         shapes = {name: tuple(tensor.shape) for name, tensor in form.tensors.items()}
+        if noisy is not None:
+            return NoisyGrid(shapes, noisy.bound, noisy.shares, clients, context.number)
         ranges, names = self._store("ranges"), sorted(shapes)
         if form.reach is not None:
             return Grid(shapes, [form.reach] * len(names), self.masked.bits, clients)
@@ -212,19 +221,27 @@ class MaskedSums:
             self._store("ranges").update(ranges)
 
     def _asked(
-        self, message: Message, grid: Grid, context: Context, shared: Mapping[str, _Shared]
+        self,
+        message: Message,
+        grid: Grid | NoisyGrid,
+        context: Context,
+        shared: Mapping[str, _Shared],
     ) -> Message:
         publics = b"".join(found.public for found in shared.values())
         tensors = {
             ID: self._tensor(context.number),
             "control/publics": self._tensor(publics, len(shared), PUBLIC),
-            "control/ranges": torch.tensor(grid.ranges, dtype=torch.float64),
         }
-        meta = {**message.meta, "clients": list(shared), "levels": grid.levels}
+        meta = {**message.meta, "clients": list(shared)}
+        if isinstance(grid, NoisyGrid):
+            tensors["control/clip"] = scalar(grid.bound)
+        else:
+            tensors["control/ranges"] = torch.tensor(grid.ranges, dtype=torch.float64)
+            meta["levels"] = grid.levels
         return replace(message, tensors={**message.tensors, **tensors}, meta=meta)
 
     def _collect(
-        self, requests: Mapping[str, Message], grid: Grid, ask: Ask
+        self, requests: Mapping[str, Message], grid: Grid | NoisyGrid, ask: Ask
     ) -> tuple[Lanes, set[str]]:
         """Return the sum of what clients answer, and who that is."""
         size, answered = nbytes(grid.count, grid.bits), set[str]()

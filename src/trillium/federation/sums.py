@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+from trillium.privacy.sums import Shares
 from trillium.wire.addend import Addend
 from trillium.wire.kinds import Kind, Tensors
 from trillium.wire.message import Message, named
@@ -26,6 +27,19 @@ class Whole:
 
     bound: float
     noise: float
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Noise that clients add to what is masked.
+
+    Attributes:
+        bound: of the l2 norm of what one client adds.
+        shares: how much noise each of them adds.
+    """
+
+    bound: float
+    shares: Shares
 
 
 @dataclass(frozen=True)
@@ -101,10 +115,12 @@ class Summing(Protocol):
         seen: Callable[[Message], bytes],
         need: int,
         newcomers: Collection[str],
+        noisy: Noisy | None = None,
     ) -> Addend:
         """Return the mean over the clients that have answered.
 
         Args:
+            noisy: the noise that clients add, if they do.
             seen: returns the digest of a message as it crosses.
             need: how many clients are to stay.
             newcomers: who holds nothing of earlier rounds.

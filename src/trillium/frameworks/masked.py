@@ -10,9 +10,9 @@ from trillium.extras import install
 from trillium.federation.client import Client
 from trillium.federation.setting import Setting
 from trillium.federation.side import Side
-from trillium.frameworks.private import whole_of
+from trillium.frameworks.private import fewest_of, noise_of, whole_of
 from trillium.privacy.client import ClientLevel
-from trillium.privacy.sums import FEWEST, Masked
+from trillium.privacy.sums import FEWEST, Masked, Shares
 
 if TYPE_CHECKING:
     from trillium.federation.masked import MaskedSums
@@ -45,7 +45,9 @@ def masks_of(config: Setting, client: Client, *, on_paper: bool = False) -> Mask
     from trillium.privacy.masks import Masks
 
     least = config.fleet.min_replies or config.fleet.clients_per_round or FEWEST - 1
-    return Masks(config.sums, client, least, on_paper)
+    fewest = fewest_of(config)
+    shares = None if fewest is None else Shares(noise_of(config), fewest)
+    return Masks(config.sums, client, least, on_paper, noise=shares)
 
 
 def _check_installed() -> None:
@@ -87,11 +89,7 @@ def _breaks(name: str, only_adds: bool, config: Setting) -> Iterator[tuple[str, 
             "Write head=class_sums, or head=random",
         )
     if isinstance(config.privacy, ClientLevel):
-        yield (
-            "privacy=client",
-            "the server must see what each client sends, to hold it to the bound",
-            "Write privacy=example, or sums=plain",
-        )
+        yield from _breaks_of_clients(config.privacy, config)
     if cohort < FEWEST:
         yield (
             f"a cohort of {cohort}",
@@ -118,3 +116,37 @@ def _breaks(name: str, only_adds: bool, config: Setting) -> Iterator[tuple[str, 
                 "its clients would add to a part of the sum, and all must add to the whole",
                 "Leave rank and layers out",
             )
+
+
+def _breaks_of_clients(privacy: ClientLevel, config: Setting) -> Iterator[tuple[str, str, str]]:
+    """Yield what cannot be where clients add the noise themselves, each its share."""
+    if config.fleet.min_replies is None:
+        yield (
+            "privacy=client without fleet.min_replies",
+            "each client adds its share of the noise, which follows from how few may be in a sum",
+            "Write fleet.min_replies, such as seven of ten",
+        )
+    if privacy.noise == 0:
+        yield (
+            "privacy.noise=0",
+            "whole numbers follow from the noise, and there is none",
+            "Write privacy=none, or noise above 0",
+        )
+    if privacy.clip.learns:
+        yield (
+            f"privacy.clip={privacy.clip.name}",
+            "whether a client was below the bound would be one more number, with noise of its own",
+            "Write privacy.clip={name: fixed, norm: 1}",
+        )
+    if privacy.population is not None:
+        yield (
+            f"privacy.population={privacy.population}",
+            "the server knows who is in a sum, so no cohort is drawn in secret",
+            "Leave it out",
+        )
+    if config.sums != Masked(peers=getattr(config.sums, "peers", 2)):
+        yield (
+            f"sums.bits={getattr(config.sums, 'bits', None)} and privacy=client",
+            "how many bits an entry takes follows from the noise",
+            "Leave it out",
+        )

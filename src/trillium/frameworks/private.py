@@ -31,6 +31,12 @@ def population_of(config: Setting) -> int:
     return privacy.population
 
 
+def fewest_of(config: Setting) -> int | None:
+    """Return how many clients share the noise of a sum, at least, if they add it themselves."""
+    shares = config.sums.hides and isinstance(config.privacy, ClientLevel)
+    return config.fleet.min_replies if shares else None
+
+
 def whole_of(config: Setting) -> Whole | None:
     """Return what the head asks for, once."""
     found = getattr(config.head, "whole", None)
@@ -44,6 +50,8 @@ def round_of(config: Setting) -> Release:
     On examples it is all the steps of a client; one that is not asked releases nothing, and is counted
     as if it were.
     """
+    if fewest_of(config) is not None:
+        return Release(1.0, discrete=True)
     population = population_of(config)
     if isinstance(config.privacy, ClientLevel):
         return Release(1.0, (config.fleet.clients_per_round or population) / population)
@@ -54,7 +62,7 @@ def round_of(config: Setting) -> Release:
 def releases_of(config: Setting) -> list[Release]:
     """Return what a run releases, with the noise of a round as the unit: its rounds, and the head."""
     each, whole = round_of(config), whole_of(config)
-    head = [] if whole is None else [Release(whole.noise)]
+    head = [] if whole is None else [Release(whole.noise, discrete=each.discrete)]
     return [replace(each, count=each.count * config.rounds), *head]
 
 
@@ -88,8 +96,11 @@ def foreseen(config: Setting, width: int) -> dict[str, Any]:
     scaled = [replace(release, noise=release.noise * noise) for release in releases]
     spent = epsilon(scaled, privacy.delta)
     own = isinstance(privacy, ExampleLevel)
-    sums = (config.fleet.clients_per_round or config.data.num_clients) if own else 1
-    units = releases[0].rate * population_of(config) * math.sqrt(sums)
+    cohort = config.fleet.clients_per_round or config.data.num_clients
+    if (fewest := fewest_of(config)) is not None:
+        units = math.sqrt(cohort * fewest)
+    else:
+        units = releases[0].rate * population_of(config) * math.sqrt(cohort if own else 1)
     return {
         "epsilon": spent if math.isfinite(spent) else None,
         "delta": privacy.delta,
@@ -113,13 +124,15 @@ def guard_of(
     privacy = config.privacy
     if not isinstance(privacy, Guarantee):
         return None
+    fewest, release = fewest_of(config), replace(round_of(config), noise=noise_of(config))
+    if fewest is not None:
+        return Guard(privacy, server, account, release, config.data.num_clients, fewest=fewest)
     if deployed and isinstance(privacy, ClientLevel) and privacy.population is None:
         raise UserError(
             "privacy=client without a population",
             "nodes come and go, and what is added up is divided by a number that stays",
             "Write how many clients there are, such as privacy.population=100",
         )
-    release = replace(round_of(config), noise=noise_of(config))
     return Guard(privacy, server, account, release, population_of(config))
 
 

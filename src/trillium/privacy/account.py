@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -33,11 +33,13 @@ class Release:
         noise: standard deviation over the bound.
         rate: with what probability, drawn in secret, a unit is in the sum.
         count: how many there are of it.
+        discrete: the noise is the sum of discrete Gaussians, which only Renyi's divergence bounds.
     """
 
     noise: float
     rate: float = 1.0
     count: int = 1
+    discrete: bool = False
 
 
 def epsilon(releases: Iterable[Release], delta: float) -> float:
@@ -46,10 +48,11 @@ def epsilon(releases: Iterable[Release], delta: float) -> float:
     Raises:
         UserError: the accountant is not installed.
     """
-    counts = Counter[tuple[float, float]]()
-    for release in releases:
+    counts, found = Counter[tuple[float, float]](), [*releases]
+    for release in found:
         counts[release.noise, release.rate] += release.count
-    return _epsilon(tuple(sorted(counts.items())), delta)
+    spent = _by_renyi if any(release.discrete for release in found) else _by_losses
+    return spent(tuple(sorted(counts.items())), delta)
 
 
 def noise_for(target: float, releases: Sequence[Release], delta: float) -> float:
@@ -66,10 +69,7 @@ def _noise_for(target: float, releases: tuple[Release, ...], delta: float) -> fl
     def spent(factor: float, *, quick: bool = False) -> float:
         scaled = [replace(release, noise=release.noise * factor) for release in releases]
         if quick:
-            accountant = _dp().rdp.RdpAccountant(ORDERS)
-            for release in scaled:
-                accountant.compose(_event(release.noise, release.rate), release.count)
-            return float(accountant.get_epsilon(delta))
+            return _by_renyi(tuple(((r.noise, r.rate), r.count) for r in scaled), delta)
         return epsilon(scaled, delta)
 
     # Renyi's accountant is fast and says a tenth to a fifth too much, so its answer is an upper bound.
@@ -100,10 +100,20 @@ def _noise_for(target: float, releases: tuple[Release, ...], delta: float) -> fl
     return high
 
 
+_Counts = tuple[tuple[tuple[float, float], int], ...]
+
+
 @cache
-def _epsilon(counts: tuple[tuple[tuple[float, float], int], ...], delta: float) -> float:
-    dp = _dp()
-    accountant = dp.pld.PLDAccountant(value_discretization_interval=STEP)
+def _by_losses(counts: _Counts, delta: float) -> float:
+    return _composed(_dp().pld.PLDAccountant(value_discretization_interval=STEP), counts, delta)
+
+
+@cache
+def _by_renyi(counts: _Counts, delta: float) -> float:
+    return _composed(_dp().rdp.RdpAccountant(ORDERS), counts, delta)
+
+
+def _composed(accountant: Any, counts: _Counts, delta: float) -> float:
     for (noise, rate), count in counts:
         accountant.compose(_event(noise, rate), count)
     return float(accountant.get_epsilon(delta))
@@ -172,4 +182,5 @@ def read_account(path: Path) -> list[dict[str, Any]]:
 
 def releases_in(lines: Iterable[Mapping[str, Any]]) -> list[Release]:
     """Return the releases of an account."""
-    return [Release(line["noise"], line["rate"], line["count"]) for line in lines]
+    names = [entry.name for entry in fields(Release)]
+    return [Release(**{name: line[name] for name in names if name in line}) for line in lines]

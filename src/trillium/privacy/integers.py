@@ -72,10 +72,7 @@ class Grid:
         Raises:
             MessageError: the tensors have other names or shapes.
         """
-        if {n: tuple(t.shape) for n, t in tensors.items()} != {
-            n: tuple(s) for n, s in self.shapes.items()
-        }:
-            raise MessageError("what is to be added up has other names or shapes than was said")
+        _check_shapes(tensors, self.shapes)
         found, octaves, moved, beyond, count = [], [], [], 0, 0
         for name, reach in zip(self.names, self.ranges, strict=True):
             flat = tensors[name].detach().reshape(-1).double().cpu().numpy()
@@ -111,6 +108,20 @@ class Grid:
             for name, reach, factor in zip(self.names, self.ranges, factors, strict=True)
         }
         return Mean(tensors, ranges, float(means[-1]))
+
+
+def flat_of(tensors: Tensors, shapes: Mapping[str, Sequence[int]]) -> Tensor:
+    """Return tensors as one vector, float64, in the order of their names; `MessageError` as `write`."""
+    _check_shapes(tensors, shapes)
+    flat = torch.cat([tensors[n].detach().reshape(-1).double().cpu() for n in sorted(shapes)])
+    if not bool(torch.isfinite(flat).all()):
+        raise MessageError("what is to be added up holds NaN or infinity")
+    return flat
+
+
+def _check_shapes(tensors: Tensors, shapes: Mapping[str, Sequence[int]]) -> None:
+    if {n: tuple(t.shape) for n, t in tensors.items()} != {n: tuple(s) for n, s in shapes.items()}:
+        raise MessageError("what is to be added up has other names or shapes than was said")
 
 
 @dataclass(frozen=True)

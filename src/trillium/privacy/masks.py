@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +36,7 @@ from trillium.privacy.phases import (
     whole_in,
 )
 from trillium.privacy.shamir import split
+from trillium.privacy.shared import NoisyGrid
 from trillium.privacy.streams import (
     KEY,
     agreed,
@@ -50,7 +51,7 @@ from trillium.privacy.streams import (
     signed,
     verifier_of,
 )
-from trillium.privacy.sums import FEWEST, Masked
+from trillium.privacy.sums import FEWEST, Masked, Shares
 from trillium.privacy.vouching import Unproved, Vouching
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message
@@ -96,6 +97,7 @@ class Masks:
         least: how many clients must be in a sum, and must have answered when it is revealed.
         on_paper: whether there are no values, and so no secrets.
         vouching: shows whose keys are whose.
+        noise: that clients add, each its share, if they do.
     """
 
     masked: Masked
@@ -103,6 +105,7 @@ class Masks:
     least: int = FEWEST
     on_paper: bool = False
     vouching: Vouching = field(default_factory=Unproved)
+    noise: Shares | None = None
     _sum: _Sum | None = None
     _known: set[bytes] = field(default_factory=set)
 
@@ -174,11 +177,10 @@ class Masks:
         tensors = listed(reply, "sums=masked")
         if not tensors:
             return Message(reply.verb)
-        names, levels = names_in(message, "clients"), whole_in(message, "levels")
-        ranges = message.tensor("control/ranges", torch.float64, (len(tensors),))
+        assert reply.summed is not None
+        names = names_in(message, "clients")
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        reach = [1.0] * len(shapes) if self.on_paper else ranges.tolist()
-        grid = Grid(shapes, reach, levels, len(names))
+        grid = self._grid(message, shapes, len(names), reply.summed.noise)
         if self.on_paper:
             size = nbytes(grid.count, grid.bits)
             hidden = {SUM: torch.zeros(size, dtype=torch.uint8)}
@@ -188,6 +190,18 @@ class Masks:
         for key, off in self._streams(current):
             mask(values, key, off=off)
         return Message(reply.verb, {SUM: torch.from_numpy(packed(values, grid.bits))})
+
+    def _grid(
+        self, message: Message, shapes: Mapping[str, Sequence[int]], clients: int, noise: float
+    ) -> Grid | NoisyGrid:
+        if self.noise is not None:
+            bound = 1.0 if self.on_paper else message.positive("control/clip")
+            shares = replace(self.noise, noise=self.noise.noise * noise)
+            return NoisyGrid(shapes, bound, shares, clients, _number(message))
+        levels = whole_in(message, "levels")
+        ranges = message.tensor("control/ranges", torch.float64, (len(shapes),))
+        reach = [1.0] * len(shapes) if self.on_paper else ranges.tolist()
+        return Grid(shapes, reach, levels, clients)
 
     def reveal(self, message: Message) -> Message:
         """Answer with one share for each peer: of its seed, or of its key if it was lost.

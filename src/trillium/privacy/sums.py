@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from pydantic import Field
@@ -43,3 +44,16 @@ class Masked(Sums, name="masked"):
     peers: int = Field(default=48, ge=2, le=254)
 
     hides: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much noise each client adds.
+
+    Attributes:
+        noise: standard deviation over the bound, of the sum of the fewest.
+        fewest: clients that are in a sum, or it is not revealed.
+    """
+
+    noise: float
+    fewest: int

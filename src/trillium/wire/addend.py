@@ -23,6 +23,7 @@ class Addend:
         packed: the same tensors as they cross in the open, where that is shorter.
         labels: soft labels by kind and name, of which a function of each row is added up. In the open
             they cross as a codec has written them, and no table of that size is made.
+        noise: in units of that of a round, where clients add noise themselves.
         of_row: that function, of log-probabilities `(rows, classes)` float64.
     """
 
@@ -32,6 +33,7 @@ class Addend:
     packed: Tensors | None = None
     labels: Mapping[str, SoftLabels] = field(default_factory=dict)
     of_row: Callable[[Tensor], Tensor] = torch.exp
+    noise: float = 1.0
 
     def opened(self) -> Tensors:
         """Return all of it as it crosses where nothing is to be hidden."""

@@ -128,4 +128,5 @@ class ClassSums(Solved, name="class_sums"):
         rows = scaling.apply(found, None)
         rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(TINY)
         sums = client.sum_rows(rows, labels, client.model.num_classes, self.noise)
-        return Message("class_sums", summed=Addend({"statistics/sums": sums.to(dtype_of(client))}))
+        addend = Addend({"statistics/sums": sums.to(dtype_of(client))}, noise=self.noise)
+        return Message("class_sums", summed=addend)
