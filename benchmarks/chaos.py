@@ -368,18 +368,28 @@ def main() -> None:
     words.add_argument("--faults", type=int, default=50)
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--only", type=int, help="do this one alone, and show the log")
+    words.add_argument("--flower", action="store_true", help="on Flower's processes, minutes each")
     given = words.parse_args()
     warnings.simplefilter("ignore")
     if given.only is None:
         logging.disable(logging.CRITICAL)
     else:
         logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(message)s")
-    said = (given.faults, given.seed, given.only)
-    table = run_drills(*said, lambda line: print(line, flush=True))
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    if given.flower:
+        import chaos_flower
+
+        with tempfile.TemporaryDirectory() as scratch:
+            table = chaos_flower.run_drills(given.faults, given.seed, Path(scratch), say)
+    else:
+        table = run_drills(given.faults, given.seed, given.only, say)
     print()
-    for fault in FAULTS:
+    for fault in sorted({fault for fault, _ in table}):
         found = {outcome: n for (name, outcome), n in sorted(table.items()) if name == fault}
-        print(f"{fault}: " + (", ".join(f"{n} {o}" for o, n in found.items()) or "not drawn"))
+        print(f"{fault}: " + ", ".join(f"{n} {o}" for o, n in found.items()))
     bad = sum(n for (_, outcome), n in table.items() if not outcome.startswith(GOOD))
     print(f"{sum(table.values())} faults, {bad} of them not as they must be (seed {given.seed})")
     sys.exit(bool(bad))
