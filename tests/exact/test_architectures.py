@@ -16,12 +16,13 @@ FAST = [
     ("mixtral", "causal_lm", "FedLLM"),  # a mixture of experts in one tensor
     ("lfm2", "causal_lm", "generation"),  # convolutions and attention, across a cut
     ("gemma3", "classification", "Split"),  # a deeper tower of images beside it
+    ("t5", "classification", "FedLLM"),  # two stacks
     ("qwen2", "causal_lm", "evaluation"),  # a tokenizer of another class than the saved one
 ]
 CASES = [
     *((label, "causal_lm", cell) for label in ("mixtral", "gpt_oss", "qwen3_next")
       for cell in ("load", "FedLLM", "all-linear", "KD", "Split", "U", "export", "merge", "plan")),
-    *((label, "causal_lm", "generation") for label in ("mamba", "falcon_h1", "recurrent_gemma")),
+    *((label, "causal_lm", "generation") for label in ("mamba", "falcon_h1")),
     *(("gemma3", "causal_lm", cell) for cell in ("FedLLM", "Split", "export", "merge", "plan")),
     *(("phi3, LongRoPE", "causal_lm", cell) for cell in ("Split", "export")),
     *((label, "classification", cell) for label in ("longformer", "xlnet", "t5", "bart")

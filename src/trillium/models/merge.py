@@ -85,6 +85,9 @@ def probe(module: nn.Module) -> Tensor:
     device = next(module.parameters()).device
     ids = torch.arange(1, _PROBE_TOKENS + 1, device=device)[None] * 7 % int(config.vocab_size)
     ids[ids == config.pad_token_id] += 1
+    whole: Any = base_model(module)
+    if whole.config.is_encoder_decoder:  # which classifies by the token at the end
+        ids[:, -1] = config.eos_token_id
     with evaluating(module):
         logits: Tensor = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     return logits.detach()
