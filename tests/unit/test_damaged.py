@@ -83,7 +83,7 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "infinity": (put("lm_head.weight", float("-inf")), "NaN or infinity, in .*lm_head.weight"),
     "other width": (
         configuration(intermediate_size=24),
-        r"the shape \(20, 12\) there, and \(24, 12\)",
+        r"layers.0.mlp.down_proj.weight has the shape \(12, 20\) there, and \(12, 24\)",
     ),
     "fewer blocks": (configuration(num_hidden_layers=2), "more blocks than the 2"),
     "more blocks": (configuration(num_hidden_layers=4), "lack model.layers.3"),

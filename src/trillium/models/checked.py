@@ -31,13 +31,17 @@ def check_read(
     """
     heads = tuple(f"{name}." for name in head_modules(model)) if classifies else ()
     prefix, num_blocks = _blocks(model)
-    other = [name for name, *_ in found["mismatched_keys"] if not name.startswith(heads)]
+    other = sorted(
+        (name, tuple(was), tuple(now))
+        for name, was, now in found["mismatched_keys"]
+        if not name.startswith(heads)
+    )
     if other:
-        shapes = next((was, now) for name, was, now in found["mismatched_keys"] if name == other[0])
+        name, was, now = other[0]
         raise _refused(
             model_id,
-            f"config.json and weights do not belong together: {other[0]} has the shape "
-            f"{tuple(shapes[0])} there, and {tuple(shapes[1])} by the configuration",
+            f"config.json and weights do not belong together: {name} has the shape {was} there, "
+            f"and {now} by the configuration",
         )
     missing = {*found["missing_keys"]} - {name for name, *_ in found["mismatched_keys"]}
     needed = [
