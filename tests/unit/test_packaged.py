@@ -89,6 +89,15 @@ def _values(file: Path) -> dict[str, torch.Tensor]:
     }
 
 
+def test_a_file_that_was_cut_off_is_refused_in_three_parts(file: Path) -> None:
+    content = file.read_bytes()
+    for size in (8, 100, len(content) // 2):
+        file.write_bytes(content[:size])
+        packaged.from_gguf.cache_clear()
+        with pytest.raises(UserError, match="cannot read it as a GGUF model"):
+            packaged.from_gguf(str(file))
+
+
 def test_a_converted_model_has_the_values_of_the_file(file: Path) -> None:
     folder = packaged.converted(file)
     found, said = load_file(folder / "model.safetensors"), _values(file)

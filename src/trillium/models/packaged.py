@@ -20,7 +20,7 @@ from filelock import FileLock
 from huggingface_hub import cached_assets_path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trillium.errors import UserError
+from trillium.errors import UserError, one_line
 from trillium.extras import install
 from trillium.models.shipped import replacing
 
@@ -113,10 +113,19 @@ def converted(file: Path) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
+    except (
+        Exception
+    ) as error:  # whatever Transformers makes of a file that was cut off, or is new to it
+        raise UserError(
+            f"model.id={file.name}",
+            f"Transformers cannot read it as a GGUF model ({one_line(repr(error))})",
+            "Copy the file again, or name a folder in Hugging Face format",
+        ) from error
     # These say that weights are packed in few bits, which they no longer are.
     for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
         if hasattr(owner, name):
