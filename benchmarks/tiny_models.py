@@ -50,6 +50,9 @@ OWN: dict[str, dict[str, Any]] = {
         hidden_size=32,
         rope_parameters=dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5),
     ),
+    # Their own scale of logits lets so little be learnt in KD that float32 cannot tell it.
+    "cohere": dict(logit_scale=0.5),
+    "cohere2": dict(logit_scale=0.5),
     "mamba2": dict(num_heads=6),
     "bamba": _MAMBA | dict(attn_layer_indices=[1, 3]),
     "granitemoehybrid": _MAMBA | dict(layer_types=["mamba", "attention"] * 2),
@@ -73,7 +76,7 @@ _WRITE = """
     gpt2 llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 opt gpt_neox gpt_neo gptj bloom
     falcon mpt stablelm starcoder2 olmo olmo2 olmo3 cohere cohere2 granite glm glm4 helium smollm3
     persimmon nemotron codegen xglm biogpt gpt_bigcode exaone4 ministral seed_oss ernie4_5
-    mixtral qwen2_moe qwen3_moe qwen3_next olmoe granitemoe deepseek_v2 deepseek_v3 gpt_oss phimoe
+    mixtral qwen2_moe qwen3_moe qwen3_next olmoe granitemoe deepseek_v2 deepseek_v3 gpt_oss
     glm4_moe ernie4_5_moe
     gemma3 qwen3_5 qwen3_5_moe llama4 gemma4 gemma4_text
     lfm2 mamba mamba2 falcon_h1 falcon_mamba jamba bamba recurrent_gemma zamba2 minimax

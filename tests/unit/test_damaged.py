@@ -127,6 +127,15 @@ def test_a_classifier_may_lack_its_head_and_a_pooler_but_no_block(
         load(folder, "SEQ_CLS", "lora")
 
 
+def test_a_classifier_may_not_lack_what_stands_behind_its_blocks(hub: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint(hub, "llama", "SEQ_CLS"), folder)
+    load(folder, "SEQ_CLS", "lora")
+    tensors(lambda t: t.pop("norm.weight"))(folder)
+    with pytest.raises(UserError, match=r"lack .*norm.weight, and the model would have random"):
+        load(folder, "SEQ_CLS", "lora")
+
+
 def test_a_classifier_with_a_body_of_another_shape_is_refused(hub: Path, tmp_path: Path) -> None:
     """A head of other classes is drawn anew; nothing else may be."""
     folder = tmp_path / "model"

@@ -79,6 +79,18 @@ def test_dropout_reaches_nested_configurations(tiny: ModuleType) -> None:
     assert config.text_config.attention_dropout == 0.0
 
 
+def test_a_rate_that_is_a_whole_number_can_be_zero_and_nothing_else(tiny: ModuleType) -> None:
+    """Whole numbers in a file do not make a rate one."""
+    config = tiny.configuration("llama", {"attention_dropout": 0})
+    set_dropout(config, 0.1)
+    assert config.attention_dropout == 0.1
+    config = tiny.configuration("mpt", {})
+    set_dropout(config, 0.0)
+    assert config.attn_config.attn_pdrop == 0
+    with pytest.raises(UserError, match=r"attn_pdrop of \w+ takes no such number"):
+        set_dropout(config, 0.1)
+
+
 def test_experts_are_left_alone_unless_they_are_named(tiny: ModuleType, tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path / "m", "mixtral", "causal_lm")
     for plain in ("lora", {"name": "lora", "target_modules": "all-linear"}):

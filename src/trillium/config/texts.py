@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.federated import FederatedData
 from trillium.errors import UserError
@@ -179,11 +177,8 @@ def _check_tokens(
         UserError: with their number, and the first row; blank ones do not count.
     """
     # An unknown word is a token: a text of one emoji is no fault of the tokenizer.
-    names = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-    ends = torch.tensor(
-        [found for name in names if (found := getattr(tokenizer, name)) is not None]
-    )
-    bare = [n for n, e in enumerate(examples) if bool(torch.isin(e.input_ids, ends).all())]
+    ends = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep")}
+    bare = [n for n, e in enumerate(examples) if ends.issuperset(e.input_ids.tolist())]
     if bare and len(examples) == len(rows):
         bare = [n for n in bare if any(text.strip() for text in _said(rows[n]))]
     if bare:

@@ -20,8 +20,7 @@ def check_read(
 ) -> None:
     """Refuse a checkpoint that lacks what the model needs, has it in other shapes, or is no numbers.
 
-    The task head of a classifier may be missing, and what stands outside its blocks (a pooler): both
-    are drawn anew, and saved.
+    The task head of a classifier may be missing, and its pooler: both are drawn anew, and saved.
 
     Args:
         found: what `from_pretrained` says of the loading.
@@ -45,7 +44,9 @@ def check_read(
         )
     missing = {*found["missing_keys"]} - {name for name, *_ in found["mismatched_keys"]}
     needed = [
-        n for n in sorted(missing) if not n.startswith(heads) and _is_needed(n, prefix, classifies)
+        name
+        for name in sorted(missing)
+        if not (classifies and (name.startswith(heads) or "pooler" in name))
     ]
     if needed:
         of_head = not classifies and needed[0].split(".")[0] in head_modules(model)
@@ -78,10 +79,6 @@ def check_finite(model: nn.Module, model_id: str) -> None:
             map(math.isfinite, (x.item() for x in parameter.aminmax()))
         ):
             raise _refused(model_id, f"its weights hold NaN or infinity, in {name}")
-
-
-def _is_needed(name: str, prefix: str, classifies: bool) -> bool:
-    return not classifies or name.startswith(prefix) or "embed" in name
 
 
 def _blocks(model: nn.Module) -> tuple[str, float]:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -143,6 +143,12 @@ class Part(nn.Module):
         return option in inspect.signature(base_model(self._root).forward).parameters
 
     @property
+    def has_common_cache(self) -> bool:
+        """Whether the model keeps what it has read in Transformers' common kind of cache."""
+        usual: Any = getattr(base_model(self._root), "_supports_default_dynamic_cache", None)
+        return usual is None or bool(usual())
+
+    @property
     def text_config(self) -> Any:
         """The configuration of the model's language part."""
         return text_config(self._root)
@@ -177,6 +183,21 @@ class SplitModel:
         return (self.head, self.body) if self.tail is None else (self.head, self.body, self.tail)
 
 
+@contextmanager
+def in_parts(model: str, cut: int) -> Iterator[None]:
+    """Refuse a model of which a part fails alone, whatever its own code raises."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{model} cut at {cut}",
+            f"its code does not run in parts ({repr(error)[:200]})",
+            "Use the framework fedllm or kd for this model",
+        ) from error
+
+
 def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitModel:
     """Cut a Hugging Face model, plain or wrapped by PEFT, without copying a weight.
 
@@ -185,17 +206,9 @@ def split_model(model: nn.Module, cut: int, tail: int | None = None) -> SplitMod
     and the classifier. A model or a place that cannot be cut is refused.
     """
     bounds = bounds_of(model, cut, tail)
-    try:
+    with in_parts(type(base_model(model)).__name__, cut):
         traced = trace(model, bounds)
         head, body, *rest = (Part(model, traced, index) for index in range(len(traced.runs)))
-    except UserError:
-        raise
-    except Exception as error:  # whatever the model's own code raises, or keeps in itself
-        raise UserError(
-            f"{type(base_model(model)).__name__} cut at {cut}",
-            f"its code does not run in parts ({repr(error)[:200]})",
-            "Use the framework fedllm or kd for this model",
-        ) from error
     return SplitModel(head, body, rest[0] if rest else None, cut, len(find_blocks(model)[1]))
 
 
@@ -245,11 +258,8 @@ def check_split(
     instead = "Use the framework fedllm or kd for this model"
     with evaluating(model, *split.parts), torch.enable_grad():
         expected = _gradients(*_run_whole(model, split, batch), batch)
-        try:
+        with in_parts(type(base_model(model)).__name__, split.cut):
             found = _gradients(*_run_parts(split, batch), batch)
-        except Exception as error:  # whatever the model's own code raises
-            why = f"a part fails alone ({repr(error)[:200]})"
-            raise UserError(given, why, instead) from error
     if tolerance is None:
         tolerance = min(64 * torch.finfo(expected["logits"].dtype).eps, 0.02)
     if expected.keys() != found.keys():

@@ -21,7 +21,7 @@ def locate(model_id: str) -> str:
     """Return the hub id of a model, or the whole path of its folder; a GGUF file becomes one."""
     if model_id in HUB_IDS:
         return str(find_packaged(model_id))
-    if Path(model_id).suffix == ".gguf" and Path(model_id).is_file():
+    if Path(model_id).suffix.lower() == ".gguf" and Path(model_id).is_file():
         return str(from_gguf(model_id))
     return str(Path(model_id).absolute()) if Path(model_id).is_dir() else model_id
 
@@ -61,11 +61,15 @@ def explained(model_id: str) -> Iterator[None]:
                 "would run on every machine of the federation",
                 "Choose another model, or read that code and write model.trust_remote_code=true",
             ) from error
-        kind = "a GGUF file" if Path(model_id).is_file() else "a hub model"
-        kind = "a folder" if Path(model_id).is_dir() else kind
+        path = Path(model_id)
+        if not path.exists() and (path.is_absolute() or model_id.startswith((".", "~"))):
+            why = "there is no such folder or file"
+        else:
+            kind = "a folder" if path.is_dir() else "a file" if path.is_file() else "a hub model"
+            why = f"it cannot be loaded as {kind} ({_first_line(error)})"
         raise UserError(
             f"model.id={model_id}",
-            f"it cannot be loaded as {kind} ({_first_line(error)})",
+            why,
             "Write a hub id such as distilbert-base-uncased that this machine can reach or has "
             "cached, or the path of a folder with config.json, weights and tokenizer",
         ) from error
@@ -76,11 +80,23 @@ def _first_line(error: Exception) -> str:
 
 
 def set_dropout(hf_config: Any, rate: float) -> None:
-    """Set every dropout rate in a Hugging Face configuration, and in those that it holds."""
+    """Set every dropout rate in a Hugging Face configuration, and in those that it holds.
+
+    Raises:
+        UserError: one of them takes whole numbers alone.
+    """
     for key, value in hf_config.to_dict().items():
         is_rate = "drop" in key and "layerdrop" not in key and not isinstance(value, bool)
         if is_rate and isinstance(value, int | float):
-            setattr(hf_config, key, rate)
+            is_whole = isinstance(value, int) and rate == int(rate)
+            try:
+                setattr(hf_config, key, int(rate) if is_whole else rate)
+            except Exception as error:  # a rate that must be a whole number: MPT's of attention
+                raise UserError(
+                    f"model.dropout={rate}",
+                    f"{key} of {type(hf_config).__name__} takes no such number ({_first_line(error)})",
+                    "Write model.dropout=0.0, or leave it out",
+                ) from error
     for key in hf_config.sub_configs:
         if (inner := getattr(hf_config, key, None)) is not None:
             set_dropout(inner, rate)

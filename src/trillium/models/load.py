@@ -233,24 +233,10 @@ def load_model(
         labels: names of the classes; there are none for language modelling.
         ends: what of the model is wanted, where not the whole.
     """
-    with explained(config.id):
-        return _load(config, adapter, auto_class, peft_task, labels=labels, seed=seed, ends=ends)
-
-
-def _load(
-    config: ModelConfig,
-    adapter: Adapter,
-    auto_class: str,
-    peft_task: str,
-    *,
-    labels: Sequence[str],
-    seed: int,
-    ends: Ends | None,
-) -> LanguageModel:
-    inputs = read_inputs(config, labels, adapter.goes_on_from)
-    classifies = peft_task == "SEQ_CLS"
-    device = find_device(config.device)
-    with scoped_rng(seed, "model"):
+    with explained(config.id), scoped_rng(seed, "model"):
+        inputs = read_inputs(config, labels, adapter.goes_on_from)
+        classifies = peft_task == "SEQ_CLS"
+        device = find_device(config.device)
         check_part(config, ends)
         part = None if ends is None else load_part(config, auto_class, inputs, ends, seed)
         if part is None and not config.random_weights:

@@ -118,9 +118,7 @@ def _convert(file: Path, folder: Path) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32
         )
-    except (
-        Exception
-    ) as error:  # whatever Transformers makes of a file that was cut off, or is new to it
+    except Exception as error:  # whatever its reader makes of a file that was cut off
         raise UserError(
             f"model.id={file.name}",
             f"Transformers cannot read it as a GGUF model ({one_line(repr(error))})",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.models.blocks import evaluating
-from trillium.models.cut import SplitModel, shared_parameters
+from trillium.models.cut import SplitModel, in_parts, shared_parameters
 from trillium.models.slots import Slots, State
 from trillium.rng import scoped_rng
 from trillium.tasks.batches import MULTIPLE
@@ -43,7 +43,8 @@ class Parts:
                 "weights",
             )
         mask = probe["attention_mask"]
-        with evaluating(split.head), torch.no_grad():
+        name = split.head.text_config.model_type
+        with in_parts(name, split.cut), evaluating(split.head), torch.no_grad():
             _check_rows(split, probe)
             hidden = split.head(None, input_ids=probe["input_ids"], attention_mask=mask)
             self.width = hidden.shape[-1]

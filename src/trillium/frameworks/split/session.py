@@ -69,7 +69,7 @@ def part_cache_name(part: Part) -> str:
         UserError: it takes no cache of Transformers' common kind.
     """
     for name in ("past_key_values", "cache_params"):
-        if part.takes(name):
+        if part.has_common_cache and part.takes(name):
             return name
     raise UserError(
         "writing with a split model",

@@ -103,7 +103,9 @@ class Lora(Adapter, name="lora"):
         """
         known: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
         model_type = getattr(model.config, "model_type", None)
-        targets: Any = self.target_modules or known.get(model_type, "all-linear")
+        targets: Any = self.target_modules
+        if targets is None:
+            targets = known.get(model_type, "all-linear")
         if targets == "all-linear":
             # Beside `layers`, PEFT takes names alone.
             targets = _outside_experts(model) or (
