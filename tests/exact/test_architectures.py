@@ -23,12 +23,17 @@ CASES = [
     *((label, "causal_lm", cell) for label in ("mixtral", "gpt_oss", "qwen3_next")
       for cell in ("load", "FedLLM", "all-linear", "KD", "Split", "U", "export", "merge", "plan")),
     *((label, "causal_lm", "generation") for label in ("mamba", "falcon_h1")),
+    *(("mpt", "causal_lm", cell) for cell in ("FedLLM", "Split")),  # a whole number as a rate
+    ("xlnet", "classification", "plan"),  # makes tensors where no context tells it to
     *(("gemma3", "causal_lm", cell) for cell in ("FedLLM", "Split", "export", "merge", "plan")),
     *(("phi3, LongRoPE", "causal_lm", cell) for cell in ("Split", "export")),
     *((label, "classification", cell) for label in ("longformer", "xlnet", "t5", "bart")
       for cell in ("FedLLM", "KD", "export")),
 ]  # fmt: skip
-REFUSED = [("recurrent_gemma", "causal_lm"), ("xlnet", "classification"), ("t5", "classification")]
+REFUSED = [
+    *((label, "causal_lm") for label in ("recurrent_gemma", "rwkv")),
+    *((label, "classification") for label in ("xlnet", "t5", "convbert", "mobilebert")),
+]
 
 
 @pytest.fixture
@@ -64,6 +69,16 @@ def test_what_no_cut_can_carry_is_refused(
         matrix.CELLS["Split"](case)
     assert caught.value.given
     assert caught.value.why
+
+
+@pytest.mark.slow
+def test_what_keeps_a_cache_of_its_own_does_not_write_across_a_cut(
+    matrix: ModuleType, tmp_path: Path
+) -> None:
+    case = case_of(matrix, tmp_path, "minimax", "causal_lm")
+    matrix.CELLS["Split"](case)
+    with pytest.raises(UserError, match="in a form of its own"):
+        matrix.CELLS["generation"](case)
 
 
 def test_a_cell_tells_another_model_apart(matrix: ModuleType, tmp_path: Path) -> None:

@@ -242,7 +242,8 @@ def check_split(
     """Hold a split model against the unsplit one, logits and gradients, and refuse if they differ.
 
     Both run in evaluation mode. Compared are the logits, the gradients of all trainable parameters
-    and the gradients that cross each cut, for a loss that weighs every logit differently.
+    and the gradients that cross each cut, for a loss that weighs every logit differently. Padding does
+    not cross a cut, so a model to which it says something is refused, too.
 
     Args:
         batch: `input_ids` and `attention_mask`, both `(batch, seq)`; best with some padding.
@@ -275,7 +276,31 @@ def check_split(
             why = f"{name} differs by {difference:.1e} of its size, allowed is {tolerance:.1e}"
             raise UserError(given, f"the parts do not compute what the model does ({why})", instead)
         worst = max(worst, difference)
+    if not (moved := _moved_by_padding(model, batch)) <= tolerance:
+        why = f"padding, which does not cross a cut, moves a text's states by {moved:.1e} of their size"
+        raise UserError(given, why, instead)
     return worst
+
+
+@torch.no_grad()
+def _moved_by_padding(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
+    """Return by how much it moves the last block's answer to a text what stands in its padding."""
+    ids, mask = batch["input_ids"][:1].clone(), torch.zeros_like(batch["attention_mask"][:1])
+    length = max(1, ids.shape[1] // 2)
+    mask[:, :length] = 1
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, args: object, output: object) -> None:
+        found.append(hidden_of(output))
+
+    with evaluating(model), find_blocks(model)[1][-1].register_forward_hook(keep):
+        for token in (int(ids.min()), int(ids.max())):
+            ids[:, length:] = token
+            base_model(model)(input_ids=ids, attention_mask=mask, use_cache=False)
+    one, other = found
+    if one.shape[:2] != ids.shape:  # such a model is not one for a cut: `Parts` refuses it
+        return 0.0
+    return _size((other - one)[:, :length]) / max(_size(one), 1e-30)
 
 
 def _run_whole(

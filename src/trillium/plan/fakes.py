@@ -59,7 +59,10 @@ class Paper:
     def parameter(self, like: nn.Parameter) -> nn.Parameter:
         """Return the same as a parameter; `nn.Parameter` would dispatch several operations for it."""
         device, trains = torch.device("cpu"), like.requires_grad
-        fake = FakeTensor(self._mode, like.data, device, requires_grad=trains, _is_param=True)
+        form = like.data.to(
+            "meta"
+        )  # the old `torch.FloatTensor(…)` of some models knows no devices
+        fake = FakeTensor(self._mode, form, device, requires_grad=trains, _is_param=True)
         assert isinstance(fake, nn.Parameter)
         return fake
 
