@@ -62,6 +62,13 @@ def test_what_nobody_knows_is_measured_or_left_out(tmp_path: Path) -> None:
     assert clock_of(rows, by_tier).total(rows[0], OWN) == pytest.approx(78)
 
 
+def test_where_clients_do_not_tell_what_they_compute_there_are_no_times(tmp_path: Path) -> None:
+    """As in a private run: those of the messages alone would be taken for the whole."""
+    lines = [{**line, "flops": None, "seconds": None} for line in tiny_messages()]
+    folder = write_run(tmp_path / "a", "fedllm", 1, tiny_metrics(0.5, 0.6, 0.8), lines)
+    assert not clock_of(summarise(read_runs(folder)), SLOW).places
+
+
 def test_page_and_picture_show_the_times(tmp_path: Path) -> None:
     folder = tiny_compare(tmp_path / "c")
     (folder / "about.yaml").write_text(yaml.safe_dump({"plan": SLOW}))

@@ -103,8 +103,12 @@ def plot_times(rows: Sequence[Row], clock: Clock | None = None) -> Figure | None
 
 
 def _ends(run: Run, places: Mapping[str, Places]) -> dict[str, dict[int, float]]:
-    """Return when each round of a run ends, by place; nothing where it has sent nothing."""
-    if run.traffic is None or not run.traffic.num_turns:
+    """Return when each round of a run ends, by place.
+
+    Nothing where it has sent nothing, or where clients do not tell what they compute, as in a private
+    run: the times of messages would be taken for the whole.
+    """
+    if run.traffic is None or not run.traffic.num_turns or run.traffic.until().flops is None:
         return {}
     server = {line["round"]: number(line.get("server_flops")) for line in run.evaluations}
     found: dict[str, dict[int, float]] = {name: {} for name in places}
