@@ -29,6 +29,7 @@ from trillium.wire.message import decode
 EQUAL = "framework.weights=equal"
 MASKED = ("sums=masked", "data.num_clients=4", "fleet.min_replies=3")
 FOUR = (*MASKED, EQUAL)
+VOTES = ("framework={name: kd, ensemble: vote, direction: server}",)
 KEYS = bytes(range(64))
 PHASES = [
     ("train", 2),
@@ -46,7 +47,7 @@ def adapter(folder: Path) -> bytes:
 
 @pytest.mark.parametrize(
     "words",
-    [(EQUAL, "head=class_sums"), ("framework={name: kd, ensemble: vote, direction: server}",)],
+    [(EQUAL, "head=class_sums"), VOTES],
     ids=["fedllm", "kd"],
 )
 def test_sessions_give_the_weights_and_bytes_of_the_local_engine(
@@ -79,6 +80,29 @@ def test_sessions_give_the_weights_and_bytes_of_the_local_engine(
     assert {proof[:3] for proof in proofs} == {("mask_keys", "up", first), (SHARES, "down", first)}
     assert 400 < min(sizes) <= max(sizes) < 1000
     assert len(proofs) == 8
+
+
+@pytest.mark.parametrize("words", [(EQUAL,), VOTES], ids=["fedllm", "kd votes"])
+def test_over_sessions_clients_add_their_shares_of_the_noise(
+    hub: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """Their own, so no two runs end alike; what is spent, and what is sent up, is the same."""
+    private = ("privacy={name: client, noise: 1}", "training.max_length=24")
+    config = experiment_config(hub, *MASKED, *private, *words)
+    build(config, RunFolder(tmp_path / "local", "local")).run()
+    run_in_threads(config, keys, RunFolder(tmp_path / "sessions", "sessions"), monkeypatch)
+    assert adapter(tmp_path / "sessions") != adapter(tmp_path / "local")
+    accounts = [(tmp_path / name / "privacy.jsonl").read_text() for name in ("local", "sessions")]
+    assert accounts[0] == accounts[1]
+    assert accounts[0].count("\n") == config.rounds
+    (*_, local), (*_, found) = (metrics(tmp_path / name) for name in ("local", "sessions"))
+    assert local["epsilon"] == found["epsilon"] > 0
+    ups = [
+        [(client, e["verb"], e["bytes"]) for client, entries in sorted(found.items())
+         for e in entries if (e["verb"], e["direction"]) in (("train", "up"), ("teach", "up"))]
+        for found in (ledger(tmp_path / "local"), ledger(tmp_path / "sessions"))
+    ]  # fmt: skip
+    assert ups[0] == ups[1] != []
 
 
 @pytest.mark.parametrize(("verb", "number"), PHASES)

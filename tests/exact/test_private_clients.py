@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from papers import on_paper
 from resumed import Killed, trained
 from tiny import Recorder, experiment_config, federation
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
-from trillium.plan.federation import PaperFederation, Shared
-from trillium.plan.models import Models
-from trillium.plan.result import texts_of
 from trillium.privacy.account import FILE, Release, epsilon, read_account, releases_in
 from trillium.privacy.client import BoundedSum
 from trillium.privacy.clips import Adaptive
@@ -272,12 +270,7 @@ def test_a_release_stays_in_the_account_of_a_run_that_is_resumed(hub: Path, tmp_
 def test_a_plan_has_the_bytes_of_the_ledger(hub: Path, words: tuple[str, ...]) -> None:
     own = EQUAL[1:] if "framework=" in words[0] else EQUAL
     run = federation(hub, *words, *own)
-    paper = PaperFederation(
-        run.config, texts_of(run.config, run.server, run.clients), Shared(Models())
-    )
-    paper.start()
-    for number in (1, 2):
-        paper.round(number)
+    paper = on_paper(run)
     run.run()
     told = [(e.client, e.verb, e.direction, e.bytes, e.kinds) for e in paper.course.entries]
     found = [(e.client, e.verb, e.direction, e.bytes, e.kinds) for e in run.fleet.ledger.entries]

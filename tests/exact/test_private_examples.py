@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from papers import on_paper
 from resumed import Killed, trained
 from tiny import Recorder, experiment_config, federation
 from trillium.errors import UserError
@@ -19,9 +20,6 @@ from trillium.experiment import run as run_room
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
 from trillium.frameworks.fedllm.protocol import FedLLM
-from trillium.plan.federation import PaperFederation, Shared
-from trillium.plan.models import Models
-from trillium.plan.result import texts_of
 from trillium.privacy.account import FILE, Release, epsilon, read_account
 from trillium.privacy.example import NoisySteps
 from trillium.privacy.noise import GRID
@@ -219,12 +217,7 @@ def test_steps_and_head_share_what_may_be_spent(hub: Path) -> None:
 @pytest.mark.parametrize("words", [(NOISY,), (NOISY, "head=class_sums", "wire.up=[int8]")])
 def test_a_plan_has_the_bytes_of_the_ledger(hub: Path, words: tuple[str, ...]) -> None:
     run = private(hub, *words, model="bert")
-    paper = PaperFederation(
-        run.config, texts_of(run.config, run.server, run.clients), Shared(Models())
-    )
-    paper.start()
-    for number in (1, 2):
-        paper.round(number)
+    paper = on_paper(run)
     run.run()
     told = [(e.client, e.verb, e.direction, e.bytes, e.kinds) for e in paper.course.entries]
     found = [(e.client, e.verb, e.direction, e.bytes, e.kinds) for e in run.fleet.ledger.entries]

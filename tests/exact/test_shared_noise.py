@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from masked import Losing
+from papers import on_paper
 from resumed import trained
 from tiny import Recorder, experiment_config, federation
 from trillium.errors import UserError
 from trillium.federation.fleet import RoundFailed
-from trillium.plan.federation import PaperFederation, Shared
-from trillium.plan.models import Models
-from trillium.plan.result import texts_of
 from trillium.privacy.account import Release, epsilon
 from trillium.privacy.phases import REVEAL, SHARES
 from trillium.privacy.shared import NoisyGrid, _table, discrete_gaussian
@@ -137,12 +135,7 @@ def test_a_run_has_the_noise_and_the_bytes_that_are_foreseen(
 ) -> None:
     run = federation(hub, *NOISY, *FIVE, *words)
     log = Recorder(run)
-    paper = PaperFederation(
-        run.config, texts_of(run.config, run.server, run.clients), Shared(Models())
-    )
-    paper.start()
-    for number in (1, 2):
-        paper.round(number)
+    paper = on_paper(run)
     run.run()
     last, head = run.history[-1], 1.25 if "head=class_sums" in words else 0
     spent = [Release(0.5, 1.0, 2, discrete=True)]
