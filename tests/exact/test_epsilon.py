@@ -70,6 +70,8 @@ def test_without_noise_nothing_is_guaranteed() -> None:
         (1.0, [Release(1.0, 0.05, 100)], 1e-5, 2.1448),
         (8.0, [Release(1.25), Release(1.0, 0.1, 30)], 1e-4, None),
         (50.0, [Release(1.0)], 1e-5, None),
+        (1e-4, [Release(1.0, 1.0, 4)], 1e-3, None),  # a little more noise spends nothing at all
+        (0.5, [Release(1.0, 1.0, 4)], 0.9, None),
     ],
 )
 def test_noise_is_found_that_spends_what_may_be_spent(

@@ -174,6 +174,13 @@ def test_fewer_than_the_noise_is_for_release_nothing(hub: Path) -> None:
     assert REVEAL not in [decode(request).verb for _, request, _ in log.log]
 
 
+def test_a_noise_of_which_no_table_can_be_made_is_refused(hub: Path) -> None:
+    for noise in ("noise: 1.0e+9", "epsilon: 1.0e-4"):
+        words = (f"privacy={{name: client, {noise}}}", NOISY[2])
+        with pytest.raises(UserError, match="nothing of what clients add would be left"):
+            federation(hub, "sums=masked", *words, *FIVE, EQUAL)
+
+
 BAD = {
     "fleet.min_replies=null": "how few may be in a sum",
     "privacy.noise=0": "there is none",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from trillium.errors import UserError
 from trillium.extras import install
@@ -17,6 +17,8 @@ from trillium.privacy.sums import FEWEST, Masked, Shares
 if TYPE_CHECKING:
     from trillium.federation.masked import MaskedSums
     from trillium.privacy.masks import Masks
+
+LARGEST: Final = 100.0  # noise over the bound where clients add it: it is drawn from a table
 
 
 def sums_of(config: Setting, server: Side, *, on_paper: bool = False) -> MaskedSums | None:
@@ -47,6 +49,12 @@ def masks_of(config: Setting, client: Client, *, on_paper: bool = False) -> Mask
     least = config.fleet.min_replies or config.fleet.clients_per_round or FEWEST - 1
     fewest = fewest_of(config)
     shares = None if fewest is None else Shares(noise_of(config), fewest)
+    if shares is not None and shares.noise > LARGEST:
+        raise UserError(
+            f"a noise of {shares.noise:.3g} times the bound, in shares",
+            "nothing of what clients add would be left, and whole numbers follow from the noise",
+            f"Write privacy.noise, at most {LARGEST:g}, or a larger privacy.epsilon",
+        )
     return Masks(config.sums, client, least, on_paper, noise=shares)
 
 

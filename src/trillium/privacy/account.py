@@ -86,14 +86,18 @@ def _noise_for(target: float, releases: tuple[Release, ...], delta: float) -> fl
     for _ in range(6):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if spent(middle, quick=True) <= target else (middle, high)
-    below = math.log(spent(high) / target)  # of epsilon over the target, as is `above`
-    while (above := math.log(spent(low := 0.8 * high) / target)) <= 0:
+
+    def over(factor: float) -> float:  # 0 at the target; so much noise may spend nothing at all
+        return math.log(max(spent(factor) / target, 1e-2))
+
+    below = over(high)
+    while (above := over(low := 0.8 * high)) <= 0:
         high, below = low, above
     # Between two noises, one with too little privacy and one with enough; the second is the answer.
     while below < -NEAR:
         share = min(max((above + NEAR / 2) / (above - below), 0.05), 0.95)
         middle = low * (high / low) ** share
-        found = math.log(spent(middle) / target)
+        found = over(middle)
         low, above, high, below = (
             (middle, found, high, below) if found > 0 else (low, above, middle, found)
         )
