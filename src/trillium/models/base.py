@@ -31,7 +31,8 @@ class ModelConfig(BaseModel):
         id: a hub id, a folder in Hugging Face format, `minilm` for the all-MiniLM-L6-v2 that the extra
             `demo` installs, or `smollm2` for SmolLM2-135M-Instruct (the extra `llm`).
         revision: branch, tag or commit on the hub.
-        dtype: data type of weights and computation.
+        dtype: data type of weights and computation; `auto` takes that of the checkpoint, as its
+            configuration says, or float32.
         attention: PyTorch's fused attention (`sdpa`), or Hugging Face's `eager` one; `auto` takes the
             fused one where Transformers has it for the architecture, and says where it has not.
         dropout: replaces every dropout rate of the model's configuration; kept by default.
@@ -52,7 +53,7 @@ class ModelConfig(BaseModel):
 
     id: PathOrName = MINILM
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "float32"
     attention: Literal["auto", "sdpa", "eager"] = "auto"
     dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
     random_weights: bool = False
@@ -109,8 +110,7 @@ def _load(
     config: ModelConfig, auto_class: str, hf_config: Any, device: torch.device, seed: int
 ) -> tuple[nn.Module, set[str]]:
     auto, classifies = getattr(transformers, auto_class), "Classification" in auto_class
-    dtype = getattr(torch, config.dtype)
-    options = form_of(config)
+    options = form_of(config, hf_config)
     if config.random_weights:
         with explained(config.id):
             model = auto.from_config(hf_config, **options)
@@ -128,7 +128,7 @@ def _load(
                 ignore_mismatched_sizes=True,  # `check_read` looks at them
                 output_loading_info=True,
                 **options,
-                **quantization(config.quantize, dtype, device, plain),
+                **quantization(config.quantize, options["dtype"], device, plain),
             )
             check_read(model, found, config.id, classifies=classifies)
         return model, draw_missing(model, found, seed)
@@ -146,13 +146,20 @@ def _load(
     return model, drawn
 
 
-def form_of(config: ModelConfig) -> dict[str, Any]:
+def form_of(config: ModelConfig, hf_config: Any) -> dict[str, Any]:
     """Return what Transformers must be told of the form of a model, loaded or built."""
     return {
-        "dtype": getattr(torch, config.dtype),
+        "dtype": dtype_of(config, hf_config),
         "attn_implementation": None if config.attention == "auto" else config.attention,
         "trust_remote_code": config.trust_remote_code,
     }
+
+
+def dtype_of(config: ModelConfig, hf_config: Any) -> torch.dtype:
+    """Return the data type of a model's weights."""
+    own = getattr(hf_config.get_text_config(), "dtype", None) or hf_config.dtype or torch.float32
+    found: torch.dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
+    return found
 
 
 def add_generation(model: Any, config: ModelConfig) -> None:

@@ -95,7 +95,7 @@ def read_part(
     Args:
         tensors: of the checkpoint (`open_tensors`).
     """
-    options = form_of(config)
+    options = form_of(config, hf_config)
     with torch.device("meta"):
         whole = getattr(transformers, auto_class).from_config(hf_config, **options)
     made: Any = type(whole)

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig
 
 from trillium.config.experiment import ExperimentConfig
-from trillium.models.base import load_base
+from trillium.models.base import dtype_of, load_base
 from trillium.models.blocks import freeze_other_towers
 from trillium.models.checkpointing import checkpoint_blocks
 from trillium.models.heads import straighten, train_last_only
@@ -105,7 +105,7 @@ def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> Langu
         narrow = classifies and config.adapter.freezes and config.model.head == "linear"
         if narrow:
             straighten(model, drawn)
-        with _default_dtype(getattr(torch, config.model.dtype)):
+        with _default_dtype(dtype_of(config.model, hf_config)):
             module = config.adapter.apply(model, task.peft_task)
         freeze_other_towers(module)
         if narrow:
