@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from trillium.federation.fleet import Fleet, FleetConfig, Gathered, Lost, RoundFailed
+from trillium.federation.cohort import FleetConfig
+from trillium.federation.fleet import Fleet, Gathered, Lost, RoundFailed
 from trillium.wire.kinds import MessageError
 from trillium.wire.ledger import Ledger
 from trillium.wire.message import Message, decode, encode

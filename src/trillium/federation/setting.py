@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from trillium.component import Choice, Component
 from trillium.data.federated import DataConfig
 from trillium.errors import UserError
-from trillium.federation.fleet import FleetConfig
+from trillium.federation.cohort import FleetConfig
 from trillium.federation.tiers import OwnModel, Tier, tier_of
 from trillium.models.adapters import Adapter
 from trillium.models.adapters.lora import Lora

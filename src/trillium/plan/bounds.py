@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trillium.config.experiment import ExperimentConfig
-from trillium.federation.fleet import FleetConfig
+from trillium.federation.cohort import FleetConfig
 from trillium.frameworks.fedkseed import FedKSeed
 from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.frameworks.kd.settings import KDSettings

@@ -16,7 +16,7 @@ from itertools import product
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.publics.sampled import Sampled
-from trillium.federation.fleet import FleetConfig
+from trillium.federation.cohort import FleetConfig
 from trillium.frameworks.fedkseed import FedKSeed
 from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.frameworks.kd.distillation import PREDICT_BATCH

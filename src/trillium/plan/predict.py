@@ -10,7 +10,7 @@ from itertools import islice
 from trillium.clock.waves import NOTHING, Ask, Wave, Weight, Work
 from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
-from trillium.federation.fleet import FleetConfig
+from trillium.federation.cohort import FleetConfig
 from trillium.models.load import LanguageModel
 from trillium.plan.bounds import upper_bound
 from trillium.plan.data import Texts, by_tier
