@@ -94,7 +94,7 @@ def _noise_for(target: float, releases: tuple[Release, ...], delta: float) -> fl
     while (above := over(low := 0.8 * high)) <= 0:
         high, below = low, above
     # Between two noises, one with too little privacy and one with enough; the second is the answer.
-    while below < -NEAR:
+    while below < -NEAR and high > 1.0001 * low:  # what is spent may leap
         share = min(max((above + NEAR / 2) / (above - below), 0.05), 0.95)
         middle = low * (high / low) ** share
         found = over(middle)
