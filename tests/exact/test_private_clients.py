@@ -187,14 +187,14 @@ def test_an_empty_cohort_releases_noise(hub: Path) -> None:
     assert float(moved.std()) == pytest.approx(0.01, rel=0.1)
 
 
+@pytest.mark.parametrize("noise", [0.5, 0.0])
 @pytest.mark.parametrize("start", [0.01, 100.0])
-def test_an_adaptive_bound_finds_the_quantile(start: float) -> None:
+def test_an_adaptive_bound_finds_the_quantile(start: float, noise: float) -> None:
     """From a hundred times below and above; a change of length zero is within any bound."""
     norms = torch.linspace(0.0, 2.0, 200)
     clip, bound = Adaptive(start=start, quantile=0.5), start
     for number in range(70):
-        noise, count_noise = clip.split(0.5, len(norms))
-        total = BoundedSum({"parameters/a": torch.zeros(1)}, bound, noise, count_noise)
+        total = BoundedSum({"parameters/a": torch.zeros(1)}, bound, *clip.split(noise, len(norms)))
         for norm in norms:
             total.add({"parameters/a": norm.clamp(max=bound)[None]}, float(norm <= bound))
         _, count = total.release(bytes([number]) * 32)
@@ -259,10 +259,11 @@ def test_a_release_stays_in_the_account_of_a_run_that_is_resumed(hub: Path, tmp_
             "wire.up=[int8]",
             "framework.feedback=0",
         ),
+        ("privacy={name: client, noise: 0, clip: adaptive}",),
         ("framework=fedkseed", NOISY),
         (*VOTES, NOISE),
     ],
-    ids=["fixed", "adaptive, int8", "fedkseed", "kd"],
+    ids=["fixed", "adaptive, int8", "adaptive, no noise", "fedkseed", "kd"],
 )
 def test_a_plan_has_the_bytes_of_the_ledger(hub: Path, words: tuple[str, ...]) -> None:
     own = EQUAL[1:] if "framework=" in words[0] else EQUAL

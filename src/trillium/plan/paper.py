@@ -23,6 +23,7 @@ from trillium.models.factors import Factors, LowRank
 from trillium.plan.fakes import Paper
 from trillium.plan.moments import STATE
 from trillium.plan.sizes import Scales
+from trillium.plan.values import change
 from trillium.training.optimizers import Optimizer
 from trillium.training.settings import Training
 from trillium.wire.kinds import Limits, Tensors, has_values
@@ -133,12 +134,6 @@ class _Steps(torch.optim.Optimizer):
         for leaf in tree_leaves(list(self.state.values())):
             if isinstance(leaf, Tensor):
                 vars(leaf)[STATE] = True
-
-
-def change(parameters: Sequence[Tensor]) -> None:
-    """Let tensors be known to have other values than before."""
-    versions = tuple(parameter._version + 1 for parameter in parameters)
-    torch._C._autograd._unsafe_set_version_counter(tuple(parameters), versions)
 
 
 def on_paper(training: Training, paper: Paper) -> Training:

@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from trillium.plan.fakes import Paper, is_fake
 from trillium.plan.memory import Memory
 from trillium.plan.moments import Moments, Phases, Record, before_step
+from trillium.plan.values import change
 from trillium.training.meters import Cost, Evenly, Meter
 
 T = TypeVar("T")
@@ -144,9 +145,7 @@ class PhaseMeter(Meter):
             self._known.take(shared, key, whole)
         if self._known.cost(key) is not None and whole in self._known.returned:
             self._add(key)
-            moved = list(moves)
-            versions = [parameter._version + 1 for parameter in moved]
-            torch._C._autograd._unsafe_set_version_counter(tuple(moved), tuple(versions))
+            change(moves)
             found, filled = self._known.returned[whole]
             for tensor, is_filled in zip(fills, filled, strict=True):
                 if is_filled and tensor.grad is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ctypes import string_at
 from typing import Any
 
@@ -104,6 +105,12 @@ class Values:
             return tuple(map(self._key, value))
         hash(value)
         return type(value), value
+
+
+def change(tensors: Iterable[Tensor]) -> None:
+    """Let tensors without values be known to have others than before."""
+    for tensor in tensors:
+        vars(tensor.untyped_storage()).pop(_NUMBER, None)
 
 
 def _storages(values: Any) -> set[int]:

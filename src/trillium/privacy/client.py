@@ -102,7 +102,7 @@ class BoundedSum:
     @property
     def _scale(self) -> float:
         """What the coordinate of the count is multiplied by: then its noise is that of the others."""
-        return self.deviation / self.count_noise if self._counts else 1.0
+        return self.deviation / self.count_noise if self._counts and self.deviation else 1.0
 
     def add(self, tensors: Tensors, below: float | None = None) -> None:
         """Add what one client sent, scaled down once more: codecs may have made it longer."""
@@ -110,14 +110,13 @@ class BoundedSum:
         vector, norm = torch.cat(parts), self.bound
         long = vector.norm().clamp(min=1e-300)
         vector = vector * (self.bound / long).clamp(max=1.0)
-        if not self.deviation:
-            self._total += vector
-            return
         if self._counts:
             assert below in (0.0, 1.0)
             own = vector.new_full((1,), (below - 0.5) * self._scale)
             vector, norm = torch.cat([vector, own]), math.hypot(norm, self._scale / 2)
-        self._total += on_grid(vector[None], norm, self.deviation)[0]
+        if self.deviation:
+            vector = on_grid(vector[None], norm, self.deviation)[0]
+        self._total += vector
 
     def release(self, key: bytes) -> tuple[Tensors, float]:
         """Return the sum with noise, and how many clients more than half were below, with noise."""
