@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import tiny
+import trillium.experiment.run as run_room
 from papers import hold
 from resumed import assert_resumes
 from trillium.component import known
@@ -37,6 +38,7 @@ from trillium.experiment.trained import evaluate_run
 from trillium.federation.fleet import RoundFailed
 from trillium.federation.side import Metrics
 from trillium.frameworks import Framework
+from trillium.privacy.account import FILE, epsilon, read_account, releases_in
 from walk import leaves, others, print_of, tree_of
 
 MOST_CHANGES = 7
@@ -52,6 +54,23 @@ HELD = (
     "seed",
 )
 MOST = 8  # so many steps, epochs and the like
+HIDDEN = 0.3  # share of the runs that begin from one of these
+_FEDLLM, _VOTES = {"name": "fedllm", "weights": "equal"}, {"name": "kd", "ensemble": "vote"}
+_CLIENT, _EXAMPLE = {"name": "client", "noise": 0.7}, {"name": "example", "noise": 0.7}
+_SHARES: Tree = {"sums": "masked", "privacy": _CLIENT, "fleet": {"min_replies": 2}}
+HIDING: tuple[Tree, ...] = (
+    {"framework": _FEDLLM, "privacy": _CLIENT},
+    {"framework": "fedkseed", "privacy": _CLIENT},
+    {"framework": _VOTES, "privacy": _CLIENT},
+    {"framework": _FEDLLM, "privacy": {**_EXAMPLE, "population": 8}},
+    {"framework": _FEDLLM, "sums": "masked"},
+    {"framework": "fedkseed", "sums": "masked"},
+    {"framework": {"name": "kd", "ensemble": "mean"}, "sums": "masked"},
+    {"framework": _VOTES, "sums": "masked"},
+    {"framework": _FEDLLM, **_SHARES},
+    {"framework": _VOTES, **_SHARES},
+    {"framework": _FEDLLM, "sums": "masked", "privacy": {**_EXAMPLE, "population": 8}},
+)
 
 
 def main() -> int:
@@ -61,6 +80,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
+    run_room.new_secret = lambda: bytes(32).hex()  # so that noise and masks are those of each run
     logging.disable(logging.WARNING)
     seen: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
@@ -80,7 +100,10 @@ def drawn(hub: Path, draw: random.Random) -> tuple[Tree, Tree]:
     task = draw.choice(("classification", "classification", "causal_lm"))
     model = draw.choice(("gpt2", "bert", "llama")) if task == "classification" else "gpt2"
     base = tiny.experiment_config(hub, model=model, task=task).tree()
-    tree, _ = acting(merge(base, {"framework": draw.choice([*known(Framework)])}), {})
+    start: Tree = {"framework": draw.choice([*known(Framework)])}
+    if draw.random() < HIDDEN:
+        start = {**draw.choice(HIDING), "training": {"max_length": 24, "local_steps": 2}}
+    tree, _ = acting(merge(base, start), {})
     for _ in range(draw.randint(1, MOST_CHANGES)):
         changed = merge(tree, _change(experiment(tree), draw))
         try:
@@ -129,10 +152,16 @@ def judge(tree: Tree, folder: Path) -> str:
 
 def _promises(config: ExperimentConfig, run: Experiment, folder: Path) -> None:
     """Hold a run to its plan, and to itself: again, resumed, and exported."""
-    if config.framework.hides:
-        return  # its noise is not of the run's seed, on purpose
     again = build(config)
     hold(again, peaks=False)
+    if (account := folder / "first" / FILE).exists():
+        spent = epsilon(releases_in(read_account(account)), config.privacy.delta)
+        told = run.history[-1]["epsilon"]
+        assert told == (spent if math.isfinite(spent) else None), (
+            f"epsilon {told}, {spent} by its account"
+        )
+    if config.sums.hides and config.privacy.unit == "client":
+        return  # noise in shares comes from the operating system, and is never drawn again
     assert print_of(run) == print_of(again), "the same run gives something else"
     if (folder / "first" / "adapter").is_dir():
         exported, measured = evaluate_run(folder / "first", {}), _shipped(config, run.history)
@@ -143,7 +172,9 @@ def _promises(config: ExperimentConfig, run: Experiment, folder: Path) -> None:
         }
         wrong = {key: exported[key] for key in close if not close[key]}
         assert not wrong, f"exported is not what was measured: {wrong}, {measured}"
-    if config.framework.trains:
+    if (
+        config.framework.trains and not config.privacy.unit
+    ):  # rounds that run again are counted twice
         assert_resumes(config, folder, peaks=0.03)  # of batches of a few tokens
 
 

@@ -8,10 +8,12 @@ import pytest
 
 import tiny
 from papers import hold
+from trillium.component import known
 from trillium.config.experiment import experiment, parse_overrides
 from trillium.data.publics.rows import Rows
 from trillium.errors import UserError
 from trillium.experiment.run import Experiment
+from trillium.models.adapters import Adapter
 from trillium.plan import rounds
 from trillium.plan.data import Assumptions, assumed_texts
 from trillium.plan.models import Models
@@ -60,6 +62,13 @@ def test_a_codec_that_depends_on_values_has_a_range_that_holds(hub: Path) -> Non
 
 def test_doras_own_tensors_are_in_the_plan(hub: Path) -> None:
     hold(tiny.federation(hub, "framework=fedllm", "adapter.dora=true", task="causal_lm"))
+
+
+@pytest.mark.parametrize("adapter", known(Adapter))
+@pytest.mark.parametrize("task", ["classification", "causal_lm"])
+def test_every_adapter_is_planned(hub: Path, task: str, adapter: str) -> None:
+    model = "bert" if task == "classification" else "gpt2"
+    hold(tiny.federation(hub, f"adapter={adapter}", "rounds=1", task=task, model=model))
 
 
 def test_another_rank_is_not_what_was_planned(hub: Path) -> None:

@@ -272,6 +272,7 @@ def load_model(
             )
         else:
             module = adapter.apply(model, peft_task, keep)
+        adapter.probe(module)
         freeze_other_towers(module)
         draw(module, adapter.draws(module), seed)
         if inputs.onward is not None:

@@ -116,6 +116,7 @@ def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> Langu
         checkpoint_blocks(module)
     module = paper.fake(module).eval()
     with paper.running():
+        config.adapter.probe(module)
         return LanguageModel(module, words, torch.device("cpu"), task.peft_task)
 
 

@@ -38,6 +38,9 @@ class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
         """
         raise NotImplementedError
 
+    def probe(self, module: nn.Module) -> None:
+        """Refuse an adapted model that the method does not serve, by a short pass if need be."""
+
     def draws(self, module: nn.Module) -> Draws:
         """Return the tensors of an adapted model that start at random, and how each is drawn.
 

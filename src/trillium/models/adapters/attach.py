@@ -20,7 +20,7 @@ from trillium.models.stand_ins import is_whole
 
 # PEFT itself adds these names for SEQ_CLS.
 _ADDED_BY_PEFT = ("classifier", "score")
-_HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
 
 
 def attach(
@@ -89,7 +89,7 @@ def _left_out(model: nn.Module, config: PeftConfig) -> list[str]:
 def _widen(module: nn.Module, *, cast_back: bool) -> None:
     """Make a module in half precision compute in float32, and answer as before where asked to."""
     dtypes = {parameter.dtype for parameter in module.parameters()}
-    if not dtypes.intersection(_HALF):
+    if not dtypes.intersection(HALF):
         return
     module.float().register_forward_pre_hook(_to_float32)
     if cast_back:

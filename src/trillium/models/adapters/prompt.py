@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.models.adapters import Adapter
-from trillium.models.adapters.attach import attach
+from trillium.models.adapters.attach import HALF, attach
 from trillium.models.blocks import evaluating, placeholder_ids, text_config
 from trillium.models.draws import Draws
 from trillium.models.heads import head_layer
@@ -40,17 +40,21 @@ class Prompt(Adapter, name="prompt"):
         return self.tokens
 
     def apply(self, model: nn.Module, peft_task: str, keep: Sequence[str] = ()) -> nn.Module:
-        """Return the model wrapped by PEFT; its base is frozen, embeddings and head train.
-
-        Raises:
-            UserError: the model takes no virtual tokens, ignores them, or would be misled by them.
-        """
+        """Return the model wrapped by PEFT; its base is frozen, embeddings and head train."""
         config = PromptTuningConfig(
             task_type=peft_task,
             num_virtual_tokens=self.tokens,
             prompt_tuning_init="RANDOM" if self.init == "random" else "SAMPLE_VOCAB",
         )
         return _wrapped(model, config, keep)
+
+    def probe(self, module: nn.Module) -> None:
+        """Refuse a model that takes no virtual tokens, ignores them, or would be misled by them.
+
+        Raises:
+            UserError: it is one.
+        """
+        _probe(module)
 
     def draws(self, module: nn.Module) -> Draws:
         """Return the embeddings, unless they are those of words."""
@@ -72,7 +76,10 @@ def _wrapped(model: nn.Module, config: PromptTuningConfig, keep: Sequence[str]) 
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     config.token_dim = embeddings.weight.shape[1]
     wrapped = attach(model, config, keep)
-    _refuse(wrapped, type(model).__name__)
+    dtype = embeddings.weight.dtype
+    wrapped.prompt_encoder.to(torch.float32 if dtype in HALF else dtype)  # type: ignore[operator]
+    for name, places in wrapped.prompt_tokens.items():  # not a buffer; a plan's needs values, too
+        wrapped.prompt_tokens[name] = torch.arange(len(places), device="cpu")
     if config.task_type == "CAUSAL_LM":
         wrapped.register_forward_hook(_drop_virtual, with_kwargs=True)
     return wrapped
@@ -86,10 +93,9 @@ def _drop_virtual(
     return output
 
 
-def _refuse(wrapped: Any, model: str) -> None:
-    """Refuse a model that the method does not serve, by one short pass through it."""
+def _probe(wrapped: Any) -> None:
     config = wrapped.active_peft_config
-    given = f"adapter prompt on {model}"
+    given = f"adapter prompt on {type(wrapped.get_base_model()).__name__}"
     dims: list[int] = []
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
