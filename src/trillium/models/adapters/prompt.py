@@ -76,13 +76,17 @@ def _wrapped(model: nn.Module, config: PromptTuningConfig, keep: Sequence[str]) 
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     config.token_dim = embeddings.weight.shape[1]
     wrapped = attach(model, config, keep)
-    dtype = embeddings.weight.dtype
-    wrapped.prompt_encoder.to(torch.float32 if dtype in HALF else dtype)  # type: ignore[operator]
-    for name, places in wrapped.prompt_tokens.items():  # not a buffer; a plan's needs values, too
-        wrapped.prompt_tokens[name] = torch.arange(len(places), device="cpu")
+    _settle(wrapped, embeddings.weight.dtype)
     if config.task_type == "CAUSAL_LM":
         wrapped.register_forward_hook(_drop_virtual, with_kwargs=True)
     return wrapped
+
+
+def _settle(wrapped: Any, dtype: torch.dtype) -> None:
+    """Let embeddings train as all adapters do, and what is no buffer have values in a plan, too."""
+    wrapped.prompt_encoder.to(torch.float32 if dtype in HALF else dtype)
+    for name, places in wrapped.prompt_tokens.items():
+        wrapped.prompt_tokens[name] = torch.arange(len(places), device="cpu")
 
 
 def _drop_virtual(
