@@ -98,6 +98,11 @@ def write_hub(folder: Path) -> Path:
     _write_jsonl(folder / "classification.jsonl", rows)
     pairs = [{"prompt": text(2, 8), "completion": text(1, 6)} for _ in range(NUM_ROWS)]
     _write_jsonl(folder / "causal_lm.jsonl", pairs)
+    answers = [
+        {"prompt": pair["prompt"], "chosen": pair["completion"], "rejected": f"w0 {text(1, 6)}"}
+        for pair in pairs
+    ]
+    _write_jsonl(folder / "preference.jsonl", answers)
     return folder
 
 

@@ -293,6 +293,20 @@ HEADS: dict[str, tuple[str, ...]] = {
     "projected": ("head={name: ridge, project: 5}",),
     "class sums": ("head=class_sums",),
 }
+PAIRS: dict[str, tuple[str, ...]] = {
+    "fedllm preference": ("framework=fedllm",),
+    "fedllm preference, parts": (
+        *("framework.upload=gradient", "training.micro_batch_size=3"),
+        "training.gradient_checkpointing=true",
+    ),
+    "split preference": ("framework=split",),
+    "split preference, u": (
+        *("framework={name: split, shape: u, tail: 2}", "wire={up: [int8], down: [int8]}"),
+        "training.micro_batch_size=3",
+    ),
+    "split preference of the server": ("framework={name: split, train: server, cache: false}",),
+    "split preference, ahead": ("framework={name: split, staleness: 1}",),
+}
 MODELS = (("llama", "causal_lm"), ("bert", "classification"), ("gpt2", "causal_lm"))
 
 
@@ -310,6 +324,8 @@ def _listed() -> dict[str, Variant]:
         for model, task in MODELS:
             few = (f"framework={framework}", "rounds=1", "data.num_clients=2")
             found[f"{framework} {model}, {task}"] = Variant(few, model, task)
+    for name, words in PAIRS.items():
+        found[name] = Variant(words, task="preference")
     return found
 
 

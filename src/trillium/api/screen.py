@@ -18,7 +18,12 @@ from rich.text import Text
 from trillium.report.human import prefixed
 from trillium.wire.ledger import Entry
 
-QUALITY = ("accuracy", "exact_match", "token_accuracy")  # the first that a line has is shown
+QUALITY = (
+    "accuracy",
+    "exact_match",
+    "token_accuracy",
+    "reward_accuracy",
+)  # the first that a line has is shown
 NARROW = 90  # columns; on less the table has only what says how a run goes
 
 

@@ -38,22 +38,29 @@ class Default:
     basis: str
 
 
-_LANGUAGE: Final = {"task": ("causal_lm",)}
+_CAUSAL: Final = {"task": ("causal_lm",)}
+_LANGUAGE: Final = {"task": ("causal_lm", "preference")}
 _LORA: Final = {**_LANGUAGE, "adapter": ("lora",)}
 _TOP: Final = [{"name": "top_classes", "k": 16}]
 BY_TASK: Final[tuple[Default, ...]] = (
     Default(
         "training.optimizer.lr",
         2e-4,
-        {**_LORA, "training.optimizer": ("adamw",)},
+        {**_LORA, **_CAUSAL, "training.optimizer": ("adamw",)},
         "LoRA on GPT-2 medium (Hu et al., 2021, arXiv 2106.09685) and on models up to 13B "
         "(QLoRA, arXiv 2305.14314)",
     ),
     Default(
         "training.optimizer.lr",
         2e-5,
-        {**_LANGUAGE, "adapter": ("full",), "training.optimizer": ("adamw",)},
+        {**_CAUSAL, "adapter": ("full",), "training.optimizer": ("adamw",)},
         "a tenth of LoRA's; Llama 2's fine-tuning (arXiv 2307.09288) and Alpaca's",
+    ),
+    Default(
+        "training.optimizer.lr",
+        5e-6,
+        {**_LORA, "task": ("preference",), "training.optimizer": ("adamw",)},
+        "DPO with LoRA in TRL's trl/scripts/dpo.py",
     ),
     Default(
         "adapter.target_modules",
@@ -137,16 +144,17 @@ def remarks(config: Setting, num_classes: int) -> Iterator[str]:
         num_classes: of a language model, the words of its vocabulary.
     """
     framework, given = config.framework, config.training.optimizer
-    if config.task.name != "causal_lm" or not getattr(framework, "trains", True):
+    if config.task.name not in _LANGUAGE["task"] or not getattr(framework, "trains", True):
         return
     for default in BY_TASK:
-        fits = config.adapter.name in default.under.get("adapter", ())
+        own = {"adapter": config.adapter.name, "task": config.task.name}
+        fits = all(name in default.under.get(what, ()) for what, name in own.items())
         if default.path != "training.optimizer.lr" or not fits or "adam" not in given.name:
             continue
         if given.lr > FAR * default.value:
             yield (
                 f"training.optimizer.lr={given.lr:g} is what small classifiers take; with this "
-                f"adapter {default.value:g} is the default of language models"
+                f"adapter {default.value:g} is the default of task={config.task.name}"
             )
     if not isinstance(framework, KDSettings) or num_classes <= MANY:
         return

@@ -103,7 +103,10 @@ def default_comparison(tree: Tree) -> Tree:
             rate and soft labels of all classes; which blocks have adapters.
     """
     task = tree.get("task")
-    writes = (task.get("name") if isinstance(task, Mapping) else task) == "causal_lm"
+    writes = (task.get("name") if isinstance(task, Mapping) else task) in (
+        "causal_lm",
+        "preference",
+    )
     found = read_yaml(recipe_path("compare-llm" if writes else "compare"))
     data, model = tree.get("data"), tree.get("model")
     other_data = isinstance(data, Mapping) and "source" in data

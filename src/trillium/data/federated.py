@@ -24,7 +24,7 @@ from trillium.files import CLIENT_NAME, CLIENT_NAME_RULE, SERVER
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Task = Literal["classification", "causal_lm"]
+Task = Literal["classification", "causal_lm", "preference"]
 
 
 class DataConfig(BaseModel):
@@ -205,7 +205,7 @@ def load_data(
     and test as they are.
 
     Args:
-        task: `classification` or `causal_lm`.
+        task: whose columns the rows are to have (`trillium.data.sources`).
         public_size: how many rows all sides are to hold; as `config` says by default.
 
     Raises:
@@ -264,19 +264,20 @@ def row_keys(rows: Dataset) -> list[str]:
     """Return what makes two rows the same text: all their words, without case and outer blanks."""
     if "text" in rows.column_names:
         return [text.strip().casefold() for text in rows["text"]]
-    if "messages" in rows.column_names:
-        chats = [
-            [
-                part
-                for turn in chat
-                for part in (turn["content"], turn.get("more"))
-                if part is not None
-            ]
-            for chat in rows["messages"]
-        ]
-    else:
-        chats = [list(pair) for pair in zip(rows["prompt"], rows["completion"], strict=True)]
+    wanted = ("prompt", "completion", "messages", "chosen", "rejected")
+    columns = [rows[name] for name in wanted if name in rows.column_names]
+    chats = [
+        [part for value in row for part in _parts(value)] for row in zip(*columns, strict=True)
+    ]
     return [json.dumps([text.strip().casefold() for text in chat]) for chat in chats]
+
+
+def _parts(value: str | list[dict[str, str]]) -> list[str]:
+    """Return what a text or the turns of a chat say."""
+    if isinstance(value, str):
+        return [value]
+    said = (part for turn in value for part in (turn["content"], turn.get("more")))
+    return [part for part in said if part is not None]
 
 
 def _with_test(raw: RawData, config: DataConfig, seed: int) -> tuple[RawData, int]:

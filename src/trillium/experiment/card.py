@@ -18,7 +18,11 @@ from trillium.report.read import Run, number, read_run
 from trillium.tasks.scores import TEXT_SCORES
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.j2")
-_PIPELINES: Final = {"classification": "text-classification", "causal_lm": "text-generation"}
+_PIPELINES: Final = {
+    "classification": "text-classification",
+    "causal_lm": "text-generation",
+    "preference": "text-generation",
+}
 _COUNTS: Final = ("num_examples",)
 
 
@@ -108,7 +112,8 @@ def _measures(run: Run, client: str | None) -> Iterator[tuple[str, float]]:
             yield name, known
 
 
-_QUALITY: Final = ("accuracy", "f1", "loss", "perplexity", "token_accuracy", *TEXT_SCORES)
+REWARDS: Final = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
+_QUALITY: Final = ("accuracy", "f1", "loss", "perplexity", "token_accuracy", *REWARDS, *TEXT_SCORES)
 
 
 def _sizes(data: Mapping[str, Any]) -> dict[str, int]:

@@ -15,8 +15,8 @@ from trillium.frameworks.split.generate import give_prompts, texts_of, write_tex
 from trillium.frameworks.split.protocol import Split
 from trillium.models.load import LanguageModel
 from trillium.rng import scoped_rng
-from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.ends import before_end, end_ids
+from trillium.tasks.language import LanguageTask
 from trillium.tasks.writing import Writing, write_whole
 from trillium.wire.ledger import Entry
 
@@ -78,7 +78,7 @@ def check_writes(config: ExperimentConfig, folder: Path) -> None:
     Raises:
         UserError: it is one.
     """
-    if not isinstance(config.task, CausalLM):
+    if not isinstance(config.task, LanguageTask):
         raise UserError(
             str(folder),
             f"its model was trained for task={config.task.name}, and a classifier cannot write",
@@ -106,8 +106,8 @@ def prompt_tokens(
         UserError: there is none, one is empty, or one leaves no room.
     """
     task = run_config(folder).task
-    assert isinstance(task, CausalLM)
-    chat = "messages" in about_data(folder).get("columns", ())
+    assert isinstance(task, LanguageTask)
+    chat = task.chats(about_data(folder).get("columns", ()))
     check_prompts(prompts)
     found = [task.prompt_tokens(prompt, model.tokenizer, chat=chat) for prompt in prompts]
     check_room(model, found, writing.max_new_tokens)
@@ -152,7 +152,7 @@ def _across(
     Raises:
         UserError: by rules that need the whole model.
     """
-    if isinstance(built.config.task, CausalLM) and built.config.task.decoding != "greedy":
+    if isinstance(built.config.task, LanguageTask) and built.config.task.decoding != "greedy":
         raise UserError(
             f"task.decoding={built.config.task.decoding} with framework=split",
             "beams and penalties need the whole model, and the parts choose a token at a time",
@@ -167,7 +167,7 @@ def _across(
 def write_on(found: Trained, prompts: Sequence[Sequence[int]], writing: Writing) -> list[list[int]]:
     """Let a whole model write, in this process."""
     model, task = found.model, found.config.task
-    assert isinstance(task, CausalLM)
+    assert isinstance(task, LanguageTask)
     settings: dict[str, object] = {}
     if writing.temperature:
         settings = {

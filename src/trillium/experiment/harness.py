@@ -10,6 +10,7 @@ from trillium.config.experiment import Tree
 from trillium.errors import UserError
 from trillium.experiment.trained import MOVED, load_trained, refuse_others, run_config
 from trillium.extras import install
+from trillium.tasks.language import LanguageTask
 
 SETTINGS: Final = ("evaluation.batch_tokens", *MOVED)
 Results = dict[str, dict[str, float]]
@@ -40,10 +41,10 @@ def harness_run(
             "--lm-eval", "the package lm-eval is not installed", install("lm-eval")
         ) from error
     refuse_others(changes, SETTINGS, "eval --lm-eval")
-    if (kind := run_config(folder).task.name) != "causal_lm":
+    if not isinstance(task := run_config(folder).task, LanguageTask):
         raise UserError(
             f"--lm-eval with {folder}",
-            f"the harness asks language models, and this one was trained for task={kind}",
+            f"the harness asks language models, and this one was trained for task={task.name}",
             "Give the folder of a run with task=causal_lm",
         )
     files = [task for task in tasks if Path(task).suffix in (".yaml", ".yml")]
@@ -58,7 +59,7 @@ def harness_run(
             model,
             tasks=specs,
             task_manager=manager,
-            apply_chat_template="messages" in found.columns,
+            apply_chat_template=task.chats(found.columns),
             log_samples=False,
         )
     except Exception as error:  # of tasks, which are code and data from elsewhere

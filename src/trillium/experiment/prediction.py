@@ -21,8 +21,8 @@ from trillium.experiment.trained import (
     warn_of_cuts,
 )
 from trillium.tasks.batches import by_tokens, collate, spans
-from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.ends import before_end, end_ids
+from trillium.tasks.language import LanguageTask
 from trillium.tasks.writing import Writing
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def predict_run(
     refuse_others(changes, (*PREDICTING, *MOVED), "predict")
     found = load_trained(folder, client, changes)
     rows = inputs_of(found.config.data.source, found.config.task.data_form)
-    if isinstance(found.config.task, CausalLM):
+    if isinstance(found.config.task, LanguageTask):
         return _answered(found, found.config.task, rows, writing)
     return _classified(found, rows)
 
@@ -108,9 +108,11 @@ def _classified(found: Trained, rows: Dataset) -> list[Predicted]:
     return [result[index] for index in sorted(result)]
 
 
-def _answered(found: Trained, task: CausalLM, rows: Dataset, writing: Writing) -> list[Predicted]:
+def _answered(
+    found: Trained, task: LanguageTask, rows: Dataset, writing: Writing
+) -> list[Predicted]:
     model, most, texts = found.model, found.config.evaluation.batch_tokens, list[str]()
-    chat = "messages" in found.columns
+    chat = task.chats(found.columns)
     prompts = [task.prompt_of(row, model.tokenizer, chat=chat) for row in rows]
     check_room(model, prompts, writing.max_new_tokens)
     ends = end_ids(model.tokenizer, model.module)

@@ -48,8 +48,8 @@ from trillium.models.own import Ends
 from trillium.privacy.account import FILE, Account
 from trillium.report.summary import said_of
 from trillium.tasks import Example
-from trillium.tasks.causal_lm import CausalLM
 from trillium.tasks.ends import warn_unless_ended
+from trillium.tasks.language import LanguageTask
 from trillium.training.meters import CostCache, Meter
 from trillium.wire.kinds import Limits
 from trillium.wire.ledger import Entry, Ledger
@@ -168,7 +168,7 @@ def build_server(
     check_lengths(config.of(None), model, [public, test])
     check_answers(config.of(None), model, test)
     check_measured(config, clients)
-    if isinstance(config.task, CausalLM):
+    if isinstance(config.task, LanguageTask):
         taught = [example for client in clients for example in client.examples]
         warn_unless_ended(taught or test, model.tokenizer)
     server = Server(
@@ -218,8 +218,9 @@ def build_server(
     fleet.masks = sums_of(config, server)
     fleet.limits = limits_of(model)
     fleet.most = most_of(config, model, sum(config.task.num_targets(example) for example in public))
+    is_long = config.task.data_form == "causal_lm"
     fleet.agreed = Agreed(
-        1 if config.task.data_form == "classification" else config.training.limit,
+        config.training.limit if is_long else 1,
         lambda client, n: tier_of(config.tiers, client).training(config.training).num_steps(n),
     )
     fleet.agree()

@@ -13,7 +13,7 @@ from trillium.errors import UserError
 from trillium.report.read import read_runs
 from trillium.report.summary import Row, shown, summarise
 
-HIGHER, LOWER = ("accuracy", "exact_match", "token_accuracy"), ("loss",)
+HIGHER, LOWER = ("accuracy", "exact_match", "token_accuracy", "reward_accuracy"), ("loss",)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ class Evaluation(BaseModel):
         every: rounds from one evaluation to the next; the last round is always evaluated.
         batch_tokens: tokens at once, with padding; a longer text is a batch of its own.
         keep: whether the model of the `last` round is shipped, or that of the `best` one: by accuracy;
-            in language modelling by loss, or by exact match where answers are generated. The best is
-            chosen by the rows that it is measured on.
+            in language modelling by loss, or by exact match where answers are generated; of preferences
+            by reward accuracy. The best is chosen by the rows that it is measured on.
         patience: ends the run when this many rounds have brought no gain; null runs all rounds.
     """
 

@@ -32,6 +32,7 @@ from trillium.frameworks.effects import (
     unread,
 )
 from trillium.frameworks.masked import check_masked
+from trillium.frameworks.pairs import check_pairs
 from trillium.frameworks.private import check_private
 from trillium.models.own import Ends
 from trillium.wire.message import Message, scalar
@@ -47,6 +48,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     slices_adapters: ClassVar[bool] = False  # whether clients may hold parts of the adapter
     mixes_models: ClassVar[bool] = False  # whether sides may have different models
     trains: ClassVar[bool] = True
+    compares: ClassVar[bool] = True  # whether it can train on pairs of texts
     client_half: ClassVar[Sequence[ModuleType]] = ()  # modules of verbs, beside its own methods
     hides_units: ClassVar[frozenset[str]] = frozenset()  # of what one more or less can be hidden
     only_adds: ClassVar[bool] = False  # whether all that clients send is only added up
@@ -100,6 +102,8 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Refuse settings that contradict each other."""
         if (found := self.all_crossings(config)) is not None:
             check_codecs(self.name, config, found)
+        if config.task.compares:
+            check_pairs(self.compares, config)
         if config.privacy.unit:
             check_private(self.name, self.hides_units, config)
         if config.sums.hides:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,7 @@ def by_tier(config: ExperimentConfig, names: Iterable[str]) -> Mapping[str, list
 
 
 @lru_cache(maxsize=16)
-def _alike(count: int, length: int, prompt: int, classes: int) -> list[Example]:
+def _alike(count: int, length: int, prompt: int, classes: int, compares: bool) -> list[Example]:
     """Return examples of one length, supervised behind a prompt; or of the classes in turn.
 
     They differ in their first token: of samples that are alike, activations cross once.
@@ -120,10 +120,11 @@ def _alike(count: int, length: int, prompt: int, classes: int) -> list[Example]:
     labels = [torch.tensor(label) for label in range(classes)]
     if prompt:
         labels = [tokens.masked_fill(torch.arange(length) < prompt, IGNORE)]
-    return [
+    texts = [
         Example(i, tokens.masked_fill(first, i), labels[i % len(labels)], prompt)
         for i in range(count)
     ]
+    return [replace(text, rejected=text) for text in texts] if compares else texts
 
 
 def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
@@ -133,10 +134,11 @@ def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
     length = min(bounds, default=TOKENS)
     response = min(assumed.response or -(-length // 2), length - 1)
     prompt = 0 if classifies else length - response
-    texts = partial(_alike, length=length, prompt=prompt, classes=assumed.classes)
-    own = texts(assumed.examples)
+    own = {"length": length, "prompt": prompt, "classes": assumed.classes}
+    texts = partial(_alike, **own, compares=config.task.compares)
+    rows = texts(assumed.examples)
     return Texts(
-        clients=dict.fromkeys(config.data.names(), own),
+        clients=dict.fromkeys(config.data.names(), rows),
         public=texts(config.public_size),
         num_classes=assumed.classes if classifies else 0,
         assumed=True,

@@ -17,7 +17,7 @@ from trillium.report.read import Run, number
 from trillium.report.style import arm_styles, scale_axis, short
 from trillium.report.summary import Row, Stat, families
 
-_FRACTIONS = ("accuracy", "exact_match", "token_accuracy")
+_FRACTIONS = ("accuracy", "exact_match", "token_accuracy", "reward_accuracy")
 _MARKED_POINTS = 25
 
 
@@ -49,7 +49,14 @@ class Curve:
 
 def plotted_measures(rows: Sequence[Row]) -> list[Measure]:
     """Return what the curves are of: accuracy, or else exact match and perplexity, or else loss."""
-    for names in (("accuracy",), ("exact_match", "perplexity"), ("token_accuracy",), ("loss",)):
+    groups = (
+        ("accuracy",),
+        ("exact_match", "perplexity"),
+        ("token_accuracy",),
+        ("reward_accuracy", "reward_margin"),
+        ("loss",),
+    )
+    for names in groups:
         found = [BY_NAME[name] for name in names if any(name in row.values for row in rows)]
         if found:
             return found

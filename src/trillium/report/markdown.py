@@ -21,6 +21,8 @@ COLUMNS = (
     "rouge_l",
     "perplexity",
     "token_accuracy",
+    "reward_accuracy",
+    "reward_margin",
     "loss",
     "clients_accuracy",
     "clients_exact_match",

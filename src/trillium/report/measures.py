@@ -157,10 +157,28 @@ QUALITY = (
         human.percent,
     ),
     Measure(
+        "reward_accuracy",
+        "Reward acc.",
+        "Reward accuracy",
+        "Share of held-out pairs whose chosen answer has gained more over the reference than the "
+        "rejected one.",
+        _shipped("reward_accuracy"),
+        human.percent,
+    ),
+    Measure(
+        "reward_margin",
+        "Margin",
+        "Reward margin",
+        "By how much more the chosen answer has gained than the rejected one: the mean over held-out "
+        "pairs, in nats times beta.",
+        _shipped("reward_margin"),
+        human.plain,
+    ),
+    Measure(
         "loss",
         "Loss",
         "Loss",
-        "Mean cross-entropy on the held-out examples, in nats; lower is better.",
+        "Mean of the task's loss on the held-out examples, in nats; lower is better.",
         _shipped("loss"),
         human.plain,
     ),

@@ -12,7 +12,12 @@ from trillium.report.measures import bytes_per_client, per_client, show_bytes
 from trillium.report.read import Run, number
 from trillium.report.summary import Row
 
-MEASURES = ("accuracy", "exact_match", "token_accuracy")  # the first that any arm has
+MEASURES = (
+    "accuracy",
+    "exact_match",
+    "token_accuracy",
+    "reward_accuracy",
+)  # the first that any arm has
 SHARE = 0.95  # of the best arm's, where no accuracy is named
 
 

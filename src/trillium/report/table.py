@@ -27,6 +27,8 @@ _COLUMNS = {
     "rouge_l": 9,
     "perplexity": 0,
     "token_accuracy": 10,
+    "reward_accuracy": 0,
+    "reward_margin": 3,
     "loss": 8,
     "clients_accuracy": 5,
     "clients_exact_match": 6,

@@ -19,7 +19,11 @@ LESS_IS_BETTER = ("perplexity", "loss")
 CLOSE = 0.95  # of the best, where no interval is known
 LINK = 10e6  # bits per second
 _LESS = 1.5  # times fewer bytes, to be worth a sentence
-_TASKS = {"classification": "Text classification", "causal_lm": "Language modelling"}
+_TASKS = {
+    "classification": "Text classification",
+    "causal_lm": "Language modelling",
+    "preference": "Preference optimisation",
+}
 
 
 def title(rows: Sequence[Row]) -> str:

@@ -36,17 +36,24 @@ class Example:
         input_ids: token ids `(seq,)`, int64.
         labels: the class `()`, or the token ids `(seq,)` with `IGNORE` where nothing is supervised.
         prompt_tokens: how many tokens a generation starts from; 0 for classification.
+        rejected: the text that is worse than this one, where texts are compared.
     """
 
     index: int
     input_ids: Tensor
     labels: Tensor
     prompt_tokens: int = 0
+    rejected: Example | None = None
+
+    @property
+    def texts(self) -> tuple[Example, ...]:
+        """It, with the text that it is compared with; each is a row of a batch."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
     @property
     def num_tokens(self) -> int:
-        """How long it is."""
-        return len(self.input_ids)
+        """How long it is, or the longer of its texts."""
+        return max(len(text.input_ids) for text in self.texts)
 
     @cached_property
     def num_predicted(self) -> int:
@@ -59,7 +66,7 @@ class Batch:
     """A padded batch.
 
     Attributes:
-        input_ids: `(batch, seq)` int64.
+        input_ids: `(batch, seq)` int64; texts that are compared are rows beside each other.
         attention_mask: `(batch, seq)` int64, 0 where padded.
         labels: `(batch,)` or `(batch, seq)` int64, `IGNORE` where nothing is supervised.
         indices: number of each example among those it comes from.
@@ -90,12 +97,18 @@ class Task(Component, kind="task", package="trillium.tasks"):
 
     auto_class: ClassVar[str]
     peft_task: ClassVar[str]
-    data_form: ClassVar[str]  # the columns that sources deliver, "classification" or "causal_lm"
+    data_form: ClassVar[str]  # the columns that sources deliver, see `trillium.data.sources`
+    compares: ClassVar[bool] = False  # whether an example is two texts, held against a reference
 
     @property
     def measure(self) -> str:
         """Return the metric by which one model is better than another."""
         return "loss"
+
+    @property
+    def num_texts(self) -> int:
+        """Return how many rows of a batch an example is."""
+        return 2 if self.compares else 1
 
     @property
     def more_is_better(self) -> bool:
@@ -145,18 +158,28 @@ class Task(Component, kind="task", package="trillium.tasks"):
             return part(rows, targets, slice(None))
         return summed(head, rows, lambda some, at: part(some, targets[at], at))
 
+    def reference(self, module: nn.Module, batch: Batch) -> Tensor | None:
+        """Return the `scores` of a batch by the model as it was before training, if they count."""
+        return None
+
+    def scores(self, output: Tensor, labels: Tensor, head: nn.Module | None) -> Tensor:
+        """Return what a reference says of each text of a batch, `(batch,)`."""
+        raise NotImplementedError
+
     def loss(
         self,
         output: Tensor,
         labels: Tensor,
         head: nn.Module | None = None,
         adjustment: Adjustment | None = None,
+        reference: Tensor | None = None,
     ) -> tuple[Tensor, int]:
         """Return the summed cross-entropy (nats) of the supervised predictions, and how many.
 
         Args:
             output, head: as `output` returns them, or the last part of a cut model.
             adjustment: of the logits.
+            reference: as `reference` returns it.
         """
 
         def part(logits: Tensor, targets: Tensor, _: slice) -> Tensor:
@@ -174,6 +197,10 @@ class Task(Component, kind="task", package="trillium.tasks"):
     def num_supervised(self, labels: Tensor) -> int:
         """Return how many predictions the labels of a batch supervise."""
         raise NotImplementedError
+
+    def num_rows(self, labels: Tensor) -> int:
+        """Return how many rows of the labels of a batch `select` takes, on which costs depend."""
+        return self.num_supervised(labels)
 
     def num_targets(self, example: Example) -> int:
         """Return how many predictions of one example count: its weight in every mean."""

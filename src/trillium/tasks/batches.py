@@ -35,7 +35,8 @@ def collate(
     examples: Sequence[Example], pad_id: int, device: torch.device, *, exact: bool = False
 ) -> Batch:
     """Pad examples on the right to the next multiple of eight, or the longest if it is to be exact."""
-    lengths = [len(example.input_ids) for example in examples]
+    texts = [text for example in examples for text in example.texts]
+    lengths = [len(text.input_ids) for text in texts]
     length = max(lengths) if exact else padded(max(lengths))
     is_text = torch.arange(length) < torch.tensor(lengths)[:, None]
 
@@ -44,8 +45,8 @@ def collate(
         found[is_text] = torch.cat(tokens)
         return found
 
-    input_ids = in_rows([example.input_ids for example in examples], pad_id)
-    labels = [example.labels for example in examples]
+    input_ids = in_rows([text.input_ids for text in texts], pad_id)
+    labels = [text.labels for text in texts]
     targets = torch.stack(labels) if labels[0].dim() == 0 else in_rows(labels, IGNORE)
     indices = tuple(example.index for example in examples)
     return Batch(input_ids.to(device), is_text.long().to(device), targets.to(device), indices)
@@ -99,8 +100,9 @@ def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Exa
 
 def by_tokens(examples: Sequence[Example], most: int) -> Iterator[list[Example]]:
     """Yield the examples once in batches of similar length and of at most so many tokens."""
-    ordered = sorted(examples, key=lambda example: (len(example.input_ids), example.index))
-    for place in spans([len(example.input_ids) for example in ordered], most):
+    ordered = sorted(examples, key=lambda example: (example.num_tokens, example.index))
+    most //= len(ordered[0].texts) if ordered else 1
+    for place in spans([example.num_tokens for example in ordered], most):
         yield ordered[place]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.rng import scoped_rng
-from trillium.tasks import IGNORE, Example, Task
+from trillium.tasks import IGNORE, Example
 from trillium.tasks.batches import by_tokens, collate, spans
-from trillium.tasks.chats import answer_tokens, chat_spans, prompt_tokens
+from trillium.tasks.chats import chat_spans
 from trillium.tasks.ends import before_end, end_ids
+from trillium.tasks.language import LanguageTask, pair_spans
 from trillium.tasks.scores import text_scores
 from trillium.tasks.spans import Spans
-from trillium.tasks.writing import Decoding, write_whole
+from trillium.tasks.writing import write_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 SHOWN = 6  # prompts with their answers, in a report
 
 
-class CausalLM(Task, name="causal_lm"):
+class CausalLM(LanguageTask, name="causal_lm"):
     """Predict the tokens of a response from those before them.
 
     Rows hold `prompt` and `completion`, or `messages` in the chat form, where every turn of the
@@ -40,17 +41,11 @@ class CausalLM(Task, name="causal_lm"):
     Attributes:
         generate: how many held-out prompts to answer, for these measures; 0 for none.
         max_new_tokens: longest generated answer.
-        decoding: how text is written, in measures and by `trillium generate` and `predict`: `greedy`,
-            the most probable token each time; or as the `checkpoint`'s `generation_config.json` says
-            (beams, penalties, suppressed tokens, sampling), which no cut model can.
     """
 
     generate: int = Field(default=0, ge=0)
     max_new_tokens: int = Field(default=32, ge=1)
-    decoding: Decoding = "greedy"
 
-    auto_class: ClassVar[str] = "AutoModelForCausalLM"
-    peft_task: ClassVar[str] = "CAUSAL_LM"
     data_form: ClassVar[str] = "causal_lm"
 
     @property
@@ -67,37 +62,12 @@ class CausalLM(Task, name="causal_lm"):
                 pieces
                 for row in rows
                 for pieces in (
-                    chat_spans(row, tokenizer) if chats else [_pair_spans(row, tokenizer)]
+                    chat_spans(row, tokenizer)
+                    if chats
+                    else [pair_spans(row["prompt"], row["completion"], tokenizer)]
                 )
             )
         ]
-
-    def prompt_tokens(self, prompt: str, tokenizer: Any, *, chat: bool) -> list[int]:
-        """Return the tokens from which a text is written on, as they are in training.
-
-        Of a chat, the prompt is what the user says first.
-        """
-        if chat:
-            return prompt_tokens(tokenizer, prompt)
-        return _plain_prompt(prompt, tokenizer)
-
-    def prompt_of(self, row: Mapping[str, Any], tokenizer: Any, *, chat: bool) -> list[int]:
-        """Return the tokens from which the answer to a row is written.
-
-        Of `messages` they are all turns; an answer of the assistant at their end is left out.
-
-        Args:
-            chat: whether a `prompt` is what the user of a chat says.
-        """
-        if "messages" not in row:
-            return self.prompt_tokens(row["prompt"], tokenizer, chat=chat)
-        return answer_tokens(tokenizer, row)
-
-    def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits at t with the label at t + 1, where that label is supervised."""
-        targets = labels[:, 1:]
-        counted = targets != IGNORE
-        return logits[:, :-1][counted], targets[counted]
 
     def num_supervised(self, labels: Tensor) -> int:
         """The response tokens but for one at the very start, which nothing predicts."""
@@ -204,16 +174,3 @@ def _kept(length: int, prompt: int, most: int) -> list[int]:
     drop = min(max(0, length - most), max(0, prompt - max(most // 2, 1)))
     start = min(prompt, 1)  # what begins every text
     return [*range(start), *range(start + drop, length)][:most]
-
-
-def _pair_spans(row: dict[str, Any], tokenizer: Any) -> Spans:
-    """Tokenise prompt and completion apart, so that the border between them is a token border."""
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
-    return [(_plain_prompt(row["prompt"], tokenizer), False), (completion + end, True)]
-
-
-def _plain_prompt(prompt: str, tokenizer: Any) -> list[int]:
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    tokens: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return start + tokens

@@ -221,7 +221,7 @@ class Loop:
 
     def rows(self, batch: Batch) -> int:
         """Return what costs depend on beside the layout of a batch: how many rows count, if any do."""
-        return self.task.num_supervised(batch.labels) if is_wide(self.module) else 0
+        return self.task.num_rows(batch.labels) if is_wide(self.module) else 0
 
     def _parts(self, chunk: list[Example]) -> list[Batch]:
         """Return the batches that go through the model one by one."""
@@ -283,8 +283,9 @@ class TaskLoss:
 
     def __call__(self, module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss of a batch and how many predictions it sums over."""
+        reference = self.task.reference(module, batch)
         output, head = self.task.output(module, batch)
-        return self.task.loss(output, batch.labels, head, self.adjustment)
+        return self.task.loss(output, batch.labels, head, self.adjustment, reference)
 
 
 def task_objective(task: Task, examples: Sequence[Example]) -> Objective:

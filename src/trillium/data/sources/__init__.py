@@ -5,6 +5,8 @@ task               columns of every source's datasets
 =================  ======================================================================
 `classification`   `text: str`, `label: int` (an index into `RawData.labels`)
 `causal_lm`        `prompt: str`, `completion: str`, or `messages: list[{role, content}]`
+`preference`       `prompt: str`, `chosen: str`, `rejected: str`, or without a prompt two
+                   whole chats `chosen` and `rejected`, each `list[{role, content}]`
 =================  ======================================================================
 
 A column `client: str` may stand beside them: the row's natural owner.
@@ -28,7 +30,7 @@ class RawData:
 
     Attributes:
         test: held-out rows, or None where the source has no test split.
-        labels: class names, indexed by `label`; `()` for `causal_lm`.
+        labels: class names, indexed by `label`; `()` for other tasks than `classification`.
     """
 
     train: Dataset
@@ -41,7 +43,7 @@ class Source(Component, kind="source", package="trillium.data.sources"):
 
     @abstractmethod
     def load(self, task: str, seed: int) -> RawData:
-        """Return the rows in the columns of `task`, `classification` or `causal_lm`.
+        """Return the rows in the columns of `task`, which is one of the table above.
 
         The seed drives sources that generate; sources that read give the same rows for all seeds.
         What cannot be found, read, or brought to the columns is refused.

@@ -29,7 +29,8 @@ class Builtin(Source, name="builtin"):
     """Generate requests of bank, shop and phone customers, each with one of 38 intents.
 
     For `causal_lm` the completion names the intent and what fills the slots of the request:
-    `intent: charged_twice | shop: Norda`.
+    `intent: charged_twice | shop: Norda`. For `preference` that is chosen, and what names another
+    request is rejected.
 
     Attributes:
         num_train: number of training rows; intents are equally frequent, give or take one row.
@@ -72,6 +73,9 @@ class Builtin(Source, name="builtin"):
             answers.append(answer)
         if task == "classification":
             return Dataset.from_dict({"text": requests, "label": labels})
+        if task == "preference":
+            others = answers[1:] + answers[:1]
+            return Dataset.from_dict({"prompt": requests, "chosen": answers, "rejected": others})
         return Dataset.from_dict({"prompt": requests, "completion": answers})
 
     def _phrasings(self, intent: Intent, split: str) -> Sequence[str]:

@@ -63,7 +63,7 @@ def read_chat(value: object, system: System) -> list[Turn]:
             turns.append(_turn(turn))
         except ChatError as error:
             raise ChatError(f"turn {number}: {error}", error.value) from None
-    return _folded(turns) if system == "fold" else turns
+    return folded(turns) if system == "fold" else turns
 
 
 def read_pair(prompt: object, completion: object, system: System) -> list[Turn]:
@@ -73,12 +73,19 @@ def read_pair(prompt: object, completion: object, system: System) -> list[Turn]:
     """
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and prompt else prompt
     after = [{"role": "assistant", "content": completion}]
-    turns = read_chat(before, "keep") if before else []
-    for turn in turns:
-        if turn["role"] == "assistant":
-            turn["more"] = json.dumps({**json.loads(turn.get("more") or "{}"), "weight": 0})
+    turns = unsupervised(read_chat(before, "keep") if before else [])
     turns += read_chat(after if isinstance(completion, str) else completion, "keep")
-    return _folded(turns) if system == "fold" else turns
+    return folded(turns) if system == "fold" else turns
+
+
+def unsupervised(turns: Sequence[Turn]) -> list[Turn]:
+    """Return turns of which no response is to be learnt."""
+
+    def silent(turn: Turn) -> Turn:
+        more = {**json.loads(turn.get("more") or "{}"), "weight": 0}
+        return {**turn, "more": json.dumps(more)} if turn["role"] == "assistant" else turn
+
+    return [silent(turn) for turn in turns]
 
 
 def read_tools(value: object) -> str:
@@ -182,7 +189,7 @@ def _more(turn: dict[str, Any]) -> dict[str, Any]:
     return more
 
 
-def _folded(turns: list[Turn]) -> list[Turn]:
+def folded(turns: Sequence[Turn]) -> list[Turn]:
     """Put what the system says in front of what the user says next."""
     found: list[Turn] = []
     waiting: list[str] = []

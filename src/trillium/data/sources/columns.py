@@ -19,6 +19,7 @@ from trillium.data.sources.chats import (
     read_tools,
 )
 from trillium.data.sources.labels import check_known, class_names, label_space, names_of
+from trillium.data.sources.preferences import read_preferences
 from trillium.data.sources.table import Table
 from trillium.errors import UserError
 
@@ -32,13 +33,16 @@ class Columns(BaseModel):
     `text`, `prompt` and `completion` are a column name, or a template over columns such as
     `"{premise} {hypothesis}"`; an empty `prompt` means that the rows have none. Prompt and completion
     may hold lists of turns, and are a chat then. Rows without these columns may have `messages`,
-    `conversations`, or `instruction`, `input` and `output` instead.
+    `conversations`, or `instruction`, `input` and `output` instead. Of a preference, `chosen` and
+    `rejected` are answers to `prompt`, texts or turns; where there is no prompt, or they are whole
+    chats, it is what both begin with.
 
     Attributes:
         text: what is classified.
         label: the class: texts, whole numbers, true and false, or a `ClassLabel`.
         prompt: what the model is given.
         completion: what the model must write.
+        chosen, rejected: of two answers the better and the worse one.
         messages: chat turns, `list[{role, content}]`; where given, replaces prompt and completion.
         tools: column with the tools that the assistant of a chat may call; read if there is one.
         system: whether the system's turns of a chat are kept, or folded into the user's (`fold`),
@@ -50,6 +54,8 @@ class Columns(BaseModel):
     label: str = "label"
     prompt: str = "prompt"
     completion: str = "completion"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
     messages: str | None = None
     tools: str | None = "tools"
     system: System = "keep"
@@ -130,9 +136,16 @@ class Columns(BaseModel):
         columns: dict[str, list[Any]]
         if task == "classification":
             columns = {"text": self._texts(rows, "text", blank=False)}
+        elif task == "preference":
+            names = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+            found = read_preferences(
+                *(rows, names, self.system),
+                lambda what: self._texts(rows, what, blank=what == "prompt"),
+            )
+            columns = found if "prompt" in found else {**found, **self._tools(rows)}
         else:
             columns = self._language(rows)
-        if "messages" in columns:
+        if "messages" in columns or ("chosen" in columns and "prompt" not in columns):
             columns["row"] = [f"row {n + 1} of {rows.origin}" for n in range(len(rows))]
         # Test rows are nobody's, and often come without an owner.
         if self.client is not None and split == "train":

@@ -74,6 +74,12 @@ def _check_aggregator(framework: FedLLMSettings, config: Setting) -> None:
             f"Write model.quantize=none, or one of framework.aggregator="
             f"{_aggregators(lambda other: not other.folds)}",
         )
+    if rule.folds and config.task.compares:
+        raise UserError(
+            f"{given} with task={config.task.name}",
+            "it changes the base weights, and the model without its adapter is the reference",
+            f"Write one of framework.aggregator={_aggregators(lambda other: not other.folds)}",
+        )
     cohort = config.fleet.min_replies or config.fleet.clients_per_round or config.data.num_clients
     if rule.min_clients > cohort:
         raise UserError(

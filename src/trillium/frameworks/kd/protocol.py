@@ -59,6 +59,7 @@ from trillium.wire.soft_labels import Teacher
 class KD(KDSettings, name="kd"):
     """Exchange of soft labels on a public set."""
 
+    compares: ClassVar[bool] = False
     only_adds: ClassVar[bool] = True
     hides_units: ClassVar[frozenset[str]] = frozenset({"client"})
 

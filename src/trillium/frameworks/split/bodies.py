@@ -35,4 +35,4 @@ def _body(server: Server, parts: Parts, state: State, owner: str, *, trains: boo
     trained = server.training.trained(names) if trains else ()
     own = train_only({name: state[name] for name in names}, trained)
     saved = server.store.get("optimizers", {}).get(owner)
-    return Body(owner, parts, own, server.training, saved, server.meter)
+    return Body(owner, parts, own, server.training, saved, server.meter, server.task)

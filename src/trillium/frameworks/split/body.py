@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from trillium.federation.agreed import MANY
-from trillium.frameworks.split.micro import in_parts, paddings
+from trillium.frameworks.split.micro import in_parts, paddings, rows_at_once
 from trillium.frameworks.split.pooled import Pooled
 from trillium.models.parts import Parts
 from trillium.models.slots import State
 from trillium.tasks import Task
+from trillium.tasks.preference import without_adapter
 from trillium.training.meters import Meter, resident_tensors
 from trillium.training.optimizers import set_learning_rate
 from trillium.training.settings import Training
@@ -53,9 +54,10 @@ class Body:
         training: Training,
         saved: Mapping[str, Any] | None,
         meter: Meter,
+        task: Task,
     ) -> None:
         self.owner, self.parts, self.state, self.meter = owner, parts, state, meter
-        self._size, self._training = training.micro_batch_size, training
+        self._size, self._training = rows_at_once(training, task), training
         trains = any(parameter.requires_grad for parameter in state.values())
         self._optimizer = training.build(state, saved) if trains else None
 
@@ -68,17 +70,45 @@ class Body:
         self._mount()
         pooled.hidden.requires_grad_(gradient)
         key, resident = self._cost("body forward", pooled)
-        body, hidden, mask = self.parts.split.body, pooled.hidden, pooled.mask
+        pooled.output = self.meter.run(
+            key, partial(self._run, pooled.hidden, pooled.mask), resident
+        )
+        pooled.output_gradient = torch.zeros_like(pooled.output)
 
+    def refer(self, pooled: Pooled, task: Task | None) -> None:
+        """Fill `pooled.reference` by the part without its adapter.
+
+        Args:
+            task: says what it is where the body ends in logits; in the U shape it is the output.
+        """
+        self._mount()
+        body = self.parts.split.body
+
+        def run() -> Tensor:
+            with torch.no_grad(), without_adapter(body):
+                output = self._run(pooled.reference_hidden, pooled.mask)
+                if task is None:
+                    return output
+                with self._training.precision(output.device):
+                    return task.scores(output, pooled.labels, body.apart)
+
+        key, resident = self._cost(f"body reference of {self._rows(pooled, task)}", pooled)
+        pooled.reference = self.meter.run(key, run, resident)
+
+    def _run(self, hidden: Tensor, mask: Tensor) -> Tensor:
         def part(hidden: Tensor, mask: Tensor) -> Tensor:
             # Of a leaf, unlike of the unsplit model's states, autocast keeps one copy for all uses.
             own = hidden.view_as(hidden)
             with self._training.precision(hidden.device):
-                return body.run(own, attention_mask=mask).to(hidden.dtype)
+                return self.parts.split.body.run(own, attention_mask=mask).to(hidden.dtype)
 
-        run = partial(in_parts, part, self._size, hidden, mask)
-        pooled.output = self.meter.run(key, run, resident)
-        pooled.output_gradient = torch.zeros_like(pooled.output)
+        return in_parts(part, self._size, hidden, mask)
+
+    def _rows(self, pooled: Pooled, task: Task | None) -> int:
+        """Return how many logits are computed apart, if any are."""
+        if task is None or self.parts.split.body.apart is None:
+            return 0
+        return task.num_rows(pooled.labels)
 
     def backward(self, pooled: Pooled, task: Task | None) -> None:
         """Compute the gradients of the mean loss over the pooled batch.
@@ -96,17 +126,13 @@ class Body:
             if task is None:
                 output.backward(pooled.output_gradient)  # type: ignore[no-untyped-call]
                 return pooled.loss
-            assert pooled.labels is not None
+            apart, reference = self.parts.split.body.apart, pooled.reference
             with self._training.precision(output.device):
-                loss, count = task.loss(output, pooled.labels, self.parts.split.body.apart)
+                loss, count = task.loss(output, pooled.labels, apart, reference=reference)
             (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
             return float(loss.detach())
 
-        rows = 0
-        if task is not None and self.parts.split.body.apart is not None:
-            assert pooled.labels is not None
-            rows = task.num_supervised(pooled.labels)
-        key, resident = self._cost(f"body backward of {rows}", pooled)
+        key, resident = self._cost(f"body backward of {self._rows(pooled, task)}", pooled)
         fills = [pooled.hidden, *self.state.values()]
         needs = [pooled.output]
         pooled.loss = self.meter.run(key, run, resident, fills=fills, needs=needs)

@@ -33,6 +33,8 @@ def check_split_settings(framework: SplitSettings, config: Setting) -> None:
             "the server computes the loss, and does not know how often a client's classes occur",
             "Write framework.shape=u, where the client does, or leave task.logit_adjustment out",
         )
+    if config.task.compares:
+        _check_pairs(framework, config)
     if framework.shape == "two_part" and framework.mode == "coalesced" and framework.cache:
         for label, tier in config.tiers.items():
             if tier.local_steps is not None:
@@ -46,6 +48,26 @@ def check_split_settings(framework: SplitSettings, config: Setting) -> None:
         _check_delta(framework, framework.delta, config)
     if framework.staleness:
         check_staleness(framework, bool(framework.cache or framework.local_rounds))
+
+
+def _check_pairs(framework: SplitSettings, config: Setting) -> None:
+    """Refuse what is made for single texts where an example is two."""
+    once = framework.train == "server" and framework.cache is not False
+    wrong = (
+        (once, f"train=server, cache={str(framework.cache).lower()}", "cache=false"),
+        (framework.local_rounds, f"local_rounds={framework.local_rounds}", "local_rounds=0"),
+        (framework.delta, "delta", "delta=null"),
+        (framework.defence.name != "none", f"defence={framework.defence.name}", "defence=none"),
+        (framework.leakage, "leakage=true", "leakage=false"),
+    )
+    for is_set, given, instead in wrong:
+        if is_set:
+            raise UserError(
+                f"framework.{given} with task={config.task.name}",
+                "it is made for single texts, and here two cross together, each with and without "
+                "the adapter",
+                f"Write framework.{instead}",
+            )
 
 
 def no_steps(label: str) -> UserError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,34 +16,20 @@ from torch import Tensor, nn
 from trillium.federation.client import Client, client_verb
 from trillium.frameworks.split.body import scaled_step, squared_norm
 from trillium.frameworks.split.delta import GRADIENT, HIDDEN, SAMPLES, Copies, Delta
-from trillium.frameworks.split.micro import in_parts, noting, paddings, places
+from trillium.frameworks.split.micro import in_parts, noting, paddings, places, rows_at_once
+from trillium.frameworks.split.pending import Pending, pending_of
+from trillium.frameworks.split.pooled import REFERENCE
 from trillium.frameworks.split.ragged import lengths_of, spread, strip
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts, load_values
 from trillium.models.slots import State, train_only, values
 from trillium.tasks import Batch, Example
 from trillium.tasks.batches import collate
+from trillium.tasks.preference import without_adapter
 from trillium.training.loop import batches
 from trillium.training.meters import resident_tensors
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message, named, scalar
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A batch that is on its way through the server.
-
-    Attributes:
-        hidden: what came out; `None` where the server has it since an earlier round.
-        weights: with which; with staleness they are copies, because a step is taken before its backward
-            pass (as PipeDream stashes weights, Harlap et al., 2018, arXiv 1806.03377).
-        kept: what its backward pass will need, where another batch may come before that.
-    """
-
-    batch: Batch
-    hidden: Tensor | None
-    weights: State
-    kept: list[Tensor]
 
 
 @client_verb
@@ -93,13 +79,16 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
             found: Tensor = head(None, input_ids=input_ids, attention_mask=mask)
         return found.to(client.model.dtype)
 
-    def run() -> tuple[Tensor, list[Tensor]]:
-        size = client.training.micro_batch_size
-        return in_parts(part, size, batch.input_ids, batch.attention_mask), kept
+    def run() -> tuple[Tensor, list[Tensor], Tensor | None]:
+        size, reference = rows_at_once(client.training, client.task), None
+        if split.sends_reference(client.task, parts, client.training):
+            with torch.no_grad(), without_adapter(head):
+                reference = in_parts(part, size, batch.input_ids, batch.attention_mask)
+        return in_parts(part, size, batch.input_ids, batch.attention_mask), kept, reference
 
     key, resident = _cost(split, client, "head forward", batch, parts, pending)
     with torch.set_grad_enabled(trains), keeping:
-        hidden, kept = client.meter.run(key, run, resident)
+        hidden, kept, reference = client.meter.run(key, run, resident)
     if trains or parts.split.tail is not None:
         pending.append(Pending(batch, hidden, weights, kept))
     rows = split.defence.apply(strip(hidden.detach(), batch.attention_mask), client.secret)
@@ -107,6 +96,8 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
     if split.delta is not None:
         found = _changes(split.delta, client, rows, chunk)
     tensors = {**found.tensors, **lengths_of(batch.attention_mask)}
+    if reference is not None:
+        tensors[REFERENCE] = strip(reference, batch.attention_mask)
     if split.shape == "two_part":
         per_text = batch.labels.dim() == 1
         labels = batch.labels if per_text else strip(batch.labels, batch.attention_mask)
@@ -125,7 +116,7 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
         raise MessageError("finish_batch: no batch ends at the client")
     if SAMPLES in message.tensors:
         _take_up(client, message)
-    pending = _pending(client, message)
+    pending = pending_of(client, message)
     _take_late_step(client, message)
     batch = pending[0].batch
     mask = batch.attention_mask
@@ -134,23 +125,33 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
     output = spread(flat.to(client.model.device, client.model.dtype), mask).requires_grad_()
     state: State = client.scratch["state"]
     parts.tail.mount(state)
-    adjustment = client.task.adjustment(client.examples)
+    task, adjustment = client.task, client.task.adjustment(client.examples)
+    before: Tensor | None = None
+    if task.compares:
+        flat = message.floats(REFERENCE, (int(mask.sum()), parts.width))
+        before = spread(flat.to(output.device, output.dtype), mask)
 
-    parted = [*places(len(mask), client.training.micro_batch_size)]
-    counts = [client.task.num_supervised(batch.labels[rows]) for rows in parted]
+    parted = [*places(len(mask), rows_at_once(client.training, task))]
+    counts = [task.num_supervised(batch.labels[rows]) for rows in parted]
 
     def run() -> Tensor:
         total = output.new_zeros(())
         for rows in parted:
             inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
+            labels, reference = batch.labels[rows], None
             with client.training.precision(mask.device):
+                if before is not None:
+                    with torch.no_grad(), without_adapter(tail):
+                        found = tail.run(before[rows], **inputs)
+                        reference = task.scores(found, labels, tail.apart)
                 found = tail.run(output[rows], **inputs)
-                loss, _ = client.task.loss(found, batch.labels[rows], tail.apart, adjustment)
+                loss, _ = task.loss(found, labels, tail.apart, adjustment, reference)
             (loss / max(sum(counts), 1)).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         return total
 
-    what = f"tail of {0 if tail.apart is None else counts}"
+    scored = [task.num_rows(batch.labels[rows]) for rows in parted]
+    what = f"tail of {0 if tail.apart is None else scored}"
     tail.train()
     key, resident = _cost(split, client, what, batch, parts, [*pending][1:])
     fills = [output, *(state[name] for name in parts.tail.names)]
@@ -172,7 +173,7 @@ def finish_batch(split: SplitSettings, client: Client, message: Message) -> Mess
 @client_verb
 def backward(split: SplitSettings, client: Client, message: Message) -> Message:
     """Take the gradient of the activations through the first blocks."""
-    pending = _pending(client, message)
+    pending = pending_of(client, message)
     parts = split.parts(client.model, client.examples)
     batch, hidden = pending[0].batch, pending[0].hidden
     mask = batch.attention_mask
@@ -232,14 +233,6 @@ def _take_up(client: Client, message: Message) -> None:
     client.scratch["pending"].append(Pending(batch, None, {}, []))
 
 
-def _pending(client: Client, message: Message) -> deque[Pending]:
-    """Return the batches under way, the oldest first."""
-    pending: deque[Pending] = client.scratch.get("pending", deque())
-    if not pending:
-        raise MessageError(f"{message.verb}: there is no batch under way")
-    return pending
-
-
 def _changes(delta: Delta, client: Client, rows: torch.Tensor, chunk: list[Example]) -> Message:
     """Return the activations of a batch as changes against the copies that both sides hold."""
     return Copies(client.store["copies"]).write(
@@ -283,7 +276,8 @@ def _cost(
     optimizers = [optimizer] if optimizer is not None else []
     stepped = any(optimizer.state for optimizer in optimizers)  # its moments take memory then
     waiting = tuple(other.batch.layout for other in others)
-    padded = paddings(batch.attention_mask, client.training.micro_batch_size)
+    size = rows_at_once(client.training, client.task)
+    padded = paddings(batch.attention_mask, size)
     key = (what, batch.layout, padded, split.cut, split.tail, split.train, stepped, waiting)
 
     def resident() -> Iterator[Tensor]:

@@ -154,6 +154,8 @@ class Exchange:
             members = {c: batch for c, batch in present.items() if bodies[c] is body}
             work.append((body, Pooled(members)))
         for body, pooled in work:
+            if server.task.compares:
+                body.refer(pooled, self._task)
             body.forward(pooled, gradient=wanted)
         if self.split.shape == "u":
             self._ask_tails([pooled for _, pooled in work], due)
@@ -172,13 +174,15 @@ class Exchange:
         changes = None if copies is None else partial(copies.read, width=self.parts.width)
 
         def read(reply: Message) -> Forwarded:
+            task, training = self.server.task, self.server.training
             found = Forwarded.read(
                 reply,
-                self.server.task,
-                self.server.training,
+                task,
+                training,
                 width=self.parts.width,
                 num_classes=self.parts.num_classes,
                 with_labels=self._task is not None,
+                with_reference=self.split.sends_reference(task, self.parts, training),
                 changes=changes,
             )
             return found.to(self.server.model.device, self.server.model.dtype)
@@ -195,6 +199,7 @@ class Exchange:
                     "activations/output": pooled.tokens(client, pooled.output.detach()),
                     "control/share": scalar(pooled.share(client)),
                     **self._named(pooled.members[client]),
+                    **pooled.told(client),
                     **_late(due, client),
                 },
             )

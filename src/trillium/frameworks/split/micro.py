@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from trillium.tasks import Task
+from trillium.training.settings import Training
+
 
 def in_parts(work: Callable[..., Tensor], size: int | None, *tensors: Tensor) -> Tensor:
     """Return what some work gives for the rows of tensors, at most `size` of these at once."""
@@ -26,6 +29,12 @@ def in_parts(work: Callable[..., Tensor], size: int | None, *tensors: Tensor) ->
         else:
             found.append(work(*some))
     return torch.cat(found)
+
+
+def rows_at_once(training: Training, task: Task) -> int | None:
+    """Return how many rows of a batch go together at most; texts that are compared do."""
+    size = training.micro_batch_size
+    return None if size is None else size * task.num_texts
 
 
 def places(count: int, size: int | None) -> Iterator[slice]:

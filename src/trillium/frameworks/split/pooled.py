@@ -15,6 +15,8 @@ from trillium.training.settings import Training
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message
 
+REFERENCE = "activations/reference"  # those without the adapter
+
 
 @dataclass(frozen=True)
 class Forwarded:
@@ -25,6 +27,7 @@ class Forwarded:
         mask: `(batch, seq)` int64, 0 where padded.
         labels: as in `Batch`; `None` where they stay with the client.
         samples: the client's numbers of the rows, where it tells them.
+        reference: activations without the adapter, where these are others.
     """
 
     hidden: Tensor
@@ -32,6 +35,7 @@ class Forwarded:
     labels: Tensor | None
     count: int
     samples: tuple[int, ...] = ()
+    reference: Tensor | None = None
 
     @classmethod
     def read(
@@ -43,6 +47,7 @@ class Forwarded:
         width: int,
         num_classes: int,
         with_labels: bool,
+        with_reference: bool = False,
         changes: Callable[[Message, list[int]], Tensor] | None = None,
     ) -> Forwarded:
         """Check what a client sends from the cut.
@@ -55,7 +60,9 @@ class Forwarded:
         Raises:
             MessageError: something is missing, larger than agreed, or out of range.
         """
-        lengths = read_lengths(reply, training.batch_size, training.limit)
+        lengths = read_lengths(reply, training.batch_size * task.num_texts, training.limit)
+        if len(lengths) % task.num_texts:
+            raise MessageError(f"{reply.verb}: {len(lengths)} rows, which are no pairs")
         mask, tokens = mask_of(lengths), int(lengths.sum())
         samples: tuple[int, ...] = ()
         if changes is None:
@@ -63,22 +70,25 @@ class Forwarded:
         else:
             flat = changes(reply, lengths.tolist())
             samples = tuple(reply.tensors["control/samples"].tolist())
-        hidden = spread(flat, mask)
+        hidden, reference = spread(flat, mask), None
+        if with_reference:
+            reference = spread(reply.floats(REFERENCE, (tokens, width)), mask)
         if not with_labels:
             count = int(reply.scalar("control/count"))
             if not 0 <= count <= tokens:
                 raise MessageError(f"{count} predictions in {tokens} tokens")
-            return cls(hidden, mask, None, count, samples)
+            return cls(hidden, mask, None, count, samples, reference)
         labels = read_labels(reply, task, len(lengths), tokens, num_classes)
         if task.peft_task != "SEQ_CLS":
             labels = spread(labels, mask, IGNORE)
-        return cls(hidden, mask, labels, task.num_supervised(labels), samples)
+        return cls(hidden, mask, labels, task.num_supervised(labels), samples, reference)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Forwarded:
         """Return it where the server computes."""
         labels = None if self.labels is None else self.labels.to(device)
         hidden, mask = self.hidden.to(device, dtype), self.mask.to(device)
-        return replace(self, hidden=hidden, mask=mask, labels=labels)
+        reference = None if self.reference is None else self.reference.to(device, dtype)
+        return replace(self, hidden=hidden, mask=mask, labels=labels, reference=reference)
 
 
 def read_labels(
@@ -105,6 +115,7 @@ class Pooled:
         members: by client, in the order of the rows.
         hidden: `(rows, seq, hidden)`, a leaf; its `grad` goes back to the clients.
         output_gradient: gradient of the output, filled by the clients in the U shape.
+        reference: what the loss is against: the output without adapters, or what follows from it.
         client_squared_norm: squared l2 norm of the gradients of the clients' parameters, each of the
             mean loss of the client's own batch, weighted by its share of the predictions.
     """
@@ -114,17 +125,26 @@ class Pooled:
     mask: Tensor = field(init=False)
     output: Tensor = field(init=False)
     output_gradient: Tensor = field(init=False)
+    reference: Tensor | None = None
     loss: float = 0.0
     client_squared_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        length = max(member.mask.shape[1] for member in self.members.values())
-        hidden, mask = [], []
-        for member in self.members.values():
-            extra = length - member.mask.shape[1]
-            hidden.append(functional.pad(member.hidden, (0, 0, 0, extra)))
-            mask.append(functional.pad(member.mask, (0, extra)))
-        self.hidden, self.mask = torch.cat(hidden), torch.cat(mask)
+        self.hidden = self._padded([member.hidden for member in self.members.values()])
+        self.mask = self._padded([member.mask for member in self.members.values()])
+
+    @property
+    def reference_hidden(self) -> Tensor:
+        """The activations without adapters `(rows, seq, hidden)`."""
+        members = self.members.values()
+        return self._padded([m.hidden if m.reference is None else m.reference for m in members])
+
+    def _padded(self, tensors: list[Tensor]) -> Tensor:
+        length = max(tensor.shape[1] for tensor in tensors)
+        deep = [(0, 0)] * (tensors[0].dim() - 2)
+        return torch.cat(
+            [functional.pad(t, (*sum(deep, ()), 0, length - t.shape[1])) for t in tensors]
+        )
 
     @property
     def count(self) -> int:
@@ -156,6 +176,10 @@ class Pooled:
             start += len(member.mask)
         member = self.members[client]
         return tensor[start : start + len(member.mask), : member.mask.shape[1]]
+
+    def told(self, client: str) -> dict[str, Tensor]:
+        """Return the client's rows of what its loss is against, if there is that."""
+        return {} if self.reference is None else {REFERENCE: self.tokens(client, self.reference)}
 
     def tokens(self, client: str, tensor: Tensor) -> Tensor:
         """Return the client's entries `(tokens, …)` of a tensor `(rows, seq, …)`, without padding."""

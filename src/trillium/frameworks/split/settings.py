@@ -17,7 +17,7 @@ from trillium.frameworks.split.delta import Delta
 from trillium.models.load import LanguageModel
 from trillium.models.own import Ends
 from trillium.models.parts import Parts
-from trillium.tasks import Example
+from trillium.tasks import Example, Task
 from trillium.training.settings import Training
 
 CACHE_BYTES = 16 * 1024**3
@@ -120,6 +120,10 @@ class SplitSettings(Framework):
     def head_trains(self, parts: Parts, training: Training) -> bool:
         """Whether anything in the client's first blocks trains."""
         return self.train != "server" and bool(training.trained(parts.head.names))
+
+    def sends_reference(self, task: Task, parts: Parts, training: Training) -> bool:
+        """Whether activations without the adapter are others than those with it, and cross, too."""
+        return task.compares and (self.head_trains(parts, training) or parts.head_is_random)
 
     def client_names(self, parts: Parts, training: Training) -> list[str]:
         """Return the names of the parameters that train at the clients, sorted."""

@@ -15,6 +15,7 @@ class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
     """Chooses the trainable parameters; all others, if it `freezes` any, are frozen."""
 
     freezes: ClassVar[bool] = True
+    comes_off: ClassVar[bool] = False  # whether without it the model is the one that was loaded
 
     @property
     def virtual_tokens(self) -> int:

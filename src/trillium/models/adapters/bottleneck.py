@@ -62,6 +62,8 @@ class Bottleneck(Adapter, name="bottleneck"):
         layers: indices of the blocks that get adapters; all blocks by default.
     """
 
+    comes_off: ClassVar[bool] = True
+
     size: int = Field(default=16, ge=1)
     after: Literal["both", "feedforward"] = "feedforward"
     activation: Literal["relu", "gelu", "tanh"] = "relu"

@@ -8,6 +8,7 @@ percent of the model's parameters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from peft import IA3Config
 from pydantic import model_validator
@@ -27,6 +28,8 @@ class IA3(Adapter, name="ia3"):
             architecture by default.
         feedforward_modules: those of them whose input is scaled instead of their output.
     """
+
+    comes_off: ClassVar[bool] = True
 
     target_modules: tuple[str, ...] | None = None
     feedforward_modules: tuple[str, ...] | None = None

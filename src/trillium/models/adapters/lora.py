@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -50,6 +50,8 @@ class Lora(Adapter, name="lora"):
             The options above are read from a folder; for an id on the hub they must be written.
         init: how `A` is drawn: PEFT's `default`, or with `orthonormal` rows.
     """
+
+    comes_off: ClassVar[bool] = True
 
     r: int = Field(default=8, ge=1)
     alpha: float = Field(default=16.0, gt=0)
