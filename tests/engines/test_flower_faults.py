@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,16 +100,18 @@ def test_nodes_go_and_come(deployed: tuple[Deployment, dict[str, dict[str, Value
         assert not list(Path(str(nodes[name]["state"])).glob("*"))
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_client_takes_part_again(
-    deployed: tuple[Deployment, dict[str, dict[str, Value]]],
+    deployed: tuple[Deployment, dict[str, dict[str, Value]]], how: signal.Signals
 ) -> None:
+    """Interrupted is what a ClientApp is whose SuperExec has died."""
     federation, _ = deployed
     run = federation.submit("long", **SETTINGS)
     run.until_there(GOOD, SHAKY)
     federation.link.delay_seconds = 0.5
     client = federation.client(SHAKY)
     assert client is not None
-    client.kill()
+    client.send_signal(how)
     assert "the link was lost" in run.until_missing(SHAKY)
     run.until_there(GOOD)
     # Flower declares the ClientApp dead after a minute; then its node is invited anew.

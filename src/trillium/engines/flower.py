@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Final
 
 import yaml
@@ -256,11 +258,23 @@ def forget(message: Message, context: Context) -> Message:
     return _answer(message, context, serve)
 
 
+def _end_at_once() -> None:
+    """Let a signal end this process, as if it were killed.
+
+    Flower's own handlers then say that the task is done, without an answer; its SuperNode waits for
+    that, and hears nothing else any more. A SuperExec that dies has its ClientApps interrupted.
+    """
+    if current_thread() is main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _answer(
     message: Message, context: Context, serve: Callable[[NodeConfig, Node], RecordDict]
 ) -> Message:
     """Build the node and serve; what stands in the way is logged here, and told in short there."""
     quiet()
+    _end_at_once()
     opening = _opening(message)
     own = context.node_config
     who = {"run": opening.run, "client": str(own.get("name", "simulated"))}
