@@ -19,6 +19,7 @@ from cli_help import trillium
 
 from trillium.config.experiment import experiment
 from trillium.experiment import workers
+from trillium.experiment.host import in_process
 from trillium.frameworks.kd.protocol import KD
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -261,7 +262,7 @@ def test_nor_does_it_in_a_process_of_its_own(
     monkeypatch.setattr(workers, "run_arm", fail)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     pipe, threads = Pipe(), torch.get_num_threads()
-    workers.work(pipe)  # type: ignore[arg-type]
+    workers.work(pipe, in_process)  # type: ignore[arg-type]
     torch.set_num_threads(threads)
     [end] = pipe.ends
     assert str(end).startswith("ZeroDivisionError: by zero")

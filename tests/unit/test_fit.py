@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import trillium.experiment.residents as residents
 import trillium.experiment.run as run
 from tiny import experiment_config, federation
 from trillium.errors import UserError
@@ -127,7 +128,7 @@ def test_before_any_file_is_read(
 def test_from_the_rows_before_the_model(
     hub: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
 ) -> None:
-    monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("a model was read"))
+    monkeypatch.setattr(residents, "load_model", lambda *_, **__: pytest.fail("a model was read"))
     with pytest.raises(UserError, match=said):
         federation(hub, *words)
 

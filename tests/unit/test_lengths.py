@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import trillium.experiment.run as run
+import trillium.experiment.residents as residents
 from chatty import CHATML, byte_level
 from tiny import federation
 from trillium.config.texts import MOST, needed
@@ -24,7 +24,9 @@ from trillium.tasks.classification import Classification
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "weights" not in request.fixturenames:
-        monkeypatch.setattr(run, "load_model", lambda *_, **__: pytest.fail("weights were read"))
+        monkeypatch.setattr(
+            residents, "load_model", lambda *_, **__: pytest.fail("weights were read")
+        )
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -15,6 +15,7 @@ from trillium.api.start import begin_comparison, begin_run, begin_seeds, go, go_
 from trillium.config.comparison import comparison
 from trillium.config.experiment import experiment
 from trillium.config.given import Recipe, Settings, asked, default_comparison
+from trillium.engines.simulation import LOCAL, Simulation, simulation
 from trillium.errors import UserError
 from trillium.experiment.compare import stopped
 from trillium.experiment.folder import RunFolder, discard
@@ -23,6 +24,9 @@ from trillium.report.read import COMPARE_FILE
 
 log = logging.getLogger(__name__)
 
+Engine = str | Mapping[str, Any] | Simulation
+"""Where clients work: `"ray"`, or with options `{"name": "ray", "gpus": 0.25}`."""
+
 
 @overload
 def run(
@@ -30,6 +34,7 @@ def run(
     *settings: Settings,
     seeds: None = None,
     workers: int = 1,
+    engine: Engine = LOCAL,
     out: str | Path = "runs",
     progress: bool = True,
     **overrides: Any,
@@ -42,6 +47,7 @@ def run(
     *settings: Settings,
     seeds: int | Sequence[int],
     workers: int = 1,
+    engine: Engine = LOCAL,
     out: str | Path = "runs",
     progress: bool = True,
     **overrides: Any,
@@ -53,6 +59,7 @@ def run(
     *settings: Settings,
     seeds: int | Sequence[int] | None = None,
     workers: int = 1,
+    engine: Engine = LOCAL,
     out: str | Path = "runs",
     progress: bool = True,
     **overrides: Any,
@@ -64,7 +71,8 @@ def run(
             would stand in one, or a configuration.
         settings: laid over it: words such as "adapter.r=4", or mappings.
         seeds: how many, or which ones; then what comes back is a comparison of them.
-        workers: runs at a time, where there are several.
+        workers: runs at a time, where there are several; with Ray, processes for the clients of a run.
+        engine: where the clients work; they do so in this process by default.
         out: where the folder of the run goes.
         progress: whether it is shown how far the run is.
         overrides: settings as keywords, `rounds=3`, `training__batch_size=8` or
@@ -75,17 +83,17 @@ def run(
         RoundFailed: too few clients stayed in a round.
     """
     tree = asked(recipe, settings, overrides).single()
-    console = _console(progress)
+    console, where = _console(progress), simulation(engine)
     if seeds is None:
         config = experiment(tree)
         folder = begin_run(config, Path(out))
         with _stoppable(folder.path, is_new=True):
-            go(config, folder, console, is_new=True)
+            go(config, folder, console, is_new=True, workers=workers, engine=where)
         reported(folder.path)
         return RunResult(folder.path)
     begun = begin_seeds(tree, _numbers(seeds), Path(out))
     with _stoppable(begun.folder, is_new=True):
-        go_all(begun.left, begun.folder, console, workers, is_new=True)
+        go_all(begun.left, begun.folder, console, workers, is_new=True, engine=where)
     return _compared(begun.folder)
 
 
@@ -95,6 +103,7 @@ def compare(
     seeds: int | Sequence[int] | None = None,
     only: Sequence[str] = (),
     workers: int = 1,
+    engine: Engine = LOCAL,
     reach: Sequence[float] = (),
     fresh: bool = False,
     out: str | Path = "runs",
@@ -110,7 +119,8 @@ def compare(
         settings: see `run`. A word with several values, "adapter.r=4,8", makes several arms.
         seeds: how many, or which ones; without, those of the recipe.
         only: labels of the arms to run; by default all.
-        workers: runs at a time, each in a process with one thread.
+        workers: runs at a time, each in a process with one thread; with Ray see `run`.
+        engine: see `run`.
         reach: accuracies, as shares, to tell the bytes to.
         fresh: whether runs that have finished below `out` are made again.
         out: where the folder of the comparison goes.
@@ -130,15 +140,16 @@ def compare(
     named = [only] if isinstance(only, str) else only
     comparing = comparison(tree, found.tree, named, found.sweeps)
     numbers = None if seeds is None else _numbers(seeds)
+    where = simulation(engine)
     begun = begin_comparison(comparing, numbers, Path(out), reach=reach, fresh=fresh)
     console = _console(progress)
     with _stoppable(begun.folder, is_new=begun.is_new):
-        go_all(begun.left, begun.folder, console, workers, is_new=begun.is_new)
+        go_all(begun.left, begun.folder, console, workers, is_new=begun.is_new, engine=where)
     return _compared(begun.folder)
 
 
 def resume(
-    folder: str | Path, *, workers: int = 1, progress: bool = True
+    folder: str | Path, *, workers: int = 1, engine: Engine = LOCAL, progress: bool = True
 ) -> RunResult | ComparisonResult:
     """Go on with a run or comparison that was stopped, as `trillium resume` does.
 
@@ -147,13 +158,14 @@ def resume(
     """
     path = Path(folder)
     experiments = stopped(path)
-    console = _console(progress)
+    console, where = _console(progress), simulation(engine)
     with _stoppable(path, is_new=False):
         if (path / COMPARE_FILE).is_file():
-            go_all(experiments, path, console, workers, is_new=False)
+            go_all(experiments, path, console, workers, is_new=False, engine=where)
             return _compared(path)
         [config] = experiments.values()
-        go(config, RunFolder.reopen(path), console, is_new=False)
+        reopened = RunFolder.reopen(path)
+        go(config, reopened, console, is_new=False, workers=workers, engine=where)
     reported(path)
     return RunResult(path)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from trillium.api.screen import Screen
 from trillium.config.comparison import CompareConfig
 from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge
+from trillium.engines.simulation import Simulation
 from trillium.errors import UserError
 from trillium.experiment.arm import Key, run_one
 from trillium.experiment.compare import prepare, run_arms
@@ -98,10 +99,13 @@ def go(
     argv: Sequence[str] = (),
     *,
     is_new: bool,
+    workers: int,
+    engine: Simulation,
 ) -> None:
     """Run one experiment in its folder, showing how far it is.
 
     Args:
+        engine: where its clients work.
         is_new: whether the folder was made for it, and goes if the run cannot be begun.
 
     Raises:
@@ -111,9 +115,13 @@ def go(
     quiet()
     key = (folder.arm, config.seed)
     try:
-        with Screen(console, {key: config.rounds * config.framework.trains}) as screen:
+        with (
+            engine.opened(workers, [config]) as (_, host),
+            host() as made,
+            Screen(console, {key: config.rounds * config.framework.trains}) as screen,
+        ):
             seen = screen.begin(*key)
-            run_one(config, folder, seen.observe, seen.watch, argv)
+            run_one(config, folder, seen.observe, seen.watch, argv, made)
     except UserError:
         if is_new:
             discard(folder.path)
@@ -128,10 +136,12 @@ def go_all(
     argv: Sequence[str] = (),
     *,
     is_new: bool,
+    engine: Simulation,
 ) -> dict[Key, str]:
     """Run those experiments that have not finished, showing how far they are; return the failures.
 
     Args:
+        engine: where their clients work.
         is_new: whether the folder was made for them, and goes if none can be begun.
 
     Raises:
@@ -139,8 +149,23 @@ def go_all(
     """
     quiet()
     rounds = {key: config.rounds * config.framework.trains for key, config in experiments.items()}
-    with Screen(console, rounds) as screen:
-        failures = run_arms(experiments, folder, begin=screen.begin, argv=argv, workers=workers)
+    try:
+        with (
+            engine.opened(workers, list(experiments.values())) as (at_a_time, host),
+            Screen(console, rounds) as screen,
+        ):
+            failures = run_arms(
+                experiments,
+                folder,
+                begin=screen.begin,
+                argv=argv,
+                workers=at_a_time,
+                host=host,
+            )
+    except UserError:
+        if is_new:
+            discard(folder)
+        raise
     if is_new and failures and discard(folder):
         raise NoneBegunError(list(dict.fromkeys(failures.values())))
     return failures

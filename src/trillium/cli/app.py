@@ -30,6 +30,7 @@ from trillium.cli.verbs import Log, Verbs, working
 from trillium.cli.words import (
     AsJson,
     Data,
+    Engine,
     Folder,
     Model,
     Out,
@@ -38,6 +39,7 @@ from trillium.cli.words import (
     Words,
     Workers,
     ask,
+    engine_of,
     seeds_of,
     shares,
 )
@@ -79,6 +81,7 @@ def run(
     data: Data = None,
     seeds: Seeds = None,
     workers: Workers = 1,
+    engine: Engine = "local",
     out: Out = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -92,17 +95,23 @@ def run(
 
         tree = ask(words, model, data).single()
         wanted = seeds_of(seeds) or [experiment(tree).seed]
+        where = engine_of(engine)
     if len(wanted) == 1:
         config = experiment(merge(tree, {"seed": wanted[0]}))
-        run_single(config, begin_run(config, out), as_json, is_new=True)
+        run_single(config, begin_run(config, out), as_json, workers, where, is_new=True)
         return
     begun = begin_seeds(tree, wanted, out)
-    if show_runs(begun.left, begun.folder, as_json, workers, is_new=True):
+    if show_runs(begun.left, begun.folder, as_json, workers, where, is_new=True):
         raise typer.Exit(1)
 
 
 @app.command()
-def resume(folder: Folder, workers: Workers = 1, as_json: AsJson = False) -> None:
+def resume(
+    folder: Folder,
+    workers: Workers = 1,
+    engine: Engine = "local",
+    as_json: AsJson = False,
+) -> None:
     """Continue a stopped run or comparison from its last complete round.
 
     It ends as it would have without the stop.
@@ -110,13 +119,13 @@ def resume(folder: Folder, workers: Workers = 1, as_json: AsJson = False) -> Non
     from trillium.experiment.compare import stopped
     from trillium.experiment.folder import RunFolder
 
-    experiments = stopped(folder)
+    experiments, where = stopped(folder), engine_of(engine)
     if (folder / "compare.yaml").is_file():
-        if show_runs(experiments, folder, as_json, workers):
+        if show_runs(experiments, folder, as_json, workers, where):
             raise typer.Exit(1)
     else:
         [config] = experiments.values()
-        run_single(config, RunFolder.reopen(folder), as_json)
+        run_single(config, RunFolder.reopen(folder), as_json, workers, where)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from trillium.cli.verbs import working
 from trillium.cli.words import (
     AsJson,
     Data,
+    Engine,
     Model,
     Out,
     Reach,
@@ -20,6 +21,7 @@ from trillium.cli.words import (
     Words,
     Workers,
     ask,
+    engine_of,
     seeds_of,
     shares,
 )
@@ -27,6 +29,7 @@ from trillium.cli.words import (
 if TYPE_CHECKING:
     from trillium.config.comparison import CompareConfig
     from trillium.config.experiment import Tree
+    from trillium.engines.simulation import Simulation
 
 
 def compare(
@@ -39,6 +42,7 @@ def compare(
         typer.Option(help="Labels of the arms to run, separated by commas; all by default."),
     ] = None,
     workers: Workers = 1,
+    engine: Engine = "local",
     reach: Reach = None,
     tune: Annotated[
         bool,
@@ -68,12 +72,13 @@ def compare(
 
         asked = ask(words, model, data, sweeps=True)
         tree, sweeps, levels = asked.tree, asked.sweeps, shares(reach)
+        where = engine_of(engine)
         found = default_comparison(tree) if asked.recipe is None else asked.recipe
     named = only.split(",") if only else ()
     if not tune:
         comparing = comparison(found, tree, named, sweeps)
         _, failed = _run(
-            comparing, seeds_of(seeds), "compare", workers, levels, fresh, out, as_json
+            comparing, seeds_of(seeds), "compare", workers, where, levels, fresh, out, as_json
         )
         if failed:
             raise typer.Exit(1)
@@ -85,7 +90,7 @@ def compare(
             "Leave it out",
         )
     folder, _ = _run(
-        tuning_of(found, tree, named), None, "tune", workers, levels, fresh, out, as_json
+        tuning_of(found, tree, named), None, "tune", workers, where, levels, fresh, out, as_json
     )
     _write_chosen(found, tree, folder, as_json)
 
@@ -95,6 +100,7 @@ def _run(
     seeds: list[int] | None,
     verb: str,
     workers: int,
+    engine: Simulation,
     reach: list[float],
     fresh: bool,
     out: Path,
@@ -108,7 +114,7 @@ def _run(
         num_all = begun.num_taken + len(begun.left)
         text = f"{begun.num_taken} of {num_all} runs had finished before, and are not made again."
         Console().print(f"{text} --fresh makes them.", highlight=False, soft_wrap=True)
-    failed = show_runs(begun.left, begun.folder, as_json, workers, is_new=begun.is_new)
+    failed = show_runs(begun.left, begun.folder, as_json, workers, engine, is_new=begun.is_new)
     return begun.folder, failed
 
 

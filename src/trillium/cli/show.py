@@ -20,6 +20,7 @@ from trillium.errors import UserError
 
 if TYPE_CHECKING:
     from trillium.config.experiment import ExperimentConfig
+    from trillium.engines.simulation import Simulation
     from trillium.experiment.arm import Key
     from trillium.experiment.folder import RunFolder
 
@@ -53,6 +54,7 @@ def show_runs(
     folder: Path,
     as_json: bool,
     workers: int,
+    engine: Simulation,
     *,
     is_new: bool = False,
 ) -> bool:
@@ -72,7 +74,9 @@ def show_runs(
     console = Console(stderr=as_json, quiet=as_json or is_quiet())
     try:
         with interruptible(folder, is_new=is_new):
-            failures = go_all(experiments, folder, console, workers, sys.argv, is_new=is_new)
+            failures = go_all(
+                experiments, folder, console, workers, sys.argv, is_new=is_new, engine=engine
+            )
     except NoneBegunError as error:
         for why in error.reasons:
             print(f"no run could be begun: {why}", file=sys.stderr)
@@ -120,7 +124,13 @@ def interruptible(folder: Path, *, is_new: bool) -> Iterator[None]:
 
 
 def run_single(
-    config: ExperimentConfig, folder: RunFolder, as_json: bool, *, is_new: bool = False
+    config: ExperimentConfig,
+    folder: RunFolder,
+    as_json: bool,
+    workers: int,
+    engine: Simulation,
+    *,
+    is_new: bool = False,
 ) -> None:
     """Run one experiment, showing how far it is, and then its report.
 
@@ -137,7 +147,7 @@ def run_single(
     console = Console(stderr=as_json, quiet=as_json or is_quiet())
     try:
         with interruptible(folder.path, is_new=is_new):
-            go(config, folder, console, sys.argv, is_new=is_new)
+            go(config, folder, console, sys.argv, is_new=is_new, workers=workers, engine=engine)
     except UserError:
         raise
     except Exception as error:

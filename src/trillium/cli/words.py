@@ -12,6 +12,7 @@ from trillium.errors import UserError
 if TYPE_CHECKING:
     from trillium.config.experiment import Tree
     from trillium.config.given import Asked
+    from trillium.engines.simulation import Simulation
 
 Words = Annotated[
     list[str] | None,
@@ -40,7 +41,17 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a 
 Workers = Annotated[
     int,
     typer.Option(
-        min=1, metavar="N", help="How many runs at a time, each in a process with one thread."
+        min=1,
+        metavar="N",
+        help="How many runs at a time, each in a process with one thread; with --engine ray, how many "
+        "processes the clients of a run are divided among.",
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Where clients work: `local`, in the process of the run, or `ray`, in others; with "
+        "options as in '{name: ray, gpus: 0.25}'."
     ),
 ]
 Client = Annotated[
@@ -86,6 +97,18 @@ def settings_of(words: list[str] | None, data: str | None) -> Tree:
             "Write settings as key=value; name a file of rows with --data",
         )
     return ask(words, None, data).tree
+
+
+def engine_of(text: str) -> Simulation:
+    """Return the engine that `--engine` names.
+
+    Raises:
+        UserError: there is none of that name, or an option cannot be.
+    """
+    from trillium.config.experiment import parse_overrides
+    from trillium.engines.simulation import simulation
+
+    return simulation(parse_overrides([f"engine={text}"])["engine"])
 
 
 def seeds_of(text: str | None) -> list[int] | None:

@@ -13,6 +13,7 @@ from trillium.config.experiment import ExperimentConfig
 from trillium.config.places import located
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder, is_of
+from trillium.experiment.host import MakeEngine, local_engine
 from trillium.experiment.run import Observer, build
 from trillium.federation.fleet import RoundFailed
 from trillium.federation.side import Metrics
@@ -51,6 +52,7 @@ def run_arm(
     folder: Path,
     progress: Progress | None,
     argv: Sequence[str],
+    engine: MakeEngine = local_engine,
 ) -> None:
     """Run one arm of a comparison, or go on with it.
 
@@ -69,9 +71,9 @@ def run_arm(
             )
         run_folder = RunFolder.reopen(path)
     if progress is None:
-        run_one(config, run_folder, argv=argv)
+        run_one(config, run_folder, argv=argv, engine=engine)
     else:
-        run_one(config, run_folder, progress.observe, progress.watch, argv)
+        run_one(config, run_folder, progress.observe, progress.watch, argv, engine)
 
 
 def run_one(
@@ -80,6 +82,7 @@ def run_one(
     observe: Observer | None = None,
     watch: Callable[[Entry], None] | None = None,
     argv: Sequence[str] = (),
+    engine: MakeEngine = local_engine,
 ) -> None:
     """Build, plan and run one experiment into its folder.
 
@@ -90,7 +93,7 @@ def run_one(
         UserError: it cannot be run.
     """
     try:
-        _run(config, folder, observe, watch, argv)
+        _run(config, folder, observe, watch, argv, engine)
     except (RoundFailed, UserError):
         raise
     except Exception:
@@ -104,9 +107,10 @@ def _run(
     observe: Observer | None,
     watch: Callable[[Entry], None] | None,
     argv: Sequence[str],
+    engine: MakeEngine,
 ) -> None:
     try:
-        experiment = build(config, folder, watch, argv)
+        experiment = build(config, folder, watch, argv, engine)
         if not (folder.path / "plan.json").exists():
             # Imported here: tensors without values take a second to load.
             from trillium.plan.result import plan_of_run

@@ -14,6 +14,7 @@ from trillium.config.places import located
 from trillium.errors import UserError
 from trillium.experiment.arm import Begin, Key, place, reason_of, run_arm
 from trillium.experiment.folder import claim, is_finished, to_yaml
+from trillium.experiment.host import Host, in_process
 from trillium.experiment.workers import side_by_side
 from trillium.files import write_atomic
 from trillium.report.read import ABOUT_FILE, COMPARE_FILE
@@ -60,10 +61,14 @@ def run_arms(
     begin: Begin | None = None,
     argv: Sequence[str] = (),
     workers: int = 1,
+    host: Host = in_process,
 ) -> dict[Key, str]:
     """Run those arms of a comparison that have not finished, and return the failures.
 
     The arguments are those of `compare`; the folder is there.
+
+    Args:
+        host: holds the clients.
     """
     todo = {
         key: config
@@ -71,19 +76,20 @@ def run_arms(
         if not ((path := place(folder, key)).exists() and is_finished(path))
     }
     if workers > 1 and len(todo) > 1:
-        return side_by_side(todo, folder, min(workers, len(todo)), begin, argv)
+        return side_by_side(todo, folder, min(workers, len(todo)), begin, argv, host)
     failures: dict[Key, str] = {}
-    for key, config in todo.items():
-        progress = begin(*key) if begin is not None else None
-        try:
-            run_arm(key, config, folder, progress, argv)
-        except Exception as error:  # whatever it is, the other arms are not to blame
-            failures[key] = reason_of(error)
-        finally:
-            if progress is not None:
-                progress.end()
-        if key in failures:
-            let_go()
+    with host() as engine:
+        for key, config in todo.items():
+            progress = begin(*key) if begin is not None else None
+            try:
+                run_arm(key, config, folder, progress, argv, engine)
+            except Exception as error:  # whatever it is, the other arms are not to blame
+                failures[key] = reason_of(error)
+            finally:
+                if progress is not None:
+                    progress.end()
+            if key in failures:
+                let_go()
     return failures
 
 

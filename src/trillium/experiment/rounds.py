@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from trillium.experiment.kept import keep_models
 from trillium.experiment.tracking import Tracking
 from trillium.federation.agreed import lower_median
 from trillium.federation.client import Client
+from trillium.federation.engine import MendingEngine
 from trillium.federation.fleet import Fleet, RoundFailed, RoundUndone
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics
@@ -129,19 +131,24 @@ class Experiment:
     def _round_and_again(self, number: int) -> tuple[Metrics, Metrics | None]:
         """Run one round and measure it if that is due; where clients were lost, again."""
         is_due = number % self.config.evaluation.every == 0 or number == self.config.rounds
-        for left in range(self.repeats if self.folder else 0, -1, -1):
+        for num_before in count():
             try:
                 figures = self._round(number)
                 return figures, self._sane(self._measured()) if is_due else None
             except RoundUndone:
                 raise
             except RoundFailed as error:
-                if not left or self.fleet.short:
+                left = self._repeats() - num_before
+                if left <= 0 or self.folder is None or self.fleet.short:
                     raise
                 log.warning("%s; the round is repeated, %d times at most", error, left)
                 self._count_failed()
                 self._back_to_last()
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("a try returns or raises")
+
+    def _repeats(self) -> int:
+        engine = self.fleet.engine
+        return engine.repeats if isinstance(engine, MendingEngine) else self.repeats
 
     def _round(self, number: int) -> Metrics:
         """Run one round."""
@@ -239,8 +246,7 @@ class Experiment:
 
     def _save(self) -> None:
         """Let the clients write down what they hold; whoever cannot was not in the round."""
-        if self.folder is not None:
-            self.fleet.save()
+        self.fleet.save()
 
     def _checkpoint(self) -> None:
         """Write down what the server holds after this round, which completes it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +23,9 @@ from trillium.experiment.fit import (
 )
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.held_out import about, keep_rows
+from trillium.experiment.host import MakeEngine, local_engine
+from trillium.experiment.residents import Residents
+from trillium.experiment.residents import resident_model as resident_model
 from trillium.experiment.rounds import Experiment as Experiment
 from trillium.experiment.rounds import Observer as Observer
 from trillium.experiment.tracking import Tracking
@@ -32,7 +34,6 @@ from trillium.federation.agreed import Agreed
 from trillium.federation.client import Client, verbs_of
 from trillium.federation.engine import BoundedEngine, Engine
 from trillium.federation.fleet import Fleet
-from trillium.federation.local import LocalEngine
 from trillium.federation.parts import SAMPLES, limits_of, reply_limits
 from trillium.federation.server import Server
 from trillium.federation.side import new_secret
@@ -42,9 +43,7 @@ from trillium.frameworks import once_bytes
 from trillium.frameworks.kd.dialect import find_dialects
 from trillium.frameworks.masked import masks_of, sums_of
 from trillium.frameworks.private import guard_of, steps_of
-from trillium.models.checkpointing import checkpoint_blocks
-from trillium.models.load import LanguageModel, load_model
-from trillium.models.own import Ends
+from trillium.models.load import LanguageModel
 from trillium.privacy.account import FILE, Account
 from trillium.report.summary import said_of
 from trillium.tasks import Example
@@ -66,14 +65,16 @@ def build(
     folder: RunFolder | None = None,
     watch: Callable[[Entry], None] | None = None,
     argv: Sequence[str] = (),
+    engine: MakeEngine = local_engine,
 ) -> Experiment:
-    """Load data and model and set up both sides in this process.
+    """Load data and model and set up both sides.
 
     A folder that was reopened, and holds a checkpoint, is gone on with.
 
     Args:
         folder: where to write; nowhere without one.
         watch: called with every entry of the ledger, for progress bars.
+        engine: where the clients work.
 
     Raises:
         UserError: data, model and framework do not fit together.
@@ -85,7 +86,7 @@ def build(
     data = load_data(config.data, config.task.data_form, config.seed, config.public_size)
     check_tiers(config, data.clients)
     data = in_model_order(config, data)
-    return assemble(config, data, folder, watch, argv)
+    return assemble(config, data, folder, watch, argv, engine)
 
 
 def assemble(
@@ -94,50 +95,23 @@ def assemble(
     folder: RunFolder | None = None,
     watch: Callable[[Entry], None] | None = None,
     argv: Sequence[str] = (),
+    engine: MakeEngine = local_engine,
 ) -> Experiment:
-    """Load the model and set up both sides in this process; the arguments are those of `build`."""
+    """Load the model and set up both sides; the arguments are those of `build`."""
     texts = Texts(config, data.labels)
     config, data = texts.fit(data), texts.counted(data)
     for line in said_of(data.summary(), config.data.model_dump()):
         log.warning(line)
-    residents = Residents(texts, data)
+    residents = Residents(config, data.labels, lambda model: texts.examples(model, data.test))
     clients = []
     for name, rows in data.clients.items():
         own, examples = residents.of(name), texts.examples(config.of(name).model, rows)
         clients.append(
             build_client(config, own.model, name, examples, cache=own.cache, test=own.test)
         )
-    engine = LocalEngine(clients, None if folder is None else folder.checkpoints)
+    made = engine(config, data.labels, clients, None if folder is None else folder.checkpoints)
     model = residents.of(None).model
-    return build_server(config, model, data, engine, folder, watch, argv, clients)
-
-
-@dataclass(frozen=True)
-class Resident:
-    """A model of this process, and what the clients who have it share."""
-
-    model: LanguageModel
-    cache: CostCache
-    test: list[Example]
-
-
-class Residents:
-    """The models of this process, each loaded when it is first asked for."""
-
-    def __init__(self, texts: Texts, data: FederatedData) -> None:
-        self._texts, self._data = texts, data
-        self._found: list[tuple[ExperimentConfig, Resident]] = []
-
-    def of(self, client: str | None) -> Resident:
-        """Return the model of a client, or of the server for `None`."""
-        own = self._texts.config.of(client)
-        for config, resident in self._found:
-            if config == own:
-                return resident
-        model = resident_model(own, self._data.labels)
-        resident = Resident(model, {}, self._texts.examples(own.model, self._data.test))
-        self._found.append((own, resident))
-        return resident
+    return build_server(config, model, data, made, folder, watch, argv, clients)
 
 
 def build_server(
@@ -276,31 +250,6 @@ def build_client(
     client.steps = steps_of(config, client)
     client.masks = masks_of(config, client)
     return client
-
-
-def resident_model(
-    config: ExperimentConfig, labels: Sequence[str], ends: Ends | None = None
-) -> LanguageModel:
-    """Load the model of a configuration.
-
-    Args:
-        config: as one side sees it (`ExperimentConfig.of`).
-        labels: class names; none for language modelling.
-        ends: what of the model is wanted, where not the whole.
-    """
-    log.info("loading model: %s", config.model.id)
-    model = load_model(
-        config.model,
-        config.adapter,
-        auto_class=config.task.auto_class,
-        peft_task=config.task.peft_task,
-        labels=labels,
-        seed=config.seed,
-        ends=ends,
-    )
-    if config.training.gradient_checkpointing:
-        checkpoint_blocks(model.module)
-    return model
 
 
 def device_name(device: torch.device) -> str:

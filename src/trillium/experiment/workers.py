@@ -22,6 +22,7 @@ from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.errors import UserError
 from trillium.experiment.arm import Begin, Key, Progress, place, reason_of, run_arm
 from trillium.experiment.folder import RunFolder
+from trillium.experiment.host import Host
 from trillium.federation.side import Metrics
 from trillium.wire.ledger import Entry
 
@@ -45,13 +46,14 @@ def side_by_side(
     workers: int,
     begin: Begin | None,
     argv: Sequence[str],
+    host: Host,
 ) -> dict[Key, str]:
     """Run so many arms of a comparison at a time, and return the failures."""
     failures: dict[Key, str] = {}
     waiting = list(experiments)[::-1]
     with _pool() as pool:
         while waiting or any(worker.key for worker in pool):
-            while waiting and (free := _free(pool, workers)) is not None:
+            while waiting and (free := _free(pool, workers, host)) is not None:
                 free.key = waiting.pop()
                 free.progress = begin(*free.key) if begin is not None else None
                 free.pipe.send((free.key, experiments[free.key].tree(), folder, list(argv)))
@@ -62,7 +64,7 @@ def side_by_side(
     return failures
 
 
-def _free(pool: list[Worker], most: int) -> Worker | None:
+def _free(pool: list[Worker], most: int, host: Host) -> Worker | None:
     """Return a process that has nothing to do, a new one if there may be one more."""
     for worker in pool:
         if worker.key is None:
@@ -71,7 +73,7 @@ def _free(pool: list[Worker], most: int) -> Worker | None:
         return None
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs,), daemon=True)
+    process = context.Process(target=work, args=(theirs, host), daemon=True)
     process.start()
     theirs.close()
     pool.append(Worker(process, ours))
@@ -158,7 +160,7 @@ class _Sent:
         self._entries, self._last = [], time.monotonic()
 
 
-def work(pipe: Connection) -> None:
+def work(pipe: Connection, host: Host) -> None:
     """Run what is asked through a pipe, one after the other, until it is closed."""
     # Ctrl-C reaches every process of a terminal; the one that asks decides, and tells this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -169,13 +171,13 @@ def work(pipe: Connection) -> None:
 
     quiet()
     torch.set_num_threads(1)
-    with suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
+    with suppress(KeyboardInterrupt, EOFError, BrokenPipeError), host() as engine:
         while True:
             key, tree, folder, argv = pipe.recv()
             sent = _Sent(pipe)
             end: bool | str = True
             try:
-                run_arm(key, experiment(tree), folder, sent, argv)
+                run_arm(key, experiment(tree), folder, sent, argv, engine)
             except Exception as error:  # whatever it is, the other arms are not to blame
                 end = reason_of(error)
             sent.ended(end)

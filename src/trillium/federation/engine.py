@@ -100,6 +100,15 @@ class GuardedEngine(Engine, Protocol):
 
 
 @runtime_checkable
+class MendingEngine(Engine, Protocol):
+    """An engine that puts by itself in place again what it has lost of its clients."""
+
+    @property
+    def repeats(self) -> int:
+        """How often the round that is under way is worth a new try: never, if nobody was lost in it."""
+
+
+@runtime_checkable
 class PostingEngine(Engine, Protocol):
     """An engine whose clients work while the server does something else."""
 

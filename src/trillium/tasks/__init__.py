@@ -50,6 +50,11 @@ class Example:
         """It, with the text that it is compared with; each is a row of a batch."""
         return (self,) if self.rejected is None else (self, self.rejected)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it as arrays, which takes a twentieth of the time of tensors."""
+        ids, labels = self.input_ids.numpy(), self.labels.numpy()
+        return _example, (self.index, ids, labels, self.prompt_tokens)
+
     @property
     def num_tokens(self) -> int:
         """How long it is, or the longer of its texts."""
@@ -59,6 +64,10 @@ class Example:
     def num_predicted(self) -> int:
         """How many supervised tokens have one in front, from which they can be predicted."""
         return int((self.labels[1:] != IGNORE).sum())
+
+
+def _example(index: int, ids: Any, labels: Any, prompt_tokens: int) -> Example:
+    return Example(index, torch.tensor(ids), torch.tensor(labels), prompt_tokens)
 
 
 @dataclass(frozen=True)

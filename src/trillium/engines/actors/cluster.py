@@ -1,0 +1,98 @@
+"""Ray, and the workers in it: started, waited for, let go."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from trillium.engines.actors.worker import Worker
+from trillium.errors import UserError
+
+
+class Workers:
+    """The workers of this process, made when they are needed, for one run after the other."""
+
+    def __init__(self, size: int, cpus: int, gpus: float) -> None:
+        self.size = size
+        self._made = ray.remote(Worker).options(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, scheduling_strategy="SPREAD"
+        )
+        self._actors: dict[int, Any] = {}
+
+    def __getitem__(self, number: int) -> Any:
+        """Return a worker."""
+        if number not in self._actors:
+            self._actors[number] = self._made.remote()
+        return self._actors[number]
+
+    def let_go(self, number: int) -> None:
+        """Forget a worker that has died; the next of its number is another one."""
+        ray.kill(self._actors.pop(number))
+
+
+def got(coming: Any) -> Any:
+    """Wait for what a worker returns; an error in its work is raised as if it were of this process.
+
+    Raises:
+        RayError: it has died.
+    """
+    try:
+        return ray.get(coming)
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def last_line(error: Exception) -> str:
+    """Return what an error of Ray's comes down to."""
+    return [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+
+
+@contextmanager
+def started(address: str | None, cpus: int) -> Iterator[dict[str, float]]:
+    """Connect to a cluster, or start Ray on this machine; take what this process has, if it has.
+
+    Args:
+        cpus: that all workers take together.
+
+    Yields:
+        What there is of each resource.
+
+    Raises:
+        UserError: there is no cluster at this address.
+    """
+    if ray.is_initialized():
+        yield dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        return
+    said: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    # A socket's path may have 107 characters, of which Ray takes half.
+    short = "/tmp" if Path("/tmp").is_dir() else None
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir=short, ignore_cleanup_errors=True
+    ) as folder:
+        if address is None:
+            said |= {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": folder}
+            said["_node_ip_address"] = "127.0.0.1"
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(address or "local", logging_level=logging.ERROR, **said)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"engine.address={address}" if address else "--engine ray",
+                f"Ray cannot be had there ({last_line(error)})",
+                "Name the address that `ray status` knows, or leave it out to start Ray here",
+            ) from error
+        finally:
+            with suppress(ValueError):  # of a thread that is not the main one
+                signal.signal(signal.SIGTERM, before)  # Ray's own ends this process at once
+        try:
+            yield dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        finally:
+            ray.shutdown()
