@@ -6,20 +6,25 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed (extra: simulation)")
 
+import ray
+
 from deployed import lines_of, metrics
 from tiny import experiment_config
 from trillium.config.experiment import ExperimentConfig
+from trillium.engines.actors.engine import RayEngine
 from trillium.engines.simulation import simulation
 from trillium.experiment.folder import RunFolder
-from trillium.experiment.host import MakeEngine
-from trillium.experiment.run import build
+from trillium.experiment.host import MakeEngine, local_engine
+from trillium.experiment.run import Experiment, build
+from trillium.federation.fleet import Lost
 from trillium.federation.side import Metrics
 from variants import VARIANTS, Variant, cases
 
@@ -71,3 +76,84 @@ def test_ray_equals_the_local_engine(
     words = (*variant.words, *variant.dropout)
     config = experiment_config(hub, *words, model=variant.model, task=variant.task)
     assert_equal(*run_both(config, tmp_path, two_workers))
+
+
+class Killed(BaseException):
+    """What a process that is killed would never get to handle."""
+
+
+def test_a_run_goes_on_elsewhere(hub: Path, tmp_path: Path, two_workers: MakeEngine) -> None:
+    """What one engine has kept, the other goes on from."""
+    config = experiment_config(hub, *VARIANTS["fedllm change, cohort"].words, "rounds=4")
+    build(config, RunFolder(tmp_path / "local", "local")).run()
+    path, folder = tmp_path / "ray", RunFolder(tmp_path / "ray", "local")
+    for number, engine in enumerate((two_workers, local_engine, two_workers)):
+
+        def dying(line: Metrics, number: int = number) -> None:
+            if line["round"] == number + 1:
+                raise Killed
+
+        with pytest.raises(Killed):
+            build(config, folder, engine=engine).run(dying)
+        folder = RunFolder.reopen(path)
+    build(config, folder, engine=two_workers).run()
+    assert_equal(path, tmp_path / "local")
+
+
+def kill_in(fed: Experiment, number: int, client: str) -> None:
+    """Kill the worker of a client, once, when it is asked in a round, and another has answered."""
+    engine, killed = fed.fleet.engine, list[int]()
+    assert isinstance(engine, RayEngine)
+    post = engine.post
+
+    def killing(requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
+        replies = post(requests)
+        if fed.server.round == number and client in requests and not killed:
+            worker = engine._workers[engine._pinned[client]]
+            killed.append(ray.get(worker.__ray_call__.remote(lambda self: os.getpid())))
+            first = next(replies)
+            os.kill(killed[0], signal.SIGKILL)
+            return chain([first], replies)
+        return replies
+
+    engine.post = killing  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    "name", ["fedllm change, turns", "kd client", "split relay", "split kept u", "kd masked"]
+)
+def test_a_killed_worker_costs_a_round_of_its_clients(
+    hub: Path, tmp_path: Path, two_workers: MakeEngine, name: str
+) -> None:
+    """All are needed, so the round is made again, and the run ends as it would have."""
+    config = experiment_config(hub, *VARIANTS[name].words, "rounds=3")
+    build(config, RunFolder(tmp_path / "local", "local")).run()
+    fed = build(config, RunFolder(tmp_path / "ray", "local"), engine=two_workers)
+    kill_in(fed, 2, "client-0")
+    fed.run()
+    status = json.loads((tmp_path / "ray" / "status.json").read_text())
+    assert status["failed_rounds"] == {"2": 1}
+    lines = zip(metrics(tmp_path / "ray"), metrics(tmp_path / "local"), strict=True)
+    for mine, yours in lines:
+        spent = {"server_flops"}  # what was done in vain was done
+        assert {k: v for k, v in mine.items() if k not in spent} == {
+            k: v for k, v in yours.items() if k not in spent
+        }
+    for path in (tmp_path / "local").rglob("*.safetensors"):
+        other = tmp_path / "ray" / path.relative_to(tmp_path / "local")
+        assert path.read_bytes() == other.read_bytes()
+
+
+def test_where_others_suffice_they_go_on(
+    hub: Path, tmp_path: Path, two_workers: MakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = experiment_config(hub, "rounds=4", "data.num_clients=4", "fleet.min_replies=1")
+    fed = build(config, RunFolder(tmp_path / "ray", "local"), engine=two_workers)
+    kill_in(fed, 2, "client-3")
+    with caplog.at_level(logging.WARNING):
+        history = fed.run()
+    assert "another takes its clients back to round 1" in caplog.text
+    missing = [set(line["missing"]) for line in history]
+    assert "client-3" in missing[2]
+    assert 0 < len(missing[2]) < 4
+    assert missing[1] == missing[3] == missing[4] == set()
