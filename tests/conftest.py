@@ -33,7 +33,7 @@ COMPONENTS: tuple[type[Component], ...] = (Aggregator, Codec, Mask, Partition, F
 NODES = [f"client-{number}" for number in range(4)]
 
 
-pytest.register_assert_rewrite("deployed", "resumed")
+pytest.register_assert_rewrite("deployed", "rayed", "resumed")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

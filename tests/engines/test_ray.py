@@ -16,7 +16,8 @@ pytest.importorskip("ray", reason="Ray is not installed (extra: simulation)")
 
 import ray
 
-from deployed import lines_of, metrics
+from deployed import metrics
+from rayed import assert_equal
 from tiny import experiment_config
 from trillium.config.experiment import ExperimentConfig
 from trillium.engines.actors.engine import RayEngine
@@ -36,31 +37,6 @@ def two_workers() -> Iterator[MakeEngine]:
     with simulation("ray").opened(2, []) as (at_a_time, host), host() as engine:
         assert at_a_time == 1
         yield engine
-
-
-def crossed(folder: Path) -> list[dict[str, object]]:
-    """Return the ledger, in its order.
-
-    Clients that share a process share what is measured of batches of one shape, whatever part of their
-    texts is to be learnt, so peaks are a little off.
-    """
-    found = lines_of(folder / "wire.jsonl")
-    for entry in found:
-        del entry["seconds"]
-        if entry.get("peak_bytes"):
-            entry["peak_bytes"] = pytest.approx(entry["peak_bytes"], rel=0.01)
-    return found
-
-
-def assert_equal(mine: Path, local: Path) -> None:
-    files = [sorted(str(p.relative_to(at)) for p in at.rglob("*")) for at in (mine, local)]
-    assert files[0] == files[1]
-    assert crossed(mine) == crossed(local)
-    assert metrics(mine) == metrics(local)
-    for name in files[0]:
-        if name.endswith((".safetensors", "config.yaml", "data.json", "once.json", "answers.json")):
-            assert (mine / name).read_bytes() == (local / name).read_bytes(), name
-    assert json.loads((mine / "status.json").read_text())["state"] == "finished"
 
 
 def run_both(config: ExperimentConfig, folder: Path, engine: MakeEngine) -> tuple[Path, Path]:
