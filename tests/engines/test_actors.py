@@ -1,4 +1,4 @@
-"""What the Ray engine does with its workers: here they are in this process; `test_ray.py` has real ones."""
+"""The Ray engine and its workers, which are in this process here; `test_ray.py` has real ones."""
 
 from __future__ import annotations
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 from ray.exceptions import RayTaskError
 
 from trillium.engines.actors.worker import Worker
 from trillium.errors import UserError
+
+KNOCK_SECONDS: Final = 5.0
 
 
 class Workers:
@@ -34,8 +37,13 @@ class Workers:
         return self._actors[number]
 
     def let_go(self, number: int) -> None:
-        """Forget a worker that has died; the next of its number is another one."""
+        """End a worker, if it has not died; the next of its number is another one."""
         ray.kill(self._actors.pop(number))
+
+    def close(self) -> None:
+        """End them all."""
+        for number in [*self._actors]:
+            self.let_go(number)
 
 
 def got(coming: Any) -> Any:
@@ -82,12 +90,13 @@ def started(address: str | None, cpus: int) -> Iterator[dict[str, float]]:
             said["_node_ip_address"] = "127.0.0.1"
         before = signal.getsignal(signal.SIGTERM)
         try:
+            _knock(address)
             ray.init(address or "local", logging_level=logging.ERROR, **said)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"engine.address={address}" if address else "--engine ray",
+                "--engine ray" if address is None else f"engine.address={address}",
                 f"Ray cannot be had there ({last_line(error)})",
-                "Name the address that `ray status` knows, or leave it out to start Ray here",
+                "Start it with `ray start`, or leave the address out to have it here for the run",
             ) from error
         finally:
             with suppress(ValueError):  # of a thread that is not the main one
@@ -96,3 +105,10 @@ def started(address: str | None, cpus: int) -> Iterator[dict[str, float]]:
             yield dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
         finally:
             ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """See whether anybody listens at `host:port`; Ray itself would try for ten minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()

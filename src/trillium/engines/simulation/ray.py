@@ -101,4 +101,7 @@ def _hosting(engine: Ray, size: int) -> Iterator[MakeEngine]:
         setup = Setup(located(config), labels, engine.models, engine.cpus, level)
         return RayEngine(workers, setup, clients, checkpoints)
 
-    yield make
+    try:
+        yield make
+    finally:
+        workers.close()
