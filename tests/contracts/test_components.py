@@ -16,6 +16,7 @@ from trillium.component import Choice, Component, known, resolve
 from trillium.data.partitions import Partition
 from trillium.data.publics import Public
 from trillium.data.sources import Source
+from trillium.engines.simulation import Simulation
 from trillium.errors import UserError
 from trillium.frameworks import Framework
 from trillium.frameworks.fedllm.aggregators import Aggregator
@@ -46,6 +47,7 @@ KINDS: list[type[Component]] = [
     Sharpening,
     Public,
     Defence,
+    Simulation,
 ]
 MEMBERS = [(kind, name) for kind in KINDS for name in known(kind)]
 IDS = [f"{kind.kind} {name}" for kind, name in MEMBERS]

@@ -63,8 +63,6 @@ def _missing(extra: str) -> list[str]:
         if name == "trillium":
             inner = needed.partition("[")[2].partition("]")[0]
             found += [word for one in inner.split(",") for word in _missing(one.strip())]
-        elif "[simulation]" in needed and _version("ray") is None:
-            found.append("ray")
         elif _version(name) is None:
             found.append(name)
     return list(dict.fromkeys(found))

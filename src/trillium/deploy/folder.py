@@ -17,7 +17,6 @@ from trillium.errors import UserError, suggest
 FLOWER: Final = "1.41.0"
 SUPERLINK_PORT: Final = 8000
 FLEET_PORT: Final = 8443
-SIMULATION_PORT: Final = 8001
 BIND_PORT: Final = 9444  # of sessions, behind the proxy
 _SERVICES: Final = ("superlink", "superexec", "proxy")  # in compose.yaml, beside the nodes
 
@@ -118,7 +117,6 @@ def write_app(
         "session_bind": values["session-bind"],
         "fleet_port": FLEET_PORT,
         "superlink_port": SUPERLINK_PORT,
-        "simulation_port": SIMULATION_PORT,
         "flower": FLOWER,
         "settings": [
             {"name": name, "value": toml_value(values[name]), "comment": comment.split("\n")}

@@ -63,8 +63,8 @@ class Invitations:
             if not name:
                 raise UserError(
                     'transport="session"',
-                    "these nodes have no names, as in Flower's simulation",
-                    'Write transport="messages", or register each node with --name',
+                    "a node has no name",
+                    'Register each node with --name, or write transport="messages"',
                 )
             if name in busy or time.monotonic() < self._not_before.get(name, 0.0):
                 continue
