@@ -88,7 +88,7 @@ def test_without_it_nothing_of_ray_is_imported(words: list[str], tmp_path: Path)
 def test_a_run_with_ray_is_stopped_and_goes_on(words: list[str], tmp_path: Path) -> None:
     """It ends its processes, says nothing of Ray, and ends as a local one would have."""
     pytest.importorskip("ray", reason="Ray is not installed (extra: simulation)")
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     env, made = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "ray"
     base = [sys.executable, "-c", PROGRAM]

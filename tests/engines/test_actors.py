@@ -17,10 +17,11 @@ from ray.exceptions import RayError
 
 from rayed import assert_equal
 from tiny import experiment_config, federation
-from trillium.config.experiment import ExperimentConfig
+from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.engines.actors import engine as engines
 from trillium.engines.actors.engine import RayEngine, pinned
 from trillium.engines.actors.worker import Setup, Worker, here
+from trillium.engines.simulation.ray import divided
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
@@ -207,6 +208,27 @@ def test_workers_have_about_as_much_to_do(hub: Path) -> None:
     loads = [sum(steps[name] for name, at in found.items() if at == number) for number in (0, 1)]
     assert abs(loads[0] - loads[1]) <= max(steps.values())
     assert set(pinned(fed.clients, 9).values()) == set(range(5))
+
+
+@pytest.mark.parametrize(
+    ("workers", "cohorts", "wanted"),
+    [
+        (8, [4, 4, 4], (2, 4)),  # a third one would leave some with fewer workers than clients
+        (8, [2, 2, 2], (3, 2)),
+        (8, [2], (1, 8)),
+        (8, [2, 20], (1, 8)),
+        (1, [2, 2], (1, 1)),
+        (2, [], (1, 2)),
+    ],
+)
+def test_workers_that_one_run_leaves_idle_are_another_ones(
+    workers: int, cohorts: list[int], wanted: tuple[int, int]
+) -> None:
+    runs = [
+        experiment({"data": {"num_clients": 20}, "fleet": {"clients_per_round": cohort}})
+        for cohort in cohorts
+    ]
+    assert divided(workers, runs) == wanted
 
 
 def test_models_are_where_a_machine_has_them(hub: Path) -> None:

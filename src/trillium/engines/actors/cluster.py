@@ -87,7 +87,6 @@ def started(address: str | None, cpus: int) -> Iterator[dict[str, float]]:
     ) as folder:
         if address is None:
             said |= {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": folder}
-            said["_node_ip_address"] = "127.0.0.1"
         before = signal.getsignal(signal.SIGTERM)
         try:
             _knock(address)
@@ -105,6 +104,11 @@ def started(address: str | None, cpus: int) -> Iterator[dict[str, float]]:
             yield dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
         finally:
             ray.shutdown()
+
+
+def address() -> str:
+    """Return where the cluster is that this process is connected to."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _knock(address: str | None) -> None:

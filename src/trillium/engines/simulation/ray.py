@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,17 +50,20 @@ class Ray(Simulation, name="ray"):
 
     @contextmanager
     def opened(self, workers: int, runs: Sequence[ExperimentConfig]) -> Iterator[tuple[int, Host]]:
-        """Give all workers to one run after the other."""
-        for name, value in QUIET.items():
+        """Give each run a worker for each client of a round; others run beside it, if any are left."""
+        for name, value in {**QUIET, **({} if self.address else _locked())}.items():
             os.environ.setdefault(name, value)
         try:
-            from trillium.engines.actors.cluster import started
+            from trillium.engines.actors.cluster import address, started
         except ImportError as error:
             raise UserError(
                 "--engine ray", "Ray is not installed", install("simulation")
             ) from error
+        at_a_time, size = divided(workers, runs)
         with started(self.address, workers * self.cpus) as there:
-            yield 1, partial(_hosting, self._fit(workers, there), workers)
+            # A run that has a process of its own finds the cluster by its address.
+            found = self._fit(workers, there).model_copy(update={"address": address()})
+            yield at_a_time, partial(_hosting, found, size)
 
     def _fit(self, workers: int, there: Mapping[str, float]) -> Ray:
         """Return the same with its share of the GPUs.
@@ -82,9 +87,23 @@ class Ray(Simulation, name="ray"):
         return self.model_copy(update={"gpus": gpus})
 
 
+def divided(workers: int, runs: Sequence[ExperimentConfig]) -> tuple[int, int]:
+    """Return how many runs go on at a time, and how many workers each one has."""
+    cohorts = [run.fleet.clients_per_round or run.data.num_clients for run in runs]
+    at_a_time = max(1, min(len(runs), workers // max(cohorts, default=workers)))
+    return at_a_time, workers // at_a_time
+
+
+def _locked() -> dict[str, str]:
+    """Return what lets Ray, which listens on all addresses of a machine, obey this run alone."""
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & os.environ.keys() or "ray" in sys.modules:
+        return {}  # it reads them when it is imported
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 @contextmanager
 def _hosting(engine: Ray, size: int) -> Iterator[MakeEngine]:
-    from trillium.engines.actors.cluster import Workers
+    from trillium.engines.actors.cluster import Workers, started
     from trillium.engines.actors.engine import RayEngine
     from trillium.engines.actors.worker import Setup
 
@@ -101,7 +120,5 @@ def _hosting(engine: Ray, size: int) -> Iterator[MakeEngine]:
         setup = Setup(located(config), labels, engine.models, engine.cpus, level)
         return RayEngine(workers, setup, clients, checkpoints)
 
-    try:
+    with started(engine.address, 0), closing(workers):
         yield make
-    finally:
-        workers.close()
