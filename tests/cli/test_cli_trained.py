@@ -205,13 +205,15 @@ def test_predict_labels_rows_that_have_none(
     assert len(asked(capsys).splitlines()) == 3
 
 
+@pytest.mark.parametrize("task", ["causal_lm", "preference"])
 def test_a_language_model_answers_rows_and_comes_with_its_ends(
     monkeypatch: pytest.MonkeyPatch,
     hub: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    task: str,
 ) -> None:
-    run = start(monkeypatch, hub, tmp_path, "causal_lm", "gpt2")
+    run = start(monkeypatch, hub, tmp_path, task, "gpt2")
     prompts = ["w1 w2 w3", "w4", "w5 w6"]
     Path("new.csv").write_text("prompt\n" + "\n".join(prompts) + "\n")
     capsys.readouterr()
@@ -227,6 +229,10 @@ def test_a_language_model_answers_rows_and_comes_with_its_ends(
         found = transformers.GenerationConfig.from_pretrained(to)
         assert found.eos_token_id == [3]
         assert found.pad_token_id == 0
+        card = ModelCard.load(f"{to}/README.md")
+        assert f"task\n`{task}`" in card.text
+        measures = {found.metric_type for found in card.data.eval_results}
+        assert {"causal_lm": "perplexity", "preference": "reward_margin"}[task] in measures
     model = transformers.AutoModelForCausalLM.from_pretrained("whole")
     tokenizer = transformers.AutoTokenizer.from_pretrained("whole", padding_side="left")
     bos = tokenizer.bos_token

@@ -23,11 +23,14 @@ from tiny import (
     trained,
 )
 from trillium.experiment.run import Experiment
+from trillium.frameworks.split.pooled import Forwarded
 from trillium.tasks import IGNORE, Batch, Example, vocabulary
 from trillium.tasks.batches import collate
 from trillium.tasks.preference import Preference, without_adapter
 from trillium.training.loop import TaskLoss
 from trillium.training.meters import counting
+from trillium.wire.kinds import MessageError
+from trillium.wire.message import Message
 from variants import slow_but
 
 BETA = 0.3
@@ -168,6 +171,32 @@ def test_activations_without_the_adapter_cross_where_they_differ(
     assert kinds["activations"] == times * tokens * 12 * 8
 
 
+@pytest.mark.parametrize(
+    ("lengths", "reference", "why"),
+    [([3, 2, 2], 7, "no pairs"), ([3, 2], 4, "reference"), ([3, 2], 0, "reference")],
+)
+def test_a_client_that_sends_no_pairs_is_refused(
+    hub: Path, lengths: list[int], reference: int, why: str
+) -> None:
+    server, tokens = preferring(hub).server, sum(lengths)
+    tensors = {
+        "control/lengths": torch.tensor(lengths, dtype=torch.int32),
+        "activations/hidden": torch.zeros(tokens, 12),
+        "activations/reference": torch.zeros(reference, 12),
+        "labels/labels": torch.ones(tokens, dtype=torch.int32),
+    }
+    if not reference:
+        del tensors["activations/reference"]
+    options: dict[str, Any] = {
+        "width": 12,
+        "num_classes": 44,
+        "with_labels": True,
+        "with_reference": True,
+    }
+    with pytest.raises(MessageError, match=why):
+        Forwarded.read(Message("forward", tensors), server.task, server.training, **options)
+
+
 def test_the_reference_is_counted(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step costs as much more as a pass without the adapter."""
 
@@ -197,7 +226,7 @@ def test_what_is_measured(hub: Path) -> None:
     fed = perturb(preferring(hub))
     plain, state = plain_model(fed).eval(), fed.model.state()
     found = fed.server.evaluate(state, 64)
-    pairs = [[BETA * float(r) for r in ratios(plain, e)] for e in fed.server.test]
+    pairs = [[BETA * float(r.detach()) for r in ratios(plain, e)] for e in fed.server.test]
     margins = [chosen - rejected for chosen, rejected in pairs]
     count = len(pairs)
     assert found == pytest.approx(

@@ -153,7 +153,7 @@ def remarks(config: Setting, num_classes: int) -> Iterator[str]:
             continue
         if given.lr > FAR * default.value:
             yield (
-                f"training.optimizer.lr={given.lr:g} is what small classifiers take; with this "
+                f"training.optimizer.lr={given.lr:g} is far above what such models take; with this "
                 f"adapter {default.value:g} is the default of task={config.task.name}"
             )
     if not isinstance(framework, KDSettings) or num_classes <= MANY:
