@@ -59,6 +59,7 @@ def test_a_head_and_rounds_are_composed() -> None:
 
 def test_without_noise_nothing_is_guaranteed() -> None:
     assert epsilon([Release(1.0), Release(0.0)], 1e-5) == math.inf
+    assert 1e11 < epsilon([Release(1e-6)], 1e-5) < 1e13
     assert epsilon([], 1e-5) == 0
 
 

@@ -103,8 +103,8 @@ def test_noise_of_votes_is_that_of_their_length(hub: Path) -> None:
     run = federation(hub, *VOTES, privacy, *words)
     release = BoundedSum.release
 
-    def noted(self: BoundedSum, key: bytes) -> Any:
-        tensors, count = release(self, key)
+    def noted(self: BoundedSum, key: bytes, estimate: None) -> Any:
+        tensors, count = release(self, key, estimate)
         found.extend(tensors.values())
         return tensors, count
 

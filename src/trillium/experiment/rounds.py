@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Set
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
 
@@ -21,6 +21,7 @@ from trillium.experiment.kept import keep_models
 from trillium.experiment.tracking import Tracking
 from trillium.federation.agreed import lower_median
 from trillium.federation.client import Client
+from trillium.federation.cohort import Turns
 from trillium.federation.engine import MendingEngine
 from trillium.federation.fleet import Fleet, RoundFailed, RoundUndone
 from trillium.federation.server import Server
@@ -264,6 +265,7 @@ class Experiment:
             "held": self.fleet.held,
             "examples": self.fleet.agreed.examples,
             "banned": self.fleet.banned,
+            "turns": asdict(self.fleet.turns),
         }
         self.folder.checkpoints.keep(SERVER, self.server.round, content)
 
@@ -294,6 +296,7 @@ class Experiment:
         self.fleet.unsure = frozenset(content["unsure"])
         self.fleet.agreed.examples = content["examples"]
         self.fleet.banned = {**content["banned"], **self.fleet.banned}
+        self.fleet.turns = Turns(**content.get("turns", {}))
         held: dict[str, int] = content["held"]
         if skips:
             self.fleet.unsure |= held.keys() - self.fleet.held.keys()

@@ -85,8 +85,8 @@ def _spent(
     found: dict[str, Any] = {"epsilon": None, "delta": delta, "unit": unit, "uncovered": ""}
     if None in accounts:
         return {**found, "uncovered": "a run without privacy is among them"}
-    lines = [line for account in accounts if account is not None for line in account]
-    spent = epsilon(releases_in(lines), delta)
+    releases = [r for account in accounts if account is not None for r in releases_in(account)]
+    spent = epsilon(releases, delta)
     if not math.isfinite(spent):
         return {**found, "uncovered": "something was released without noise"}
     return {**found, "epsilon": spent}

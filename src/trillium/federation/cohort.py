@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
 from typing import Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.errors import UserError
+from trillium.rng import generator
 
 
 class FleetConfig(BaseModel):
@@ -22,6 +28,8 @@ class FleetConfig(BaseModel):
         on_failure: what follows a round in which fewer stayed than `min_replies`: the run stops, and
             `trillium resume` repeats the round (`stop`), or all sides go back to where they were before
             it, and on to the next one (`skip`).
+        sampling: how a cohort that is not all clients is chosen: at random in each round (`uniform`),
+            or in turns, so that who was asked is asked again after all others (`cyclic`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +38,7 @@ class FleetConfig(BaseModel):
     min_replies: int | None = Field(default=None, ge=1)
     failure_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
     on_failure: Literal["stop", "skip"] = "stop"
+    sampling: Literal["uniform", "cyclic"] = "uniform"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -42,7 +51,17 @@ class FleetConfig(BaseModel):
                 "every client of the cohort must reply as long as fleet.min_replies is left out",
                 "Write fleet.min_replies=1 or more beside it",
             )
+        if self.sampling == "cyclic" and self.clients_per_round is None:
+            raise UserError(
+                "fleet.sampling=cyclic without fleet.clients_per_round",
+                "all clients are asked in every round, so there are no turns",
+                "Write how many are asked in a round, such as fleet.clients_per_round=10",
+            )
         return self
+
+    def period(self, total: int) -> int:
+        """Return how many rounds lie between two of a client; one where cohorts are drawn."""
+        return -(-total // (self.clients_per_round or total)) if self.sampling == "cyclic" else 1
 
     def check(self, total: int) -> None:
         """Refuse cohorts that so many clients cannot be.
@@ -66,3 +85,36 @@ class FleetConfig(BaseModel):
                 f"only {size} clients are asked in a round",
                 f"Write at most {size}",
             )
+
+
+@dataclass
+class Turns:
+    """Which clients are asked in which of a few rounds, over and over.
+
+    Attributes:
+        of: the turn of each client, from 0 on. Who comes later gets the turn that fewest have.
+        period: how many turns there are; it stays as it was in the first round.
+    """
+
+    of: dict[str, int] = field(default_factory=dict)
+    period: int = 0
+
+    def cohort(self, names: Sequence[str], number: int, period: int, seed: int) -> list[str]:
+        """Return the clients of a round, sorted by name.
+
+        Args:
+            names: of all clients.
+            number: of the round, from 1 on.
+            period: how many turns there are to be.
+            seed: of the run; the order in which turns are dealt out follows from it.
+        """
+        self.period = self.period or period
+        new = [name for name in names if name not in self.of]
+        sizes = Counter(self.of.values())
+        turns = [(sizes[turn], turn) for turn in range(self.period)]
+        heapify(turns)
+        for index in torch.randperm(len(new), generator=generator(seed, "turns", len(self.of))):
+            size, turn = turns[0]
+            self.of[new[index]] = turn
+            heapreplace(turns, (size + 1, turn))
+        return sorted(name for name in names if self.of[name] == (number - 1) % self.period)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ import torch
 
 from trillium.errors import one_line
 from trillium.federation.agreed import Agreed, Sizes
-from trillium.federation.cohort import FleetConfig
+from trillium.federation.cohort import FleetConfig, Turns
 from trillium.federation.engine import CountingEngine, GuardedEngine, LateEngine
 from trillium.federation.engine import Engine as Engine
 from trillium.federation.engine import Gathered as Gathered
@@ -60,6 +60,7 @@ class Fleet:
         banned: those that are left out for the rest of the run, and why.
         guard: in a private run, what adds up, and says who is asked.
         masks: where sums are masked, what adds up.
+        turns: where clients are asked in turns, whose is which.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Fleet:
         self._owed: dict[str, Entry] = {}  # what was asked of clients that have not answered it
         self.guard: Guard | None = None
         self.masks: Summing | None = None
+        self.turns = Turns()
         self.limits = self.most = Limits()
         self.short = False
         self._refused: set[str] = set()  # whose answers of this round could not be used
@@ -108,20 +110,28 @@ class Fleet:
         gathered = self.engine.gather(need)
         self.short = len(gathered.present) < need
         names = list(self.engine.clients)
-        size = self.config.clients_per_round or len(names)
-        draw = torch.randperm(len(names), generator=generator(self.seed, "cohort", number))
-        # Who is away would be asked in vain, so those come last; else the draw stays as it is.
-        order = sorted((names[index] for index in draw), key=lambda n: n not in gathered.present)
-        self.asked = sorted(order[:size])
-        if self.guard is not None and self.guard.adds:
-            self.asked = self.guard.cohort(names)
-            away = [name for name in self.asked if name not in gathered.present]
-            self.missing |= dict.fromkeys(away, "it is away")
+        self.asked = self._drawn(names, number, gathered.present)
         self.newcomers = gathered.newcomers | self.unsure.intersection(self.asked)
         self.unsure = self.unsure.difference(self.asked)
         self._forgo(gathered.behind)
         self.agree()
         return self.asked
+
+    def _drawn(self, names: Sequence[str], number: int, present: Set[str]) -> list[str]:
+        """Return who is to be asked in a round; who is to be, and is away, is missing."""
+        guard, size = self.guard, self.config.clients_per_round or len(names)
+        if self.config.sampling == "cyclic":
+            total = len(names) if guard is None else guard.clients or len(names)
+            asked = self.turns.cohort(names, number, self.config.period(total), self.seed)
+        elif guard is not None and guard.adds:
+            asked = guard.cohort(names)
+        else:
+            draw = torch.randperm(len(names), generator=generator(self.seed, "cohort", number))
+            # Who is away would be asked in vain, so those come last; else the draw stays as it is.
+            order = sorted((names[index] for index in draw), key=lambda n: n not in present)
+            return sorted(order[:size])
+        self.missing |= dict.fromkeys((n for n in asked if n not in present), "it is away")
+        return asked
 
     def agree(self) -> None:
         """Hold clients to what they said at the start; without those that now say something else."""

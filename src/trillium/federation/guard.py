@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from trillium.federation.side import Side
 from trillium.federation.sums import Form, Noisy
 from trillium.privacy import Guarantee
 from trillium.privacy.account import Account, Release
+from trillium.privacy.bands import Bands
 from trillium.privacy.client import BELOW, BoundedSum, ClientLevel
 from trillium.privacy.noise import chance
 from trillium.privacy.sums import Shares
@@ -39,6 +41,7 @@ class Guard:
         told: of the last round, for its line of measures.
         width: entries of the last sum of a round.
         fewest: clients of a sum, where each adds its share of the noise; none where the server does.
+        bands: how the noise of rounds is mixed.
     """
 
     privacy: Guarantee
@@ -49,11 +52,17 @@ class Guard:
     told: dict[str, Any] = field(default_factory=dict)
     width: int = 0
     fewest: int | None = None
+    bands: Bands = field(default_factory=lambda: Bands(1))
 
     @property
     def adds(self) -> bool:
         """Whether it draws cohorts, adds up, and adds the noise."""
         return isinstance(self.privacy, ClientLevel) and self.fewest is None
+
+    @property
+    def clients(self) -> int | None:
+        """How many clients there are to draw from, if it is those that are hidden."""
+        return self.population if isinstance(self.privacy, ClientLevel) else None
 
     def cohort(self, names: Iterable[str]) -> list[str]:
         """Return the clients of a round: each is in it by a coin of its own, and of the server's.
@@ -68,7 +77,7 @@ class Guard:
         release, what = self.release, "round"
         if form.whole is not None:
             noise = self.release.noise * form.whole.noise
-            release, what = replace(self.release, noise=noise, rate=1.0, count=1), "head"
+            release, what = replace(self.release, noise=noise, rate=1.0, count=1, every=1), "head"
         else:
             self.width = sum(tensor.numel() for tensor in form.tensors.values())
         self.account.note(self.side.round, what, release)
@@ -92,12 +101,14 @@ class Guard:
         assert isinstance(self.privacy, ClientLevel)
         clip, store = self.privacy.clip, self.side.store
         bound, noise, count_noise = store.setdefault("clip", clip.first), self.release.noise, 0.0
-        size = self.release.rate * self.population
+        size = self.release.rate * self.population / self.release.every
         if form.whole is not None:
             bound, size = form.whole.bound, float(self.population)
             noise *= form.whole.noise
         elif clip.learns:
             noise, count_noise = clip.split(noise, size)
+        if mixes := form.whole is None and self.bands.count > 1:
+            noise, count_noise = noise * self.bands.norm, count_noise * self.bands.norm
         total = BoundedSum(form.tensors, bound, noise, count_noise)
         learns = clip.learns and form.whole is None
 
@@ -113,7 +124,9 @@ class Guard:
         for _, (addend, below) in ask(asks, read):
             total.add(addend.tensors, below)
         self.announce(form)
-        tensors, count = total.release(self.side.secret("release"))
+        key, mixed = self.side.secret("release"), store.setdefault("bands", {}) if mixes else {}
+        estimate = partial(self.bands.release, number=self.side.round, store=mixed, key=key)
+        tensors, count = total.release(key, estimate if mixes else None)
         if form.whole is None:
             self.told = {"clip": bound}
             if learns and count_noise:

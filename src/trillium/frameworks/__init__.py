@@ -54,6 +54,11 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     only_adds: ClassVar[bool] = False  # whether all that clients send is only added up
 
     @property
+    def accumulates(self) -> bool:
+        """Whether the sums of all rounds have the same entries, and are added up in the model."""
+        return False
+
+    @property
     def needs_public(self) -> bool:
         """Whether there is to be a public set."""
         return False

@@ -14,6 +14,7 @@ from trillium.federation.side import Side
 from trillium.federation.sums import Whole
 from trillium.privacy import Guarantee
 from trillium.privacy.account import Account, Release, epsilon, noise_for
+from trillium.privacy.bands import Bands
 from trillium.privacy.client import ClientLevel
 from trillium.privacy.example import ExampleLevel, NoisySteps
 
@@ -50,10 +51,11 @@ def round_of(config: Setting) -> Release:
     On examples it is all the steps of a client; one that is not asked releases nothing, and is counted
     as if it were.
     """
-    if fewest_of(config) is not None:
-        return Release(1.0, discrete=True)
-    population = population_of(config)
+    shared = fewest_of(config) is not None
+    population = config.data.num_clients if shared else population_of(config)
     if isinstance(config.privacy, ClientLevel):
+        if shared or config.fleet.sampling == "cyclic":
+            return Release(1.0, discrete=shared, every=config.fleet.period(population))
         return Release(1.0, (config.fleet.clients_per_round or population) / population)
     training = config.training
     return Release(1.0, training.batch_size / population, training.num_steps(population))
@@ -63,7 +65,13 @@ def releases_of(config: Setting) -> list[Release]:
     """Return what a run releases, with the noise of a round as the unit: its rounds, and the head."""
     each, whole = round_of(config), whole_of(config)
     head = [] if whole is None else [Release(whole.noise, discrete=each.discrete)]
-    return [replace(each, count=each.count * config.rounds), *head]
+    return [each.over(config.rounds), *head]
+
+
+def bands_of(config: Setting) -> Bands:
+    """Return how the noise of rounds is mixed: where clients come in turns, and changes add up."""
+    mixes = getattr(config.framework, "accumulates", False) and fewest_of(config) is None
+    return Bands(round_of(config).every if mixes else 1)
 
 
 def noise_of(config: Setting) -> float:
@@ -95,12 +103,12 @@ def foreseen(config: Setting, width: int) -> dict[str, Any]:
     noise, releases = noise_of(config), releases_of(config)
     scaled = [replace(release, noise=release.noise * noise) for release in releases]
     spent = epsilon(scaled, privacy.delta)
-    own = isinstance(privacy, ExampleLevel)
-    cohort = config.fleet.clients_per_round or config.data.num_clients
+    each, cohort = round_of(config), config.fleet.clients_per_round or config.data.num_clients
     if (fewest := fewest_of(config)) is not None:
         units = math.sqrt(cohort * fewest)
     else:
-        units = releases[0].rate * population_of(config) * math.sqrt(cohort if own else 1)
+        units = each.rate * population_of(config) / each.every / bands_of(config).norm
+        units *= math.sqrt(cohort) if isinstance(privacy, ExampleLevel) else 1
     return {
         "epsilon": spent if math.isfinite(spent) else None,
         "delta": privacy.delta,
@@ -133,7 +141,7 @@ def guard_of(
             "nodes come and go, and what is added up is divided by a number that stays",
             "Write how many clients there are, such as privacy.population=100",
         )
-    return Guard(privacy, server, account, release, population_of(config))
+    return Guard(privacy, server, account, release, population_of(config), bands=bands_of(config))
 
 
 def steps_of(config: Setting, client: Side) -> NoisySteps | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -22,6 +22,7 @@ from trillium.extras import install
 FILE: Final = "privacy.jsonl"
 STEP: Final = 1e-3  # of losses; with 1e-4 figures are lower by less than 1e-3
 ORDERS: Final = (*range(2, 64), 128, 256, 512)  # of Renyi's divergence; whole ones are quick
+ROUGH: Final = 0.02  # noise with which losses are in the thousands, and a list of them has no end
 NEAR: Final = 1e-3  # of an epsilon that noise is looked for, at most below it
 
 
@@ -34,12 +35,18 @@ class Release:
         rate: with what probability, drawn in secret, a unit is in the sum.
         count: how many there are of it.
         discrete: the noise is the sum of discrete Gaussians, which only Renyi's divergence bounds.
+        every: of so many rounds in a row a unit is in one at most, as everybody may know.
     """
 
     noise: float
     rate: float = 1.0
     count: int = 1
     discrete: bool = False
+    every: int = 1
+
+    def over(self, rounds: int) -> Release:
+        """Return what so many rounds in a row release of one unit at most."""
+        return replace(self, count=self.count * -(-rounds // self.every), every=1)
 
 
 def epsilon(releases: Iterable[Release], delta: float) -> float:
@@ -51,7 +58,8 @@ def epsilon(releases: Iterable[Release], delta: float) -> float:
     counts, found = Counter[tuple[float, float]](), [*releases]
     for release in found:
         counts[release.noise, release.rate] += release.count
-    spent = _by_renyi if any(release.discrete for release in found) else _by_losses
+    rough = any(release.discrete or release.noise < ROUGH for release in found)
+    spent = _by_renyi if rough else _by_losses
     return spent(tuple(sorted(counts.items())), delta)
 
 
@@ -185,6 +193,19 @@ def read_account(path: Path) -> list[dict[str, Any]]:
 
 
 def releases_in(lines: Iterable[Mapping[str, Any]]) -> list[Release]:
-    """Return the releases of an account."""
+    """Return the releases of an account of one run.
+
+    A round that was run again is a release of its own, to all whom its first one told something of.
+    """
     names = [entry.name for entry in fields(Release)]
-    return [Release(**{name: line[name] for name in names if name in line}) for line in lines]
+    found, turns = list[Release](), defaultdict[Release, dict[int, int]](dict)
+    for line in lines:
+        release = Release(**{name: line[name] for name in names if name in line})
+        if release.every == 1 or line["round"] in turns[release]:
+            found.append(replace(release, every=1))
+        else:
+            turns[release][line["round"]] = line["round"] % release.every
+    for release, by_round in turns.items():
+        most = max(Counter(by_round.values()).values())
+        found.append(replace(release, count=release.count * most, every=1))
+    return found

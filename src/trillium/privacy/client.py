@@ -3,13 +3,13 @@
 Learning Differentially Private Recurrent Language Models (McMahan et al., 2018, arXiv 1710.06963). What
 a client sends is scaled down to a bound; the server, which is trusted, adds it up, adds noise, and
 divides by a number that does not depend on who answered. Each client is in a round or not by a coin of
-the server's that nobody sees (Poisson sampling).
+the server's that nobody sees (Poisson sampling), or in turns that everybody knows (`bands`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from trillium.component import Choice
 from trillium.privacy import Guarantee, listed
 from trillium.privacy.clips import Clip, Fixed
-from trillium.privacy.noise import on_grid, released
+from trillium.privacy.noise import GRID, on_grid, released
 from trillium.wire.kinds import Tensors, has_values
 from trillium.wire.message import Message
 
@@ -30,7 +30,8 @@ BELOW = "control/below"
 class ClientLevel(Guarantee, name="client"):
     """Hide whether a client took part from all who see the model of every round.
 
-    `fleet.clients_per_round` is then the size of a cohort on average.
+    `fleet.clients_per_round` is then the size of a cohort on average; with `fleet.sampling=cyclic`
+    clients come in turns, and the noise of a model's rounds partly cancels.
 
     Attributes:
         clip: the bound of what a client sends.
@@ -118,10 +119,19 @@ class BoundedSum:
             vector = on_grid(vector[None], norm, self.deviation)[0]
         self._total += vector
 
-    def release(self, key: bytes) -> tuple[Tensors, float]:
-        """Return the sum with noise, and how many clients more than half were below, with noise."""
+    def release(
+        self, key: bytes, estimate: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensors, float]:
+        """Return the sum with noise, and how many clients more than half were below, with noise.
+
+        Args:
+            key: a secret.
+            estimate: adds the noise in another way; takes and returns steps of the grid.
+        """
         total = self._total.double()
-        if self.deviation:
+        if self.deviation and estimate is not None:
+            total = estimate(self._total) * (self.deviation / GRID)
+        elif self.deviation:
             total = released(self._total, self.deviation, key)
         count = float(total[-1]) / self._scale if self._counts and has_values(total) else 0.0
         names = sorted(self.like)

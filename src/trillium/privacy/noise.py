@@ -52,15 +52,20 @@ def released(steps: Tensor, deviation: float, key: bytes) -> Tensor:
     """
     if not has_values(steps):
         return steps.double()
+    found: Tensor = noisy(steps, GRID, key).double() * (deviation / GRID)
+    return found
+
+
+def noisy(steps: Tensor, deviation: int, key: bytes) -> Tensor:
+    """Return whole steps with noise of a standard deviation in steps, as `released` draws it."""
     values = steps.numpy()
     stream = hashlib.shake_256(key + hashlib.blake2b(values.tobytes()).digest())
     bits = np.frombuffer(stream.digest(8 * values.size), dtype="<u8")
     # The lower half of the quantiles, where floats are dense, and a sign.
     lower = torch.from_numpy((((bits >> np.uint64(1)) + 0.5) * 2.0**-64).reshape(values.shape))
     signs = torch.from_numpy(((bits & np.uint64(1)) * 2.0 - 1.0).reshape(values.shape))
-    drawn = (torch.special.ndtri(lower) * signs * GRID).round().long()
-    noisy: Tensor = (steps + drawn).double() * (deviation / GRID)
-    return noisy
+    drawn: Tensor = (torch.special.ndtri(lower) * signs * deviation).round().long()
+    return steps + drawn
 
 
 def chance(key: bytes, name: str) -> float:

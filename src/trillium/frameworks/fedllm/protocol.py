@@ -54,6 +54,11 @@ class FedLLM(FedLLMSettings, name="fedllm"):
     hides_units: ClassVar[frozenset[str]] = frozenset({"client", "example"})
     only_adds: ClassVar[bool] = True
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether the sums of all rounds are of the same tensors."""
+        return not self.mask.alternates
+
     def crossings(self, config: Setting) -> Crossings:
         """Return what goes up, and how the state comes down."""
         sent: Crossing = {
