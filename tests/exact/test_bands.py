@@ -44,7 +44,8 @@ def test_it_is_the_matrix_mechanism(count: int, monkeypatch: pytest.MonkeyPatch)
 
     def noisy(steps: torch.Tensor, deviation: int, key: bytes) -> torch.Tensor:
         drawn.append(torch.randint(-deviation, deviation, steps.shape))
-        return steps + drawn[-1]
+        found: torch.Tensor = steps + drawn[-1]
+        return found
 
     monkeypatch.setattr(room, "noisy", noisy)
     store: dict[str, Any] = {}
@@ -88,11 +89,11 @@ def test_rounds_that_were_left_out_are_no_rounds_between(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("rounds", "target", "alone", "told"),
-    [(30, 8.0, 5.15, 2.36), (30, 2.0, 16.5, 7.53), (100, 8.0, 17.2, 6.95)],
+    ("rounds", "target", "coins", "alone", "told"),
+    [(30, 8.0, 3.65, 5.15, 2.36), (30, 2.0, 7.29, 16.5, 7.53), (100, 8.0, 8.62, 17.2, 6.95)],
 )
 def test_the_last_model_has_the_noise_of_another_implementation(
-    rounds: int, target: float, alone: float, told: float
+    rounds: int, target: float, coins: float, alone: float, told: float
 ) -> None:
     """The standard deviation of the sum of all rounds, in units of the bound; every tenth round."""
     from trillium.privacy.account import noise_for
@@ -102,6 +103,8 @@ def test_the_last_model_has_the_noise_of_another_implementation(
         errors = np.linalg.inv(matrix(bands, rounds))
         found = noise * bands.norm * np.linalg.norm(np.ones(rounds) @ errors)
         assert found == pytest.approx(expected, rel=0.01)
+    noise = noise_for(target, [Release(1.0, 0.1, rounds)], 1e-4)
+    assert noise * math.sqrt(rounds) == pytest.approx(coins, rel=0.01)
 
 
 def test_turns_come_in_turn() -> None:
