@@ -1,11 +1,11 @@
 """Noise that partly cancels over rounds, where everybody knows in which ones a client may be.
 
-(Amplified) Banded Matrix Factorization (Choquette-Choo et al., 2023, arXiv 2306.08153). Of the sums x
-of all rounds, Cx + z is released, z being a Gaussian of independent entries; the estimate of x is the
-inverse of C times that. So errors of neighbouring rounds have other signs, and a model that adds them up
-has less. C is the square root of the matrix of ones below the diagonal, cut off after some bands: what
-a client adds in one round is in that many releases. As it is not asked again before these are over, the
-price of each of its rounds is the norm of one column.
+(Amplified) Banded Matrix Factorization (Choquette-Choo et al., 2023, arXiv 2306.08153). Of the sums
+x of all rounds, Cx + z is released, z being a Gaussian of independent entries; the estimate of x is
+the inverse of C times that. So errors of neighbouring rounds have other signs, and a model that
+adds them up has less. C is the square root of the matrix of ones below the diagonal, cut off after
+some bands: what a client adds in one round is in that many releases. As it is not asked again
+before these are over, the price of each of its rounds is the norm of one column.
 """
 
 from __future__ import annotations
