@@ -205,7 +205,7 @@ def garbled(drill: Drill, data: bytes, handler: Handler) -> bytes:
 
 def files_lost(drill: Drill, data: bytes, handler: Handler) -> bytes:
     """The process dies, and its newest file with it: a disk that lied, or a backup put back."""
-    kept = sorted((drill.folder / "nodes" / "runs" / "run").glob("*.pt"))
+    kept = sorted((drill.folder / "nodes").glob("*/runs/run/*.pt"))
     if kept:
         drill.rng.choice(kept).unlink()
     raise Killed

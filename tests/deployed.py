@@ -18,8 +18,9 @@ from flwr.app import RecordDict
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.texts import Texts
-from trillium.data.federated import load_data
-from trillium.engines import distributed, patience
+from trillium.data.deployed import write_rows
+from trillium.data.federated import FederatedData, load_data
+from trillium.engines import distributed, node, patience
 from trillium.engines.certified import Certified
 from trillium.engines.distributed import SessionEngine
 from trillium.engines.frames import StreamConfig
@@ -46,8 +47,8 @@ class Nodes:
 
     Args:
         keys: folder of the certificates.
-        names: of the clients, in the order of the recipe's partitions.
-        state: where the nodes keep what they hold.
+        config, data: of the recipe; each node gets a file with its rows, and one to look at its model.
+        state: where each node has a folder for them, and for what it holds.
         fault: answers what the engine asks a node, in its place; the second argument answers in truth.
             What ends the thread ends the node.
         spoil: answers what the framework asks a node.
@@ -56,17 +57,22 @@ class Nodes:
     def __init__(
         self,
         keys: Path,
-        names: Iterable[str],
+        config: ExperimentConfig,
+        data: FederatedData,
         state: Path,
         fault: Fault | None = None,
         spoil: Fault | None = None,
     ) -> None:
         self._fault, self._spoil = fault, spoil
-        self._online = {number: Online(name, "t0") for number, name in enumerate(names)}
+        self._online = {n: Online(name, "t0") for n, name in enumerate(sorted(data.clients))}
+        for name, rows in data.clients.items():
+            for file, own in (("train", rows), ("test", data.test)):
+                path = state / name / f"{file}.jsonl"
+                write_rows(path, own, data.labels, config.data.source)
         self._keys, self._state = keys, state
         self._ended: dict[str, Future[Summary]] = {}  # by the message
         self._threads = ThreadPoolExecutor(2 * len(self._online))
-        self._turn = threading.Lock()  # the nodes share a model, as those of a simulation do
+        self._turn = threading.Lock()  # what is random within an ask is so for the whole process
         self.port = 0
 
     def nodes(self) -> dict[int, Online]:
@@ -79,18 +85,24 @@ class Nodes:
         sent = {}
         for number, content in contents.items():
             opening = Opening.decode(text_of(content, "opening", "opening"))
-            own = {"partition-id": number, "num-partitions": len(self._online)}
-            node = Node(NodeConfig.read({**own, "state": str(self._state)}), opening)
-            if isinstance(node.client.masks, Masks):
-                node.client.masks.vouching = self.certified(node.name, opening.run)
-            handlers = {"message": self._one_by_one(node), "control": self._control(node)}
+            own = Node(self._settings(self._online[number].name), opening)
+            if isinstance(own.client.masks, Masks):
+                own.client.masks.vouching = self.certified(own.name, opening.run)
+            handlers = {"message": self._one_by_one(own), "control": self._control(own)}
             token = text_of(content, "opening", "token")
-            address, tls = f"127.0.0.1:{self.port}", self._tls(node.name)
-            words = (address, tls, node.name, token, handlers, QUICK)
+            address, tls = f"127.0.0.1:{self.port}", self._tls(own.name)
+            words = (address, tls, own.name, token, handlers, QUICK)
             message = f"message-{len(self._ended)}-{number}"
             self._ended[message] = self._threads.submit(serve_session, *words)
             sent[message] = number
         return sent
+
+    def _settings(self, name: str) -> NodeConfig:
+        own, keys = self._state / name, self._keys / "nodes" / name
+        found = {"data": own / "train.jsonl", "test": own / "test.jsonl", "state": own}
+        found |= {"certificate": keys / "client.crt", "key": keys / "client.key"}
+        found["authority"] = self._keys / "ca.crt"
+        return NodeConfig.read({"name": name, **{key: str(path) for key, path in found.items()}})
 
     def answers(self, waiting: Iterable[str]) -> Iterator[tuple[str, RecordDict | Lost]]:
         for message in list(waiting):
@@ -187,7 +199,8 @@ def run_in_threads(
     config, data = texts.fit(data), texts.counted(data)
     newest = folder.checkpoints.newest(SERVER)
     opening = Opening("run", config.tree(), list(data.labels), 0 if newest is None else newest[0])
-    nodes = Nodes(keys, sorted(data.clients), folder.path / "nodes", fault, spoil)
+    monkeypatch.setattr(node, "free_at_once", lambda: None)  # it would slow later tests down
+    nodes = Nodes(keys, config, data, folder.path / "nodes", fault, spoil)
     tls = ServerTLS.read(keys / "ca.crt", keys / "server.crt", keys / "server.key")
     waits = Patience(*seconds)
     engine = SessionEngine(

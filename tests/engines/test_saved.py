@@ -137,8 +137,8 @@ def test_a_round_that_is_left_out_leaves_no_state_behind(
     kept: list[int] = []
 
     def dying(line: Metrics) -> None:
-        nodes = path / "nodes" / "runs" / "run"
-        kept.extend(int(file.stem.rpartition("@")[2]) for file in nodes.glob("client-*.pt"))
+        files = (path / "nodes").glob("*/runs/run/client-*.pt")
+        kept.extend(int(file.stem.rpartition("@")[2]) for file in files)
         if line["round"] == ROUND:
             assert line["skipped"]
             raise Killed
@@ -170,7 +170,7 @@ def test_a_node_whose_files_are_older_does_not_go_on_silently(
 
     with pytest.raises(Killed):
         run_in_threads(config, keys, RunFolder(path, "sessions"), monkeypatch, dying)
-    nodes = path / "nodes" / "runs" / "run"
+    nodes = path / "nodes" / "client-1" / "runs" / "run"
     (nodes / f"client-1@{ROUND}.pt").rename(nodes / "client-1@1.pt")  # a backup was put back, say
     if not lax:
         with pytest.raises(RoundFailed, match="client-1: it came back with its state of round 1"):

@@ -277,7 +277,7 @@ def _answer(
     _end_at_once()
     opening = _opening(message)
     own = context.node_config
-    who = {"run": opening.run, "client": str(own.get("name", "simulated"))}
+    who = {"run": opening.run, "client": str(own.get("name", ""))}
     log_to_screen(who, str(own.get("log_format", "text")))
     try:
         settings = NodeConfig.read(context.node_config)

@@ -11,13 +11,11 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.config.texts import Texts
 from trillium.data.deployed import read_rows
-from trillium.data.federated import load_data
 from trillium.engines.certified import Certified
 from trillium.engines.gate import Gate
 from trillium.engines.memory import free_at_once
@@ -25,15 +23,13 @@ from trillium.engines.node_settings import NodeConfig
 from trillium.engines.opening import Arrival, Opening
 from trillium.engines.policy import Forbidden, Policy, what_is_asked
 from trillium.engines.writing import read_tokens
-from trillium.errors import PeerError, UserError, doing, shareable
+from trillium.errors import PeerError, doing, shareable
 from trillium.experiment.run import build_client, most_of, resident_model
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
 from trillium.federation.parts import CARRIED_BYTES
 from trillium.federation.tiers import tier_of
 from trillium.frameworks.split.generate import give_prompts, texts_of
-from trillium.models.load import LanguageModel
-from trillium.models.own import Ends
 from trillium.privacy.masks import Masks
 
 if TYPE_CHECKING:
@@ -47,10 +43,7 @@ class Node:
     """One client of a run, kept in memory between asks."""
 
     def __init__(self, settings: NodeConfig, opening: Opening) -> None:
-        alone = settings.partition_id is None
-        self._gate = Gate(
-            Policy.read(settings.policy), settings.state if alone else None, opening.run
-        )
+        self._gate = Gate(Policy.read(settings.policy), settings.state, opening.run)
         with doing("recipe"):
             config = experiment(opening.tree)
         asked = what_is_asked(config)
@@ -64,7 +57,7 @@ class Node:
             raise
         self._gate.asked(asked)
         self.client.describe = self._told
-        if alone and isinstance(self.client.masks, Masks):
+        if isinstance(self.client.masks, Masks):
             self.client.masks.vouching = Certified.read(settings, opening.run)
         is_short = config.task.data_form == "classification"
         predictions = config.public_size * (1 if is_short else config.training.limit)
@@ -191,12 +184,11 @@ def _client(
         counts = {"num_examples": len(rows), **counts}
         log.info("%s: %s", name, ", ".join(f"{what} {count}" for what, count in counts.items()))
         held_out = [] if test is None else texts.examples(own.model, test)
-        # The nodes of a simulation share a process, and so one model.
-        alone = settings.partition_id is None and not config.head.runs_model
-        ends = config.framework.ends(tier_of(config.tiers, name)) if alone else None
+        whole = config.head.runs_model
+        ends = None if whole else config.framework.ends(tier_of(config.tiers, name))
         if ends is not None:
             free_at_once()
-        model = _model(json.dumps(own.tree(), sort_keys=True), tuple(opening.labels), ends)
+        model = resident_model(own, opening.labels, ends)
         client = build_client(config, model, name, examples, test=held_out)
         return name, client, {} if config.privacy.unit else counts
 
@@ -206,25 +198,7 @@ def _rows(
 ) -> tuple[str, Dataset, Dataset | None]:
     """Return the node's name, its rows, and those to look at its own model, if there are any."""
     form, source = config.task.data_form, config.data.source
-    if settings.partition_id is None:
-        assert settings.name is not None
-        assert settings.data is not None
-        test = None if settings.test is None else read_rows(settings.test, source, form, labels)
-        return settings.name, read_rows(settings.data, source, form, labels), test
-    data = load_data(config.data, form, config.seed, config.public_size)
-    names = sorted(data.clients)
-    if settings.partition_id >= len(names):
-        raise UserError(
-            f"partition-id={settings.partition_id}",
-            f"the recipe divides its data among {len(names)} clients",
-            f"Start {len(names)} nodes, or write data.num_clients in the recipe",
-        )
-    name = names[settings.partition_id]
-    return name, data.clients[name], data.test
-
-
-@lru_cache(maxsize=1)
-def _model(tree: str, labels: tuple[str, ...], ends: Ends | None) -> LanguageModel:
-    """Return the resident model of this process; simulated nodes that share the process share it."""
-    config: ExperimentConfig = experiment(json.loads(tree))
-    return resident_model(config, labels, ends)
+    assert settings.name is not None
+    assert settings.data is not None
+    test = None if settings.test is None else read_rows(settings.test, source, form, labels)
+    return settings.name, read_rows(settings.data, source, form, labels), test

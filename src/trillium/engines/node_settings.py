@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trillium.errors import UserError, suggest
 
@@ -27,8 +27,6 @@ class NodeConfig(BaseModel):
             does so with all that the authority has signed.
         policy: file that says what the node may do; everything without one.
         log_format: of the node's log: `text` or `json`.
-        partition_id, num_partitions: which of the recipe's clients a simulated node is; Flower's
-            simulation sets them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -44,8 +42,6 @@ class NodeConfig(BaseModel):
     peers: Path | None = None
     policy: Path | None = None
     log_format: Literal["text", "json"] = "text"
-    partition_id: int | None = Field(default=None, alias="partition-id")
-    num_partitions: int | None = Field(default=None, alias="num-partitions")
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> NodeConfig:
@@ -69,7 +65,7 @@ class NodeConfig(BaseModel):
                 EXAMPLE,
                 code="settings",
             ) from error
-        if found.partition_id is None and (found.name is None or found.data is None):
+        if found.name is None or found.data is None:
             missing = "name" if found.name is None else "data"
             raise UserError(
                 f"node configuration without {missing}",
