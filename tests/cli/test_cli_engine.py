@@ -99,7 +99,7 @@ def test_a_run_with_ray_is_stopped_and_goes_on(words: list[str], tmp_path: Path)
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 240
         while not any(len(p.read_text().splitlines()) > 1 for p in made.glob("*/metrics.jsonl")):
-            assert process.poll() is None
+            assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.05)
         started = psutil.Process(process.pid).children(recursive=True)

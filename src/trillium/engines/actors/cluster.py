@@ -91,7 +91,7 @@ def started(address: str | None, cpus: int) -> Iterator[dict[str, float]]:
         try:
             _knock(address)
             ray.init(address or "local", logging_level=logging.ERROR, **said)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray has no class for what can go wrong here
             raise UserError(
                 "--engine ray" if address is None else f"engine.address={address}",
                 f"Ray cannot be had there ({last_line(error)})",
