@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import chaos
 from tiny import experiment_config
+from trillium.engines.held import Held
 from trillium.engines.session import Handler
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
@@ -24,6 +25,18 @@ def test_random_faults_are_survived_or_said() -> None:
     said: list[str] = []
     table = chaos.run_drills(6, 22, None, said.append)
     assert all(outcome.startswith(chaos.GOOD) for _, outcome in table), said
+
+
+def test_a_node_that_was_behind_is_not_new_where_all_went_back() -> None:
+    """It came to a round's end with the state before; to begin anew is for who has none of them."""
+    held = Held({"a": 3})
+    assert not held.came("a", 2)
+    held.rounds = {"a": 2}  # all sides go back there, and it says so
+    assert held.came("a", 2)
+    assert held.gathered({"a"}).newcomers == frozenset()
+    assert not held.came("a", 1)
+    assert held.came("a", 1)  # nobody else has it any more
+    assert held.gathered({"a"}).newcomers == {"a"}
 
 
 @pytest.mark.slow

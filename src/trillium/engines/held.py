@@ -34,11 +34,14 @@ class Held:
 
     def came(self, name: str, found: int | None) -> bool:
         """Whether a node came with the state that it had said to keep; if not, it begins anew."""
-        held = self.rounds.get(name, -1)
+        held = self.rounds.get(name)
         if found is None:
             self.new.add(name)
-        if (-1 if found is None else found) >= held:
+        if held is None:
             return found is not None
+        if found is not None and found >= held:
+            self.new.discard(name)  # all have gone back to where it is, since it was behind
+            return True
         what = "without its state" if found is None else f"with its state of round {found}"
         self.gone[name] = f"it came back {what}, and had kept that of round {held}"
         self.new.add(name)
