@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,17 @@ def write_hub(folder: Path) -> Path:
         label = index % 3
         rows.append({"text": f"w{label} {text(3, 12)}", "label": f"class {label}"})
     _write_jsonl(folder / "classification.jsonl", rows)
+    several = []
+    for index in range(NUM_ROWS):
+        own = [n for n in range(4) if index >> n & 1]
+        said = " ".join([*(f"w{n}" for n in own), text(3, 12)])
+        several.append({"text": said, "label": [f"label {n}" for n in own]})
+    _write_jsonl(folder / "multi_label.jsonl", several)
+    values = [
+        {"text": row["text"], "label": [len(row["label"]) - 1.5, n / 60]}
+        for n, row in enumerate(several)
+    ]
+    _write_jsonl(folder / "regression.jsonl", values)
     pairs = [{"prompt": text(2, 8), "completion": text(1, 6)} for _ in range(NUM_ROWS)]
     _write_jsonl(folder / "causal_lm.jsonl", pairs)
     answers = [
@@ -106,7 +117,7 @@ def write_hub(folder: Path) -> Path:
     return folder
 
 
-def _write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -165,20 +176,28 @@ def plain_model(federation: Experiment) -> nn.Module:
 
 
 def plain_batch(examples: list[Example]) -> tuple[dict[str, Tensor], Tensor]:
-    """Pad on the right to the longest example; labels become `(batch,)` or `(batch, seq)`."""
+    """Pad on the right to the longest example; labels become those that Transformers takes."""
     pad = nn.utils.rnn.pad_sequence
     ids = pad([e.input_ids for e in examples], batch_first=True, padding_value=0)
     mask = pad([torch.ones_like(e.input_ids) for e in examples], batch_first=True)
     labels = [e.labels for e in examples]
     if labels[0].dim() == 0:
         return {"input_ids": ids, "attention_mask": mask}, torch.stack(labels)
+    if labels[0].dim() == 2:
+        return {"input_ids": ids, "attention_mask": mask}, torch.cat(labels).to(torch.float64)
     padded = pad(labels, batch_first=True, padding_value=IGNORE)
     return {"input_ids": ids, "attention_mask": mask}, padded
 
 
 def plain_loss(module: nn.Module, examples: list[Example]) -> Tensor:
-    """Return the mean cross-entropy; Hugging Face's own casts the logits of language models."""
+    """Return the mean cross-entropy, as Hugging Face's own casts the logits of language models.
+
+    Where a text has several labels, or a token has one, it is Hugging Face's own.
+    """
     inputs, labels = plain_batch(examples)
+    if labels.is_floating_point():
+        found: Tensor = module(**inputs, labels=labels).loss
+        return found
     logits: Tensor = module(**inputs).logits
     if labels.dim() == 2:
         logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()

@@ -307,7 +307,10 @@ PAIRS: dict[str, tuple[str, ...]] = {
     "split preference of the server": ("framework={name: split, train: server, cache: false}",),
     "split preference, ahead": ("framework={name: split, staleness: 1}",),
 }
-MODELS = (("llama", "causal_lm"), ("bert", "classification"), ("gpt2", "causal_lm"))
+MODELS = (
+    *(("llama", "causal_lm"), ("bert", "classification"), ("gpt2", "causal_lm")),
+    *(("bert", "multi_label"), ("bert", "regression")),
+)
 
 
 def _listed() -> dict[str, Variant]:

@@ -107,7 +107,8 @@ def test_what_is_kept_is_what_would_be_computed_again(
                 again = parts.split.head.eval()(
                     None, input_ids=batch.input_ids, attention_mask=batch.attention_mask
                 )
-            kept = cache.batch([pool[id(example)] for example in chunk], fed.config.task)
+            own = [pool[id(example)] for example in chunk]
+            kept = cache.batch(own, fed.config.task, num_outputs=fed.model.num_classes)
             assert bool(batch.attention_mask.all())
             padded = collate(chunk, 0, fed.model.device)
             assert torch.equal(kept.mask, padded.attention_mask)

@@ -182,7 +182,7 @@ def test_the_built_in_answers_are_right_and_wrong() -> None:
         (("privacy={name: example, population: 40, epsilon: 8}", "training.local_steps=2"),
          "bounded alone"),
         (("framework.aggregator=stack",), "is the reference"),
-        (("head=class_means",), "only the head of a classifier"),
+        (("head=class_means",), "one class each"),
         (("framework={name: split, train: server}",), "framework.cache=false"),
         (("framework={name: split, delta: {}}",), "framework.delta=null"),
         (("framework={name: split, defence: gaussian}",), "framework.defence=none"),

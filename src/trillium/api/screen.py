@@ -16,14 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trillium.report.human import prefixed
+from trillium.report.measure import MAIN
 from trillium.wire.ledger import Entry
 
-QUALITY = (
-    "accuracy",
-    "exact_match",
-    "token_accuracy",
-    "reward_accuracy",
-)  # the first that a line has is shown
 NARROW = 90  # columns; on less the table has only what says how a run goes
 
 
@@ -114,7 +109,7 @@ class Screen:
         }
 
     def _measure(self) -> str:
-        return next((m for m in QUALITY for line in self._lines.values() if m in line), QUALITY[0])
+        return next((m for m in MAIN for line in self._lines.values() if m in line), MAIN[0])
 
     def _render(self) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")

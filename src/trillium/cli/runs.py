@@ -51,10 +51,11 @@ def list_runs(
 
 def _line(run: Run) -> Line:
     """Return what is said of a run."""
+    from trillium.report.measure import MAIN
     from trillium.report.measures import bytes_per_client
     from trillium.report.read import COMPARE_FILE
 
-    known = ("accuracy", "exact_match", "loss")
+    known = (*MAIN, "loss")
     measure = next((name for name in known if run.shipped(name) is not None), None)
     parent = run.folder.parent
     return {

@@ -96,7 +96,7 @@ def predict(
         int, typer.Option(min=1, metavar="N", help="Most tokens of a response.")
     ] = 64,
 ) -> None:
-    """Predict classes, with probabilities, or responses for rows without a label."""
+    """Predict classes, with probabilities, numbers, entities or responses for rows without a label."""
     tree = settings_of(words, data)
     if to is not None and to.suffix.lower() not in (".jsonl", ".csv"):
         raise UserError(f"--to {to}", "it is written as .jsonl or .csv", f"Write {to.stem}.jsonl")
@@ -135,7 +135,7 @@ def _write_table(found: Sequence[Predicted], file: TextIO) -> None:
 
 
 def _cell(value: object) -> object:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 def export(

@@ -89,6 +89,12 @@ BY_TASK: Final[tuple[Default, ...]] = (
         "the same",
     ),
     Default(
+        "framework.average",
+        "logits",
+        {"task": ("regression",), "framework": ("kd",)},
+        "the mean of logits is that of the numbers which they say",
+    ),
+    Default(
         "framework.temperature",
         1.0,
         {**_LANGUAGE, "framework": ("kd",)},

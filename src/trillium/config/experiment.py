@@ -115,6 +115,7 @@ def _checked(tree: Mapping[str, Any]) -> tuple[ExperimentConfig, Tree]:
         config = ExperimentConfig.model_validate(merged)
     except ValidationError as error:
         raise explained(error, merged, ExperimentConfig()) from error
+    config.data.check(config.task)
     config.framework.check(config)
     config.head.check(config)
     return config, base

@@ -48,7 +48,7 @@ class Texts:
         for known, found in self._inputs:
             if known == model:
                 return found
-        found = read_inputs(model, self.labels)
+        found = read_inputs(model, self.labels, auto_class=self.config.task.auto_class)
         self._inputs.append((model, found))
         return found
 
@@ -86,7 +86,7 @@ class Texts:
         tokenizer = self.inputs(model).tokenizer
         key = (id(tokenizer), id(rows))
         if key not in self._cut:
-            self._cut[key] = self.config.task.tokenize(rows, tokenizer, limit)
+            self._cut[key] = self.config.task.tokenize(rows, tokenizer, limit, len(self.labels))
         return self._cut[key]
 
     def examples(self, model: ModelConfig, rows: Dataset) -> list[Example]:
@@ -141,8 +141,9 @@ class Texts:
         if key not in self._whole:
             if self.inputs(model).may_lose:
                 _check_known(self.inputs(model), model, rows)
-            self._whole[key] = (rows, self.config.task.tokenize(rows, tokenizer, None))
-            _check_tokens(tokenizer, model, rows, self._whole[key][1])
+            whole = self.config.task.tokenize(rows, tokenizer, None, len(self.labels))
+            self._whole[key] = (rows, whole)
+            _check_tokens(tokenizer, model, rows, whole)
         return self._whole[key][1]
 
 
@@ -197,7 +198,7 @@ def _said(row: Mapping[str, Any]) -> Iterator[str]:
 def in_model_order(config: ExperimentConfig, data: FederatedData) -> FederatedData:
     """Return the data with its classes in the order of the checkpoint, if it has all of them."""
     own = config.of(None)
-    inputs = read_inputs(own.model, data.labels, own.adapter.goes_on_from)
+    inputs = read_inputs(own.model, data.labels, own.adapter.goes_on_from, config.task.auto_class)
     if not inputs.classes:
         return data
     whose = "checkpoint" if inputs.onward is None or inputs.onward.key is None else "adapter"

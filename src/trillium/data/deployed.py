@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trillium.data.federated import FederatedData
 from trillium.data.sources import Source
+from trillium.data.sources.answers import named
 from trillium.data.sources.columns import Columns
 from trillium.data.sources.files import Files, read_table
 from trillium.errors import UserError
@@ -90,7 +91,7 @@ def _named(row: Mapping[str, Any], labels: Sequence[str], columns: Columns) -> d
     for key, value in row.items():
         name = getattr(columns, key) or key
         if key == "label":
-            found[name] = labels[value]
+            found |= _answer(value, labels, columns)
         elif key == "messages":
             found |= _chat(value, columns)
         elif key == "tools":
@@ -98,6 +99,14 @@ def _named(row: Mapping[str, Any], labels: Sequence[str], columns: Columns) -> d
         else:
             found[name] = value
     return found
+
+
+def _answer(value: Any, labels: Sequence[str], columns: Columns) -> dict[str, Any]:
+    if not columns.labels:
+        return {columns.label: named(value, labels)}
+    if any(isinstance(item, float) for item in value):
+        return dict(zip(columns.labels, value, strict=True))
+    return {name: int(number in value) for number, name in enumerate(labels)}
 
 
 def _chat(turns: Sequence[Mapping[str, str]], columns: Columns) -> dict[str, Any]:

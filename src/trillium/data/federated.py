@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,7 +16,7 @@ from trillium.data.partitions import Partition
 from trillium.data.partitions.iid import IID
 from trillium.data.publics import Public
 from trillium.data.publics.rows import Rows
-from trillium.data.sources import RawData, Source
+from trillium.data.sources import FORMS, RawData, Source
 from trillium.data.sources.builtin import Builtin
 from trillium.errors import UserError, suggest
 from trillium.files import CLIENT_NAME, CLIENT_NAME_RULE, SERVER
@@ -24,7 +24,7 @@ from trillium.files import CLIENT_NAME, CLIENT_NAME_RULE, SERVER
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Task = Literal["classification", "causal_lm", "preference"]
+    from trillium.tasks import Task
 
 
 class DataConfig(BaseModel):
@@ -99,6 +99,17 @@ class DataConfig(BaseModel):
                 )
         return self
 
+    def check(self, task: Task) -> None:
+        """Refuse a source without the columns of a task, or a partition by classes that it has not."""
+        source = self.source
+        if task.data_form not in source.forms:
+            raise UserError(
+                f"data.source={source.name} with task={task.name}",
+                f"its rows are for {', '.join(sorted(source.forms))}",
+                "Give rows of your own with --data FILE, or data.source={name: hub, path: …}",
+            )
+        self.partition.check(task)
+
     def names(self, count: int | None = None) -> list[str]:
         """Return what the clients are called, padded so that names with numbers sort by them."""
         if self.client_names is not None:
@@ -117,7 +128,7 @@ class FederatedData:
         test: held-out rows; no client and no public row has a text of theirs.
         public: rows that all sides hold, without `client`; no client has their texts. Those that the
             server writes come later (`trillium.experiment.written`), and have no `label`.
-        labels: class names, indexed by `label`; `()` for `causal_lm`.
+        labels: names of the outputs, which `label` numbers; `()` for `causal_lm`.
         removed: number of training rows left out, by reason.
         counts: how many texts are cut, and how many left out, by client and for `test`.
         useless: clients that are left out.
@@ -145,7 +156,7 @@ class FederatedData:
         def renumbered(rows: Dataset) -> Dataset:
             if "label" not in rows.column_names:
                 return rows
-            numbers = [place[label] for label in rows["label"]]
+            numbers = [_renumbered(label, place) for label in rows["label"]]
             return rows.remove_columns("label").add_column("label", numbers)
 
         return replace(
@@ -159,7 +170,7 @@ class FederatedData:
     def summary(self) -> dict[str, Any]:
         """Return sizes and label histograms in a form that JSON can hold.
 
-        A client's `labels` count the classes it has; for `causal_lm` they are empty.
+        A client's `labels` count the classes it has; where there are none they are empty.
         """
         return {
             "clients": {
@@ -191,8 +202,19 @@ class FederatedData:
         return {k: v for k, v in self._label_counts(self.test).items() if k not in had}
 
     def _label_counts(self, rows: Dataset) -> dict[str, int]:
-        counts = Counter(rows["label"]) if self.labels else Counter()
+        found = rows["label"] if self.labels and "label" in rows.column_names else ()
+        each = [n for own in found for n in (own if isinstance(own, list) else [own])]
+        counts = Counter(n for n in each if isinstance(n, int))  # numbers to predict are no classes
         return {self.labels[label]: counts[label] for label in sorted(counts)}
+
+
+def _renumbered(label: Any, place: Sequence[int]) -> Any:
+    """Return a row's classes, or the numbers that are to be predicted, in another order."""
+    if isinstance(label, int):
+        return place[label]
+    if all(isinstance(item, int) for item in label):
+        return [place[item] for item in label]
+    return [own for _, own in sorted(zip(place, label, strict=True))]
 
 
 def load_data(
@@ -205,7 +227,7 @@ def load_data(
     and test as they are.
 
     Args:
-        task: whose columns the rows are to have (`trillium.data.sources`).
+        task: the form of its data, as in `trillium.data.sources`.
         public_size: how many rows all sides are to hold; as `config` says by default.
 
     Raises:
@@ -214,8 +236,8 @@ def load_data(
     # Imported here: the config tree imports this module, and must not wait for torch.
     from trillium.rng import derive_seed
 
-    if task not in get_args(Task):
-        raise UserError(f"task {task!r}", "there is no such task", suggest(task, get_args(Task)))
+    if task not in FORMS:
+        raise UserError(f"task {task!r}", "there is no such task", suggest(task, FORMS))
     split_seed = seed if config.split_seed is None else config.split_seed
     raw = config.source.load(task, split_seed)
     if task == "classification" and len(raw.labels) < 2:
@@ -223,6 +245,13 @@ def load_data(
             f"rows of one class ({', '.join(raw.labels)})",
             "there is nothing to tell apart",
             "Name the column that holds the class with data.source.label, or add rows of another class",
+        )
+    if task == "multi_label" and 2 < len(raw.train) <= len(raw.labels):
+        raise UserError(
+            f"{len(raw.train)} training rows of {len(raw.labels)} labels",
+            "most labels have no second row, and nothing that is learnt from one helps with another",
+            "Name the column that lists the labels with data.source.label, and what stands between "
+            "them with data.source.separator",
         )
     if task == "classification" and 2 < len(raw.train) == len(set(raw.train["label"])):
         raise UserError(

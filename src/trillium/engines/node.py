@@ -59,9 +59,9 @@ class Node:
         self.client.describe = self._told
         if isinstance(self.client.masks, Masks):
             self.client.masks.vouching = Certified.read(settings, opening.run)
-        is_short = config.task.data_form == "classification"
-        predictions = config.public_size * (1 if is_short else config.training.limit)
-        limits = most_of(config, self.client.model, predictions)
+        model = self.client.model
+        each = config.task.most_targets(config.training.limit, model.num_classes)
+        limits = most_of(config, model, config.public_size * each)
         self.most_bytes = min(limits.max_bytes, CARRIED_BYTES)  # of a message, either way
         self._settled = False
         self._round: int | None = None  # that what it holds is of

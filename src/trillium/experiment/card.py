@@ -19,9 +19,9 @@ from trillium.tasks.scores import TEXT_SCORES
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.j2")
 _PIPELINES: Final = {
-    "classification": "text-classification",
-    "causal_lm": "text-generation",
-    "preference": "text-generation",
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "CAUSAL_LM": "text-generation",
 }
 _COUNTS: Final = ("num_examples",)
 
@@ -48,7 +48,7 @@ def write_card(folder: Path, config: ExperimentConfig, to: Path, client: str | N
     model = config.of(client).model
     is_adapter = (to / "adapter_config.json").is_file()
     base = model.id if not Path(model.id).is_dir() else None
-    measures, pipeline = dict(_measures(run, client)), _PIPELINES[config.task.data_form]
+    measures, pipeline = dict(_measures(run, client)), _PIPELINES[config.task.peft_task]
     title = f"{run.arm}, seed {config.seed}" + (f", {client}" if client is not None else "")
     data = ModelCardData(
         base_model=HUB_IDS.get(base or "", base),
@@ -82,7 +82,7 @@ def write_card(folder: Path, config: ExperimentConfig, to: Path, client: str | N
         trust=", trust_remote_code=True" if model.trust_remote_code else "",
         own_adapter=config.of(client).adapter.name == "bottleneck",
         auto=config.task.auto_class,
-        classifies=config.task.peft_task == "SEQ_CLS",
+        classifies=config.task.peft_task != "CAUSAL_LM",
         sizes=_sizes(run.data),
         labels=run.data.get("labels") or [],
         measures={name: f"{value:.4g}" for name, value in measures.items()},
@@ -113,7 +113,20 @@ def _measures(run: Run, client: str | None) -> Iterator[tuple[str, float]]:
 
 
 REWARDS: Final = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
-_QUALITY: Final = ("accuracy", "f1", "loss", "perplexity", "token_accuracy", *REWARDS, *TEXT_SCORES)
+_QUALITY: Final = (
+    "accuracy",
+    "f1",
+    "f1_micro",
+    "f1_macro",
+    "pearson",
+    "spearman",
+    "rmse",
+    "loss",
+    "perplexity",
+    "token_accuracy",
+    *REWARDS,
+    *TEXT_SCORES,
+)
 
 
 def _sizes(data: Mapping[str, Any]) -> dict[str, int]:
@@ -135,8 +148,10 @@ def _sizes(data: Mapping[str, Any]) -> dict[str, int]:
 
 def _settings(config: ExperimentConfig) -> list[str]:
     """Return what differs from the defaults, as it is written on the command line."""
+    tree = config.tree()
     given = {"task": config.task.name, "framework": config.framework.name}
-    found = _others(config.tree(), experiment(given).tree())
+    source = {"data": {"source": tree["data"]["source"]}}
+    found = _others(tree, experiment({**given, **source}).tree())
     for told in ("data", "model"):  # which have lines of their own
         found.pop(told, None)
     return as_words({"framework": {"name": config.framework.name}, **found})

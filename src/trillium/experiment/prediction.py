@@ -20,7 +20,7 @@ from trillium.experiment.trained import (
     refuse_others,
     warn_of_cuts,
 )
-from trillium.tasks.batches import by_tokens, collate, spans
+from trillium.tasks.batches import outputs, spans
 from trillium.tasks.ends import before_end, end_ids
 from trillium.tasks.language import LanguageTask
 from trillium.tasks.writing import Writing
@@ -37,42 +37,30 @@ class Predicted:
 
     Attributes:
         row: its number, from 1.
-        given: the text that was classified, or the prompt, by the name of its column.
-        label, probabilities: the most probable class, and the probability of each.
-        response: what a language model writes.
+        given: the text that was looked at, or the prompt, by the name of its column.
+        said: what the task makes of the model's answer (`Task.said`), or the response that it writes.
     """
 
     row: int
     given: dict[str, Any]
-    label: str | None = None
-    probabilities: dict[str, float] | None = None
-    response: str | None = None
+    said: dict[str, Any]
 
     def line(self) -> dict[str, Any]:
         """Return it as a JSON object."""
-        found: dict[str, Any] = {"row": self.row, **self.given}
-        if self.probabilities is None:
-            return {**found, "response": self.response}
-        assert self.label is not None
-        sure = self.probabilities[self.label]
-        return {
-            **found,
-            "label": self.label,
-            "probability": sure,
-            "probabilities": self.probabilities,
-        }
+        return {"row": self.row, **self.given, **self.said}
 
     def cells(self) -> dict[str, Any]:
-        """Return it as the cells of a table, with a column for the probability of each class."""
+        """Return it as the cells of a table, with a column for each probability or value."""
         line = self.line()
-        shares = line.pop("probabilities", {})
-        return {**line, **{f"probability of {name}": share for name, share in shares.items()}}
+        for what, one in (("probabilities", "probability"), ("values", "value")):
+            line |= {f"{one} of {name}": n for name, n in line.pop(what, {}).items()}
+        return line
 
 
 def predict_run(
     folder: Path, changes: Tree, writing: Writing, client: str | None = None
 ) -> list[Predicted]:
-    """Let the model of a run, or that of a client, classify or answer all rows of a source.
+    """Let the model of a run, or that of a client, judge or answer all rows of a source.
 
     Args:
         changes: settings that are to be others than in the run; `data.source` is where the rows are.
@@ -85,26 +73,22 @@ def predict_run(
     rows = inputs_of(found.config.data.source, found.config.task.data_form)
     if isinstance(found.config.task, LanguageTask):
         return _answered(found, found.config.task, rows, writing)
-    return _classified(found, rows)
+    return _judged(found, rows)
 
 
 @torch.inference_mode()
-def _classified(found: Trained, rows: Dataset) -> list[Predicted]:
+def _judged(found: Trained, rows: Dataset) -> list[Predicted]:
     model, config = found.model, found.config
     examples = tokenize(config, model, rows)
     warn_of_cuts(config, model, rows)
     check_lengths(config, model, [examples])
     module = model.mount(found.state).eval()
     result: dict[int, Predicted] = {}
-    texts = list(rows["text"])
-    for chunk in by_tokens(examples, config.evaluation.batch_tokens):
-        batch = collate(chunk, model.tokenizer.pad_token_id, model.device)
-        shares = module(**batch.inputs).logits.double().softmax(-1).cpu().tolist()
-        for index, own in zip(batch.indices, shares, strict=True):
-            probabilities = dict(zip(found.labels, own, strict=True))
-            label = max(probabilities, key=probabilities.__getitem__)
-            given = {"text": texts[index]}
-            result[index] = Predicted(index + 1, given, label, probabilities)
+    texts, most = list(rows["text"]), config.evaluation.batch_tokens
+    for batch, logits in outputs(module, examples, model.tokenizer.pad_token_id, most):
+        for index, own in zip(batch.indices, logits.cpu(), strict=True):
+            said = config.task.said(own, examples[index], found.labels)
+            result[index] = Predicted(index + 1, {"text": texts[index]}, said)
     return [result[index] for index in sorted(result)]
 
 
@@ -121,6 +105,6 @@ def _answered(
         said = [before_end(tokens, ends) for tokens in written]
         texts += model.tokenizer.batch_decode(said, skip_special_tokens=True)
     return [
-        Predicted(number, dict(row), response=text)
+        Predicted(number, dict(row), {"response": text})
         for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=1)
     ]

@@ -69,6 +69,7 @@ def resident_model(
         config.adapter,
         auto_class=config.task.auto_class,
         peft_task=config.task.peft_task,
+        problem_type=config.task.problem_type,
         labels=labels,
         seed=config.seed,
         ends=ends,

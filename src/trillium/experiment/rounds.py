@@ -30,6 +30,7 @@ from trillium.files import SERVER
 from trillium.frameworks import SERVER_MODEL
 from trillium.models.load import LanguageModel
 from trillium.models.slots import values
+from trillium.report.measure import MAIN
 from trillium.report.read import ANSWERS
 from trillium.rng import scoped_rng
 from trillium.training.meters import Cost
@@ -234,7 +235,7 @@ class Experiment:
             "seconds": self._seconds,
             "server_flops": self.server.meter.read().flops,
         }
-        shown = (f"{name} {found[name]:.4g}" for name in ("accuracy", "loss") if name in found)
+        shown = (f"{name} {found[name]:.4g}" for name in (*MAIN, "loss") if name in found)
         log.info("round %d of %d: %s", number, self.config.rounds, ", ".join(shown))
         self.rounds.note(line)
         self.history.append(line)

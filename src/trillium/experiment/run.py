@@ -192,9 +192,8 @@ def build_server(
     fleet.masks = sums_of(config, server)
     fleet.limits = limits_of(model)
     fleet.most = most_of(config, model, sum(config.task.num_targets(example) for example in public))
-    is_long = config.task.data_form == "causal_lm"
     fleet.agreed = Agreed(
-        config.training.limit if is_long else 1,
+        config.task.most_targets(config.training.limit, model.num_classes),
         lambda client, n: tier_of(config.tiers, client).training(config.training).num_steps(n),
     )
     fleet.agree()
@@ -261,4 +260,5 @@ def device_name(device: torch.device) -> str:
 
 def tokenize(config: ExperimentConfig, model: LanguageModel, rows: Dataset) -> list[Example]:
     """Return rows in the columns of the task as examples."""
-    return config.task.tokenize(rows, model.tokenizer, config.training.limit)
+    limit = config.training.limit
+    return config.task.tokenize(rows, model.tokenizer, limit, model.num_classes)

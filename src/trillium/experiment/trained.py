@@ -115,7 +115,7 @@ def evaluate_run(folder: Path, changes: Tree, client: str | None = None) -> Metr
 def warn_of_cuts(config: ExperimentConfig, model: LanguageModel, rows: Dataset) -> None:
     """Say how many texts are measured, or read, in part only."""
     limit = config.training.limit
-    whole = config.task.tokenize(rows, model.tokenizer, None)
+    whole = config.task.tokenize(rows, model.tokenizer, None, model.num_classes)
     if cut := sum(example.num_tokens > limit for example in whole):
         log.warning(
             "%d of %d texts were cut to %d tokens; training.max_length says how many are kept.",

@@ -10,10 +10,9 @@ from typing import Any
 from trillium.config.comparison import choices
 from trillium.config.experiment import Tree
 from trillium.errors import UserError
+from trillium.report.measure import MAIN
 from trillium.report.read import read_runs
 from trillium.report.summary import Row, shown, summarise
-
-HIGHER, LOWER = ("accuracy", "exact_match", "token_accuracy", "reward_accuracy"), ("loss",)
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def choose(tree: Mapping[str, Any], folder: Path) -> dict[str, Chosen]:
         UserError: nothing has finished.
     """
     rows = {row.arm: row for row in summarise(read_runs(folder)) if row.is_finished}
-    names = [n for n in (*HIGHER, *LOWER) if any(n in row.values for row in rows.values())]
+    names = [n for n in (*MAIN, "loss") if any(n in row.values for row in rows.values())]
     if not names:
         raise UserError(
             str(folder), "no run of the grid has finished", "See report.html there for the reasons"
@@ -50,7 +49,7 @@ def choose(tree: Mapping[str, Any], folder: Path) -> dict[str, Chosen]:
 
     def score(row: Row) -> tuple[float, float]:
         mean, loss = row.values[measure].mean, row.values.get("loss")
-        return mean if measure in HIGHER else -mean, 0.0 if loss is None else -loss.mean
+        return mean if measure in MAIN else -mean, 0.0 if loss is None else -loss.mean
 
     found = {}
     for arm, points in choices(tree).items():

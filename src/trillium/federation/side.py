@@ -92,7 +92,8 @@ class Side:
         from datasets import Dataset
 
         rows = Dataset.from_dict(dict(columns))
-        return self.task.tokenize(rows, self.model.tokenizer, self.training.limit)
+        model, limit = self.model, self.training.limit
+        return self.task.tokenize(rows, model.tokenizer, limit, model.num_classes)
 
     def loop(self, label: str, state: State) -> Loop:
         """Return the local loop over a state, mounted into the model."""

@@ -134,13 +134,17 @@ def positions_of(module: nn.Module, hf_config: Any) -> int | None:
 
 
 def read_inputs(
-    config: ModelConfig, labels: Sequence[str], goes_on_from: str | None = None
+    config: ModelConfig,
+    labels: Sequence[str],
+    goes_on_from: str | None = None,
+    auto_class: str = "AutoModelForSequenceClassification",
 ) -> Inputs:
     """Return what a model takes.
 
     Args:
         labels: names of the classes; none for language modelling.
         goes_on_from: the adapter that training goes on from.
+        auto_class: the class of Transformers that is to load the model, where there are labels.
 
     Raises:
         UserError: there is no such model, or it is none that can be trained on texts.
@@ -160,13 +164,13 @@ def read_inputs(
             "Write a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct, or task=classification",
         )
     hf_config = copy.deepcopy(hf_config)
-    classes = () if config.random_weights or not labels else classes_of(hf_config)
+    classes = () if config.random_weights or not labels else classes_of(hf_config, auto_class)
     order, named, onward = order_of(labels, classes), True, None
     if goes_on_from is not None:
         onward = read_onward(
             goes_on_from,
             hf_config,
-            classifies=bool(labels),
+            auto_class=auto_class if labels else None,
             trust_remote_code=config.trust_remote_code,
         )
     has_head = onward is not None and onward.num_classes > 0
@@ -195,9 +199,10 @@ def read_inputs(
     return found
 
 
-def classes_of(hf_config: Any) -> tuple[str, ...]:
-    """Return the classes of a checkpoint in its order, if it was trained to classify texts."""
-    if not any("SequenceClassification" in name for name in hf_config.architectures or ()):
+def classes_of(hf_config: Any, auto_class: str) -> tuple[str, ...]:
+    """Return the classes of a checkpoint in its order, if it was trained to be of such a class."""
+    form = auto_class.removeprefix("AutoModelFor")
+    if not any(form in name for name in hf_config.architectures or ()):
         return ()
     return tuple(str(hf_config.id2label[index]) for index in sorted(hf_config.id2label))
 

@@ -116,7 +116,7 @@ class LanguageModel:
     @property
     def num_classes(self) -> int:
         """Size of the last dimension of the logits: classes, or the vocabulary."""
-        if self.peft_task == "SEQ_CLS":
+        if self.peft_task != "CAUSAL_LM":
             return int(base_model(self.module).config.num_labels)  # type: ignore[union-attr, arg-type]
         return int(text_config(self.module).vocab_size)
 
@@ -226,16 +226,20 @@ def load_model(
     labels: Sequence[str],
     seed: int,
     ends: Ends | None = None,
+    problem_type: str | None = None,
 ) -> LanguageModel:
     """Load a model with its task head and adapter; new weights are drawn from `seed`.
 
     Args:
         labels: names of the classes; there are none for language modelling.
         ends: what of the model is wanted, where not the whole.
+        problem_type: what Transformers is told of the head.
     """
     with explained(config.id), scoped_rng(seed, "model"):
-        inputs = read_inputs(config, labels, adapter.goes_on_from)
-        classifies = peft_task == "SEQ_CLS"
+        inputs = read_inputs(config, labels, adapter.goes_on_from, auto_class)
+        classifies = peft_task != "CAUSAL_LM"
+        if classifies:
+            inputs.hf_config.problem_type = problem_type
         device = find_device(config.device)
         check_part(config, ends)
         part = None if ends is None else load_part(config, auto_class, inputs, ends, seed)

@@ -98,9 +98,12 @@ class Onward:
 
 
 def read_onward(
-    source: str, hf_config: object, *, classifies: bool, trust_remote_code: bool
+    source: str, hf_config: object, *, auto_class: str | None, trust_remote_code: bool
 ) -> Onward:
     """Return the adapter in a folder, or on the hub.
+
+    Args:
+        auto_class: the class of Transformers that loads its model, if that has a task head.
 
     Raises:
         UserError: it cannot be read.
@@ -114,10 +117,10 @@ def read_onward(
             f"its values cannot be read ({why})",
             "Give the folder of an adapter in PEFT's format, or its id on a hub that can be reached",
         ) from error
-    if not classifies:
+    if auto_class is None:
         return Onward(source, weights)
     with torch.device("meta"):
-        auto = transformers.AutoModelForSequenceClassification
+        auto = getattr(transformers, auto_class)
         built = auto.from_config(hf_config, trust_remote_code=trust_remote_code)
         key = f"base_model.model.{head_layer(built)[0]}"
     return Onward(source, weights, key if f"{key}.weight" in weights else None)

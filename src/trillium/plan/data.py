@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.federation.tiers import tier_of
-from trillium.tasks import IGNORE, Example
+from trillium.tasks import IGNORE, Example, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,7 +29,7 @@ class Assumptions(BaseModel):
         examples: of each client.
         tokens: of every example; `training.max_length` by default, or 64.
         response: of these the supervised ones, in language modelling; half of them by default.
-        classes: to tell apart, in classification.
+        classes: to tell apart; outputs of the task head in other tasks that have one.
         token_bytes: of the text of a token; the public set crosses as text.
     """
 
@@ -110,32 +110,37 @@ def by_tier(config: ExperimentConfig, names: Iterable[str]) -> Mapping[str, list
 
 
 @lru_cache(maxsize=16)
-def _alike(count: int, length: int, prompt: int, classes: int, compares: bool) -> list[Example]:
+def _alike(task: Task, count: int, length: int, prompt: int, classes: int) -> list[Example]:
     """Return examples of one length, supervised behind a prompt; or of the classes in turn.
 
     They differ in their first token: of samples that are alike, activations cross once.
     """
     tokens = torch.ones(length, dtype=torch.int64)
     first = torch.arange(length) == 0
-    labels = [torch.tensor(label) for label in range(classes)]
-    if prompt:
-        labels = [tokens.masked_fill(torch.arange(length) < prompt, IGNORE)]
+    labels = [tokens.masked_fill(torch.arange(length) < prompt, IGNORE)]
+    if task.per_token and not prompt:
+        labels = [torch.full((length,), label) for label in range(classes)]
+    elif not task.per_token:
+        each = classes if task.has_classes else 1
+        shape = () if task.has_classes else (1, classes)
+        numbers = [torch.full(shape, number, dtype=torch.int32) for number in range(each)]
+        labels = [task.from_numbers(own, classes) for own in numbers]
     texts = [
         Example(i, tokens.masked_fill(first, i), labels[i % len(labels)], prompt)
         for i in range(count)
     ]
-    return [replace(text, rejected=text) for text in texts] if compares else texts
+    return [replace(text, rejected=text) for text in texts] if task.compares else texts
 
 
 def assumed_texts(config: ExperimentConfig, assumed: Assumptions) -> Texts:
     """Return examples of one length for all clients, and for the public set."""
-    classifies = config.task.data_form == "classification"
+    classifies = config.task.peft_task != "CAUSAL_LM"
     bounds = [b for b in (assumed.tokens, config.training.max_length) if b is not None]
     length = min(bounds, default=TOKENS)
     response = min(assumed.response or -(-length // 2), length - 1)
     prompt = 0 if classifies else length - response
     own = {"length": length, "prompt": prompt, "classes": assumed.classes}
-    texts = partial(_alike, **own, compares=config.task.compares)
+    texts = partial(_alike, config.task, **own)
     rows = texts(assumed.examples)
     return Texts(
         clients=dict.fromkeys(config.data.names(), rows),

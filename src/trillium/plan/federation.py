@@ -157,7 +157,7 @@ class PaperFederation:
 
     def _plain(self, model: LanguageModel, training: Training) -> Known | None:
         """Return what is known of the task's own steps, if their layouts say what they cost."""
-        if not (self.texts.assumed or self.config.task.peft_task == "SEQ_CLS"):
+        if not (self.texts.assumed or self.config.task.peft_task != "CAUSAL_LM"):
             with self._paper.running():
                 if not is_wide(model.module):  # then the key does not say how many rows count
                     return None

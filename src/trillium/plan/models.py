@@ -99,7 +99,7 @@ def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> Langu
     """
     task = config.task
     wanted = config.model.model_copy(update={"random_weights": True, "quantize": "none"})
-    classifies = task.peft_task == "SEQ_CLS"
+    classifies = task.peft_task != "CAUSAL_LM"
     with explained(config.model.id), torch.device("meta"):
         model, drawn = load_base(wanted, task.auto_class, hf_config, torch.device("meta"))
         narrow = classifies and config.adapter.freezes and config.model.head == "linear"

@@ -50,7 +50,7 @@ class Reader:
         found = Texts(
             clients={name: texts.examples(model, rows) for name, rows in data.clients.items()},
             public=public,
-            num_classes=len(data.labels) if config.task.peft_task == "SEQ_CLS" else 0,
+            num_classes=len(data.labels),
             rows=data.public,
             public_of=dict.fromkeys(data.clients, public) if config.framework.needs_public else {},
             test=texts.examples(model, data.test),

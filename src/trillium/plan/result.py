@@ -90,7 +90,7 @@ def texts_of(config: ExperimentConfig, server: Server, clients: Sequence[Client]
     return Texts(
         clients={client.name: client.examples for client in clients},
         public=server.public,
-        num_classes=server.model.num_classes if config.task.peft_task == "SEQ_CLS" else 0,
+        num_classes=0 if config.task.peft_task == "CAUSAL_LM" else server.model.num_classes,
         rows=server.public_rows,
         public_of=public_of,
         written=server.meter.read().flops,

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from trillium.report.measure import Measure
+from trillium.report import human
+from trillium.report.measure import MAIN, Measure
 from trillium.report.measures import BY_NAME, bytes_per_client, flops_per_client
 from trillium.report.read import Run, number
 from trillium.report.style import arm_styles, scale_axis, short
 from trillium.report.summary import Row, Stat, families
 
-_FRACTIONS = ("accuracy", "exact_match", "token_accuracy", "reward_accuracy")
 _MARKED_POINTS = 25
 
 
@@ -48,15 +48,13 @@ class Curve:
 
 
 def plotted_measures(rows: Sequence[Row]) -> list[Measure]:
-    """Return what the curves are of: accuracy, or else exact match and perplexity, or else loss."""
-    groups = (
-        ("accuracy",),
-        ("exact_match", "perplexity"),
-        ("token_accuracy",),
-        ("reward_accuracy", "reward_margin"),
-        ("loss",),
-    )
-    for names in groups:
+    """Return what the curves are of: the measure of the task, or else the loss."""
+    with_it = {
+        "exact_match": ("exact_match", "perplexity"),
+        "reward_accuracy": ("reward_accuracy", "reward_margin"),
+    }
+    for name in (*MAIN, "loss"):
+        names = with_it.get(name, (name,))
         found = [BY_NAME[name] for name in names if any(name in row.values for row in rows)]
         if found:
             return found
@@ -201,7 +199,7 @@ def _finish(axes: Any, panel: Panel, unit: str | None, xs: list[float]) -> None:
     measure = panel.measure
     axes.set_xlabel(panel.label)
     axes.set_title(panel.title)
-    if measure.name in _FRACTIONS:
+    if measure.show is human.percent:
         # Ticks may be finer than a per cent where the arms are close.
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     if unit is None:

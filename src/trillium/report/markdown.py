@@ -15,6 +15,11 @@ from trillium.report.summary import Row, remarks, shown
 
 COLUMNS = (
     "accuracy",
+    "f1_micro",
+    "f1_macro",
+    "pearson",
+    "spearman",
+    "rmse",
     "exact_match",
     "chrf",
     "bleu",

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from trillium.report.read import Run
+
+MAIN: Final = (
+    "accuracy",
+    "f1_micro",
+    "pearson",
+    "exact_match",
+    "token_accuracy",
+    "reward_accuracy",
+)
+"""By what the models of a task are compared: the first that there is; more is better."""
 
 
 @dataclass(frozen=True)

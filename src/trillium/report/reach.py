@@ -8,16 +8,11 @@ from typing import Any, NamedTuple
 
 from trillium.report import human
 from trillium.report.curves import Curve, curve
+from trillium.report.measure import MAIN
 from trillium.report.measures import bytes_per_client, per_client, show_bytes
 from trillium.report.read import Run, number
 from trillium.report.summary import Row
 
-MEASURES = (
-    "accuracy",
-    "exact_match",
-    "token_accuracy",
-    "reward_accuracy",
-)  # the first that any arm has
 SHARE = 0.95  # of the best arm's, where no accuracy is named
 
 
@@ -56,7 +51,7 @@ def goals(rows: Sequence[Row], levels: Sequence[float] = ()) -> list[Goal]:
         levels: as shares; without any it is a share of what the best arm that sends something gets to
             on the same rows, if two such arms were measured on their way.
     """
-    measure = next((m for m in MEASURES if any(m in row.values for row in rows)), None)
+    measure = next((m for m in MAIN if any(m in row.values for row in rows)), None)
     if measure is None:
         return []
     curves = {row.arm: quality(row, measure) for row in rows}

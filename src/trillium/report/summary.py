@@ -167,7 +167,7 @@ def guesses_only(row: Row) -> bool:
     """Whether an arm is a task head that was drawn at random, and no baseline to beat."""
     return (
         row.framework == "zero_shot"
-        and _name(row, "task") == "classification"
+        and _name(row, "task") not in ("causal_lm", "preference")
         and _name(row, "head") == "random"
         and not row.counted[0].data.get("own_head")
     )

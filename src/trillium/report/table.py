@@ -21,6 +21,11 @@ from trillium.report.summary import Row, remarks, shown
 _COLUMNS = {
     "accuracy": 0,
     "f1": 9,
+    "f1_micro": 0,
+    "f1_macro": 6,
+    "pearson": 0,
+    "spearman": 6,
+    "rmse": 3,
     "exact_match": 0,
     "chrf": 3,
     "bleu": 9,

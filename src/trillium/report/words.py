@@ -15,12 +15,14 @@ from trillium.report.measures import show_bytes, show_flops
 from trillium.report.read import Run
 from trillium.report.summary import Row, guesses_only
 
-LESS_IS_BETTER = ("perplexity", "loss")
+LESS_IS_BETTER = ("perplexity", "rmse", "loss")
 CLOSE = 0.95  # of the best, where no interval is known
 LINK = 10e6  # bits per second
 _LESS = 1.5  # times fewer bytes, to be worth a sentence
 _TASKS = {
     "classification": "Text classification",
+    "multi_label": "Multi-label classification",
+    "regression": "Regression",
     "causal_lm": "Language modelling",
     "preference": "Preference optimisation",
 }

@@ -6,7 +6,7 @@ Imports the ground alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,8 +34,9 @@ class Example:
     Attributes:
         index: its number among all that were tokenised with it.
         input_ids: token ids `(seq,)`, int64.
-        labels: the class `()`, or the token ids `(seq,)` with `IGNORE` where nothing is supervised.
-        prompt_tokens: how many tokens a generation starts from; 0 for classification.
+        labels: the class `()`, a value for each output `(1, outputs)`, or a label for each token
+            `(seq,)`; `IGNORE` where nothing is supervised.
+        prompt_tokens: how many tokens a generation starts from; 0 where none does.
         rejected: the text that is worse than this one, where texts are compared.
     """
 
@@ -77,7 +78,7 @@ class Batch:
     Attributes:
         input_ids: `(batch, seq)` int64; texts that are compared are rows beside each other.
         attention_mask: `(batch, seq)` int64, 0 where padded.
-        labels: `(batch,)` or `(batch, seq)` int64, `IGNORE` where nothing is supervised.
+        labels: `(batch,)`, `(batch, 1, outputs)` or `(batch, seq)`; `IGNORE` where there is none.
         indices: number of each example among those it comes from.
     """
 
@@ -102,12 +103,26 @@ class Batch:
 
 
 class Task(Component, kind="task", package="trillium.tasks"):
-    """A way to fine-tune a language model."""
+    """A way to fine-tune a language model.
+
+    Class variables:
+        auto_class: the class of Transformers that loads its models.
+        peft_task: PEFT's name of it: `SEQ_CLS`, `TOKEN_CLS` or `CAUSAL_LM`.
+        data_form: the columns that sources deliver (`trillium.data.sources`).
+        problem_type: what Transformers calls the loss of a head on texts, where it has to be told.
+        per_token: labels stand one at each token; else a text has one, or one for each output.
+        has_classes: what counts is of one class each, so that classes have sizes and means.
+        says_values: what is predicted are numbers; a row of outcomes says one by its log-odds.
+    """
 
     auto_class: ClassVar[str]
     peft_task: ClassVar[str]
-    data_form: ClassVar[str]  # the columns that sources deliver, see `trillium.data.sources`
-    compares: ClassVar[bool] = False  # whether an example is two texts, held against a reference
+    data_form: ClassVar[str]
+    problem_type: ClassVar[str | None] = None
+    per_token: ClassVar[bool] = False
+    has_classes: ClassVar[bool] = False
+    says_values: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     @property
     def measure(self) -> str:
@@ -124,17 +139,35 @@ class Task(Component, kind="task", package="trillium.tasks"):
         """Whether more of that metric is better."""
         return self.measure != "loss"
 
-    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int | None) -> list[Example]:
-        """Turn rows of the canonical columns into examples; longer ones are cut to `max_length`."""
-        raise NotImplementedError
+    def tokenize(
+        self, rows: Dataset, tokenizer: Any, max_length: int | None, num_outputs: int = 0
+    ) -> list[Example]:
+        """Turn rows of the canonical columns into examples; longer ones are cut to `max_length`.
 
-    def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the predictions that count, logits `(n, classes)`, and their targets `(n,)`.
-
-        They are the same rows of the logits, `(batch, classes)` or `(batch, seq, vocab)`, for
-        everyone who holds the batch.
+        Args:
+            num_outputs: of the task head; 0 where the model has none of its own.
         """
         raise NotImplementedError
+
+    def unlabelled(self, example: Example) -> Example:
+        """Return an example without what its labels tell, but for which predictions count."""
+        return replace(example, labels=torch.full_like(example.labels, IGNORE))
+
+    def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the predictions that count, logits `(n, outcomes)`, and their targets `(n,)`.
+
+        They are made of the same logits, `(batch, outputs)` or `(batch, seq, outputs)`, for everyone
+        who holds the batch.
+        """
+        raise NotImplementedError
+
+    def num_outcomes(self, num_outputs: int) -> int:
+        """Return the width of the rows that `select` gives, by the last dimension of the logits."""
+        return num_outputs
+
+    def most_targets(self, max_length: int, num_outputs: int) -> int:
+        """Return how many predictions of an example may count, at most."""
+        return max_length if self.per_token else 1
 
     def predictions(self, module: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield what `select` returns of a batch: at once, or some rows at a time of many classes."""
@@ -192,12 +225,37 @@ class Task(Component, kind="task", package="trillium.tasks"):
         """
 
         def part(logits: Tensor, targets: Tensor, _: slice) -> Tensor:
-            found = logits if adjustment is None else logits + adjustment(logits)
-            wide = found if found.dtype == torch.float64 else found.float()
-            return functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
+            return self.error(
+                logits if adjustment is None else logits + adjustment(logits), targets
+            )
 
         rows, targets = self.select(output, labels)
-        return self.total(rows, targets, head, part), int((targets != IGNORE).sum())
+        return self.total(rows, targets, head, part), int(self.known(targets).sum())
+
+    def error(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of rows `(n, outcomes)`, summed over those of which the target is known."""
+        wide = rows if rows.dtype == torch.float64 else rows.float()
+        return functional.cross_entropy(wide, targets, reduction="sum", ignore_index=IGNORE)
+
+    def known(self, labels: Tensor) -> Tensor:
+        """Return which labels, or targets, say something, as bools."""
+        return labels != IGNORE
+
+    def as_numbers(self, labels: Tensor) -> Tensor:
+        """Return labels as the whole numbers that cross, int32 of the same shape."""
+        return labels.int()
+
+    def from_numbers(self, numbers: Tensor, num_outputs: int) -> Tensor:
+        """Return the labels that such numbers stand for.
+
+        Raises:
+            ValueError: some stand for none.
+        """
+        labels = numbers.long()
+        most = self.num_outcomes(num_outputs) - 1
+        if not bool(((labels == IGNORE) | ((labels >= 0) & (labels <= most))).all()):
+            raise ValueError(f"labels outside 0 … {most}")
+        return labels
 
     def adjustment(self, examples: Sequence[Example]) -> Adjustment | None:
         """Return what is added to logits in training on these examples, if anything."""
@@ -205,7 +263,7 @@ class Task(Component, kind="task", package="trillium.tasks"):
 
     def num_supervised(self, labels: Tensor) -> int:
         """Return how many predictions the labels of a batch supervise."""
-        raise NotImplementedError
+        return int(self.known(labels).sum())
 
     def num_rows(self, labels: Tensor) -> int:
         """Return how many rows of the labels of a batch `select` takes, on which costs depend."""
@@ -213,6 +271,15 @@ class Task(Component, kind="task", package="trillium.tasks"):
 
     def num_targets(self, example: Example) -> int:
         """Return how many predictions of one example count: its weight in every mean."""
+        raise NotImplementedError
+
+    def said(self, logits: Tensor, example: Example, labels: Sequence[str]) -> dict[str, Any]:
+        """Return what a model says of one example, as plain values.
+
+        Args:
+            logits: `(outputs,)` of a text, or `(seq, outputs)` of its tokens.
+            labels: names of the outputs.
+        """
         raise NotImplementedError
 
     def evaluate(

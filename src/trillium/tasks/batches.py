@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trillium.tasks import IGNORE, Batch, Example
 
@@ -47,9 +47,33 @@ def collate(
 
     input_ids = in_rows([text.input_ids for text in texts], pad_id)
     labels = [text.labels for text in texts]
-    targets = torch.stack(labels) if labels[0].dim() == 0 else in_rows(labels, IGNORE)
+    targets = in_rows(labels, IGNORE) if labels[0].dim() == 1 else torch.stack(labels)
     indices = tuple(example.index for example in examples)
     return Batch(input_ids.to(device), is_text.long().to(device), targets.to(device), indices)
+
+
+def of_texts(
+    texts: Iterable[str], labels: Iterable[Tensor], tokenizer: Any, max_length: int | None
+) -> list[Example]:
+    """Return whole texts with their labels as examples."""
+    if not (known := list(texts)):
+        return []
+    options = {"truncation": max_length is not None, "max_length": max_length}
+    encoded = tokenizer(known, **options, verbose=False)["input_ids"]
+    return [
+        Example(index, torch.tensor(tokens), label)
+        for index, (tokens, label) in enumerate(zip(encoded, labels, strict=True))
+    ]
+
+
+def outputs(
+    module: nn.Module, examples: Sequence[Example], pad_id: int, batch_tokens: int
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield batches of examples with the logits that a model gives them."""
+    device = next(module.parameters()).device
+    for chunk in by_tokens(examples, batch_tokens):
+        batch = collate(chunk, pad_id, device)
+        yield batch, module(**batch.inputs).logits
 
 
 def epoch(examples: Sequence[T], batch_size: int, generator: torch.Generator) -> Iterator[list[T]]:

@@ -53,7 +53,9 @@ class CausalLM(LanguageTask, name="causal_lm"):
         """The exact match of answers, where some are generated."""
         return "exact_match" if self.generate else "loss"
 
-    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int | None) -> list[Example]:
+    def tokenize(
+        self, rows: Dataset, tokenizer: Any, max_length: int | None, num_outputs: int = 0
+    ) -> list[Example]:
         """Tokenise the columns `prompt` and `completion`, or `messages`; a chat may be several."""
         chats = "messages" in rows.column_names
         return [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.tasks import IGNORE, Adjustment, Example, Task
-from trillium.tasks.batches import by_tokens, collate
+from trillium.tasks.batches import of_texts, outputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,24 +35,19 @@ class Classification(Task, name="classification"):
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str] = "SEQ_CLS"
     data_form: ClassVar[str] = "classification"
+    has_classes: ClassVar[bool] = True
 
     @property
     def measure(self) -> str:
         """Accuracy."""
         return "accuracy"
 
-    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int | None) -> list[Example]:
+    def tokenize(
+        self, rows: Dataset, tokenizer: Any, max_length: int | None, num_outputs: int = 0
+    ) -> list[Example]:
         """Tokenise the columns `text` and `label`; without a label an example counts for nothing."""
-        texts = list(rows["text"])
-        if not texts:
-            return []
-        labels = rows["label"] if "label" in rows.column_names else [IGNORE] * len(texts)
-        options = {"truncation": max_length is not None, "max_length": max_length}
-        encoded = tokenizer(texts, **options, verbose=False)["input_ids"]
-        return [
-            Example(index, torch.tensor(tokens), torch.tensor(label))
-            for index, (tokens, label) in enumerate(zip(encoded, labels, strict=True))
-        ]
+        labels = rows["label"] if "label" in rows.column_names else [IGNORE] * len(rows)
+        return of_texts(rows["text"], map(torch.tensor, labels), tokenizer, max_length)
 
     def adjustment(self, examples: Sequence[Example]) -> Adjustment | None:
         """Return what gives the scaled logarithm of the class frequencies, `(classes,)`."""
@@ -72,10 +67,6 @@ class Classification(Task, name="classification"):
         """Every row counts."""
         return logits, labels
 
-    def num_supervised(self, labels: Tensor) -> int:
-        """Every labelled row."""
-        return int((labels != IGNORE).sum())
-
     def num_targets(self, example: Example) -> int:
         """One."""
         return 1
@@ -89,11 +80,8 @@ class Classification(Task, name="classification"):
             raise UserError(
                 "no held-out examples", "nothing can be measured", "Give some test rows"
             )
-        device = next(module.parameters()).device
         loss, predicted, expected = 0.0, [], []
-        for chunk in by_tokens(examples, batch_tokens):
-            batch = collate(chunk, tokenizer.pad_token_id, device)
-            logits = module(**batch.inputs).logits
+        for batch, logits in outputs(module, examples, tokenizer.pad_token_id, batch_tokens):
             loss += float(self.loss(logits, batch.labels)[0])
             predicted.append(logits.argmax(-1).cpu())
             expected.append(batch.labels.cpu())
@@ -110,12 +98,16 @@ class Classification(Task, name="classification"):
         self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
     ) -> dict[str, Any]:
         """Return how often each class was taken for which, as [class, taken for, times]."""
-        device, found = next(module.parameters()).device, Counter[tuple[int, int]]()
-        for chunk in by_tokens(examples, batch_tokens):
-            batch = collate(chunk, tokenizer.pad_token_id, device)
-            taken = module(**batch.inputs).logits.argmax(-1)
-            found.update(zip(batch.labels.tolist(), taken.tolist(), strict=True))
+        found = Counter[tuple[int, int]]()
+        for batch, logits in outputs(module, examples, tokenizer.pad_token_id, batch_tokens):
+            found.update(zip(batch.labels.tolist(), logits.argmax(-1).tolist(), strict=True))
         return {"confusion": [[*pair, times] for pair, times in sorted(found.items())]}
+
+    def said(self, logits: Tensor, example: Example, labels: Sequence[str]) -> dict[str, Any]:
+        """Return the most probable class, and the probability of each."""
+        shares = dict(zip(labels, logits.double().softmax(-1).tolist(), strict=True))
+        label = max(shares, key=shares.__getitem__)
+        return {"label": label, "probability": shares[label], "probabilities": shares}
 
 
 def macro_f1(predicted: Tensor, expected: Tensor) -> float:

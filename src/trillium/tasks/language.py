@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from trillium.tasks import IGNORE, Task
+from trillium.tasks import IGNORE, Example, Task
 from trillium.tasks.chats import answer_tokens, prompt_tokens
 from trillium.tasks.spans import Spans
 from trillium.tasks.writing import Decoding
@@ -26,6 +26,7 @@ class LanguageTask(Task):
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     peft_task: ClassVar[str] = "CAUSAL_LM"
+    per_token: ClassVar[bool] = True
 
     def chats(self, columns: Collection[str]) -> bool:
         """Whether rows of these columns are chats."""
@@ -51,6 +52,10 @@ class LanguageTask(Task):
         if "messages" not in row:
             return self.prompt_tokens(row["prompt"], tokenizer, chat=chat)
         return answer_tokens(tokenizer, row)
+
+    def unlabelled(self, example: Example) -> Example:
+        """Return it whole: its labels say which tokens the response is."""
+        return example
 
     def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits at t with the label at t + 1, where that label is supervised."""

@@ -58,7 +58,9 @@ class Preference(LanguageTask, name="preference"):
         """The share of pairs that are ordered as they should be."""
         return "reward_accuracy"
 
-    def tokenize(self, rows: Dataset, tokenizer: Any, max_length: int | None) -> list[Example]:
+    def tokenize(
+        self, rows: Dataset, tokenizer: Any, max_length: int | None, num_outputs: int = 0
+    ) -> list[Example]:
         """Tokenise the columns `prompt`, `chosen` and `rejected`, or two chats."""
         found = []
         for index, row in enumerate(rows):
@@ -80,6 +82,10 @@ class Preference(LanguageTask, name="preference"):
     def num_rows(self, labels: Tensor) -> int:
         """The tokens of all answers."""
         return int((labels[:, 1:] != IGNORE).sum())
+
+    def most_targets(self, max_length: int, num_outputs: int) -> int:
+        """One."""
+        return 1
 
     def num_targets(self, example: Example) -> int:
         """One, if something is left of both answers."""

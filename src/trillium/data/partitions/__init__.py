@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -13,9 +13,26 @@ from trillium.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from trillium.tasks import Task
+
 
 class Partition(Component, kind="partition", package="trillium.data.partitions"):
-    """How the training rows are divided among the clients."""
+    """How the training rows are divided among the clients.
+
+    Class variables:
+        by_class: it divides the rows by their classes; those of several labels by the set of them.
+    """
+
+    by_class: ClassVar[bool] = False
+
+    def check(self, task: Task) -> None:
+        """Refuse a task whose rows are of no class."""
+        if self.by_class and task.data_form not in ("classification", "multi_label"):
+            raise UserError(
+                f"data.partition={self.name} with task={task.name}",
+                "it divides rows by class, and they have none",
+                "Write data.partition=iid, size_skewed, or natural with data.source.client",
+            )
 
     @abstractmethod
     def assign(self, rows: Dataset, num_clients: int, seed: int) -> list[list[int]]:
@@ -35,6 +52,16 @@ def require_rows(num_rows: int, num_clients: int, min_size: int = 1) -> None:
             f"{num_rows} training rows do not give each client {each}",
             f"Write num_clients: {max(num_rows // min_size, 1)} or less, or use more data",
         )
+
+
+def classes_of(rows: Dataset) -> list[int]:
+    """Return the class of each row; each set of labels is a class where rows have several."""
+    labels = list(rows["label"])
+    if not any(isinstance(own, list) for own in labels):
+        return labels
+    sets = [tuple(sorted(own)) for own in labels]
+    known = {own: number for number, own in enumerate(sorted({*sets}))}
+    return [known[own] for own in sets]
 
 
 def require_column(rows: Dataset, column: str, partition: str, instead: str) -> None:

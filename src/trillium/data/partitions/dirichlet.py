@@ -6,12 +6,18 @@ arXiv:1905.12022.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from trillium.data.partitions import Partition, fill_up, require_column, require_rows
+from trillium.data.partitions import (
+    Partition,
+    classes_of,
+    fill_up,
+    require_column,
+    require_rows,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,6 +30,8 @@ class Dirichlet(Partition, name="dirichlet"):
         alpha: 0.1 gives clients with few classes each, 100 is nearly iid.
         min_size: rows that every client gets at least, taken from the largest clients.
     """
+
+    by_class: ClassVar[bool] = True
 
     alpha: float = Field(default=0.5, gt=0)
     min_size: int = Field(default=1, ge=1)
@@ -44,7 +52,7 @@ class Dirichlet(Partition, name="dirichlet"):
             seed=seed,
         )
         partitioner.dataset = Dataset.from_dict(
-            {"label": list(rows["label"]), "row": list(range(len(rows)))}
+            {"label": classes_of(rows), "row": list(range(len(rows)))}
         )
         parts = [list(partitioner.load_partition(i)["row"]) for i in range(num_clients)]
         return fill_up(parts, self.min_size, np.random.default_rng(seed))

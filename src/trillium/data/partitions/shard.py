@@ -7,12 +7,18 @@ arXiv:1602.05629, there with 2 classes per client.
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from trillium.data.partitions import Partition, fill_up, require_column, require_rows
+from trillium.data.partitions import (
+    Partition,
+    classes_of,
+    fill_up,
+    require_column,
+    require_rows,
+)
 from trillium.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,13 +35,15 @@ class Shard(Partition, name="shard"):
         classes_per_client: number of classes; null means as few as leave no class without a client.
     """
 
+    by_class: ClassVar[bool] = True
+
     classes_per_client: int | None = Field(default=None, ge=1)
 
     def assign(self, rows: Dataset, num_clients: int, seed: int) -> list[list[int]]:
         """Return the row indices of each client; no class may be without one."""
         require_column(rows, "label", self.name, "Write partition: iid or partition: size_skewed")
         require_rows(len(rows), num_clients)
-        labels = np.asarray(rows["label"])
+        labels = np.asarray(classes_of(rows))
         classes = np.unique(labels)
         needed = ceil(len(classes) / num_clients)
         held = min(self.classes_per_client or needed, len(classes))

@@ -56,7 +56,7 @@ class Words(Public, name="words"):
                 "no token of its tokenizer is a whole word",
                 "Write data.public=rows, or data.public=sampled",
             )
-        fields = ("text",) if task.peft_task == "SEQ_CLS" else ("prompt", "completion")
+        fields = ("prompt", "completion") if task.peft_task == "CAUSAL_LM" else ("text",)
         draw = np.random.default_rng(derive_seed(seed, "public", self.name))
         while True:
             yield [{name: self._text(words, draw) for name in fields} for _ in range(BATCH)]

@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Sequence
 from string import ascii_lowercase
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from pydantic import Field
 
@@ -40,6 +40,8 @@ class Builtin(Source, name="builtin"):
         held_out: what is measured by: `test`, or `validation`, to choose settings. That has phrasings
             which are then left out of the training rows, so that nothing is chosen by test rows.
     """
+
+    forms: ClassVar[frozenset[str]] = frozenset({"classification", "causal_lm", "preference"})
 
     num_train: int = Field(default=2000, ge=1, le=50_000)
     num_test: int = Field(default=800, ge=1, le=50_000)

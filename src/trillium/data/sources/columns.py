@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from trillium.data.sources import RawData
+from trillium.data.sources import FORMS, RawData
+from trillium.data.sources.answers import classes, label_sets, numbered, numbers
 from trillium.data.sources.chats import (
     ChatError,
     System,
@@ -18,7 +19,7 @@ from trillium.data.sources.chats import (
     read_pair,
     read_tools,
 )
-from trillium.data.sources.labels import check_known, class_names, label_space, names_of
+from trillium.data.sources.labels import check_known, names_of
 from trillium.data.sources.preferences import read_preferences
 from trillium.data.sources.table import Table
 from trillium.errors import UserError
@@ -39,7 +40,11 @@ class Columns(BaseModel):
 
     Attributes:
         text: what is classified.
-        label: the class: texts, whole numbers, true and false, or a `ClassLabel`.
+        label: the class: texts, whole numbers, true and false, or a `ClassLabel`; of several labels a
+            list of these, as JSON where it is text; in regression a number, or a list of numbers.
+        labels: in place of `label`, one column for each of several labels (0 or 1, true or false), or
+            for each of several numbers.
+        separator: what stands between several labels in a text that is no JSON list.
         prompt: what the model is given.
         completion: what the model must write.
         chosen, rejected: of two answers the better and the worse one.
@@ -50,8 +55,12 @@ class Columns(BaseModel):
         client: the natural owner of a row, for the partition `natural`.
     """
 
+    forms: ClassVar[frozenset[str]] = FORMS
+
     text: str = "text"
     label: str = "label"
+    labels: tuple[str, ...] = ()
+    separator: str = Field(default=",", min_length=1)
     prompt: str = "prompt"
     completion: str = "completion"
     chosen: str = "chosen"
@@ -83,13 +92,14 @@ class Columns(BaseModel):
                 "Write both in the same form",
             )
         labels: tuple[str, ...] = ()
-        if task == "classification":
-            names = {split: class_names(rows, self.label) for split, rows in splits.items()}
-            labels = tuple(label_space(train, self.label, names["train"]))
-            ids = {name: index for index, name in enumerate(labels)}
-            for split, rows in splits.items():
-                check_known(rows, self.label, names[split], labels, "the training split")
-                columns[split]["label"] = [ids[name] for name in names[split]]
+        if task not in _WRITTEN:
+            answers, labels = self._answers(train, task)
+            columns["train"]["label"] = self._numbered(train, task, answers, labels, "itself")
+        if task not in _WRITTEN and test is not None:
+            answers, _ = self._answers(test, task)
+            columns["test"]["label"] = self._numbered(
+                test, task, answers, labels, "the training split"
+            )
         return RawData(
             train=_dataset(columns["train"]),
             test=_dataset(columns["test"]) if "test" in columns else None,
@@ -99,16 +109,34 @@ class Columns(BaseModel):
     def to_rows(self, rows: Table, task: str, labels: Sequence[str]) -> Dataset:
         """Return the rows of one owner in the canonical columns, classes numbered by `labels`."""
         columns = self._columns(rows, task, "own")
-        if task == "classification":
-            names = class_names(rows, self.label)
-            check_known(rows, self.label, names, labels, "the federation")
-            ids = {name: index for index, name in enumerate(labels)}
-            columns["label"] = [ids[name] for name in names]
+        if task not in _WRITTEN:
+            answers, _ = self._answers(rows, task)
+            columns["label"] = self._numbered(rows, task, answers, labels, "the federation")
         return _dataset(columns)
+
+    def _answers(self, rows: Table, task: str) -> tuple[list[Any], tuple[str, ...]]:
+        """Return what is to be said of each row, in names, and all names that there are."""
+        if task == "classification":
+            return classes(rows, self.label)
+        if task == "regression":
+            return numbers(rows, self.label, self.labels)
+        return label_sets(rows, self.label, self.labels, self.separator)
+
+    def _numbered(
+        self, rows: Table, task: str, answers: list[Any], labels: Sequence[str], who: str
+    ) -> list[Any]:
+        """Return the same in numbers; names, or several numbers, that others lack are refused."""
+        if task != "regression":
+            check_known(rows, self.label, answers, labels, who)
+        elif wrong := [place for place, own in enumerate(answers) if len(own) != len(labels)]:
+            why = f"{len(answers[wrong[0]])} numbers, where {who} has {len(labels)}"
+            raise rows.wrong("label", self.label, wrong[0], answers[wrong[0]], why)
+        ids = {name: index for index, name in enumerate(labels)}
+        return [numbered(answer, ids) for answer in answers]
 
     def inputs(self, rows: Table, task: str) -> Dataset:
         """Return what a model is asked about in rows that need have no answer."""
-        if task == "classification":
+        if task not in _WRITTEN:
             return _dataset({"text": self._texts(rows, "text", blank=False)})
         has, chats = {*rows.names}, self.messages
         if chats is None and not self.names_pairs and "prompt" not in has:
@@ -134,7 +162,7 @@ class Columns(BaseModel):
 
     def _columns(self, rows: Table, task: str, split: str) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]]
-        if task == "classification":
+        if task not in _WRITTEN:
             columns = {"text": self._texts(rows, "text", blank=False)}
         elif task == "preference":
             names = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
@@ -259,6 +287,7 @@ def _check_whole(rows: Table) -> None:
             )
 
 
+_WRITTEN = ("causal_lm", "preference")  # tasks of which models write the answers
 _BESIDE = ("tools", "client", "label")  # columns that one split may have and the other not
 
 

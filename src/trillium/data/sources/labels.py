@@ -25,10 +25,17 @@ def class_names(rows: Table, name: str) -> list[str]:
     return [str(known[value]) for value in values]
 
 
-def names_of(rows: Table, what: str, name: str, values: Sequence[Any]) -> list[str]:
-    """Return the names of classes or owners as they stand in the file, numbers as they are counted."""
+def names_of(
+    rows: Table, what: str, name: str, values: Sequence[Any], row: int | None = None
+) -> list[str]:
+    """Return the names of classes or owners as they stand in the file, numbers as they are counted.
+
+    Args:
+        values: of all rows, or those of one `row`.
+    """
     found = []
-    for place, value in enumerate(values):
+    for at, value in enumerate(values):
+        place = at if row is None else row
         if type(value) is bool:
             found.append("true" if value else "false")
         elif type(value) is int:
@@ -62,14 +69,17 @@ def label_space(train: Table, name: str, names: Sequence[str]) -> list[str]:
 
 
 def check_known(
-    rows: Table, column: str, names: Sequence[str], labels: Sequence[str], who: str
+    rows: Table, column: str, answers: Sequence[Any], labels: Sequence[str], who: str
 ) -> None:
     """Refuse rows of classes that others, who are named, have no row of."""
-    known = {*labels}
-    places = [place for place, name in enumerate(names) if name not in known]
+    known, names = (
+        {*labels},
+        [answer if isinstance(answer, list) else [answer] for answer in answers],
+    )
+    places = [place for place, own in enumerate(names) if not known.issuperset(own)]
     if places:
         first = places[0] + 1
-        unseen = ", ".join(sorted({names[place] for place in places})[:5])
+        unseen = ", ".join(sorted({name for at in places for name in names[at]} - known)[:5])
         raise UserError(
             f"label: {column} in {rows.origin}",
             f"{who} lacks the class of {len(places)} rows, the first is row {first}",

@@ -25,6 +25,7 @@ class Table:
         names: of the columns, in order; those that stand there twice, twice.
         read: returns the values of a column, `None` where a row has none.
         class_names: of columns that hold classes by number, what the numbers stand for.
+        item_names: of columns that hold lists of such numbers, likewise.
     """
 
     origin: str
@@ -32,6 +33,7 @@ class Table:
     num_rows: int
     read: Read
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    item_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -114,12 +116,15 @@ def of_dataset(rows: Dataset, origin: str) -> Table:
 
     plain = rows.with_format(None)
     classes = {n: f.names for n, f in rows.features.items() if isinstance(f, ClassLabel)}
+    inside = {n: getattr(f, "feature", None) for n, f in rows.features.items()}
+    items = {n: f.names for n, f in inside.items() if isinstance(f, ClassLabel)}
     return Table(
         origin,
         tuple(rows.column_names),
         len(rows),
         readable(lambda name: list(plain[name]), origin),
         classes,
+        items,
     )
 
 
@@ -168,6 +173,7 @@ def part(table: Table, first: int, last: int) -> Table:
         last - first,
         lambda name: table.read(name)[first:last],
         table.class_names,
+        table.item_names,
     )
 
 

@@ -34,10 +34,10 @@ class Solved(Head):
 
     def check(self, config: Setting) -> None:
         """Refuse tasks without classes."""
-        if config.task.peft_task != "SEQ_CLS":
+        if not config.task.has_classes:
             raise UserError(
                 f"head={self.name} with task={config.task.name}",
-                "only the head of a classifier has a closed form",
+                "its closed form is of examples that have one class each",
                 "Write head=random",
             )
 

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 from trillium.errors import UserError
 from trillium.federation.setting import Setting
+from trillium.frameworks.effects import DIRECTIONS
 from trillium.frameworks.kd.settings import KDSettings
+from trillium.wire.codecs.log_probabilities import LogProbabilities
+from trillium.wire.codecs.rows import FullRows
 from trillium.wire.codecs.top_classes import TopClasses
 
 
@@ -14,6 +17,8 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
     """Refuse a configuration that cannot work."""
     config.data.public.check(config.task)
     _check_written(framework, config)
+    if config.task.says_values:
+        _check_values(framework, config)
     hides = {"sums": config.sums.hides, "privacy": bool(config.privacy.unit)}
     for setting in (name for name, is_on in hides.items() if is_on):
         for broken, why, instead in _breaks(framework, config):
@@ -26,7 +31,7 @@ def check_kd(framework: KDSettings, config: Setting) -> None:
             "it compares the clients on the labels of the public set",
             "Write framework.public_labels=true, or framework.ensemble=confidence",
         )
-    if framework.ensemble.needs_counts and config.task.peft_task != "SEQ_CLS":
+    if framework.ensemble.needs_counts and not config.task.has_classes:
         raise UserError(
             f"{given} with task={config.task.name}",
             "it counts examples by class",
@@ -83,6 +88,51 @@ def _breaks(framework: KDSettings, config: Setting) -> Iterator[tuple[str, str, 
             "clients of another tokenizer speak of other tokens, which have no sum",
             "Leave model and adapter out there",
         )
+
+
+def _check_values(framework: KDSettings, config: Setting) -> None:
+    """Refuse what makes no sense of numbers, of which soft labels are the odds of two outcomes."""
+    task = f"task={config.task.name}"
+    found = [
+        (
+            f"framework.ensemble={framework.ensemble.name}",
+            not framework.ensemble.takes_values,
+            "it weighs probabilities, or counts votes",
+            "Write framework.ensemble=size_weighted, or mean",
+        ),
+        (
+            f"framework.average={framework.average}",
+            framework.average != "logits",
+            "numbers have a mean where logits are averaged",
+            "Write framework.average=logits",
+        ),
+        (
+            f"framework.sharpening={framework.sharpening.name}",
+            framework.sharpening.name != "none",
+            "a sharper distribution is another number",
+            "Write framework.sharpening=none",
+        ),
+        (
+            f"privacy={config.privacy.name}",
+            bool(config.privacy.unit),
+            "what hides clients are votes, and numbers are none",
+            "Write framework=fedllm, or privacy=none",
+        ),
+    ]
+    for where, wire in config.wires().items():
+        for direction in DIRECTIONS:
+            codec = wire.row_codec(direction)
+            found.append(
+                (
+                    f"{where}.{direction}: {codec.name}",
+                    not isinstance(codec, FullRows | LogProbabilities),
+                    "it keeps the probable classes, and both say the number",
+                    "Write the codec log_probabilities, or none",
+                )
+            )
+    for given, is_wrong, why, instead in reversed(found):
+        if is_wrong:
+            raise UserError(f"{given} with {task}", why, instead)
 
 
 def _check_written(framework: KDSettings, config: Setting) -> None:

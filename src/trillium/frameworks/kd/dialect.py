@@ -26,7 +26,8 @@ class Dialect:
     """What a language model speaks.
 
     Attributes:
-        num_classes: entries of its logits, at least as many as the tokenizer has tokens.
+        num_classes: outcomes of a prediction; in language modelling the entries of its logits, at
+            least as many as the tokenizer has tokens.
     """
 
     tokenizer: Any
@@ -58,7 +59,7 @@ def find_dialects(
 ) -> dict[str, Dialect]:
     """Return the dialects of those clients who do not speak the server's.
 
-    In classification there is one for all: classes are the same whatever the tokens.
+    With a task head there is one for all: classes are the same whatever the tokens.
     """
     if config.task.peft_task != "CAUSAL_LM" or not config.has_other_models:
         return {}
@@ -93,7 +94,9 @@ def spoken(server: Server) -> Dialect:
     """Return what the server itself speaks."""
     if "dialect" not in server.scratch:
         server.scratch["dialect"] = Dialect(
-            server.model.tokenizer, server.model.num_classes, server.public
+            server.model.tokenizer,
+            server.task.num_outcomes(server.model.num_classes),
+            server.public,
         )
     found: Dialect = server.scratch["dialect"]
     return found

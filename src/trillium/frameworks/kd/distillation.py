@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trillium.frameworks.kd.public import row_slices
-from trillium.tasks import IGNORE, Batch, Example, Task
+from trillium.tasks import Batch, Example, Task
 from trillium.tasks.batches import collate, in_order
 from trillium.training.loop import Loop, Objective
 from trillium.training.meters import resident_tensors
@@ -63,6 +63,18 @@ def distillation_loss(
     return divergence * temperature**2
 
 
+def value_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the squared difference of the numbers that odds of two outcomes say, summed over rows.
+
+    Args:
+        student, teacher: as in `distillation_loss`; at the temperature, the teacher's odds say a number
+            that is divided by it.
+    """
+    wide = student if student.dtype == torch.float64 else student.float()
+    said = teacher.detach().to(wide).diff(dim=-1) * temperature
+    return (wide.diff(dim=-1) - said).square().sum()
+
+
 def _regrouped(log_probs: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Return a student's distributions over the teacher's classes that it has, and which these are."""
     has = classes >= 0
@@ -92,13 +104,14 @@ def distillation_objective(
     def part(student: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         known = places[rows] >= 0
         taught, rows = student[known.to(student.device)], places[rows[known]]
-        found = terms.weight * distillation_loss(
-            taught, labels.take(rows), terms.temperature, labels.named(rows), teacher.classes
-        )
-        if terms.use_labels:
-            found = found + functional.cross_entropy(
-                student, targets, reduction="sum", ignore_index=IGNORE
+        if task.says_values:
+            found = terms.weight * value_loss(taught, labels.take(rows), terms.temperature)
+        else:
+            found = terms.weight * distillation_loss(
+                taught, labels.take(rows), terms.temperature, labels.named(rows), teacher.classes
             )
+        if terms.use_labels:
+            found = found + task.error(student, targets)
         return found
 
     def objective(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:

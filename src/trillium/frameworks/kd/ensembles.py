@@ -55,6 +55,7 @@ class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensem
         averages: it can average probabilities or logits.
         draws: it draws noise.
         adds: all that it needs to know is what opinions add up to; see `of_row` and `settled`.
+        takes_values: its weights are also those of numbers.
     """
 
     needs_labels: ClassVar[bool] = False
@@ -62,6 +63,7 @@ class Ensemble(Component, kind="ensemble", package="trillium.frameworks.kd.ensem
     averages: ClassVar[bool] = True
     draws: ClassVar[bool] = False
     adds: ClassVar[bool] = False
+    takes_values: ClassVar[bool] = False
 
     def weights(self, opinions: Opinions) -> Tensor:
         """Return weights that broadcast to `(clients, rows, classes)`, in any scale; here the same.
@@ -183,6 +185,7 @@ class Mean(Ensemble, name="mean"):
     """
 
     adds: ClassVar[bool] = True
+    takes_values: ClassVar[bool] = True
 
     def of_row(self, log_probs: Tensor, temperature: float, average: Average) -> Tensor:
         """Return softened probabilities, or their logarithms."""
@@ -240,6 +243,8 @@ class SizeWeighted(Ensemble, name="size_weighted"):
 
     As in federated averaging (McMahan et al., 2017, arXiv 1602.05629).
     """
+
+    takes_values: ClassVar[bool] = True
 
     def weights(self, opinions: Opinions) -> Tensor:
         """Return the sizes."""

@@ -48,7 +48,7 @@ from trillium.frameworks.kd.teacher import (
 )
 from trillium.models.slots import State, values
 from trillium.rng import generator
-from trillium.tasks import IGNORE, Example
+from trillium.tasks import Example
 from trillium.training.loop import batches, task_objective
 from trillium.wire.addend import Addend
 from trillium.wire.kinds import MessageError
@@ -76,6 +76,8 @@ class KD(KDSettings, name="kd"):
             found["privacy.clip"] = (
                 "votes of all clients have one length, and only their shares count"
             )
+        if config.task.says_values:
+            found["framework.temperature"] = "numbers are averaged and compared as they are"
         if self.ensemble.averages:
             return found
         why = f"framework.ensemble={self.ensemble.name} has a mean of its own"
@@ -90,7 +92,8 @@ class KD(KDSettings, name="kd"):
 
     def start(self, server: Server, fleet: Fleet) -> None:
         """Send the public set to every client, once."""
-        warn_of_flattening(self.sharpening, server.model.num_classes)
+        outcomes = server.task.num_outcomes(server.model.num_classes)
+        warn_of_flattening(self.sharpening, outcomes)
         describe_dialects(server)
         server.store["informed"] = []
         self._inform(server, fleet)
@@ -107,14 +110,11 @@ class KD(KDSettings, name="kd"):
     def public_set(self, server: Server) -> list[Example]:
         """Return the public set as all sides use it: without classes where labels may not be used.
 
-        In language modelling the labels stay: they say which tokens the response is.
+        What says which predictions count stays, such as the response in language modelling.
         """
         if self.public_labels:
             return server.public
-        return [
-            e if e.labels.dim() else Example(e.index, e.input_ids, torch.tensor(IGNORE))
-            for e in server.public
-        ]
+        return [server.task.unlabelled(example) for example in server.public]
 
     def chosen(self, server: Server) -> list[int]:
         """Return the public examples that this round is about, sorted."""
@@ -171,7 +171,8 @@ class KD(KDSettings, name="kd"):
         """Keep the public set."""
         client.scratch["public"] = client.tokenize(_public_columns(client, message))
         client.store["public"], client.store["labels"] = message.tensors["public/rows"], {}
-        client.store["classes"] = read_classes(message, client.model.num_classes)
+        outcomes = client.task.num_outcomes(client.model.num_classes)
+        client.store["classes"] = read_classes(message, outcomes)
         return Message("receive_public")
 
     @client_verb

@@ -6,6 +6,7 @@ It crosses as text, which every client tokenises as its own model wants it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # The columns that a public set may have, by the form of the task's data.
 _COLUMNS: Final[dict[str, tuple[frozenset[str], ...]]] = {
     "classification": (frozenset({"text"}), frozenset({"text", "label"})),
+    "multi_label": (frozenset({"text"}), frozenset({"text", "label"})),
+    "regression": (frozenset({"text"}), frozenset({"text", "label"})),
     "causal_lm": (
         frozenset({"prompt", "completion"}),
         frozenset({"messages"}),
@@ -57,14 +60,34 @@ def decode_public(message: Message, data_form: str, num_classes: int) -> dict[st
     if len({len(values) for values in columns.values()}) != 1:
         raise MessageError("the columns of the public set are not of one length")
     for name, values in columns.items():
-        if not all(_is_value(name, value, num_classes) for value in values):
+        is_value = _LABELS[data_form] if name == "label" else _is_value
+        if not all(is_value(name, value, num_classes) for value in values):
             raise MessageError(f"the public set has a {name} that is none")
     return columns
 
 
+def _is_class(column: str, value: Any, num_classes: int) -> bool:
+    return type(value) is int and 0 <= value < num_classes
+
+
+def _are_classes(column: str, value: Any, num_classes: int) -> bool:
+    is_list = isinstance(value, list) and len(value) <= num_classes
+    return is_list and all(_is_class(column, item, num_classes) for item in value)
+
+
+def _are_numbers(column: str, value: Any, num_classes: int) -> bool:
+    is_list = isinstance(value, list) and len(value) == num_classes
+    return is_list and all(type(item) is float and math.isfinite(item) for item in value)
+
+
+_LABELS: Final = {
+    "classification": _is_class,
+    "multi_label": _are_classes,
+    "regression": _are_numbers,
+}
+
+
 def _is_value(column: str, value: Any, num_classes: int) -> bool:
-    if column == "label":
-        return type(value) is int and 0 <= value < num_classes
     if column == "tools":
         return isinstance(value, str) and _is_json(value, list)
     if column != "messages":

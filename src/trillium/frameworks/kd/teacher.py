@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 def class_counts(client: Client) -> Tensor:
     """Return how many examples of each class a client has, `(classes,)` float64."""
-    labels = torch.stack([example.labels for example in client.examples])
-    return torch.bincount(labels, minlength=client.model.num_classes).double()
+    labels = torch.cat([example.labels.reshape(-1) for example in client.examples])
+    return torch.bincount(labels[labels >= 0], minlength=client.model.num_classes).double()
 
 
 def warn_of_flattening(sharpening: Sharpening, num_classes: int) -> None:
@@ -45,8 +45,9 @@ def warn_of_flattening(sharpening: Sharpening, num_classes: int) -> None:
 
 
 def predictions(side: Side, examples: Sequence[Example]) -> tuple[int, int]:
-    """Return how many rows the predictions of examples have, and how many classes."""
-    return sum(side.task.num_targets(example) for example in examples), side.model.num_classes
+    """Return how many rows the predictions of examples have, and of how many outcomes each."""
+    rows = sum(side.task.num_targets(example) for example in examples)
+    return rows, side.task.num_outcomes(side.model.num_classes)
 
 
 def make_teacher(

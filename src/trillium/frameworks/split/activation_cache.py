@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from trillium.errors import UserError
-from trillium.frameworks.split.pooled import Forwarded
+from trillium.frameworks.split.pooled import Forwarded, in_batch
 from trillium.frameworks.split.ragged import mask_of, spread
-from trillium.tasks import IGNORE, Task
+from trillium.tasks import Task
 from trillium.wire.kinds import has_values
 from trillium.wire.rows import EncodedRows, Layout
 
@@ -57,7 +57,7 @@ class Cached:
 
     Attributes:
         start: the first byte in the file; behind the records lie the labels.
-        num_labels: 1, or one for each token.
+        num_labels: those of a text, or one for each token.
         source: number of what the activations have passed (see `ActivationCache.add`).
     """
 
@@ -121,20 +121,22 @@ class ActivationCache:
         lengths: Sequence[int],
         rows: EncodedRows,
         labels: Tensor,
+        *,
+        per_token: bool,
         source: int = 0,
     ) -> None:
         """Take in the activations of some samples of a client that has announced itself.
 
         Args:
-            labels: one for each sample, or one for each token; where they stay with the client, how
-                many predictions of each sample count.
+            labels: numbers, equally many for each sample, or one for each token (`per_token`); where
+                they stay with the client, how many predictions of each sample count.
 
         Raises:
             UserError: there is no room for them.
         """
         layout, records = self._number(rows.layout), rows.records()
-        per_token = len(labels) != len(lengths)
-        own_labels = torch.split(labels.int().cpu(), list(lengths) if per_token else 1)
+        each = len(labels) // max(len(lengths), 1)
+        own_labels = torch.split(labels.int().cpu(), list(lengths) if per_token else each)
         content, places, start = [], [], self.nbytes
         for own, label in zip(torch.split(records, list(lengths)), own_labels, strict=True):
             content += [own, label]
@@ -170,12 +172,12 @@ class ActivationCache:
         return torch.cat([found[position] for position in range(len(samples))])
 
     def labels(self, samples: Sequence[Cached]) -> list[Tensor]:
-        """Return the labels of samples, each `(1,)` or `(tokens,)` int64."""
+        """Return the numbers that stand for the labels of samples, each `(labels,)` int32."""
         found = []
         for sample in samples:
             start = sample.start + sample.num_tokens * self._layouts[sample.layout].length
             content = self._bytes(start, sample.num_labels * _LABEL)
-            found.append(content.clone().view(torch.int32).long())
+            found.append(content.clone().view(torch.int32))
         return found
 
     def batch(
@@ -184,21 +186,23 @@ class ActivationCache:
         task: Task | None,
         rows: Tensor | None = None,
         positions: tuple[int, ...] = (),
+        *,
+        num_outputs: int,
     ) -> Forwarded:
         """Return samples as a batch, padded on the right.
 
         Args:
+            num_outputs: of the task head.
             task: says which labels count; `None` where these have stayed with the client.
             rows: their activations, if they have been read already.
             positions: their places among those of the client, if they are all of one.
         """
         mask = mask_of([sample.num_tokens for sample in samples])
         hidden = spread(self.rows(samples) if rows is None else rows, mask)
-        labels = torch.cat(self.labels(samples))
+        numbers = torch.cat(self.labels(samples))
         if task is None:
-            return Forwarded(hidden, mask, None, int(labels.sum()), positions)
-        if task.peft_task != "SEQ_CLS":
-            labels = spread(labels, mask, IGNORE)
+            return Forwarded(hidden, mask, None, int(numbers.sum()), positions)
+        labels = in_batch(task, task.from_numbers(numbers, num_outputs), mask)
         return Forwarded(hidden, mask, labels, task.num_supervised(labels), positions)
 
     @property

@@ -1,9 +1,10 @@
 """A small head on the activations at the cut, for clients that train their blocks by themselves.
 
 Local losses of split learning: Han et al. (2021, "Accelerating Federated Learning with Split Learning
-on Locally Generated Losses"), Ampere (2025, arXiv 2507.07130). In classification a linear layer on the
-mean over the tokens, in language modelling a projection into the space of the client's own word
-embeddings, which stand in for the output layer. It is used in training alone, no part of the model.
+on Locally Generated Losses"), Ampere (2025, arXiv 2507.07130). For what is said of a text it is a
+linear layer on the mean over the tokens, for what is said of tokens on each of them; in language
+modelling a projection into the space of the client's own word embeddings, which stand in for the output
+layer. It is used in training alone, no part of the model.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Auxiliary:
     def initial(self) -> Tensors:
         """Return the values at the start, the same on all sides: no opinion, or the identity."""
         words = self._embeddings
-        if self._task.peft_task == "SEQ_CLS":
+        if self._task.peft_task != "CAUSAL_LM":
             weight = words.new_zeros(self._classes, self._width, device="cpu")
             return {WEIGHT: weight, BIAS: words.new_zeros(self._classes, device="cpu")}
         zeros = words.new_zeros(words.shape[1], self._width, device="cpu")
@@ -50,12 +51,13 @@ class Auxiliary:
             adjustment: what the task adds to the logits.
         """
         rows = functional.layer_norm(hidden, hidden.shape[-1:])
-        if self._task.peft_task == "SEQ_CLS":
-            mask = batch.attention_mask[..., None].to(rows.dtype)
-            mean = (rows * mask).sum(1) / mask.sum(1)
-            logits = functional.linear(mean, state[WEIGHT], state[BIAS])
-        else:
+        if self._task.peft_task == "CAUSAL_LM":
             logits = functional.linear(rows, state[WEIGHT]) @ self._embeddings.T
+        else:
+            if not self._task.per_token:
+                mask = batch.attention_mask[..., None].to(rows.dtype)
+                rows = (rows * mask).sum(1) / mask.sum(1)
+            logits = functional.linear(rows, state[WEIGHT], state[BIAS])
         return self._task.loss(logits, batch.labels, adjustment=adjustment)
 
 

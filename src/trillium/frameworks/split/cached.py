@@ -92,7 +92,8 @@ def collect(
         for client, (lengths, rows, labels) in fleet.ask_all(asks, read).items():
             own = [digest for _, digest in turn[client]]
             source = server.tiers[client].cut or split.cut
-            cache.add(client, own, lengths, rows, labels, source)
+            per_token = split.shape == "two_part" and server.task.per_token
+            cache.add(client, own, lengths, rows, labels, per_token=per_token, source=source)
 
 
 def train(
@@ -111,7 +112,8 @@ def train(
     lost, count = 0.0, 0
     for step, chunk in enumerate(batches(pool, training, server.generator("batches"))):
         rows = at_cut(split, server, cache, chunk)
-        batch = cache.batch(chunk, server.task, rows).to(server.model.device, server.model.dtype)
+        batch = cache.batch(chunk, server.task, rows, num_outputs=parts.num_classes)
+        batch = batch.to(server.model.device, server.model.dtype)
         pooled = Pooled({SHARED: batch})
         body.forward(pooled, gradient=False)
         body.backward(pooled, server.task)
@@ -166,17 +168,18 @@ def _reader(
         if split.shape == "two_part":
             labels = read_labels(reply, server.task, num_rows, tokens, parts.num_classes)
         else:
-            labels = _read_counts(reply, lengths)
+            each = server.task.most_targets(1, parts.num_classes)
+            labels = _read_counts(reply, num_rows, lengths if server.task.per_token else each)
         return lengths.tolist(), reply.written.get(_ROWS, plain_rows(rows)), labels
 
     return read
 
 
-def _read_counts(reply: Message, lengths: Tensor) -> Tensor:
+def _read_counts(reply: Message, num_rows: int, most: Tensor | int) -> Tensor:
     """Return how many predictions of each sample count."""
-    counts = reply.tensor(_COUNTS, torch.int32, (len(lengths),)).long()
-    if not bool(((counts >= 0) & (counts <= lengths)).all()):
-        raise MessageError(f"{reply.verb}: more predictions than tokens, or less than none")
+    counts = reply.tensor(_COUNTS, torch.int32, (num_rows,)).long()
+    if not bool(((counts >= 0) & (counts <= most)).all()):
+        raise MessageError(f"{reply.verb}: more predictions than there can be, or less than none")
     return counts
 
 
@@ -245,7 +248,7 @@ def send_activations(split: SplitSettings, client: Client, message: Message) -> 
 def _beside(split: SplitSettings, client: Client, example: Example) -> Tensor:
     """Return what the server needs beside the activations of a sample: its labels, or their number."""
     if split.shape == "two_part":
-        return example.labels.reshape(-1)
+        return client.task.as_numbers(example.labels.reshape(-1))
     return torch.tensor([client.task.num_targets(example)])
 
 

@@ -99,9 +99,9 @@ def forward(split: SplitSettings, client: Client, message: Message) -> Message:
     if reference is not None:
         tensors[REFERENCE] = strip(reference, batch.attention_mask)
     if split.shape == "two_part":
-        per_text = batch.labels.dim() == 1
-        labels = batch.labels if per_text else strip(batch.labels, batch.attention_mask)
-        tensors["labels/labels"] = labels.int()
+        per_token = client.task.per_token
+        labels = strip(batch.labels, batch.attention_mask) if per_token else batch.labels
+        tensors["labels/labels"] = client.task.as_numbers(labels.reshape(-1))
     else:
         tensors["control/count"] = scalar(client.task.num_supervised(batch.labels))
     return replace(found, tensors=tensors)

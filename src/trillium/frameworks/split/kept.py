@@ -52,8 +52,11 @@ class KeptBatches:
 
     def weight(self, client: str) -> float:
         """Return what `Client.weight` is: its examples, or its supervised tokens."""
-        samples, task = self.cache.samples(client), self.server.task
-        return float(sum(task.num_supervised(own[None]) for own in self.cache.labels(samples)))
+        numbers, task = self.cache.labels(self.cache.samples(client)), self.server.task
+        if self.split.shape == "u":  # they say how many predictions count
+            return float(sum(int(own.sum()) for own in numbers))
+        outputs = self.server.model.num_classes
+        return float(sum(task.num_supervised(task.from_numbers(n, outputs)[None]) for n in numbers))
 
     def arrivals(
         self, fleet: Fleet, turns: Iterable[Sequence[str]]
@@ -80,5 +83,6 @@ class KeptBatches:
         rows = at_cut(self.split, server, self.cache, places)
         task = server.task if self.split.shape == "two_part" else None
         samples = tuple(sample.position for sample in chunk)
-        found = self.cache.batch(places, task, rows, samples)
+        outputs = server.model.num_classes
+        found = self.cache.batch(places, task, rows, samples, num_outputs=outputs)
         return found.to(server.model.device, server.model.dtype)

@@ -75,12 +75,13 @@ class Forwarded:
             reference = spread(reply.floats(REFERENCE, (tokens, width)), mask)
         if not with_labels:
             count = int(reply.scalar("control/count"))
-            if not 0 <= count <= tokens:
-                raise MessageError(f"{count} predictions in {tokens} tokens")
+            each = task.most_targets(training.limit, num_classes)
+            most = tokens if task.per_token else len(lengths) * each
+            if not 0 <= count <= most:
+                raise MessageError(f"{count} predictions, where {most} can be")
             return cls(hidden, mask, None, count, samples, reference)
-        labels = read_labels(reply, task, len(lengths), tokens, num_classes)
-        if task.peft_task != "SEQ_CLS":
-            labels = spread(labels, mask, IGNORE)
+        numbers = read_labels(reply, task, len(lengths), tokens, num_classes)
+        labels = in_batch(task, task.from_numbers(numbers, num_classes), mask)
         return cls(hidden, mask, labels, task.num_supervised(labels), samples, reference)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Forwarded:
@@ -94,17 +95,26 @@ class Forwarded:
 def read_labels(
     message: Message, task: Task, num_rows: int, num_tokens: int, num_classes: int
 ) -> Tensor:
-    """Return the labels that a client sends, int64, `(rows,)` in classification, else `(tokens,)`.
+    """Return the labels that a client sends, as the numbers that cross, int32, one after the other.
 
     Raises:
         MessageError: they are missing, of another number, or of no class that there is.
     """
-    count = num_rows if task.peft_task == "SEQ_CLS" else num_tokens
-    labels = message.tensor("labels/labels", torch.int32, (count,)).long()
-    known = (labels == IGNORE) | ((labels >= 0) & (labels < num_classes))
-    if not bool(known.all()):
-        raise MessageError(f"labels outside 0 … {num_classes - 1}")
-    return labels
+    each = task.most_targets(1, num_classes)
+    count = num_tokens if task.per_token else num_rows * each
+    numbers = message.tensor("labels/labels", torch.int32, (count,))
+    try:
+        task.from_numbers(numbers, num_classes)
+    except ValueError as error:
+        raise MessageError(str(error)) from error
+    return numbers
+
+
+def in_batch(task: Task, labels: Tensor, mask: Tensor) -> Tensor:
+    """Return labels that stand one after the other as those of a batch, as in `Batch`."""
+    if task.per_token:
+        return spread(labels, mask, IGNORE)
+    return labels if len(labels) == len(mask) else labels.view(len(mask), 1, -1)
 
 
 @dataclass

@@ -42,7 +42,7 @@ def leakage(
     )
     words = parts.split.head.embeddings()
     found = measure(private, public, words, tokenizer.all_special_ids, server.seed)
-    if split.shape == "u" and server.task.peft_task == "SEQ_CLS":
+    if split.shape == "u" and server.task.data_form == "classification":
         norms, labels = _gradient_norms(server, parts, batch_tokens)
         found["label_norm_auc"] = norm_auc(norms, labels)
     return found

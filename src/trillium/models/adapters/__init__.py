@@ -33,7 +33,7 @@ class Adapter(Component, kind="adapter", package="trillium.models.adapters"):
         The layers of the task head all train; `trillium.models.heads` narrows that down.
 
         Args:
-            peft_task: PEFT's name of the task, `SEQ_CLS` or `CAUSAL_LM`.
+            peft_task: PEFT's name of the task: `SEQ_CLS`, `TOKEN_CLS` or `CAUSAL_LM`.
             keep: names of modules whose weights no checkpoint holds: they stay frozen, and are saved
                 with the adapter.
         """

@@ -18,7 +18,7 @@ from trillium.models.blocks import base_model, other_towers
 from trillium.models.heads import head_modules
 from trillium.models.stand_ins import is_whole
 
-# PEFT itself adds these names for SEQ_CLS.
+# PEFT itself adds these names for SEQ_CLS and TOKEN_CLS.
 _ADDED_BY_PEFT = ("classifier", "score")
 HALF = (torch.bfloat16, torch.float16)
 
@@ -33,7 +33,7 @@ def attach(
     would be rounded away, and so would most clients' updates in a mean. What is to `keep` is saved
     with the adapter, but frozen.
     """
-    heads = head_modules(model) if config.task_type == "SEQ_CLS" else ()
+    heads = head_modules(model) if config.task_type != "CAUSAL_LM" else ()
     own = [*(name for name in heads if name not in _ADDED_BY_PEFT), *train, *keep]
     config.modules_to_save = own or None
     adapts = (

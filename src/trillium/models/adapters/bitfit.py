@@ -38,7 +38,7 @@ class BitFit(Adapter, name="bitfit"):
             for name, module in model.named_modules()
             if "norm" in type(module).__name__.lower()
             and any(True for _ in module.parameters(recurse=False))
-            and (peft_task != "SEQ_CLS" or not name.startswith(heads))
+            and (peft_task == "CAUSAL_LM" or not name.startswith(heads))
         ]
         has_biases = any(name.endswith(".bias") for name, _ in model.named_parameters())
         if not has_biases and not self.layer_norm:

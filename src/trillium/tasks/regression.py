@@ -1,0 +1,143 @@
+"""Regression: one number for a text, or several.
+
+Each number is a prediction. Training minimises the squared error, as Transformers' `regression` does,
+and a client's weight is its texts times the numbers of each. A soft label is a number, too: it crosses
+as the odds of two outcomes, whose logarithm it is, so that each row of soft labels is a distribution.
+The mean of the logarithms is that of the numbers, and students come nearer to it by the squared error.
+Soft labels beyond -80 and 80 are cut to that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trillium.errors import UserError
+from trillium.tasks import Example, Task
+from trillium.tasks.batches import of_texts, outputs
+from trillium.tasks.multi_label import as_odds
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Regression(Task, name="regression"):
+    """Predict numbers; the head is the model's own classification head, with an output for each.
+
+    Metrics, of several numbers as a mean over them: `pearson` and `spearman`, the correlations of what
+    is said with what is so (0 where either is always the same), and `rmse`, the root of the mean
+    squared error; `loss` is the mean squared error of all.
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    peft_task: ClassVar[str] = "SEQ_CLS"
+    data_form: ClassVar[str] = "regression"
+    problem_type: ClassVar[str | None] = "regression"
+    says_values: ClassVar[bool] = True
+
+    @property
+    def measure(self) -> str:
+        """Pearson's correlation."""
+        return "pearson"
+
+    def tokenize(
+        self, rows: Dataset, tokenizer: Any, max_length: int | None, num_outputs: int = 0
+    ) -> list[Example]:
+        """Tokenise `text`, and `label`, a list of numbers; without it nothing is known of a text."""
+        known = "label" in rows.column_names
+        numbers = rows["label"] if known else [[math.nan] * num_outputs] * len(rows)
+        labels = (torch.tensor([own], dtype=torch.float32) for own in numbers)
+        return of_texts(rows["text"], labels, tokenizer, max_length)
+
+    def unlabelled(self, example: Example) -> Example:
+        """Return it with unknown numbers."""
+        return replace(example, labels=torch.full_like(example.labels, math.nan))
+
+    def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Every number of every text counts, as the odds of two outcomes."""
+        return as_odds(logits), labels.flatten()
+
+    def num_outcomes(self, num_outputs: int) -> int:
+        """Two, of which the odds are the number."""
+        return 2
+
+    def most_targets(self, max_length: int, num_outputs: int) -> int:
+        """All numbers."""
+        return num_outputs
+
+    def num_targets(self, example: Example) -> int:
+        """All numbers."""
+        return example.labels.numel()
+
+    def error(self, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the squared error of known numbers."""
+        numbers, known = as_values(rows), self.known(targets)
+        return (numbers[known] - targets[known].to(numbers)).square().sum()
+
+    def known(self, labels: Tensor) -> Tensor:
+        """Return which numbers are."""
+        return ~labels.isnan()
+
+    def as_numbers(self, labels: Tensor) -> Tensor:
+        """Return the bits of the numbers in float32."""
+        return labels.float().contiguous().view(torch.int32)
+
+    def from_numbers(self, numbers: Tensor, num_outputs: int) -> Tensor:
+        """Return the numbers that such bits stand for."""
+        labels = numbers.int().view(torch.float32)
+        if bool(labels.isinf().any()):
+            raise ValueError("a number to predict is infinite")
+        return labels
+
+    @torch.inference_mode()
+    def evaluate(
+        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
+    ) -> dict[str, float]:
+        """Return both correlations, the error and the loss."""
+        if not examples:
+            raise UserError(
+                "no held-out examples", "nothing can be measured", "Give some test rows"
+            )
+        found, wanted = [], []
+        for batch, logits in outputs(module, examples, tokenizer.pad_token_id, batch_tokens):
+            found.append(logits.double().cpu())
+            wanted.append(batch.labels[:, 0].double().cpu())
+        said, meant = torch.cat(found).T.contiguous(), torch.cat(wanted).T.contiguous()
+        squares = (said - meant).square().mean(1)
+        pairs = [*zip(said, meant, strict=True)]
+        return {
+            "pearson": sum(correlation(*pair) for pair in pairs) / len(pairs),
+            "spearman": sum(correlation(*map(ranks, pair)) for pair in pairs) / len(pairs),
+            "rmse": float(squares.sqrt().mean()),
+            "loss": float(squares.mean()),
+            "num_examples": len(examples),
+        }
+
+    def said(self, logits: Tensor, example: Example, labels: Sequence[str]) -> dict[str, Any]:
+        """Return the number that each output is."""
+        return {"values": dict(zip(labels, logits.double().tolist(), strict=True))}
+
+
+def as_values(rows: Tensor) -> Tensor:
+    """Return the numbers `(n,)` that the odds of two outcomes `(n, 2)` stand for."""
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    return wide[:, 1] - wide[:, 0]
+
+
+def correlation(left: Tensor, right: Tensor) -> float:
+    """Return Pearson's correlation of values `(n,)`; 0 where one side is always the same."""
+    left, right = left - left.mean(), right - right.mean()
+    size = float(left.norm() * right.norm())
+    return float(left @ right) / size if size else 0.0
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Return the rank of each of `(n,)` values; equal ones share the mean of theirs."""
+    ordered = values.sort().values
+    below, through = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    return (below + through + 1).to(values) / 2
