@@ -36,7 +36,7 @@ LANGUAGES = {"sh", "bash", "python", "yaml", "toml", "text"}
 # Commands of others: only the shell's grammar is checked.
 OTHERS = {
     "cat", "cd", "cp", "export", "flower-superlink", "flwr", "git", "less", "mkdir", "nginx",
-    "pip", "python3", "source", "until",
+    "pip", "python3", "ray", "source", "until",
 }  # fmt: skip
 COMMAND = typer.main.get_command(app)
 
