@@ -87,6 +87,8 @@ class Experiment:
         """
         framework, rounds = self.config.framework, self.config.rounds
         try:
+            if isinstance(self.fleet.engine, MendingEngine):
+                self.fleet.engine.ready()  # or the first message would be said to take as long
             if self.tracking is not None:
                 self.tracking.begin(located(self.config).tree())
             if not self._started:

@@ -107,6 +107,9 @@ class MendingEngine(Engine, Protocol):
     def repeats(self) -> int:
         """How often the round that is under way is worth a new try: never, if nobody was lost in it."""
 
+    def ready(self) -> None:
+        """Wait until clients can be asked."""
+
 
 @runtime_checkable
 class PostingEngine(Engine, Protocol):

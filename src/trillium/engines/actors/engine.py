@@ -66,7 +66,7 @@ class RayEngine(LocalEngine):
 
     def post(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
         """Send the requests now, and return what yields the replies as `carry` does."""
-        self._settle()
+        self.ready()
         asked: dict[str, tuple[int, Any, Any]] = {}
         shared: dict[int, Any] = {}
         for name, data in requests.items():
@@ -111,13 +111,13 @@ class RayEngine(LocalEngine):
                 got(worker.save.remote([]))
             except RayError:
                 self._replace(number, worker)
-        self._settle()
+        self.ready()
         self._out, self._died = {}, False
         return super().gather(need)
 
     def save(self, number: int) -> Saved:
         """Take what those clients hold that were asked since the last time, and write it down."""
-        self._settle()
+        self.ready()
         coming = []
         for worker_number, names in self._by_worker(self._changed - self._out.keys()).items():
             worker = self._workers[worker_number]
@@ -180,7 +180,7 @@ class RayEngine(LocalEngine):
         self._workers.let_go(number)
         self._begin(number)
 
-    def _settle(self) -> None:
+    def ready(self) -> None:
         """Wait for workers that set up their clients.
 
         Raises:
