@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,11 +45,11 @@ def pair(prompt: int, completion: int) -> dict[str, str]:
 
 
 def test_the_length_is_that_of_the_texts() -> None:
-    assert needed([5, 9, 17]) == 24
-    assert needed([10] * 995 + [12] * 5) == 16, "nobody is cut for two tokens"
-    assert needed([10] * 995 + [500] * 5) == 16, "few are far longer"
-    assert needed([10] * 900 + [500] * 100) == 504
-    assert needed([]) == MOST
+    assert needed(Counter([5, 9, 17])) == 24
+    assert needed(Counter([10] * 995 + [12] * 5)) == 16, "nobody is cut for two tokens"
+    assert needed({10: 995, 500: 5}) == 16, "few are far longer"
+    assert needed({10: 900, 500: 100}) == 504
+    assert needed({}) == MOST
 
 
 def test_prompts_are_not_cut_away(hub: Path, tmp_path: Path, weights: None) -> None:

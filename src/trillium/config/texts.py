@@ -6,8 +6,11 @@ How long texts may be follows from them; what is cut, and what is of no use, is 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from trillium.config.experiment import ExperimentConfig
@@ -60,12 +63,17 @@ class Texts:
         """
         if self.config.training.max_length is not None:
             return self.config
-        sides: dict[str | None, list[Dataset]] = {None: [data.public, data.test]}
-        sides |= {name: [rows, data.test] for name, rows in data.clients.items()}
-        lengths, room = [], [MOST]
-        for name, tables in sides.items():
+        sides: list[tuple[str | None, Dataset]] = [(None, data.public), *data.clients.items()]
+        lengths, room = Counter[int](), [MOST]
+        tests: list[tuple[ModelConfig, Counter[int]]] = []  # as long as in the tokens of a model
+        for name, rows in sides:
             own = self.config.of(name)
-            lengths += [e.num_tokens for rows in tables for e in self._uncut(own.model, rows)]
+            known = [found for model, found in tests if model == own.model]
+            if not known:
+                known = [Counter(e.num_tokens for e in self._uncut(own.model, data.test))]
+                tests.append((own.model, known[0]))
+            lengths += known[0]
+            lengths.update(e.num_tokens for e in self._uncut(own.model, rows))
             virtual, bound = own.adapter.virtual_tokens, self.inputs(own.model).positions
             if bound is not None:
                 room.append((bound - virtual) // MULTIPLE * MULTIPLE)
@@ -228,10 +236,11 @@ def texts_in(value: Any) -> Iterator[str]:
             yield from texts_in(item)
 
 
-def needed(lengths: Iterable[int]) -> int:
-    """Return how many tokens are to be kept of texts of these lengths."""
+def needed(lengths: Mapping[int, int]) -> int:
+    """Return how many tokens are to be kept of texts, of which there are so many of each length."""
     ordered = sorted(lengths) or [MOST]
-    most = ordered[min(int(SHARE * len(ordered)), len(ordered) - 1)]
+    before = list(accumulate(lengths[length] for length in ordered)) if lengths else [1]
+    most = ordered[bisect_right(before, min(int(SHARE * before[-1]), before[-1] - 1))]
     return padded(ordered[-1] if ordered[-1] <= FAR * most else most)
 
 

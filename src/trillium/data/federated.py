@@ -156,7 +156,7 @@ class FederatedData:
         def renumbered(rows: Dataset) -> Dataset:
             if "label" not in rows.column_names:
                 return rows
-            numbers = [_renumbered(label, place) for label in rows["label"]]
+            numbers = [_renumbered(label, place) for label in rows["label"][:]]
             return rows.remove_columns("label").add_column("label", numbers)
 
         return replace(
@@ -202,7 +202,7 @@ class FederatedData:
         return {k: v for k, v in self._label_counts(self.test).items() if k not in had}
 
     def _label_counts(self, rows: Dataset) -> dict[str, int]:
-        found = rows["label"] if self.labels and "label" in rows.column_names else ()
+        found = rows["label"][:] if self.labels and "label" in rows.column_names else ()
         each = [n for own in found for n in (own if isinstance(own, list) else [own])]
         counts = Counter(n for n in each if isinstance(n, int))  # numbers to predict are no classes
         return {self.labels[label]: counts[label] for label in sorted(counts)}
@@ -253,7 +253,7 @@ def load_data(
             "Name the column that lists the labels with data.source.label, and what stands between "
             "them with data.source.separator",
         )
-    if task == "classification" and 2 < len(raw.train) == len(set(raw.train["label"])):
+    if task == "classification" and 2 < len(raw.train) == len(set(raw.train["label"][:])):
         raise UserError(
             f"{len(raw.train)} training rows, each of a class of its own",
             "nothing that is learnt from one row helps with another",
@@ -292,9 +292,9 @@ def load_data(
 def row_keys(rows: Dataset) -> list[str]:
     """Return what makes two rows the same text: all their words, without case and outer blanks."""
     if "text" in rows.column_names:
-        return [text.strip().casefold() for text in rows["text"]]
+        return [text.strip().casefold() for text in rows["text"][:]]
     wanted = ("prompt", "completion", "messages", "chosen", "rejected")
-    columns = [rows[name] for name in wanted if name in rows.column_names]
+    columns = [rows[name][:] for name in wanted if name in rows.column_names]
     chats = [
         [part for value in row for part in _parts(value)] for row in zip(*columns, strict=True)
     ]

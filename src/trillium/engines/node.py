@@ -24,6 +24,7 @@ from trillium.engines.opening import Arrival, Opening
 from trillium.engines.policy import Forbidden, Policy, what_is_asked
 from trillium.engines.writing import read_tokens
 from trillium.errors import PeerError, doing, shareable
+from trillium.experiment.fit import check_lengths
 from trillium.experiment.run import build_client, most_of, resident_model
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
@@ -189,6 +190,7 @@ def _client(
         if ends is not None:
             free_at_once()
         model = resident_model(own, opening.labels, ends)
+        check_lengths(own, model, [held_out])
         client = build_client(config, model, name, examples, test=held_out)
         return name, client, {} if config.privacy.unit else counts
 

@@ -83,7 +83,7 @@ def check_lengths(
         config: as the side with this model sees it.
     """
     bound = model.num_positions
-    longest = max((len(e.input_ids) for own in examples for e in own), default=0)
+    longest = max((e.num_tokens for own in examples for e in own), default=0)
     if bound is None or not longest:
         return
     virtual = config.adapter.virtual_tokens

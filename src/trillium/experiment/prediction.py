@@ -84,7 +84,7 @@ def _judged(found: Trained, rows: Dataset) -> list[Predicted]:
     check_lengths(config, model, [examples])
     module = model.mount(found.state).eval()
     result: dict[int, Predicted] = {}
-    texts, most = list(rows["text"]), config.evaluation.batch_tokens
+    texts, most = rows["text"][:], config.evaluation.batch_tokens
     for batch, logits in outputs(module, examples, model.tokenizer.pad_token_id, most):
         for index, own in zip(batch.indices, logits.cpu(), strict=True):
             said = config.task.said(own, examples[index], found.labels)

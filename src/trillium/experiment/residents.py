@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trillium.config.experiment import ExperimentConfig
+from trillium.experiment.fit import check_lengths
 from trillium.models.base import ModelConfig
 from trillium.models.checkpointing import checkpoint_blocks
 from trillium.models.load import LanguageModel, load_model
@@ -48,7 +49,9 @@ class Residents:
         for config, resident in self._found:
             if config == own:
                 return resident
-        resident = Resident(resident_model(own, self._labels), {}, self._test(own.model))
+        model, test = resident_model(own, self._labels), self._test(own.model)
+        check_lengths(own, model, [test])
+        resident = Resident(model, {}, test)
         self._found.append((own, resident))
         return resident
 

@@ -221,21 +221,22 @@ def build_client(
     examples: list[Example],
     *,
     cache: CostCache | None = None,
-    test: Sequence[Example] = (),
+    test: list[Example] | None = None,
 ) -> Client:
     """Set up one client.
 
     Args:
-        test: held-out data, if the client has any, to look at its own model.
+        test: held-out data, if the client has any, to look at its own model; texts of a length that
+            the model has positions for.
     """
     tier = tier_of(config.tiers, name)
-    check_lengths(config.of(name), model, [examples, test])
+    check_lengths(config.of(name), model, [examples])
     client = Client(
         name=name,
         model=model,
         task=config.task,
         examples=examples,
-        test=list(test),
+        test=test or [],
         verbs=verbs_of(config.framework, config.head),
         training=tier.training(config.training),
         wire=tier.wire(config.wire),

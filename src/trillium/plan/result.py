@@ -82,7 +82,7 @@ def texts_of(config: ExperimentConfig, server: Server, clients: Sequence[Client]
     if config.framework.needs_public:
         by_model: dict[int, list[Example]] = {id(server.model): server.public}
         rows = server.public_rows
-        columns = {name: list(rows[name]) for name in rows.column_names}
+        columns = {name: rows[name][:] for name in rows.column_names}
         for client in clients:
             if id(client.model) not in by_model:
                 by_model[id(client.model)] = client.tokenize(columns)

@@ -54,12 +54,12 @@ class Example:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it as arrays, which takes a twentieth of the time of tensors."""
         ids, labels = self.input_ids.numpy(), self.labels.numpy()
-        return _example, (self.index, ids, labels, self.prompt_tokens)
+        return _example, (self.index, ids, labels, self.prompt_tokens, self.rejected)
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """How long it is, or the longer of its texts."""
-        return max(len(text.input_ids) for text in self.texts)
+        return max(text.input_ids.shape[0] for text in self.texts)
 
     @cached_property
     def num_predicted(self) -> int:
@@ -67,8 +67,8 @@ class Example:
         return int((self.labels[1:] != IGNORE).sum())
 
 
-def _example(index: int, ids: Any, labels: Any, prompt_tokens: int) -> Example:
-    return Example(index, torch.tensor(ids), torch.tensor(labels), prompt_tokens)
+def _example(index: int, ids: Any, labels: Any, *rest: Any) -> Example:
+    return Example(index, torch.tensor(ids), torch.tensor(labels), *rest)
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ class Classification(Task, name="classification"):
         self, rows: Dataset, tokenizer: Any, max_length: int | None, num_outputs: int = 0
     ) -> list[Example]:
         """Tokenise the columns `text` and `label`; without a label an example counts for nothing."""
-        labels = rows["label"] if "label" in rows.column_names else [IGNORE] * len(rows)
-        return of_texts(rows["text"], map(torch.tensor, labels), tokenizer, max_length)
+        labels = rows["label"][:] if "label" in rows.column_names else [IGNORE] * len(rows)
+        return of_texts(rows["text"][:], map(torch.tensor, labels), tokenizer, max_length)
 
     def adjustment(self, examples: Sequence[Example]) -> Adjustment | None:
         """Return what gives the scaled logarithm of the class frequencies, `(classes,)`."""

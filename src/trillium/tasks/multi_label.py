@@ -51,9 +51,9 @@ class MultiLabel(Task, name="multi_label"):
         """Tokenise `text`, and `label`, numbers of labels; without them nothing is known of a text."""
         known = "label" in rows.column_names
         labels = [torch.full((1, num_outputs), 0 if known else IGNORE) for _ in range(len(rows))]
-        for own, numbers in zip(labels, rows["label"] if known else (), strict=known):
+        for own, numbers in zip(labels, rows["label"][:] if known else (), strict=known):
             own[0, numbers] = 1
-        return of_texts(rows["text"], labels, tokenizer, max_length)
+        return of_texts(rows["text"][:], labels, tokenizer, max_length)
 
     def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Every label of every text counts: it is not true, or it is."""

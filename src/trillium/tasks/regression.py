@@ -50,9 +50,9 @@ class Regression(Task, name="regression"):
     ) -> list[Example]:
         """Tokenise `text`, and `label`, a list of numbers; without it nothing is known of a text."""
         known = "label" in rows.column_names
-        numbers = rows["label"] if known else [[math.nan] * num_outputs] * len(rows)
+        numbers = rows["label"][:] if known else [[math.nan] * num_outputs] * len(rows)
         labels = (torch.tensor([own], dtype=torch.float32) for own in numbers)
-        return of_texts(rows["text"], labels, tokenizer, max_length)
+        return of_texts(rows["text"][:], labels, tokenizer, max_length)
 
     def unlabelled(self, example: Example) -> Example:
         """Return it with unknown numbers."""

@@ -26,7 +26,7 @@ class Natural(Partition, name="natural"):
             rows, "client", self.name, "Name the owner's column in the source: client: <column>"
         )
         require_rows(len(rows), num_clients)
-        owners = np.asarray(rows["client"])
+        owners = np.asarray(rows["client"][:])
         names, sizes = np.unique(owners, return_counts=True)
         if len(names) < num_clients:
             raise UserError(

@@ -39,7 +39,7 @@ def encode_public(rows: Dataset, *, labelled: bool) -> Message:
     # Where a row comes from is for errors of this side.
     own = {"row"} if labelled else {"row", "label"}
     names = [name for name in rows.column_names if name not in own]
-    columns = {name: list(rows[name]) for name in sorted(names)}
+    columns = {name: rows[name][:] for name in sorted(names)}
     data = json.dumps(columns, ensure_ascii=False, separators=(",", ":")).encode()
     return Message(
         "receive_public", {"public/rows": torch.frombuffer(bytearray(data), dtype=torch.uint8)}
