@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def require_rows(num_rows: int, num_clients: int, min_size: int = 1) -> None:
 
 def classes_of(rows: Dataset) -> list[int]:
     """Return the class of each row; each set of labels is a class where rows have several."""
-    labels = rows["label"][:]
+    labels: list[Any] = rows["label"][:]
     if not any(isinstance(own, list) for own in labels):
         return labels
     sets = [tuple(sorted(own)) for own in labels]
