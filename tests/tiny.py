@@ -27,6 +27,7 @@ from trillium.config.experiment import (
 from trillium.experiment.run import Experiment, build
 from trillium.federation.fleet import Gathered, Lost, Saved
 from trillium.frameworks.kd.protocol import KD
+from trillium.models.blocks import base_model
 from trillium.rng import generator
 from trillium.tasks import IGNORE, Example
 from trillium.tasks.batches import epoch
@@ -102,6 +103,13 @@ def write_hub(folder: Path) -> Path:
         said = " ".join([*(f"w{n}" for n in own), text(3, 12)])
         several.append({"text": said, "label": [f"label {n}" for n in own]})
     _write_jsonl(folder / "multi_label.jsonl", several)
+    names = ["O", "B-a", "I-a", "B-b", "I-b"]
+    tagged = []
+    for row in rows:
+        tokens = row["text"].split()
+        tags = [names[int(token[1:]) % 5] for token in tokens]
+        tagged.append({"tokens": tokens, "label": tags})
+    _write_jsonl(folder / "token_classification.jsonl", tagged)
     values = [
         {"text": row["text"], "label": [len(row["label"]) - 1.5, n / 60]}
         for n, row in enumerate(several)
@@ -195,7 +203,8 @@ def plain_loss(module: nn.Module, examples: list[Example]) -> Tensor:
     Where a text has several labels, or a token has one, it is Hugging Face's own.
     """
     inputs, labels = plain_batch(examples)
-    if labels.is_floating_point():
+    is_tagged = "TokenClassification" in type(base_model(module)).__name__
+    if labels.is_floating_point() or is_tagged:
         found: Tensor = module(**inputs, labels=labels).loss
         return found
     logits: Tensor = module(**inputs).logits

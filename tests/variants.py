@@ -309,7 +309,7 @@ PAIRS: dict[str, tuple[str, ...]] = {
 }
 MODELS = (
     *(("llama", "causal_lm"), ("bert", "classification"), ("gpt2", "causal_lm")),
-    *(("bert", "multi_label"), ("bert", "regression")),
+    *(("bert", "multi_label"), ("bert", "regression"), ("bert", "token_classification")),
 )
 
 

@@ -31,6 +31,7 @@ from trillium.frameworks.heads.statistics import (
     pool,
     read_statistics,
 )
+from trillium.tasks import IGNORE
 from trillium.wire.message import Message
 from trillium.wire.wire import Wire
 
@@ -48,8 +49,8 @@ PARTITIONS = [
 ]
 
 
-def start(hub: Path, *words: str, model: str = "bert") -> Experiment:
-    fed = federation(hub, ZERO, *words, model=model)
+def start(hub: Path, *words: str, model: str = "bert", task: str = "classification") -> Experiment:
+    fed = federation(hub, ZERO, *words, model=model, task=task)
     fed.run()
     return fed
 
@@ -98,6 +99,33 @@ def test_ridge_from_any_partition_is_that_of_the_pooled_data(
     penalty = np.diag([*[0.03 * len(raw)] * raw.shape[1], 0.0])
     solved = np.linalg.solve(extended.T @ extended + penalty, extended.T @ targets)
     assert np.abs(weight - solved[:-1].T / deviation).max() < 1e-10
+
+
+def test_ridge_over_tokens_is_that_of_all_words(hub: Path) -> None:
+    fed = start(
+        *(hub, "head={name: ridge, regularisation: 0.03}"),
+        *("data.partition={name: size_skewed, power: 1.0}", "data.num_clients=4"),
+        task="token_classification",
+    )
+    weight, bias = head_of(fed)
+    module, seen, labels = plain_model(fed).eval(), list[Tensor](), list[int]()
+    (head,) = (
+        m for n, m in module.named_modules() if n.endswith("classifier.modules_to_save.default")
+    )
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][0]))
+    for example in (example for client in fed.clients for example in client.examples):
+        with torch.no_grad():
+            module(input_ids=example.input_ids[None])
+        counted = example.labels != IGNORE
+        seen[-1] = seen[-1][counted]
+        labels += example.labels[counted].tolist()
+    raw = torch.cat(seen).numpy()
+    deviation = raw.std(0)
+    sklearn = SklearnRidge(alpha=0.03 * len(raw))
+    sklearn.fit((raw - raw.mean(0)) / deviation, np.eye(5)[labels])
+    assert np.abs(weight - sklearn.coef_ / deviation).max() < 1e-10
+    assert bias is not None
+    assert np.abs(bias - (sklearn.intercept_ - weight @ raw.mean(0))).max() < 1e-10
 
 
 def test_a_head_without_bias_is_solved_without_one(hub: Path) -> None:

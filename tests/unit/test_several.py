@@ -70,7 +70,7 @@ def test_metrics_are_those_of_scikit_learn(tokenizer: Any) -> None:
     strict = MultiLabel(threshold=0.9).evaluate(model, examples, tokenizer, 16)
     surer = logits.sigmoid() > 0.9
     assert strict["f1_micro"] == pytest.approx(f1_score(wanted, surer, average="micro"))
-    said = task.said(logits[0], examples[0], "abcd")
+    said = task.said(logits[0], examples[0], "abcd", "")
     assert said["labels"] == [name for name, is_so in zip("abcd", given[0], strict=True) if is_so]
     assert said["probabilities"]["b"] == pytest.approx(float(logits[0, 1].sigmoid()))
     (blank,) = task.tokenize(rows.remove_columns("label").select([0]), tokenizer, 64, 4)
@@ -145,7 +145,7 @@ def test_as_many_labels_as_rows_are_refused(tmp_path: Path) -> None:
         load_data(DataConfig(source=Files(train=tmp_path / "a.jsonl")), "multi_label", 0)
 
 
-@pytest.mark.parametrize("form", ["multi_label", "regression"])
+@pytest.mark.parametrize("form", ["multi_label", "regression", "token_classification"])
 def test_rows_survive_a_deployment(form: str, hub: Path, tmp_path: Path) -> None:
     config = DataConfig(source=Files(train=hub / f"{form}.jsonl"), num_clients=2, public_size=5)
     data = load_data(config, form, 0)
@@ -215,7 +215,7 @@ def test_errors_and_correlations_are_those_of_libraries(tokenizer: Any) -> None:
         assert found[name] == pytest.approx(sum(each) / 3, rel=1e-5), "one is always the same"
     assert found["rmse"] == pytest.approx(root_mean_squared_error(meant, said), rel=1e-6)
     assert found["loss"] == pytest.approx(float((said - meant).square().mean()), rel=1e-6)
-    named = task.said(said[0], examples[0], ("a", "b", "c"))["values"]
+    named = task.said(said[0], examples[0], ("a", "b", "c"), "")["values"]
     assert named == pytest.approx(dict(zip("abc", said[0].tolist(), strict=True)))
     (blank,) = task.tokenize(rows.remove_columns("label").select([0]), tokenizer, 64, 3)
     assert (task.num_targets(blank), task.num_supervised(blank.labels)) == (3, 0)

@@ -89,7 +89,7 @@ def _named(row: Mapping[str, Any], labels: Sequence[str], columns: Columns) -> d
     """Return a row in the canonical columns as `columns` reads it."""
     found: dict[str, Any] = {}
     for key, value in row.items():
-        name = getattr(columns, key) or key
+        name = getattr(columns, key, None) or key
         if key == "label":
             found |= _answer(value, labels, columns)
         elif key == "messages":

@@ -87,7 +87,7 @@ def _judged(found: Trained, rows: Dataset) -> list[Predicted]:
     texts, most = rows["text"][:], config.evaluation.batch_tokens
     for batch, logits in outputs(module, examples, model.tokenizer.pad_token_id, most):
         for index, own in zip(batch.indices, logits.cpu(), strict=True):
-            said = config.task.said(own, examples[index], found.labels)
+            said = config.task.said(own, examples[index], found.labels, texts[index])
             result[index] = Predicted(index + 1, {"text": texts[index]}, said)
     return [result[index] for index in sorted(result)]
 

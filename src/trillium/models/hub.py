@@ -79,12 +79,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0].strip()[:300]
 
 
-def set_dropout(hf_config: Any, rate: float) -> None:
+def set_dropout(hf_config: Any, rate: float, auto_class: str = "") -> None:
     """Set every dropout rate in a Hugging Face configuration, and in those that it holds.
+
+    Args:
+        auto_class: what builds a model of it; heads on tokens have a rate that need not stand there.
 
     Raises:
         UserError: one of them takes whole numbers alone.
     """
+    if "TokenClassification" in auto_class:
+        hf_config.classifier_dropout = rate
     for key, value in hf_config.to_dict().items():
         is_rate = "drop" in key and "layerdrop" not in key and not isinstance(value, bool)
         if is_rate and isinstance(value, int | float):

@@ -192,7 +192,7 @@ def read_inputs(
     for each in (hf_config, hf_config.get_text_config()):  # one and the same but for composites
         each.pad_token_id, each.use_cache = tokenizer.pad_token_id, False
     if config.dropout is not None:
-        set_dropout(hf_config, config.dropout)
+        set_dropout(hf_config, config.dropout, auto_class if labels else "")
     found = Inputs(tokenizer, hf_config, classes, order, onward, named, config.trust_remote_code)
     with explained(config.id):
         _check_vocabulary(config, found)

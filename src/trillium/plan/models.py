@@ -70,7 +70,7 @@ def architecture(config: ExperimentConfig, num_labels: int) -> Any:
         text.pad_token_id = found.pad_token_id = 0
     text.use_cache = found.use_cache = False
     if config.model.dropout is not None:
-        set_dropout(found, config.model.dropout)
+        set_dropout(found, config.model.dropout, config.task.auto_class)
     return found
 
 

@@ -12,6 +12,7 @@ MAIN: Final = (
     "accuracy",
     "f1_micro",
     "pearson",
+    "entity_f1",
     "exact_match",
     "token_accuracy",
     "reward_accuracy",

@@ -148,6 +148,21 @@ QUALITY = (
         _shipped("rmse"),
         human.plain,
     ),
+    *(
+        Measure(
+            f"entity_{name}",
+            f"Entity {short}",
+            f"{title} of entities",
+            f"{title} of whole entities in held-out texts: kind, first and last word agree (seqeval).",
+            _shipped(f"entity_{name}"),
+            human.percent,
+        )
+        for name, short, title in (
+            ("f1", "F1", "F1"),
+            ("precision", "prec.", "Precision"),
+            ("recall", "rec.", "Recall"),
+        )
+    ),
     Measure(
         "exact_match",
         "Exact match",
@@ -192,7 +207,7 @@ QUALITY = (
         "token_accuracy",
         "Token acc.",
         "Token accuracy",
-        "Share of held-out tokens that the model predicts right from the true text before them.",
+        "Share of held-out tokens that the model predicts right, or of words whose tag is right.",
         _shipped("token_accuracy"),
         human.percent,
     ),

@@ -23,6 +23,7 @@ _TASKS = {
     "classification": "Text classification",
     "multi_label": "Multi-label classification",
     "regression": "Regression",
+    "token_classification": "Token classification",
     "causal_lm": "Language modelling",
     "preference": "Preference optimisation",
 }

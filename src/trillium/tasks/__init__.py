@@ -37,6 +37,7 @@ class Example:
         labels: the class `()`, a value for each output `(1, outputs)`, or a label for each token
             `(seq,)`; `IGNORE` where nothing is supervised.
         prompt_tokens: how many tokens a generation starts from; 0 where none does.
+        words: where in the text the words stand that have a label, where words have.
         rejected: the text that is worse than this one, where texts are compared.
     """
 
@@ -44,6 +45,7 @@ class Example:
     input_ids: Tensor
     labels: Tensor
     prompt_tokens: int = 0
+    words: tuple[tuple[int, int], ...] = ()
     rejected: Example | None = None
 
     @property
@@ -273,12 +275,15 @@ class Task(Component, kind="task", package="trillium.tasks"):
         """Return how many predictions of one example count: its weight in every mean."""
         raise NotImplementedError
 
-    def said(self, logits: Tensor, example: Example, labels: Sequence[str]) -> dict[str, Any]:
+    def said(
+        self, logits: Tensor, example: Example, labels: Sequence[str], text: str
+    ) -> dict[str, Any]:
         """Return what a model says of one example, as plain values.
 
         Args:
-            logits: `(outputs,)` of a text, or `(seq, outputs)` of its tokens.
+            logits: `(outputs,)` of a text, or `(seq, outputs)` of its tokens, and padding.
             labels: names of the outputs.
+            text: that the example was made of.
         """
         raise NotImplementedError
 

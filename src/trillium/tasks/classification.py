@@ -103,7 +103,9 @@ class Classification(Task, name="classification"):
             found.update(zip(batch.labels.tolist(), logits.argmax(-1).tolist(), strict=True))
         return {"confusion": [[*pair, times] for pair, times in sorted(found.items())]}
 
-    def said(self, logits: Tensor, example: Example, labels: Sequence[str]) -> dict[str, Any]:
+    def said(
+        self, logits: Tensor, example: Example, labels: Sequence[str], text: str
+    ) -> dict[str, Any]:
         """Return the most probable class, and the probability of each."""
         shares = dict(zip(labels, logits.double().softmax(-1).tolist(), strict=True))
         label = max(shares, key=shares.__getitem__)

@@ -95,7 +95,9 @@ class MultiLabel(Task, name="multi_label"):
             "num_examples": len(examples),
         }
 
-    def said(self, logits: Tensor, example: Example, labels: Sequence[str]) -> dict[str, Any]:
+    def said(
+        self, logits: Tensor, example: Example, labels: Sequence[str], text: str
+    ) -> dict[str, Any]:
         """Return the labels that the text has, and the probability of each."""
         given = [label for label, is_so in zip(labels, self._given(logits), strict=True) if is_so]
         shares = dict(zip(labels, logits.double().sigmoid().tolist(), strict=True))

@@ -118,7 +118,9 @@ class Regression(Task, name="regression"):
             "num_examples": len(examples),
         }
 
-    def said(self, logits: Tensor, example: Example, labels: Sequence[str]) -> dict[str, Any]:
+    def said(
+        self, logits: Tensor, example: Example, labels: Sequence[str], text: str
+    ) -> dict[str, Any]:
         """Return the number that each output is."""
         return {"values": dict(zip(labels, logits.double().tolist(), strict=True))}
 

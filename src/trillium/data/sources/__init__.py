@@ -6,6 +6,7 @@ task               columns of every source's datasets
 `classification`   `text: str`, `label: int` (an index into `RawData.labels`)
 `multi_label`      `text: str`, `label: list[int]` (such indices, each once)
 `regression`       `text: str`, `label: list[float]` (one for each of `RawData.labels`)
+`token_…`          `text: str`, `words: list[[start, end]]`, `label: list[int]` (a tag for each)
 `causal_lm`        `prompt: str`, `completion: str`, or `messages: list[{role, content}]`
 `preference`       `prompt: str`, `chosen: str`, `rejected: str`, or without a prompt two
                    whole chats `chosen` and `rejected`, each `list[{role, content}]`
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-Form = Literal["classification", "multi_label", "regression", "causal_lm", "preference"]
+Form = Literal[
+    "classification", "multi_label", "regression", "token_classification", "causal_lm", "preference"
+]
 FORMS = frozenset[str](get_args(Form))
 
 

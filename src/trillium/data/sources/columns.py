@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from string import Formatter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +23,7 @@ from trillium.data.sources.chats import (
 from trillium.data.sources.labels import check_known, names_of
 from trillium.data.sources.preferences import read_preferences
 from trillium.data.sources.table import Table
+from trillium.data.sources.tagged import Tagged
 from trillium.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class Columns(BaseModel):
 
     Attributes:
         text: what is classified.
+        tokens: the words of a text in a list, where words have tags, which `label` lists.
+        spans: in place of both, what is marked in `text`: a list of `{start, end, label}`.
         label: the class: texts, whole numbers, true and false, or a `ClassLabel`; of several labels a
             list of these, as JSON where it is text; in regression a number, or a list of numbers.
         labels: in place of `label`, one column for each of several labels (0 or 1, true or false), or
@@ -58,6 +62,8 @@ class Columns(BaseModel):
     forms: ClassVar[frozenset[str]] = FORMS
 
     text: str = "text"
+    tokens: str = "tokens"
+    spans: str = "spans"
     label: str = "label"
     labels: tuple[str, ...] = ()
     separator: str = Field(default=",", min_length=1)
@@ -118,9 +124,15 @@ class Columns(BaseModel):
         """Return what is to be said of each row, in names, and all names that there are."""
         if task == "classification":
             return classes(rows, self.label)
+        if task == "token_classification":
+            return self._tagged(rows).tags()
         if task == "regression":
             return numbers(rows, self.label, self.labels)
         return label_sets(rows, self.label, self.labels, self.separator)
+
+    def _tagged(self, rows: Table) -> Tagged:
+        text = partial(self._texts, rows, "text", blank=False)
+        return Tagged(rows, text, self.tokens, self.label, self.spans)
 
     def _numbered(
         self, rows: Table, task: str, answers: list[Any], labels: Sequence[str], who: str
@@ -136,6 +148,8 @@ class Columns(BaseModel):
 
     def inputs(self, rows: Table, task: str) -> Dataset:
         """Return what a model is asked about in rows that need have no answer."""
+        if task == "token_classification":
+            return _dataset(self._tagged(rows).words())
         if task not in _WRITTEN:
             return _dataset({"text": self._texts(rows, "text", blank=False)})
         has, chats = {*rows.names}, self.messages
@@ -162,7 +176,9 @@ class Columns(BaseModel):
 
     def _columns(self, rows: Table, task: str, split: str) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]]
-        if task not in _WRITTEN:
+        if task == "token_classification":
+            columns = self._tagged(rows).words()
+        elif task not in _WRITTEN:
             columns = {"text": self._texts(rows, "text", blank=False)}
         elif task == "preference":
             names = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}

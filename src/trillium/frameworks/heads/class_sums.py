@@ -74,6 +74,12 @@ class ClassSums(Solved, name="class_sums"):
     def check(self, config: Setting) -> None:
         """Refuse tasks without classes, several models, and runs without public texts."""
         super().check(config)
+        if config.task.per_token:
+            raise UserError(
+                f"head=class_sums with task={config.task.name}",
+                "a text would add a row for each of its words, and no bound on what it adds would hold",
+                "Write head=ridge, class_means or random",
+            )
         if config.has_other_models:
             raise UserError(
                 "head=class_sums with server or tiers with model or adapter",

@@ -145,7 +145,7 @@ def dtype_of(side: Side) -> torch.dtype:
 def features_of(client: Client) -> tuple[Tensor, Tensor]:
     """Return features `(rows, width)` and classes `(rows,)` of the client's data, on the CPU.
 
-    Computed once in a round.
+    A row is a text, or a word where words have classes. Computed once in a round.
     """
     if "features" not in client.scratch:
         client.scratch["features"] = look_at(client, client.examples)
@@ -168,6 +168,8 @@ def look_at(side: Side, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
                 return rows.to(dtype_of(side)).cpu()
 
             key = ("features", batch.layout)
-            found.append(side.meter.run(key, look, lambda: resident_tensors(module)))
-            labels.append(batch.labels.cpu())
+            seen = side.meter.run(key, look, lambda: resident_tensors(module))
+            counted, targets = side.task.select(seen, batch.labels.cpu())
+            found.append(counted)
+            labels.append(targets)
     return torch.cat(found), torch.cat(labels)

@@ -26,6 +26,11 @@ _COLUMNS: Final[dict[str, tuple[frozenset[str], ...]]] = {
     "classification": (frozenset({"text"}), frozenset({"text", "label"})),
     "multi_label": (frozenset({"text"}), frozenset({"text", "label"})),
     "regression": (frozenset({"text"}), frozenset({"text", "label"})),
+    "token_classification": (
+        frozenset({"text"}),
+        frozenset({"text", "words"}),
+        frozenset({"text", "words", "label"}),
+    ),
     "causal_lm": (
         frozenset({"prompt", "completion"}),
         frozenset({"messages"}),
@@ -63,6 +68,10 @@ def decode_public(message: Message, data_form: str, num_classes: int) -> dict[st
         is_value = _LABELS[data_form] if name == "label" else _is_value
         if not all(is_value(name, value, num_classes) for value in values):
             raise MessageError(f"the public set has a {name} that is none")
+    if {"words", "label"} <= columns.keys():
+        pairs = zip(columns["words"], columns["label"], strict=True)
+        if any(len(words) != len(tags) for words, tags in pairs):
+            raise MessageError("the public set has not a tag for each word")
     return columns
 
 
@@ -75,6 +84,18 @@ def _are_classes(column: str, value: Any, num_classes: int) -> bool:
     return is_list and all(_is_class(column, item, num_classes) for item in value)
 
 
+def _are_tags(column: str, value: Any, num_classes: int) -> bool:
+    return isinstance(value, list) and all(_is_class(column, n, num_classes) for n in value)
+
+
+def _are_places(value: Any) -> bool:
+    """Whether a value is a list of `[start, end]`."""
+    return isinstance(value, list) and all(
+        isinstance(own, list) and len(own) == 2 and all(type(at) is int and at >= 0 for at in own)
+        for own in value
+    )
+
+
 def _are_numbers(column: str, value: Any, num_classes: int) -> bool:
     is_list = isinstance(value, list) and len(value) == num_classes
     return is_list and all(type(item) is float and math.isfinite(item) for item in value)
@@ -84,10 +105,13 @@ _LABELS: Final = {
     "classification": _is_class,
     "multi_label": _are_classes,
     "regression": _are_numbers,
+    "token_classification": _are_tags,
 }
 
 
 def _is_value(column: str, value: Any, num_classes: int) -> bool:
+    if column == "words":
+        return _are_places(value)
     if column == "tools":
         return isinstance(value, str) and _is_json(value, list)
     if column != "messages":
