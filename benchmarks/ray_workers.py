@@ -22,6 +22,7 @@ from speed import Found, compared, in_turn, program, show
 from trillium.config.experiment import ExperimentConfig, experiment, merge
 from trillium.engines.simulation import simulation
 from trillium.experiment.run import build
+from trillium.rng import scoped_rng
 
 SIDES = {"local": 0, "one_worker": 1, "two_workers": 2}
 FRAMEWORKS: dict[str, dict[str, Any]] = {
@@ -57,7 +58,8 @@ def measure(framework: str, chosen: argparse.Namespace) -> list[Found]:
         for number in range(1, chosen.repetitions + 2):
             for side in in_turn([*SIDES], number):
                 start = time.perf_counter()
-                trillium_round(built[side], number)
+                with scoped_rng(config.seed, "server", number):  # of the server's dropout
+                    trillium_round(built[side], number)
                 speeds[side].append(num_tokens / (time.perf_counter() - start))
         local, *others = (found.server.state for found in built.values())
         for state in others:
