@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -158,6 +160,21 @@ def test_the_first_token_of_a_word_bears_its_tag() -> None:
     assert rows.shape == (5, 5)
     assert (targets == IGNORE).all()
     assert TASK.loss(torch.zeros(1, 9, 5), hidden.labels[None])[1] == 0
+
+
+def test_an_example_travels_whole() -> None:
+    worse = example("so", ["so"], [0])
+    found = replace(example("An ox", ["An", "ox"], [1, 0]), prompt_tokens=1, rejected=worse)
+    again = pickle.loads(pickle.dumps(found))
+    for field in fields(Example):
+        kept, sent = getattr(again, field.name), getattr(found, field.name)
+        if isinstance(sent, Tensor):
+            assert torch.equal(kept, sent)
+        elif isinstance(sent, Example):
+            assert kept.words == sent.words
+            assert torch.equal(kept.labels, sent.labels)
+        else:
+            assert kept == sent
 
 
 def test_raw_text_is_read_in_words_and_marks() -> None:

@@ -56,7 +56,7 @@ class Example:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it as arrays, which takes a twentieth of the time of tensors."""
         ids, labels = self.input_ids.numpy(), self.labels.numpy()
-        return _example, (self.index, ids, labels, self.prompt_tokens, self.rejected)
+        return _example, (self.index, ids, labels, self.prompt_tokens, self.words, self.rejected)
 
     @cached_property
     def num_tokens(self) -> int:
