@@ -39,6 +39,7 @@ def config(*words: str) -> ExperimentConfig:
         (["a=b=c"], {"a": "b=c"}),
         (["a=1e-3", "b=3E5", "c=1e3x"], {"a": 1e-3, "b": 3e5, "c": "1e3x"}),
         ([], {}),
+        (["data.source.separator=|"], {"data": {"source": {"separator": "|"}}}),
     ],
 )
 def test_overrides(words: list[str], tree: dict[str, Any]) -> None:

@@ -210,6 +210,9 @@ def read_yaml(path: Path) -> Tree:
     return content
 
 
+_SIGNS = ("|", ">", "-", "?", ":")  # alone in YAML they begin something that is empty
+
+
 def parse_overrides(words: Iterable[str]) -> Tree:
     """Turn `a.b=value` words, values in YAML, into a tree.
 
@@ -227,7 +230,7 @@ def parse_overrides(words: Iterable[str]) -> Tree:
                 "Write e.g. training.batch_size=8",
             )
         try:
-            value = yaml.load(text, _Loader)
+            value = text if text in _SIGNS else yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise UserError(
                 word, "the value is not YAML", "Quote it, or write lists as [a, b]"
