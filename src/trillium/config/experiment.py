@@ -230,7 +230,7 @@ def parse_overrides(words: Iterable[str]) -> Tree:
                 "Write e.g. training.batch_size=8",
             )
         try:
-            value = text if text in _SIGNS else yaml.load(text, _Loader)
+            value: Any = text if text in _SIGNS else yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise UserError(
                 word, "the value is not YAML", "Quote it, or write lists as [a, b]"
