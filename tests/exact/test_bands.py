@@ -120,6 +120,19 @@ def test_turns_come_in_turn() -> None:
     assert Turns().cohort(names, 1, 4, seed=1) != seen[0]
 
 
+def test_one_more_client_leaves_the_turns_of_others() -> None:
+    """Or its presence would be told by who else is asked; dealt out evenly, they do depend on it."""
+    names = [f"c{number}" for number in range(200)]
+    for even in (False, True):
+        few, all_of_them = Turns(), Turns()
+        few.cohort(names[1:], 1, 4, 0, even=even)
+        all_of_them.cohort(names, 1, 4, 0, even=even)
+        same = all(turn == all_of_them.of[name] for name, turn in few.of.items())
+        assert same is not even
+        sizes = [list(all_of_them.of.values()).count(turn) for turn in range(4)]
+        assert max(sizes) - min(sizes) <= (1 if even else 50)
+
+
 def test_a_run_asks_in_turns(hub: Path) -> None:
     run = federation(hub, *CYCLIC, "rounds=6")
     run.run()
@@ -150,7 +163,9 @@ def test_what_it_adds_up_is_a_third_of_the_clients(hub: Path) -> None:
     open_run = federation(hub, *words)
     quiet = "privacy={name: client, noise: 1e-6, clip: {name: fixed, norm: 1}}"
     private = federation(hub, *words, quiet)
-    open_run.run(), private.run()
+    open_run.run()
+    private.fleet.turns = open_run.fleet.turns  # of one client each
+    private.run()
     for name, tensor in trained(open_run).items():
         assert torch.allclose(trained(private)[name], tensor, rtol=0, atol=1e-4), name
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.errors import UserError
-from trillium.rng import generator
+from trillium.rng import derive_seed, generator
 
 
 class FleetConfig(BaseModel):
@@ -99,7 +99,9 @@ class Turns:
     of: dict[str, int] = field(default_factory=dict)
     period: int = 0
 
-    def cohort(self, names: Sequence[str], number: int, period: int, seed: int) -> list[str]:
+    def cohort(
+        self, names: Sequence[str], number: int, period: int, seed: int, *, even: bool = True
+    ) -> list[str]:
         """Return the clients of a round, sorted by name.
 
         Args:
@@ -107,9 +109,14 @@ class Turns:
             number: of the round, from 1 on.
             period: how many turns there are to be.
             seed: of the run; the order in which turns are dealt out follows from it.
+            even: whether turns are of the same size. Else each client's follows from its own name, and
+                one client more or less leaves those of all others as they are.
         """
         self.period = self.period or period
         new = [name for name in names if name not in self.of]
+        if not even:
+            self.of |= {name: derive_seed(seed, "turn", name) % self.period for name in new}
+            new = []
         sizes = Counter(self.of.values())
         turns = [(sizes[turn], turn) for turn in range(self.period)]
         heapify(turns)

@@ -122,7 +122,8 @@ class Fleet:
         guard, size = self.guard, self.config.clients_per_round or len(names)
         if self.config.sampling == "cyclic":
             total = len(names) if guard is None else guard.clients or len(names)
-            asked = self.turns.cohort(names, number, self.config.period(total), self.seed)
+            period, even = self.config.period(total), guard is None or not guard.adds
+            asked = self.turns.cohort(names, number, period, self.seed, even=even)
         elif guard is not None and guard.adds:
             asked = guard.cohort(names)
         else:
