@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from trillium.component import known
 from trillium.config.comparison import comparison
 from trillium.config.experiment import merge
 from trillium.config.given import default_comparison
@@ -13,6 +14,7 @@ from trillium.data.federated import DataConfig, FederatedData, load_data, row_ke
 from trillium.data.partitions.dirichlet import Dirichlet
 from trillium.data.sources.files import Files
 from trillium.errors import UserError
+from trillium.tasks import Task
 
 SMALL = {"name": "builtin", "num_train": 300, "num_test": 80}
 
@@ -235,6 +237,13 @@ def test_the_default_comparison_fits_the_data_and_the_model_that_are_named() -> 
     whole = default_comparison({"data": {"num_clients": 4}, "model": {"dtype": "bfloat16"}})
     assert whole["data"]["public_size"] == 200
     assert whole["adapter"]["layers"] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("task", known(Task))
+def test_the_default_comparison_suits_every_task(task: str) -> None:
+    own = {"task": task, "data": {"source": {"name": "files", "train": "mine.jsonl"}}}
+    labels = {label for label, _ in comparison(default_comparison(own), own).experiments([0])}
+    assert {"fedllm", "split", "local_only", "centralised"} <= labels
 
 
 def test_the_default_comparison_of_language_models_is_a_recipe_of_its_own() -> None:

@@ -31,6 +31,14 @@ Settings = str | Mapping[str, Any]
 FILES: Final = (".txt", ".gz", ".zip", ".xls", ".xlsx", ".feather", ".arrow")  # no hub id ends so
 
 
+_REFUSED: Final = {
+    "multi_label": ("kd_frugal",),
+    "regression": ("kd_frugal",),
+    "preference": ("kd", "kd_frugal", "split_frugal"),
+}
+"""Arms of the default comparison that cannot train on a task, by its name."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A recipe, and what is laid over it.
@@ -100,14 +108,19 @@ def default_comparison(tree: Tree) -> Tree:
     Args:
         tree: the settings that are laid over it. What suits the recipe's own data and model alone goes
             where others are named: the size of the public set and, of language models, the learning
-            rate and soft labels of all classes; which blocks have adapters.
+            rate and soft labels of all classes; which blocks have adapters. Arms that cannot train on
+            the task are left out.
     """
     task = tree.get("task")
-    writes = (task.get("name") if isinstance(task, Mapping) else task) in (
-        "causal_lm",
-        "preference",
-    )
+    name = task.get("name") if isinstance(task, Mapping) else task
+    writes = name in ("causal_lm", "preference")
     found = read_yaml(recipe_path("compare-llm" if writes else "compare"))
+    if name in ("regression", "token_classification"):
+        found["data"]["partition"] = "iid"  # by class, otherwise
+    if name == "regression":
+        found["arms"]["kd"]["framework"].pop("temperature")
+    for label in _REFUSED.get(str(name), ()):
+        del found["arms"][label]
     data, model = tree.get("data"), tree.get("model")
     other_data = isinstance(data, Mapping) and "source" in data
     other_model = isinstance(model, Mapping) and "id" in model
@@ -117,7 +130,7 @@ def default_comparison(tree: Tree) -> Tree:
         found["adapter"].pop("layers")
     if writes and (other_data or other_model):
         found["training"].pop("optimizer")
-        found["arms"]["kd"].pop("wire")
+        found["arms"].get("kd", {}).pop("wire", None)
     return found
 
 
