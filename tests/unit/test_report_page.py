@@ -141,6 +141,17 @@ def test_partitions_of_any_size_are_drawn(
         assert plot_partition(runs) is not None
 
 
+def test_labels_of_which_texts_have_several_are_not_called_examples(tmp_path: Path) -> None:
+    clients = {"client-0": {"a": 3, "b": 2}}
+    runs = read_runs(write_run(tmp_path / "a", "kd", 1, tiny_metrics(0.5), clients=clients))
+    for size, what in ((5, "Training examples"), (3, "Labels of training examples")):
+        runs[0].data["clients"]["client-0"]["num_examples"] = size
+        with quiet_style():
+            figure = plot_partition(runs)
+        assert figure is not None
+        assert figure.axes[0].get_xlabel() == what
+
+
 def test_an_unfinished_run_without_anything_has_a_report(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     folder.mkdir()

@@ -47,10 +47,13 @@ def plot_partition(runs: Sequence[Run]) -> Figure | None:
         return None
     if len(labels) > _STACKED_LABELS or (labels and len(clients) > _STACKED_CLIENTS):
         return _heat_map(clients, labels, counts)
-    return _stacked(clients, labels, counts)
+    sizes = [client.get("num_examples") for client in run.data["clients"].values()]
+    one_each = not labels or [*map(sum, counts)] == sizes
+    what = "Training examples" if one_each else "Labels of training examples"
+    return _stacked(clients, labels, counts, what)
 
 
-def _stacked(clients: list[str], labels: list[str], counts: list[list[int]]) -> Figure:
+def _stacked(clients: list[str], labels: list[str], counts: list[list[int]], what: str) -> Figure:
     height = min(1.3 + 0.27 * len(clients), 9.0)
     figure = Figure(figsize=(8.2, height), layout="constrained")
     axes = figure.subplots()
@@ -61,7 +64,7 @@ def _stacked(clients: list[str], labels: list[str], counts: list[list[int]]) -> 
                   color=_STACK[index] if labels else "#5B7FA6",
                   edgecolor="white", linewidth=0.4)  # fmt: skip
         start = [a + b for a, b in zip(start, part, strict=True)]
-    axes.set_xlabel("Training examples")
+    axes.set_xlabel(what)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_ylim(len(clients) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
