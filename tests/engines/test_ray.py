@@ -45,7 +45,7 @@ def run_both(config: ExperimentConfig, folder: Path, engine: MakeEngine) -> tupl
     return folder / "ray", folder / "local"
 
 
-@pytest.mark.parametrize("variant", cases((), lambda variant: variant.repeats))
+@pytest.mark.parametrize("variant", cases((), lambda variant: variant.repeats, every=9))
 def test_ray_equals_the_local_engine(
     hub: Path, tmp_path: Path, two_workers: MakeEngine, variant: Variant
 ) -> None:
