@@ -19,6 +19,7 @@ DRAWS = 24
 @pytest.fixture
 def fuzz(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr("trillium.experiment.run.new_secret", lambda: bytes(32).hex())
     return importlib.import_module("fuzz_settings")
 
 
