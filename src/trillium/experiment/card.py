@@ -13,9 +13,9 @@ from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.experiment.kept import ADAPTER, CLIENTS, place_of
 from trillium.models.packaged import HUB_IDS
 from trillium.report.human import as_words
+from trillium.report.measure import QUALITY
 from trillium.report.privacy import guarantee
 from trillium.report.read import Run, number, read_run
-from trillium.tasks.scores import TEXT_SCORES
 
 TEMPLATE: Final = Path(__file__).with_name("card.md.j2")
 _PIPELINES: Final = {
@@ -23,6 +23,7 @@ _PIPELINES: Final = {
     "TOKEN_CLS": "token-classification",
     "CAUSAL_LM": "text-generation",
 }
+_MORE: Final = ("f1", "reward_chosen", "reward_rejected")  # than tables have room for
 _COUNTS: Final = ("num_examples",)
 
 
@@ -104,32 +105,12 @@ def _measures(run: Run, client: str | None) -> Iterator[tuple[str, float]]:
     """Yield what was measured of the model, at the round that it is of."""
     line: Mapping[str, Any] = run.kept[-1] if run.kept else {}
     found = line if client is None else (line.get("clients") or {}).get(client, {})
-    for name in (*_QUALITY, *_COUNTS):
+    for name in (*QUALITY, *_MORE, *_COUNTS):
         if (known := number(found.get(name))) is not None:
             yield name, known
     for name, value in (run.evaluations[-1] if run.evaluations else {}).items():
         if name.startswith("epsilon") and (known := number(value)) is not None:
             yield name, known
-
-
-REWARDS: Final = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")
-_QUALITY: Final = (
-    "accuracy",
-    "f1",
-    "f1_micro",
-    "f1_macro",
-    "pearson",
-    "spearman",
-    "rmse",
-    "entity_f1",
-    "entity_precision",
-    "entity_recall",
-    "loss",
-    "perplexity",
-    "token_accuracy",
-    *REWARDS,
-    *TEXT_SCORES,
-)
 
 
 def _sizes(data: Mapping[str, Any]) -> dict[str, int]:

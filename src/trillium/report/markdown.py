@@ -8,30 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from trillium.report import human
+from trillium.report.measure import QUALITY
 from trillium.report.measures import BY_NAME
 from trillium.report.reach import Goal, quality
 from trillium.report.read import Run
 from trillium.report.summary import Row, remarks, shown
 
 COLUMNS = (
-    "accuracy",
-    "f1_micro",
-    "f1_macro",
-    "pearson",
-    "spearman",
-    "rmse",
-    "entity_f1",
-    "entity_precision",
-    "entity_recall",
-    "exact_match",
-    "chrf",
-    "bleu",
-    "rouge_l",
-    "perplexity",
-    "token_accuracy",
-    "reward_accuracy",
-    "reward_margin",
-    "loss",
+    *QUALITY,
     "clients_accuracy",
     "clients_exact_match",
     "clients_perplexity",

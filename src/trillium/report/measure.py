@@ -18,6 +18,27 @@ MAIN: Final = (
     "reward_accuracy",
 )
 """By what the models of a task are compared: the first that there is; more is better."""
+QUALITY: Final = (
+    "accuracy",
+    "f1_micro",
+    "f1_macro",
+    "pearson",
+    "spearman",
+    "rmse",
+    "entity_f1",
+    "entity_precision",
+    "entity_recall",
+    "exact_match",
+    "chrf",
+    "bleu",
+    "rouge_l",
+    "perplexity",
+    "token_accuracy",
+    "reward_accuracy",
+    "reward_margin",
+    "loss",
+)
+"""How good a model is, in the order of tables and cards."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ def got(coming: Any) -> Any:
 
 def last_line(error: Exception) -> str:
     """Return what an error of Ray's comes down to."""
-    return [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return said[-1] if said else type(error).__name__
 
 
 @contextmanager
