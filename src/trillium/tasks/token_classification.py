@@ -59,11 +59,11 @@ class TokenClassification(Task, name="token_classification"):
                 "it does not tell where in a text its tokens are",
                 "Choose a model with a fast tokenizer, which has a tokenizer.json",
             )
-        texts = list(rows["text"])
-        words = list(rows["words"]) if "words" in rows.column_names else [*map(words_in, texts)]
+        texts = rows["text"][:]
+        words = rows["words"][:] if "words" in rows.column_names else [*map(words_in, texts)]
         tags = [[UNKNOWN] * len(own) for own in words]
         if "label" in rows.column_names:
-            tags = list(rows["label"])
+            tags = rows["label"][:]
         options = {"truncation": max_length is not None, "max_length": max_length}
         found = tokenizer(texts, **options, return_offsets_mapping=True, verbose=False)
         pairs = zip(found["input_ids"], found["offset_mapping"], words, tags, strict=True)
