@@ -103,13 +103,13 @@ def test_how_much_is_said(
     assert "Report: " in found.out
     assert found.err == ""
     logged = (tmp_path / "run.log").read_text(encoding="utf-8")
-    assert "INFO trillium.experiment.run: loading model: " in logged
+    assert "INFO trillium.experiment.residents: loading model: " in logged
     assert "round 1 of 1: accuracy" in logged
     # Before the verb, too; what is said stands on standard error, and the log is added to.
     assert trillium(monkeypatch, "--log-file", "run.log", "-v", "run", *words) == 0
     found = capsys.readouterr()
     assert "round 1/1" in found.out
-    assert "INFO trillium.experiment.run: loading model: " in found.err
+    assert "INFO trillium.experiment.residents: loading model: " in found.err
     assert (tmp_path / "run.log").read_text(encoding="utf-8").startswith(logged)
     monkeypatch.setenv("TRILLIUM_LOG", "Info")
     assert trillium(monkeypatch, "ls") == 0
