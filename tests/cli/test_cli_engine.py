@@ -94,7 +94,7 @@ def test_a_run_with_ray_is_stopped_and_goes_on(words: list[str], tmp_path: Path)
     base = [sys.executable, "-c", PROGRAM]
     engine = ["--engine=ray", "--workers=2"]
     with subprocess.Popen(
-        [*base, "run", *words, "rounds=5", *engine, f"--out={made}"],
+        [*base, "run", *words, "rounds=40", *engine, f"--out={made}"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 240
@@ -114,7 +114,7 @@ def test_a_run_with_ray_is_stopped_and_goes_on(words: list[str], tmp_path: Path)
     ]
     assert psutil.wait_procs(started, 30)[1] == []
     whole = tmp_path / "local"
-    subprocess.run([*base, "run", *words, "rounds=5", f"--out={whole}", "-q"], env=env, check=True)
+    subprocess.run([*base, "run", *words, "rounds=40", f"--out={whole}", "-q"], env=env, check=True)
     subprocess.run([*base, "resume", folder, *engine, "-q"], env=env, check=True)
     [local] = whole.iterdir()
     name = "adapter/adapter_model.safetensors"
