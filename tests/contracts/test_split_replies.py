@@ -22,7 +22,7 @@ WRONG = [
     ("finish_batch", "gradients/output", torch.zeros(3).double(), "gradients/output is"),
     ("backward", "control/squared_norm", scalar(-1.0), "below zero"),
     ("backward", "control/squared_norm", scalar(float("nan")), "NaN"),
-    ("forward", "control/count", scalar(1e9), "predictions in"),
+    ("forward", "control/count", scalar(1e9), "predictions, where"),
     ("forward", "control/lengths", torch.full((1,), 10**6).int(), "rows of"),
     ("forward", "control/lengths", torch.full((10**4,), 4).int(), "10000 rows"),
     ("forward", "control/lengths", torch.zeros(2).int(), "rows of 0"),
@@ -43,8 +43,8 @@ WRONG_KEPT = [
         torch.full((200,), 99).int(),
         "control/counts does not fit",
     ),
-    ("send_activations", "control/counts", "above", "more predictions than tokens"),
-    ("send_activations", "control/counts", "below", "more predictions than tokens"),
+    ("send_activations", "control/counts", "above", "more predictions than there can be"),
+    ("send_activations", "control/counts", "below", "more predictions than there can be"),
     ("begin", "control/num_steps", scalar(1.0), "1 steps with samples that make"),
 ]
 
