@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 import echo_app
 
+from trillium.deploy import launch
 from trillium.deploy.flower import Value
 from trillium.deploy.keys import make_keys
 from trillium.deploy.launch import Federation
@@ -157,6 +160,42 @@ def test_an_exception_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert not living(tmp_path)
+
+
+def test_no_process_is_lost_when_two_start_a_node_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that lives on unknown would keep every later one from being let in."""
+    made: list[Any] = []
+
+    class Slow:
+        def __init__(self, words: list[str], **_: object) -> None:
+            made.append(self)
+            self.lives = True
+            time.sleep(0.05)
+
+        def alive(self) -> bool:
+            return self.lives
+
+        def kill(self) -> None:
+            self.lives = False
+
+        def output(self) -> str:
+            return "SuperNode ID: 1"
+
+    monkeypatch.setattr(launch, "Process", Slow)
+    running = build(tmp_path)
+    threads = [threading.Thread(target=running.start_node, args=["alpha"]) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) > 3
+    assert {one for one in made if one.lives} == {*running.processes.values()}
+    made[-1].kill()
+    running._starting.add("alpha")
+    running.supervise()  # which leaves it to whoever starts it
+    assert len({one for one in made if one.lives}) == 1
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:

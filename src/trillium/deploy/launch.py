@@ -80,6 +80,8 @@ class Federation:
         self._looked = 0.0
         self._sigterm: Callable[[int, FrameType | None], object] | int | None = None
         self._closed = False
+        self._starting: set[str] = set()
+        self._one_at_a_time = threading.RLock()  # `wait` supervises, perhaps in another thread
         self.processes: dict[str, Process] = {}
         self.flwr = Flwr(self._environment("flwr"), self.app.parent)
 
@@ -152,21 +154,26 @@ class Federation:
         is refused until its last heartbeat is 60 s old.
         """
         deadline = time.monotonic() + patience
-        while True:
-            self._spawn_node(name)
-            try:
-                return self._wait_online(name)
-            except UserError:
-                if time.monotonic() > deadline:
-                    raise
-                self.kill(name)
+        self._starting.add(name)
+        try:
+            while True:
+                self._spawn_node(name)
+                try:
+                    return self._wait_online(name)
+                except UserError:
+                    if time.monotonic() > deadline:
+                        raise
+                    self.kill(name)
+        finally:
+            self._starting.discard(name)
 
     def kill(self, name: str) -> None:
         """Kill (-9) a process of the federation with all that it started."""
-        for one in (name, f"{EXECUTOR}@{name}"):
-            process = self.processes.pop(one, None)
-            if process is not None:
-                process.kill()
+        with self._one_at_a_time:
+            for one in (name, f"{EXECUTOR}@{name}"):
+                process = self.processes.pop(one, None)
+                if process is not None:
+                    process.kill()
 
     def supervise(self) -> None:
         """Start again what has died, but for the SuperLink, which knows the runs."""
@@ -174,18 +181,21 @@ class Federation:
         if now - self._looked < LOOK_SECONDS:  # it reads the table of all processes
             return
         self._looked = now
-        for name, process in list(self.processes.items()):
-            is_executor = name.startswith(EXECUTOR)
-            if not (is_executor or name in self.nodes) or process.alive():
-                continue
-            if now - self._restarted.get(name, -RESTART_SECONDS) < RESTART_SECONDS:
-                continue
-            self._restarted[name] = now
-            if is_executor:
-                self._spawn_executor(name)
-            else:
-                self._spawn_node(name)
-                self._spawn_executor(f"{EXECUTOR}@{name}")
+        with self._one_at_a_time:
+            for name, process in list(self.processes.items()):
+                is_executor = name.startswith(EXECUTOR)
+                is_supervised = is_executor or name in self.nodes
+                is_starting = name.removeprefix(f"{EXECUTOR}@") in self._starting
+                if not is_supervised or is_starting or process.alive():
+                    continue
+                if now - self._restarted.get(name, -RESTART_SECONDS) < RESTART_SECONDS:
+                    continue
+                self._restarted[name] = now
+                if is_executor:
+                    self._spawn_executor(name)
+                else:
+                    self._spawn_node(name)
+                    self._spawn_executor(f"{EXECUTOR}@{name}")
 
     def submit(self, settings: Mapping[str, Value] | None = None) -> int:
         """Start a run of the app with changed settings, and return its id."""
@@ -274,14 +284,14 @@ class Federation:
             time.sleep(_POLL_SECONDS)
 
     def _spawn(self, name: str, words: list[str]) -> Process:
-        self.kill(name)
-        process = Process(
-            [command(words[0]), *words[1:]],
-            log=self.work / "logs" / f"{name}.log",
-            environment=self._environment("flwr" if words[0] == "flwr" else name),
-            folder=self.app.parent,
-        )
-        self.processes[name] = process
+        with self._one_at_a_time:
+            self.kill(name)
+            process = self.processes[name] = Process(
+                [command(words[0]), *words[1:]],
+                log=self.work / "logs" / f"{name}.log",
+                environment=self._environment("flwr" if words[0] == "flwr" else name),
+                folder=self.app.parent,
+            )
         if self._closed:  # meanwhile, by another thread
             self.kill(name)
             raise UserError(name, "the federation has ended", "Start it inside the `with` block")
