@@ -85,6 +85,14 @@ COHORT = "fleet.clients_per_round=2"
 RANKS = "tiers={small: {clients: [client-0], rank: 1}}"
 CUTS = "tiers={small: {clients: [client-0], cut: 1}}"
 TOP = "{name: top_classes, k: 2}"
+# A place for each client, one of which is slow; so a simulation has a clock.
+PLACES = (
+    "tiers={slow: {clients: [client-1]}}",
+    "plan.client={device: {flops: 1e6}, link: {up: 1e6, down: 2e6, latency: 0.01}}",
+    "plan.tiers={slow: {device: {flops: 2e5}, link: {up: 1e5, down: 1e5}}}",
+    "plan.server={device: {flops: 1e8}, link: {up: 4e6, down: 4e6}}",
+)
+FIRST = ("fleet={clients_per_round: 2, over_sample: 1.5}", "rounds=5", *PLACES)
 
 FEDLLM: dict[str, tuple[str, ...]] = {
     "": (),
@@ -130,6 +138,12 @@ FEDLLM: dict[str, tuple[str, ...]] = {
     "autocast": ("model.dtype=float32", "training.autocast=bfloat16"),
     "svd": ("framework.aggregator=svd", "training.local_steps=1", "rounds=3"),
     "rolora": ("framework={aggregator: fedex, mask: rolora}", "rounds=3"),
+    "first of more": FIRST,
+    "first, folds, deadline": (
+        *("framework.aggregator=stack", "rounds=4", *PLACES),
+        "data.num_clients=5",
+        "fleet={take: 3, min_replies: 1, deadline_seconds: 6, failure_rate: 0.2}",
+    ),
 }
 FEDKSEED: dict[str, tuple[str, ...]] = {
     "": ("training.local_steps=3",),
@@ -167,6 +181,7 @@ KD: dict[str, tuple[str, ...]] = {
         "training.micro_batch_size=3",
     ),
     "words": ("data.public={name: words, longest: 9, shortest: 3}",),
+    "first of more": FIRST,
 }
 SPLIT: dict[str, tuple[str, ...]] = {
     "": (),

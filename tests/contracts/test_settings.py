@@ -42,6 +42,7 @@ OUTSIDE = {
     "task*": "held by the tests of the tasks, and below",
     "adapter.target_modules": "held by the tests of the adapters",
     "adapter.layers": "held by the tests of the adapters",
+    "plan*": "a clock if all speeds are told, else of plans and reports",
     "report.track": "held by the tests of trackers; these runs have no folder",
 }
 # No effect by mathematics, or because they bound what is smaller.

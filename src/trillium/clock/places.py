@@ -73,7 +73,11 @@ class PaperLink(BaseModel):
 
 
 class Place(BaseModel):
-    """A device and its link."""
+    """A device and its link.
+
+    Attributes:
+        device, link: see their classes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

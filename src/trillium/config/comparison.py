@@ -86,8 +86,9 @@ class CompareConfig(BaseModel):
         trees = acting_arms(
             {label: merge(self.base, a) for label, a in self.arms.items()}, self.arms
         )
+        places = {} if self.plan == Places() else {"plan": self.told()["plan"]}
         return {
-            (label, seed): experiment(merge(tree, {"seed": seed}))
+            (label, seed): experiment(merge(tree, {"seed": seed, **places}))
             for seed in wanted
             for label, tree in of_equal_rows(trees, self.aside).items()
         }
@@ -161,8 +162,13 @@ def comparison(
     every = [arm for found in made.values() for arm in found.values()]
     aside = most_held_back(base, every) if len(kept) < len(every) else 0
     told = merge(_mapping(tree, "plan"), _mapping(overrides, "plan"))
-    places = {key: value for key, value in told.items() if key not in ("data", "runs")}
+    places = without_data(told)
     return _checked({**tree, "base": base, "arms": kept, "aside": aside, "plan": places})
+
+
+def without_data(told: Mapping[str, Any]) -> Tree:
+    """Return of what a plan is told the links and devices, which are those of the runs, too."""
+    return {key: value for key, value in told.items() if key not in ("data", "runs")}
 
 
 def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()) -> CompareConfig:
@@ -180,10 +186,11 @@ def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()
     base, arms = _laid(tree, overrides)
     tuning = _checked({**tree, "base": {}, "arms": arms}).tuning
     assert tuning is not None
-    shared = {key: value for key, value in overrides.items() if key not in arms}
+    shared = {k: value for k, value in overrides.items() if k not in arms and k != "plan"}
     own = merge(tuning.settings, shared)
     everywhere = merge({"data": {"validation_fraction": VALIDATION}}, own)
-    recipe = {key: value for key, value in tree.items() if key not in _BESIDE}
+    recipe = {k: value for k, value in tree.items() if k not in OWN_KEYS}
+    recipe["plan"] = merge(_mapping(tree, "plan"), _mapping(overrides, "plan"))
     recipe["arms"] = {
         label: merge(merge(arms[label], own), overrides.get(label, {})) for label in _tuned(tree)
     }

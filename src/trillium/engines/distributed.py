@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -111,21 +111,29 @@ class SessionEngine:
             most_bytes=self.most_bytes,
             grace=self._patience.grace,
         )
-        return self._noted({n: why for n, why in out.items() if n in requests}, replies)
+        return self._noted({n: why for n, why in out.items() if n in requests}, asks, replies)
 
     def _noted(
-        self, out: Mapping[str, str], replies: Iterator[tuple[str, bytes | Lost]]
+        self,
+        out: Mapping[str, str],
+        asked: Collection[str],
+        replies: Iterator[tuple[str, bytes | Lost]],
     ) -> Iterator[tuple[str, bytes | Lost]]:
         for name in sorted(out):
             yield name, Lost(out[name], sent=False)
-        for name, reply in replies:
-            if isinstance(reply, Lost):
-                self._behind.add(name)
-            else:
-                self._took.add(name)
-                self._behind.discard(name)
-                self._invitations.answered(name)
-            yield name, reply
+        waiting = {*asked}
+        try:
+            for name, reply in replies:
+                waiting.discard(name)
+                if isinstance(reply, Lost):
+                    self._behind.add(name)
+                else:
+                    self._took.add(name)
+                    self._behind.discard(name)
+                    self._invitations.answered(name)
+                yield name, reply
+        finally:
+            self._behind |= waiting  # nobody waits for them any more
 
     def gather(self, need: int) -> Gathered:
         """Invite who is online, wait for enough of them, and let newcomers find their state."""

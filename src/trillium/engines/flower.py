@@ -107,7 +107,7 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
     opening = Opening(
         folder.path.name, config.tree(), list(data.labels), number, read_signature(settings.recipe)
     )
-    patience = settings.patience(config.fleet.min_replies)
+    patience = settings.patience(config)
     board = Board(folder.path, config.rounds, folder.failed_rounds)
     board.round = -1 if newest is None else number
     engine: SessionEngine | MessageEngine | None = None

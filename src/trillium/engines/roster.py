@@ -104,15 +104,21 @@ class Mail:
         waiting = self.send(action, contents, None)
         for node in contents.keys() - set(waiting.values()):
             yield node, Lost("Flower did not take the message", sent=False)
-        wait = Wait(seconds, grace)
-        while waiting and wait.left:
-            found = list(self.answers(waiting))
-            for sent, content in found:
-                wait.note(content)
-                yield waiting.pop(sent), content
-            if not found:
-                time.sleep(POLL_SECONDS)
-        self.open |= waiting
+        wait, found = Wait(seconds, grace), dict[str, RecordDict | Lost]()
+        try:
+            while waiting and wait.left:
+                found = dict(self.answers(waiting))
+                if not found:
+                    time.sleep(POLL_SECONDS)
+                while found:
+                    sent = next(iter(found))
+                    content = found.pop(sent)
+                    wait.note(content)
+                    yield waiting.pop(sent), content
+        finally:  # the caller may want no more
+            come = {sent: waiting.pop(sent) for sent in found}
+            self.late += [(come[n], own) for n, own in found.items() if isinstance(own, RecordDict)]
+            self.open |= waiting
         for node in waiting.values():
             yield node, Lost(f"no reply {wait.why}")
 

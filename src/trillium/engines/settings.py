@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trillium.engines.patience import Grace, Patience
 from trillium.errors import UserError
+from trillium.federation.setting import Setting
 
 
 class Settings(BaseModel):
@@ -38,10 +39,13 @@ class Settings(BaseModel):
     resume: bool
     write: str = ""
 
-    def patience(self, min_replies: int | None) -> Patience:
-        """Return how long the server waits, in a run that needs so many replies; all for `None`."""
-        grace = None if min_replies is None else Grace(min_replies, self.grace_seconds)
-        return Patience(self.wait_seconds, self.deadline_seconds, self.round_seconds, grace)
+    def patience(self, config: Setting) -> Patience:
+        """Return how long the server waits in a run; who works for a later round is not to hurry."""
+        fleet, grace = config.fleet, None
+        if fleet.min_replies is not None and not config.buffer:
+            grace = Grace(fleet.min_replies, self.grace_seconds)
+        seconds = min(self.deadline_seconds, fleet.deadline_seconds or self.deadline_seconds)
+        return Patience(self.wait_seconds, seconds, self.round_seconds, grace)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Settings:

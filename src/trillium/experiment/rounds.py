@@ -200,8 +200,9 @@ class Experiment:
 
     def _back_to_last(self, *, skips: bool = False) -> None:
         """Take all sides back to the last complete round; what was spent since then stays spent."""
-        cost, seconds = self.server.meter.read(), self._seconds
+        cost, seconds, late = self.server.meter.read(), self._seconds, self.fleet.dump()
         back = self.restore(skips=skips)
+        self.fleet.load(late)
         self.server.scratch, self._seconds = {}, seconds
         self.server.meter.reset(cost)
         self.fleet.unsure |= {*self.fleet.asked} - back
@@ -235,6 +236,7 @@ class Experiment:
             "replied": len(self.fleet.asked) - len(missing) if number else 0,
             "missing": missing,
             "seconds": self._seconds,
+            **({} if self.fleet.clock is None else {"simulated_seconds": self.fleet.clock.seconds}),
             "server_flops": self.server.meter.read().flops,
         }
         shown = (f"{name} {found[name]:.4g}" for name in (*MAIN, "loss") if name in found)
@@ -269,6 +271,7 @@ class Experiment:
             "examples": self.fleet.agreed.examples,
             "banned": self.fleet.banned,
             "turns": asdict(self.fleet.turns),
+            "late": self.fleet.dump(),
         }
         self.folder.checkpoints.keep(SERVER, self.server.round, content)
 
@@ -300,6 +303,7 @@ class Experiment:
         self.fleet.agreed.examples = content["examples"]
         self.fleet.banned = {**content["banned"], **self.fleet.banned}
         self.fleet.turns = Turns(**content.get("turns", {}))
+        self.fleet.load(content.get("late", {}))
         held: dict[str, int] = content["held"]
         if skips:
             self.fleet.unsure |= held.keys() - self.fleet.held.keys()

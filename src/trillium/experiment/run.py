@@ -32,6 +32,7 @@ from trillium.experiment.tracking import Tracking
 from trillium.experiment.written import with_public
 from trillium.federation.agreed import Agreed
 from trillium.federation.client import Client, verbs_of
+from trillium.federation.clock import clock_of
 from trillium.federation.engine import BoundedEngine, Engine
 from trillium.federation.fleet import Fleet
 from trillium.federation.parts import SAMPLES, limits_of, reply_limits
@@ -191,6 +192,8 @@ def build_server(
     fleet.guard = guard_of(config, server, account, deployed=not clients)
     fleet.masks = sums_of(config, server)
     fleet.limits = limits_of(model)
+    if clients:
+        fleet.clock = clock_of(config, engine.clients, lambda: meter.read().flops, fleet.worked)
     fleet.most = most_of(config, model, sum(config.task.num_targets(example) for example in public))
     fleet.agreed = Agreed(
         config.task.most_targets(config.training.limit, model.num_classes),

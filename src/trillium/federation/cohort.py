@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,12 @@ class FleetConfig(BaseModel):
 
     Attributes:
         clients_per_round: size of the cohort; all clients by default.
+        over_sample: how many times as many are asked in a round, of which the first
+            `clients_per_round` to answer are taken (Bonawitz et al., 2019, arXiv 1902.01046: 1.3).
+        take: with how many answers an ask of a round is over, if they are fewer than were asked. Who is
+            later is not in the round, and is asked again when its answer has come.
+        deadline_seconds: how long an answer is waited for: in a simulation by the clock of `plan`, in
+            a deployment at most as long as its `deadline-seconds`.
         min_replies: how many of the cohort must stay until the end of the round; the whole cohort
             by default, so that no failure goes unseen.
         failure_rate: probability that a client of the cohort never replies in a round, to rehearse
@@ -35,6 +42,9 @@ class FleetConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     clients_per_round: int | None = Field(default=None, ge=1)
+    over_sample: float = Field(default=1.0, ge=1.0)
+    take: int | None = Field(default=None, ge=1)
+    deadline_seconds: float | None = Field(default=None, gt=0)
     min_replies: int | None = Field(default=None, ge=1)
     failure_rate: float = Field(default=0.0, ge=0.0, lt=1.0)
     on_failure: Literal["stop", "skip"] = "stop"
@@ -45,6 +55,12 @@ class FleetConfig(BaseModel):
         """Refuse more replies than questions, and failures that would end the run."""
         if self.clients_per_round is not None:
             self._check_replies(self.clients_per_round)
+        elif self.over_sample > 1:
+            raise UserError(
+                f"fleet.over_sample={self.over_sample} without fleet.clients_per_round",
+                "all clients are asked in every round, so there are no more to ask",
+                "Write how many are needed, such as fleet.clients_per_round=10, or fleet.take",
+            )
         if self.failure_rate and self.min_replies is None:
             raise UserError(
                 f"fleet.failure_rate={self.failure_rate}",
@@ -59,6 +75,25 @@ class FleetConfig(BaseModel):
             )
         return self
 
+    @property
+    def late(self) -> str:
+        """Which setting lets a round do without clients that are late; empty where none does."""
+        given = {
+            "over_sample": self.over_sample > 1,
+            "take": self.take is not None,
+            "deadline_seconds": self.deadline_seconds is not None,
+        }
+        names = [name for name, is_set in given.items() if is_set]
+        return f"fleet.{names[0]}={getattr(self, names[0])}" if names else ""
+
+    def size(self, total: int) -> int:
+        """Return how many of all clients are asked in a round."""
+        return math.ceil(round(self.over_sample * (self.clients_per_round or total), 6))
+
+    def taken(self, total: int) -> int:
+        """Return with how many answers of all clients a round has what it needs."""
+        return self.take or min(self.clients_per_round or total, total)
+
     def period(self, total: int) -> int:
         """Return how many rounds lie between two of a client; one where cohorts are drawn."""
         return -(-total // (self.clients_per_round or total)) if self.sampling == "cyclic" else 1
@@ -70,13 +105,20 @@ class FleetConfig(BaseModel):
             UserError: more are to be asked, or to answer, than there are.
         """
         size = self.clients_per_round or total
-        if size > total:
+        if self.size(total) > total:
+            more = f" and over_sample={self.over_sample}" if self.over_sample > 1 else ""
             raise UserError(
-                f"fleet.clients_per_round={size}",
+                f"fleet.clients_per_round={size}{more}",
                 f"there are only {total} clients",
-                f"Write at most {total}, or raise data.num_clients",
+                f"Ask at most {total}, or raise data.num_clients",
             )
-        self._check_replies(size)
+        if self.take is not None and self.take >= self.size(total):
+            raise UserError(
+                f"fleet.take={self.take}",
+                f"only {self.size(total)} clients are asked in a round",
+                f"Write fewer than {self.size(total)}",
+            )
+        self._check_replies(self.taken(total))
 
     def _check_replies(self, size: int) -> None:
         if (self.min_replies or size) > size:

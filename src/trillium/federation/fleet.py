@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import torch
 
 from trillium.errors import one_line
 from trillium.federation.agreed import Agreed, Sizes
+from trillium.federation.clock import Clock
 from trillium.federation.cohort import FleetConfig, Turns
 from trillium.federation.engine import CountingEngine, GuardedEngine, LateEngine
 from trillium.federation.engine import Engine as Engine
@@ -61,6 +63,7 @@ class Fleet:
         guard: in a private run, what adds up, and says who is asked.
         masks: where sums are masked, what adds up.
         turns: where clients are asked in turns, whose is which.
+        clock: in a simulation that knows how fast everything is, when answers arrive.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Fleet:
         self.guard: Guard | None = None
         self.masks: Summing | None = None
         self.turns = Turns()
+        self.clock: Clock | None = None
         self.limits = self.most = Limits()
         self.short = False
         self._refused: set[str] = set()  # whose answers of this round could not be used
@@ -110,7 +114,10 @@ class Fleet:
         gathered = self.engine.gather(need)
         self.short = len(gathered.present) < need
         names = list(self.engine.clients)
-        self.asked = self._drawn(names, number, gathered.present)
+        present = gathered.present - self._late(gathered.present, need)
+        self.asked = self._drawn(names, number, present)
+        late = (name for name in self.asked if name in gathered.present - present)
+        self.missing |= dict.fromkeys(late, "it still owes the answer to an earlier ask")
         self.newcomers = gathered.newcomers | self.unsure.intersection(self.asked)
         self.unsure = self.unsure.difference(self.asked)
         self._forgo(gathered.behind)
@@ -119,7 +126,7 @@ class Fleet:
 
     def _drawn(self, names: Sequence[str], number: int, present: Set[str]) -> list[str]:
         """Return who is to be asked in a round; who is to be, and is away, is missing."""
-        guard, size = self.guard, self.config.clients_per_round or len(names)
+        guard, size = self.guard, self.config.size(len(names))
         if self.config.sampling == "cyclic":
             total = len(names) if guard is None else guard.clients or len(names)
             period, even = self.config.period(total), guard is None or not guard.adds
@@ -185,6 +192,43 @@ class Fleet:
                 kinds = {"late": size}
                 came = replace(entry, direction="up", bytes=size, bytes_raw=size, kinds=kinds)
                 self.ledger.add(came)
+        for client, data in () if self.clock is None else self.clock.take_late():
+            entry = self._owed.pop(client)
+            with suppress(MessageError):  # it is booked whether or not it could be used
+                self._receive(client, entry.verb, data, entry.purpose)
+
+    def worked(self, client: str, reply: bytes) -> float:
+        """Return the FLOPs that an answer took its client, as it says; 0 if that cannot be read."""
+        try:
+            message = self.wire_of(client).unpack(reply, "up", self.most).message
+            return float(message.tensor("control/cost", torch.float64, (4,))[0])
+        except MessageError:
+            return 0.0
+
+    def _now(self) -> float | None:
+        """Return how long the run has taken, where time is simulated."""
+        return None if self.clock is None else self.clock.seconds
+
+    def _late(self, present: Set[str], need: int) -> Set[str]:
+        """Return who is late with an earlier answer when enough others are free, in simulated time."""
+        if self.clock is None:
+            return frozenset()
+        if (lacking := need - len(present - self.clock.late)) > 0:
+            self.clock.wait(lacking)
+        return self.clock.late
+
+    def dump(self) -> dict[str, Any]:
+        """Return what is under way, where time is simulated, as tensors and plain values."""
+        if self.clock is None:
+            return {}
+        owed = {client: asdict(entry) for client, entry in self._owed.items()}
+        return {"clock": self.clock.dump(), "owed": owed}
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Go on from what `dump` returned."""
+        if self.clock is not None and content:
+            self.clock.load(content["clock"])
+            self._owed = {client: Entry(**entry) for client, entry in content["owed"].items()}
 
     def _forgo(self, behind: Mapping[str, str]) -> None:
         """Do without clients whose state is not that of the run, and begin anew with them later."""
@@ -227,6 +271,8 @@ class Fleet:
         """
         sent, entries = self._pack(requests, purpose)
         replies = carry(self.engine, sent, self.most)
+        if self.clock is not None and purpose != "evaluate":
+            replies = self.clock.arrivals(self.clock.send(sent, replies))
         yield from self._collect(replies, sent.keys(), entries, read, purpose)
 
     def addends(
@@ -297,6 +343,8 @@ class Fleet:
             replies = self.engine.post(sent)
         else:
             replies = iter(list(carry(self.engine, sent, self.most)))
+        if self.clock is not None:
+            replies = self.clock.arrivals(self.clock.send(sent, replies))
         return self._collect(replies, sent.keys(), entries, read, "train")
 
     def _pack(
@@ -331,7 +379,9 @@ class Fleet:
         purpose: Purpose,
     ) -> Iterator[tuple[str, T]]:
         """Check and book what comes of a message, and yield what is read from it."""
-        waiting = set(asked)
+        waiting, came = set(asked), 0
+        taken = self.config.taken(len(self.engine.clients)) if self.config.late else len(asked)
+        enough = taken if purpose == "train" and self.round else len(asked)
         for client in sorted(entries.keys() - waiting):
             self.ledger.add(entries[client])
         for client, data in replies:
@@ -355,10 +405,23 @@ class Fleet:
                 self._refused.add(client)
                 continue
             yield client, answer
+            if (came := came + 1) == enough and waiting:
+                self._leave_out(waiting, entries, f"{came} of {len(asked)} had answered before")
+                waiting = set()
+                break
         for client in sorted(waiting):
             self.ledger.add(entries[client])
             self.missing[client] = "no reply"
         self._check_enough()
+
+    def _leave_out(self, waiting: Set[str], entries: Mapping[str, Entry], why: str) -> None:
+        """Go on without those who have not answered; what they will answer is booked when it comes."""
+        if self.clock is not None:
+            self.clock.give_up()
+        for client in sorted(waiting):
+            self.ledger.add(entries[client])
+            self._owed[client] = entries[client]
+            self.missing[client] = why
 
     def _receive(self, client: str, verb: str, data: bytes, purpose: Purpose) -> Message:
         """Check a reply and book it; what cannot be used has crossed all the same, and is booked."""
@@ -393,6 +456,7 @@ class Fleet:
             bytes=len(packed.data),
             bytes_raw=packed.bytes_raw,
             kinds=packed.kinds,
+            at_seconds=None if purpose == "evaluate" else self._now(),
         )
 
     def attend(self) -> list[str]:
@@ -434,6 +498,4 @@ class Fleet:
             raise RoundFailed(f"round {self.round}: {why}")
 
     def _need(self, num_clients: int) -> int:
-        return self.config.min_replies or min(
-            self.config.clients_per_round or num_clients, num_clients
-        )
+        return self.config.min_replies or min(self.config.taken(num_clients), num_clients)

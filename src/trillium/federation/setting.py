@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trillium.clock.places import Places
 from trillium.component import Choice, Component
 from trillium.data.federated import DataConfig
 from trillium.errors import UserError
@@ -70,6 +71,8 @@ class Setting(BaseModel):
         server: a model that only the server has.
         privacy: whose presence is hidden, and from whom.
         sums: whether the server sees what each client adds to a sum.
+        plan: devices and links of the sides, which plans and reports tell times for. A simulation has a
+            clock by them, and by that clients may be late.
         model, task, data, adapter, training, fleet, wire, evaluation, report: see their classes.
     """
 
@@ -92,6 +95,7 @@ class Setting(BaseModel):
     report: Report = Report()
     privacy: Choice[Privacy] = NoPrivacy()
     sums: Choice[Sums] = Plain()
+    plan: Places = Places()
 
     @model_validator(mode="after")
     def _trainable_bases(self) -> Self:
@@ -122,6 +126,18 @@ class Setting(BaseModel):
         if not any(getattr(part, "needs_public", False) for part in (self.framework, self.head)):
             return 0
         return PUBLIC if self.data.public_size is None else self.data.public_size
+
+    @property
+    def late(self) -> str:
+        """Which setting lets a round go on without some clients; empty where none does."""
+        given = f"framework.asynchronous.buffer={self.buffer}"
+        return given if self.buffer else self.fleet.late
+
+    @property
+    def buffer(self) -> int | None:
+        """How many answers make a round, whichever round they were asked in; `None` for its own."""
+        found: int | None = getattr(self.framework, "buffer", None)
+        return found
 
     def with_length(self, tokens: int) -> Self:
         """Return the same with the most tokens of an example, if it names none."""

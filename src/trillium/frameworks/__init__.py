@@ -31,6 +31,7 @@ from trillium.frameworks.effects import (
     idle,
     unread,
 )
+from trillium.frameworks.late import check_late
 from trillium.frameworks.masked import check_masked
 from trillium.frameworks.pairs import check_pairs
 from trillium.frameworks.private import check_private
@@ -52,6 +53,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     client_half: ClassVar[Sequence[ModuleType]] = ()  # modules of verbs, beside its own methods
     hides_units: ClassVar[frozenset[str]] = frozenset()  # of what one more or less can be hidden
     only_adds: ClassVar[bool] = False  # whether all that clients send is only added up
+    takes_first: ClassVar[bool] = False  # whether a round can be of those that answer first
 
     @property
     def accumulates(self) -> bool:
@@ -113,6 +115,8 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
             check_private(self.name, self.hides_units, config)
         if config.sums.hides:
             check_masked(self.name, self.only_adds, config)
+        if config.late:
+            check_late(self.name, self.takes_first, config)
         for label, tier in config.tiers.items():
             has_part = tier.rank is not None or tier.layers is not None
             if has_part and not self.slices_adapters:

@@ -73,6 +73,7 @@ class FedKSeed(Framework, name="fedkseed"):
 
     hides_units: ClassVar[frozenset[str]] = frozenset({"client"})
     only_adds: ClassVar[bool] = True
+    takes_first: ClassVar[bool] = True
 
     def crossings(self, config: Setting) -> Crossings:
         """Nothing beside control."""

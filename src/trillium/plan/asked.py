@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from trillium.config.comparison import OWN_KEYS, acting_arms
+from trillium.config.comparison import OWN_KEYS, acting_arms, without_data
 from trillium.config.equal_rows import of_equal_rows
 from trillium.config.experiment import Tree, experiment, merge, recipes
 from trillium.config.given import Recipe, Settings, asked
@@ -187,7 +187,10 @@ def question(
     tree: Tree = merge(base, found.tree)
     paths = [path for path, _ in found.sweeps]
     of_recipe = [axis for axis in grid(content.get("grid") or {}) if axis[0] not in paths]
-    return Question(tree, tree.pop("plan", {}), (*of_recipe, *found.sweeps))
+    told = tree.pop("plan", {})
+    if isinstance(told, Mapping) and (places := without_data(told)):
+        tree["plan"] = places
+    return Question(tree, told, (*of_recipe, *found.sweeps))
 
 
 def is_model(recipe: Recipe | None) -> bool:

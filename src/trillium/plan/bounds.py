@@ -54,6 +54,8 @@ def first_alike(config: ExperimentConfig) -> int:
 def unsteady(config: ExperimentConfig) -> str:
     """Return why rounds are not alike; empty where all after the first ones are."""
     framework = config.framework
+    if config.late:
+        return "who is late follows from all rounds before"
     if config.fleet != FleetConfig():
         return "clients are drawn or fail"
     if isinstance(framework, FedKSeed):

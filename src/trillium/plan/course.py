@@ -60,7 +60,7 @@ class Course:
         weight = entry.kinds.weight if isinstance(entry.kinds, Weighed) else NOTHING
         if entry.direction == "down":
             asks[name] = Ask(name, entry.verb, weight, None, Work(), entry.purpose)
-        else:
+        elif name in asks:  # else it answers an ask of an earlier round
             down = asks[name].down
             asks[name] = Ask(
                 name, entry.verb, down, weight, Work(entry.flops or 0.0), entry.purpose

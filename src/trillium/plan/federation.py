@@ -9,6 +9,7 @@ from typing import Any
 from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
 from trillium.federation.client import Client, verbs_of
+from trillium.federation.clock import clock_of
 from trillium.federation.fleet import Fleet, RoundFailed
 from trillium.federation.parts import limits_of
 from trillium.federation.server import Server
@@ -138,6 +139,9 @@ class PaperFederation:
         self.fleet.guard = guard_of(config, self.server, Account())
         self.fleet.masks = sums_of(config, self.server, on_paper=True)
         self.fleet.limits = limits_of(self.server.model)
+        self.fleet.clock = clock_of(
+            config, self.clients, lambda: meter.read().flops, self.fleet.worked, on_paper=True
+        )
 
     def _model(self, client: str | None) -> LanguageModel:
         config = self.config.of(client) if self.config.has_other_models else self.config
@@ -234,11 +238,13 @@ class PaperFederation:
                     self.framework.round(self.server, self.fleet)
             except RoundFailed as error:
                 if config.fleet.on_failure == "stop":
+                    failing = config.late or f"fleet.failure_rate={config.fleet.failure_rate}"
                     raise UserError(
-                        f"fleet.failure_rate={config.fleet.failure_rate} over {config.rounds} rounds",
+                        f"{failing} over {config.rounds} rounds",
                         f"the run would end: {error}",
                         "Write fleet.on_failure=skip, a smaller min_replies, or fewer rounds",
                     ) from error
+            self.fleet.book_late()
             is_last = number == config.rounds
             is_due = is_last or number % config.evaluation.every == 0
             if evaluates and is_due and isinstance(self.framework, OwnModels):

@@ -118,7 +118,8 @@ def stages(
         shallow: whether they are to have a few blocks alone.
     """
     whole, depth = Small(config, texts), list[_Axis]()
-    blocks = _blocks(config, model) if texts.assumed else None
+    alike = texts.assumed and not config.late  # else who is first follows from all there is
+    blocks = _blocks(config, model) if alike else None
     if blocks is not None:
         whole = replace(whole, blocks=blocks)
         if shallow:
@@ -126,7 +127,7 @@ def stages(
             whole = replace(whole, blocks=blocks)
         depth = [_Axis(size, partial(_with_blocks, part)) for part, size in enumerate(blocks)]
     outer = [list[_Axis]()]
-    if texts.assumed and not isinstance(config.framework, FedKSeed):  # whose directions meet again
+    if alike and not isinstance(config.framework, FedKSeed):  # whose directions meet again
         data, clients = [*_data(config, texts)], [*_clients(config, texts)]
         outer = [data, clients]
     return [
@@ -253,7 +254,8 @@ def _clients(config: ExperimentConfig, texts: Texts) -> Iterable[_Axis]:
 def is_alike(config: ExperimentConfig) -> bool:
     """Whether all clients of a tier fare alike: nobody fails, and no round depends on who was there."""
     fleet = config.fleet.model_copy(update={"clients_per_round": None})
-    return fleet == FleetConfig() and not isinstance(config.framework, FedKSeed)
+    alike = fleet == FleetConfig() and not config.late
+    return alike and not isinstance(config.framework, FedKSeed)
 
 
 def share_of(config: ExperimentConfig, texts: Texts) -> float:

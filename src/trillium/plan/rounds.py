@@ -7,7 +7,7 @@ the seed for the whole run; what that takes is told from the rounds that were ru
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from trillium.plan.bounds import first_alike, grows, unsteady
 from trillium.plan.data import by_tier
@@ -126,7 +126,8 @@ class _Run:
         found, last = self._found, self.number
         most = 2 if grows(self._config) else last - 2
         first = last - most // 2 * 2  # an even number of rounds: some take turns
-        seen, coming = self._every[first:], self._coming()
+        seen = self._every[first:]
+        coming = self._as_seen(seen) if self._config.late else self._coming()
         lost = Sums.mean([s for own in self._every for s in own.values() if not s.up.messages])
         for names in by_tier(self._config, found.clients).values():
             told = {n: [own[n] for own in seen if n in own] for n in names}
@@ -141,12 +142,22 @@ class _Run:
                     found.later[name] = mean
                     found.most[name] = largest([found.most[other] for other in (name, *asked)])
         found.flops += (self.total - last) * (self._flops[-1] - self._flops[first]) / len(seen)
+        exact = "" if self._config.late else "; who is asked and who fails is exact"
         found.estimate = (
             f"what comes after round {last} is an estimate, because {why}: each client as on average "
-            f"in rounds {first + 1} to {last}; who is asked and who fails is exact"
+            f"in rounds {first + 1} to {last}{exact}"
         )
 
-    def _coming(self) -> dict[str, Counter[bool]]:
+    def _as_seen(self, seen: Sequence[Mapping[str, Sums]]) -> dict[str, dict[bool, float]]:
+        """Return by client how often it will be asked, by whether it answers, if all goes on so."""
+        share = (self.total - self.number) / len(seen)
+        found = {name: {True: 0.0, False: 0.0} for name in self._found.clients}
+        for own in seen:
+            for name, sums in own.items():
+                found[name][bool(sums.up.messages)] += share
+        return found
+
+    def _coming(self) -> Mapping[str, Mapping[bool, float]]:
         """Return by client how often it will be asked, by whether it is there then."""
         fleet = self._federation.fleet
         found = {name: Counter[bool]() for name in self._found.clients}

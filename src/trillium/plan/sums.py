@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trillium.clock.waves import NOTHING, Weight
+from trillium.clock.waves import Weight
 from trillium.plan.paper import Weighed
 from trillium.wire.ledger import Entry, Purpose
 from trillium.wire.wire import Direction
@@ -67,7 +67,8 @@ class Sums:
 
     def add(self, entry: Entry) -> None:
         """Add one message."""
-        weight = entry.kinds.weight if isinstance(entry.kinds, Weighed) else NOTHING
+        size, kinds = entry.bytes, entry.kinds
+        weight = kinds.weight if isinstance(kinds, Weighed) else Weight(size, kinds, size, size)
         self._of(entry.direction, entry.purpose).add(weight)
         self.flops += entry.flops or 0.0
         self.peak_bytes = max(self.peak_bytes, entry.peak_bytes or 0)

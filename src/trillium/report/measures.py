@@ -330,6 +330,14 @@ COST = (
         human.duration,
     ),
     Measure(
+        "simulated_seconds",
+        "Sim. time",
+        "Simulated time",
+        "How long the run would have taken with the devices and links of its `plan`.",
+        _last("simulated_seconds"),
+        human.duration,
+    ),
+    Measure(
         "bytes_once_per_client",
         "Once only",
         "Transferred once per client",

@@ -47,6 +47,7 @@ _COLUMNS = {
     "flops_per_client": 1,
     "peak_bytes_client": 3,
     "wall_seconds": 4,
+    "simulated_seconds": 3,
     "bytes_once_per_client": 7,
     "inverter_accuracy": 2,
     "inverter_rouge_l": 11,

@@ -1,4 +1,8 @@
-"""When each round of a run would end at other places, by its ledger and the clock of plans."""
+"""When each round of a run would end at other places, by its ledger and the clock of plans.
+
+A run that has a clock of its own says so itself, and where clients may be late it alone can: elsewhere
+others would be.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +95,13 @@ def clock_of(rows: Sequence[Row], own: Mapping[str, Any] | None = None) -> Clock
     return Clock({name: places[name] for name in kept}, kept)
 
 
+def places_of(rows: Sequence[Row]) -> Mapping[str, Any] | None:
+    """Return the places that a run has named for itself, where it is no comparison."""
+    runs = [run for row in rows for run in row.counted]
+    found = runs[0].config.get("plan") if len(runs) == 1 else None
+    return found if found and Places.model_validate(found) != Places() else None
+
+
 def plot_times(rows: Sequence[Row], clock: Clock | None = None) -> Figure | None:
     """Draw quality against time, a panel for each place."""
     clock = clock_of(rows) if clock is None else clock
@@ -108,6 +119,13 @@ def _ends(run: Run, places: Mapping[str, Places]) -> dict[str, dict[int, float]]
     Nothing where it has sent nothing, or where clients do not tell what they compute, as in a private
     run: the times of messages would be taken for the whole.
     """
+    own = {
+        line["round"]: seconds
+        for line in run.evaluations
+        if (seconds := number(line.get("simulated_seconds"))) is not None
+    }
+    if own and _is_late(run):
+        return {OWN: own}
     if run.traffic is None or not run.traffic.num_turns or run.traffic.until().flops is None:
         return {}
     server = {line["round"]: number(line.get("server_flops")) for line in run.evaluations}
@@ -127,6 +145,13 @@ def _ends(run: Run, places: Mapping[str, Places]) -> dict[str, dict[int, float]]
             seconds[name] += time.seconds
             found[name][index] = seconds[name]
     return found
+
+
+def _is_late(run: Run) -> bool:
+    """Whether its rounds go on without some clients."""
+    fleet, framework = (run.config.get(key) or {} for key in ("fleet", "framework"))
+    more = (fleet.get("over_sample") or 1) > 1 or framework.get("asynchronous")
+    return bool(more or fleet.get("take") or fleet.get("deadline_seconds"))
 
 
 def _at(run: Run, places: Places) -> Callable[[str], Place]:

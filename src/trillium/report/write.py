@@ -15,7 +15,7 @@ from trillium.report.reach import Goal, goals
 from trillium.report.read import read_about, read_runs
 from trillium.report.summary import Row, summarise
 from trillium.report.table import to_csv
-from trillium.report.times import clock_of
+from trillium.report.times import clock_of, places_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def make_report(folder: Path, reach: Sequence[float] = (), spent: str = "") -> R
     rows, told = summarise(read_runs(folder)), read_about(folder)
     held = goals(rows, reach or told.get("reach") or ())
     name, about = folder.resolve().name, str(told.get("about") or "")
-    clock = clock_of(rows, told.get("plan"))
+    clock = clock_of(rows, told.get("plan") or places_of(rows))
     plots = draw_plots(rows, clock=clock)
     (folder / "plots").mkdir(exist_ok=True)
     drawn = {plot.name: plot.png for plot in plots}

@@ -26,6 +26,7 @@ class Entry:
         purpose: `train` counts as communication; `once` is reported apart; `evaluate` exists only
             because a simulation can look into its clients, and is never counted; `generate` wrote
             text with a trained model.
+        at_seconds: where time is simulated, when it was sent down or had come up, since the begin.
         seconds, flops, peak_bytes: what the client measured while it handled the ask; they stand on
             its reply, and are `None` on the way down.
     """
@@ -41,6 +42,7 @@ class Entry:
     seconds: float | None = None
     flops: float | None = None
     peak_bytes: int | None = None
+    at_seconds: float | None = None
 
 
 class Ledger:

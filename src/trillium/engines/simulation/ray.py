@@ -89,7 +89,7 @@ class Ray(Simulation, name="ray"):
 
 def divided(workers: int, runs: Sequence[ExperimentConfig]) -> tuple[int, int]:
     """Return how many runs go on at a time, and how many workers each one has."""
-    cohorts = [run.fleet.clients_per_round or run.data.num_clients for run in runs]
+    cohorts = [run.fleet.size(run.data.num_clients) for run in runs]
     at_a_time = max(1, min(len(runs), workers // max(cohorts, default=workers)))
     return at_a_time, workers // at_a_time
 

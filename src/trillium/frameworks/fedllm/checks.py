@@ -80,7 +80,7 @@ def _check_aggregator(framework: FedLLMSettings, config: Setting) -> None:
             "it changes the base weights, and the model without its adapter is the reference",
             f"Write one of framework.aggregator={_aggregators(lambda other: not other.folds)}",
         )
-    cohort = config.fleet.min_replies or config.fleet.clients_per_round or config.data.num_clients
+    cohort = config.fleet.min_replies or config.fleet.taken(config.data.num_clients)
     if rule.min_clients > cohort:
         raise UserError(
             f"{given} with {cohort} clients in a round",

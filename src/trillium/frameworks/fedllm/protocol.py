@@ -53,6 +53,7 @@ class FedLLM(FedLLMSettings, name="fedllm"):
 
     hides_units: ClassVar[frozenset[str]] = frozenset({"client", "example"})
     only_adds: ClassVar[bool] = True
+    takes_first: ClassVar[bool] = True
 
     @property
     def accumulates(self) -> bool:

@@ -61,6 +61,7 @@ class KD(KDSettings, name="kd"):
 
     compares: ClassVar[bool] = False
     only_adds: ClassVar[bool] = True
+    takes_first: ClassVar[bool] = True
     hides_units: ClassVar[frozenset[str]] = frozenset({"client"})
 
     def crossings(self, config: Setting) -> Crossings:
