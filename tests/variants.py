@@ -49,6 +49,11 @@ class Variant:
         return any(word.startswith("sums=") for word in self.words)
 
     @property
+    def is_timed(self) -> bool:
+        """Whether it has a clock, by which clients may be late; in a deployment time is another."""
+        return any(word.startswith("plan.") for word in self.words)
+
+    @property
     def ships(self) -> bool:
         """Whether the server's model becomes another than it was at the start."""
         silent = ("zero_shot", "local_only")
@@ -139,6 +144,15 @@ FEDLLM: dict[str, tuple[str, ...]] = {
     "svd": ("framework.aggregator=svd", "training.local_steps=1", "rounds=3"),
     "rolora": ("framework={aggregator: fedex, mask: rolora}", "rounds=3"),
     "first of more": FIRST,
+    "buffered": (
+        *("framework.asynchronous.buffer=2", "data.num_clients=4", "rounds=5", *PLACES),
+        "training.local_steps=2",
+    ),
+    "buffered, failures": (
+        "framework={drift: prox, asynchronous: {buffer: 2, damping: 1}}",
+        "fleet={clients_per_round: 3, failure_rate: 0.2, min_replies: 1, deadline_seconds: 15}",
+        *("data.num_clients=4", "rounds=6", INT8, *PLACES, "training.local_steps=2"),
+    ),
     "first, folds, deadline": (
         *("framework.aggregator=stack", "rounds=4", *PLACES),
         "data.num_clients=5",

@@ -34,7 +34,11 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     "variant",
     # What crosses is the engine's business, not a variant's: all of them take five minutes of a core.
-    cases(FAST, lambda v: v.framework != "centralised" and v.repeats, pytest.mark.drill),
+    cases(
+        FAST,
+        lambda v: v.framework != "centralised" and v.repeats and not v.is_timed,
+        pytest.mark.drill,
+    ),
 )
 def test_sessions_equal_the_local_engine(
     hub: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Variant

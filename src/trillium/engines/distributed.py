@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from trillium.engines.changes import Change, OnChange
+from trillium.engines.flights import Flights
 from trillium.engines.frames import StreamConfig
 from trillium.engines.held import Held
 from trillium.engines.invitations import Invitations
@@ -62,6 +63,7 @@ class SessionEngine:
         self._held = Held()
         self._undone: set[str] = set()  # have not gone back with the others
         self._need = 0
+        self._unsent: dict[str, str] = {}  # could not be asked what was last launched, and why
         self.most_bytes = CONTROL_BYTES  # of a reply; the run says more as soon as it is set up
         self._lock = threading.Lock()
         self._arrived: set[str] = set()  # have joined, and not been told yet where the run is
@@ -69,6 +71,7 @@ class SessionEngine:
         self._tell = on_change
         config = StreamConfig(max_clients=max_clients)
         self._sessions = SessionServer(bind, tls, config, self._on_change, revoked)
+        self._flights = Flights(self._sessions)
         self._invitations = Invitations(mail, self._sessions, address)
 
     def _on_change(self, name: str, change: Change, reason: str) -> None:
@@ -97,6 +100,29 @@ class SessionEngine:
 
     def post(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Lost]]:
         """Send the requests now, and return what yields the replies as `carry` does."""
+        out, asks, seconds = self._divided(requests)
+        replies = self._sessions.post(
+            asks,
+            deadline_seconds=seconds,
+            most_bytes=self.most_bytes,
+            grace=self._patience.grace,
+        )
+        return self._noted(out, asks, replies)
+
+    def launch(self, requests: Mapping[str, bytes]) -> None:
+        """Send the requests now; the answers are among the arrivals, whenever they come."""
+        self._unsent, asks, seconds = self._divided(requests)
+        self._flights.send(asks, seconds, self.most_bytes)
+
+    def arrivals(self) -> Iterator[tuple[str, bytes | Lost]]:
+        """Yield the answers to all that is under way as they arrive, or why one will not."""
+        out, self._unsent = self._unsent, {}
+        return self._noted(out, (), self._flights.arrivals())
+
+    def _divided(
+        self, requests: Mapping[str, bytes]
+    ) -> tuple[dict[str, str], dict[str, bytes], float]:
+        """Return who cannot be asked now, and why; what the others are asked; how long they have."""
         self._sessions.tell()
         with self._lock:
             out = dict.fromkeys(self._arrived | self._undone, BACK)
@@ -105,13 +131,7 @@ class SessionEngine:
         if not seconds:
             out |= dict.fromkeys(requests, OVER)
         asks = {name: data for name, data in requests.items() if name not in out}
-        replies = self._sessions.post(
-            asks,
-            deadline_seconds=seconds,
-            most_bytes=self.most_bytes,
-            grace=self._patience.grace,
-        )
-        return self._noted({n: why for n, why in out.items() if n in requests}, asks, replies)
+        return {name: why for name, why in out.items() if name in requests}, asks, seconds
 
     def _noted(
         self,
@@ -189,6 +209,7 @@ class SessionEngine:
 
     def restore(self, number: int, held: Mapping[str, int]) -> set[str]:
         """Take the nodes back to what they kept; one that is away goes back when it comes."""
+        self._flights.give_up()
         self._opening = replace(self._opening, number=number)
         self._held.rounds = dict(held)
         here, self._undone = self._ready(), set(self._known)
@@ -204,6 +225,7 @@ class SessionEngine:
 
     def close(self, *, finished: bool) -> None:
         """End all sessions; after a finished run the nodes need their state no more."""
+        self._flights.give_up()
         present = self._ready()
         if finished:
             self._control("forget", present - self._behind)
@@ -217,8 +239,9 @@ class SessionEngine:
             time.sleep(POLL_SECONDS)
 
     def _ready(self) -> set[str]:
-        """Who is connected, knows where the run is, and owes no answer."""
-        connected = {*self._sessions.clients} - self._sessions.owing
+        """Who is connected, knows where the run is, and owes no answer and is at work on none."""
+        busy = self._sessions.owing | self._flights.clients
+        connected = {*self._sessions.clients} - busy
         self._sessions.tell()  # from here on `_arrived` knows of all of them
         with self._lock:
             return connected - self._arrived - self._undone

@@ -82,6 +82,12 @@ def main(grid: Grid, context: Context) -> None:
             "a split asks several times for every batch, and each Flower message takes seconds",
             'Write transport="session"',
         )
+    if settings.transport == "messages" and config.buffer:
+        raise UserError(
+            'transport="messages" with framework.asynchronous',
+            "an ask of a Flower message is over when its round is",
+            'Write transport="session"',
+        )
     if settings.transport == "messages" and config.sums.hides:
         raise UserError(
             'transport="messages" with sums=masked',

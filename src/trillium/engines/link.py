@@ -8,7 +8,6 @@ while anything is sent, received or called back.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -52,6 +51,13 @@ class Host(Protocol):
         """Report what has happened, outside the lock."""
 
 
+class Replies(Protocol):
+    """Where the answer to an ask goes."""
+
+    def put(self, item: tuple[str, bytes | Lost]) -> None:
+        """Take an answer."""
+
+
 @dataclass(eq=False)
 class Ask:
     """One request on its way to one client; `data` is let go as soon as it is on its way."""
@@ -60,7 +66,7 @@ class Ask:
     sequence: int
     channel: str
     data: bytes
-    replies: queue.SimpleQueue[tuple[str, bytes | Lost]]
+    replies: Replies
     most_bytes: int
     abandoned: bool = False
 

@@ -19,7 +19,7 @@ import grpc
 
 from trillium.engines.changes import Changes, OnChange
 from trillium.engines.frames import StreamConfig
-from trillium.engines.link import Ask, Link, Refused
+from trillium.engines.link import Ask, Link, Refused, Replies
 from trillium.engines.patience import Grace, Wait
 from trillium.engines.revoked import Revoked, warn_of_end
 from trillium.engines.secure import STREAMS, ServerTLS, listen, streams
@@ -157,8 +157,7 @@ class SessionServer:
         """Send all requests, yield once, and then each reply; who stops early gives up the rest."""
         replies: queue.SimpleQueue[tuple[str, bytes | Lost]] = queue.SimpleQueue()
         waiting = {
-            name: self._submit(Ask(name, next(self._sequence), channel, data, replies, most))
-            for name, data in requests.items()
+            name: self.submit(name, channel, data, replies, most) for name, data in requests.items()
         }
         try:
             yield "", b""  # they are on their way
@@ -172,12 +171,12 @@ class SessionServer:
                 yield name, reply
                 del reply  # else it stays in memory until the next one is complete
             for name in list(waiting):
-                sent = self._abandon(waiting.pop(name))
+                sent = self.abandon(waiting.pop(name))
                 why = "no reply" if sent else "still busy with an earlier ask, not free"
                 yield name, Lost(f"{why} {wait.why}", sent)
         finally:
             for ask in waiting.values():  # the caller wants no more
-                self._abandon(ask)
+                self.abandon(ask)
 
     def disconnect(self, name: str, reason: str) -> None:
         """End a client's session; it is told why and does not come back by itself."""
@@ -205,8 +204,9 @@ class SessionServer:
         self._server.stop(self.config.close_seconds).wait(self.config.close_seconds)
         self._pool.shutdown(wait=False)
 
-    def _submit(self, ask: Ask) -> Ask:
+    def submit(self, name: str, channel: str, data: bytes, replies: Replies, most: int) -> Ask:
         """Hand an ask to its client's link, or answer it at once."""
+        ask = Ask(name, next(self._sequence), channel, data, replies, most)
         with self._lock:
             link = self._links.get(ask.name)
             if link is None:
@@ -219,7 +219,7 @@ class SessionServer:
                 link.submit(ask)
         return ask
 
-    def _abandon(self, ask: Ask) -> bool:
+    def abandon(self, ask: Ask) -> bool:
         """Give an ask up, so that its reply is discarded; return whether it had gone out."""
         with self._lock:
             ask.abandoned = True

@@ -195,7 +195,7 @@ class Experiment:
         missing = self.fleet.missing
         self._back_to_last(skips=True)
         # The clients are looked at as they are now: who was missing before may well be there.
-        self.server.round, self.fleet.missing = number, {}
+        self.server.round, self.fleet.missing, self.fleet.staleness = number, {}, {}
         return {"skipped": True, "missing": missing}
 
     def _back_to_last(self, *, skips: bool = False) -> None:
@@ -205,7 +205,7 @@ class Experiment:
         self.fleet.load(late)
         self.server.scratch, self._seconds = {}, seconds
         self.server.meter.reset(cost)
-        self.fleet.unsure |= {*self.fleet.asked} - back
+        self.fleet.unsure |= {*self.fleet.asked, *self.fleet.under_way} - back
 
     def _measured(self) -> Metrics:
         """Return the metrics of the model that would be shipped."""
@@ -233,7 +233,7 @@ class Experiment:
             **({} if self.fleet.masks is None else self.fleet.masks.told),
             "shipped": framework.ships,
             "asked": len(self.fleet.asked) if number else 0,
-            "replied": len(self.fleet.asked) - len(missing) if number else 0,
+            "replied": self.fleet.num_replied(missing) if number else 0,
             "missing": missing,
             "seconds": self._seconds,
             **({} if self.fleet.clock is None else {"simulated_seconds": self.fleet.clock.seconds}),

@@ -112,6 +112,17 @@ class MendingEngine(Engine, Protocol):
 
 
 @runtime_checkable
+class LaunchingEngine(Engine, Protocol):
+    """An engine whose clients may be at work while rounds go by."""
+
+    def launch(self, requests: Mapping[str, bytes]) -> None:
+        """Send the requests now; the answers are among the arrivals, whenever they come."""
+
+    def arrivals(self) -> Iterator[tuple[str, bytes | Lost]]:
+        """Yield the answers to all that is under way as they arrive, or why one will not."""
+
+
+@runtime_checkable
 class PostingEngine(Engine, Protocol):
     """An engine whose clients work while the server does something else."""
 

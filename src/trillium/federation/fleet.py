@@ -19,6 +19,7 @@ from trillium.federation.cohort import FleetConfig, Turns
 from trillium.federation.engine import CountingEngine, GuardedEngine, LateEngine
 from trillium.federation.engine import Engine as Engine
 from trillium.federation.engine import Gathered as Gathered
+from trillium.federation.engine import LaunchingEngine as LaunchingEngine
 from trillium.federation.engine import PostingEngine as PostingEngine
 from trillium.federation.engine import Saved as Saved
 from trillium.federation.failed import RoundFailed as RoundFailed
@@ -64,6 +65,9 @@ class Fleet:
         masks: where sums are masked, what adds up.
         turns: where clients are asked in turns, whose is which.
         clock: in a simulation that knows how fast everything is, when answers arrive.
+        under_way: what clients are at work on whose answers make a later round, with the round in which
+            they were asked.
+        staleness: how many rounds before this one those were asked whose answers have made it.
     """
 
     def __init__(
@@ -93,6 +97,8 @@ class Fleet:
         self.masks: Summing | None = None
         self.turns = Turns()
         self.clock: Clock | None = None
+        self.under_way: dict[str, Entry] = {}
+        self.staleness: dict[str, int] = {}
         self.limits = self.most = Limits()
         self.short = False
         self._refused: set[str] = set()  # whose answers of this round could not be used
@@ -109,11 +115,11 @@ class Fleet:
         """Sample the cohort of a round and return it, sorted by name."""
         self.book_late()
         self.round, self.missing, self.gone, self.sizes = number, {}, {}, Sizes()
-        self._refused = set()
-        need = self._need(len(self.engine.clients))
+        self._refused, self.staleness = set(), {}
+        need = max(self._need(len(self.engine.clients)) - len(self.under_way), 0)
         gathered = self.engine.gather(need)
         self.short = len(gathered.present) < need
-        names = list(self.engine.clients)
+        names = [name for name in self.engine.clients if name not in self.under_way]
         present = gathered.present - self._late(gathered.present, need)
         self.asked = self._drawn(names, number, present)
         late = (name for name in self.asked if name in gathered.present - present)
@@ -126,7 +132,8 @@ class Fleet:
 
     def _drawn(self, names: Sequence[str], number: int, present: Set[str]) -> list[str]:
         """Return who is to be asked in a round; who is to be, and is away, is missing."""
-        guard, size = self.guard, self.config.size(len(names))
+        guard, at_work = self.guard, len(self.under_way)
+        size = max(self.config.size(len(names) + at_work) - at_work, 0)
         if self.config.sampling == "cyclic":
             total = len(names) if guard is None else guard.clients or len(names)
             period, even = self.config.period(total), guard is None or not guard.adds
@@ -140,6 +147,10 @@ class Fleet:
             return sorted(order[:size])
         self.missing |= dict.fromkeys((n for n in asked if n not in present), "it is away")
         return asked
+
+    def num_replied(self, missing: Mapping[str, str]) -> int:
+        """Return how many answers have made the round."""
+        return len(self.staleness) or len(self.asked) - len(missing)
 
     def agree(self) -> None:
         """Hold clients to what they said at the start; without those that now say something else."""
@@ -222,13 +233,17 @@ class Fleet:
         if self.clock is None:
             return {}
         owed = {client: asdict(entry) for client, entry in self._owed.items()}
-        return {"clock": self.clock.dump(), "owed": owed}
+        under_way = {client: asdict(entry) for client, entry in self.under_way.items()}
+        return {"clock": self.clock.dump(), "owed": owed, "under_way": under_way}
 
     def load(self, content: Mapping[str, Any]) -> None:
-        """Go on from what `dump` returned."""
+        """Go on from what `dump` returned; elsewhere what was under way is asked anew."""
+        self.under_way = {}
         if self.clock is not None and content:
             self.clock.load(content["clock"])
             self._owed = {client: Entry(**entry) for client, entry in content["owed"].items()}
+            under_way = content["under_way"].items()
+            self.under_way = {client: Entry(**entry) for client, entry in under_way}
 
     def _forgo(self, behind: Mapping[str, str]) -> None:
         """Do without clients whose state is not that of the run, and begin anew with them later."""
@@ -269,14 +284,53 @@ class Fleet:
         Raises:
             RoundFailed: fewer clients are left than `min_replies`.
         """
-        sent, entries = self._pack(requests, purpose)
+        sent, waiting = self._pack(requests, purpose)
         replies = carry(self.engine, sent, self.most)
         if self.clock is not None and purpose != "evaluate":
             replies = self.clock.arrivals(self.clock.send(sent, replies))
-        yield from self._collect(replies, sent.keys(), entries, read, purpose)
+        yield from self._answers(replies, waiting, read, purpose)
+
+    def next(
+        self,
+        requests: Mapping[str, Message],
+        read: Mapping[str, Callable[[Message], T]],
+        buffer: int,
+    ) -> Iterator[tuple[str, T]]:
+        """Send each client its message and yield the next answers, whichever round they were asked in.
+
+        All others stay under way. A client that is lost is so for what it was asked alone.
+
+        Args:
+            read: as in `ask`, for all that are under way, too.
+            buffer: how many answers.
+
+        Raises:
+            RoundFailed: fewer than `min_replies` have come, or than the buffer where that is not set.
+        """
+        sent, entries = self._pack(requests, "train")
+        self.under_way |= entries
+        if self.clock is not None:
+            self.clock.send(sent, carry(self.engine, sent, self.most))
+            replies = self.clock.arrivals()
+        else:
+            assert isinstance(self.engine, LaunchingEngine)
+            self.engine.launch(sent)
+            replies = self.engine.arrivals()
+        asked = {client: entry.round for client, entry in self.under_way.items()}
+        for client, answer in self._collect(replies, self.under_way, read, "train", buffer):
+            self.staleness[client] = self.round - asked[client]
+            yield client, answer
+        for _, entry in sorted(self.under_way.items()):
+            if entry.round == self.round:
+                self.ledger.add(entry)
+        self._hold(len(self.staleness), buffer, self.config.min_replies or buffer)
 
     def addends(
-        self, requests: Mapping[str, Message], forms: Mapping[str, Form], common: Form
+        self,
+        requests: Mapping[str, Message],
+        forms: Mapping[str, Form],
+        common: Form,
+        buffer: int | None = None,
     ) -> Iterator[tuple[str, Addend]]:
         """Send each client its message, for what is then only added up.
 
@@ -287,6 +341,7 @@ class Fleet:
         Args:
             forms: of what each client sends.
             common: of what all do, even if nobody is asked.
+            buffer: as in `next`; without it the answers are those to these messages.
 
         Raises:
             RoundFailed: fewer clients are left than `min_replies`.
@@ -302,8 +357,12 @@ class Fleet:
             yield "", self.masks.total(requests, common, self.ask, self._seen, need, new, noisy)
         elif self.guard is not None:
             yield from self.ask(requests, {name: forms[name].closed for name in requests})
-        else:
+        elif buffer is None:
             yield from self.ask(requests, {name: forms[name].read for name in requests})
+        else:
+            yield from self.next(
+                requests, {name: form.read for name, form in forms.items()}, buffer
+            )
 
     def _seen(self, message: Message) -> bytes:
         """Return the digest of a message as it crosses to clients of the common wire."""
@@ -338,21 +397,22 @@ class Fleet:
         Args:
             read: checks the reply of each client and takes from it what is wanted.
         """
-        sent, entries = self._pack(requests, "train")
+        sent, waiting = self._pack(requests, "train")
         if isinstance(self.engine, PostingEngine):
             replies = self.engine.post(sent)
         else:
             replies = iter(list(carry(self.engine, sent, self.most)))
         if self.clock is not None:
             replies = self.clock.arrivals(self.clock.send(sent, replies))
-        return self._collect(replies, sent.keys(), entries, read, "train")
+        return self._answers(replies, waiting, read, "train")
 
     def _pack(
         self, requests: Mapping[str, Message], purpose: Purpose
     ) -> tuple[dict[str, bytes], dict[str, Entry]]:
-        """Return the bytes for each client, but for those that are to fail, and what to book."""
+        """Return the bytes for each client, but for those that are to fail, and what to book of it."""
         sent: dict[str, bytes] = {}
         entries: dict[str, Entry] = {}
+        failing: list[Entry] = []
         made: dict[tuple[int, int], Packed] = {}  # what goes to many is packed once
         for client, message in requests.items():
             wire = self.wire_of(client)
@@ -364,39 +424,66 @@ class Fleet:
                 made[key] = wire.pack(replace(message, meta=meta), "down")
             packed = made[key]
             check_size(message.verb, "down", packed.largest_bytes, self.limits)
-            entries[client] = self._entry(client, packed, "down", purpose)
+            entry = self._entry(client, packed, "down", purpose)
             if purpose == "train" and self._drops_out(client):
+                failing.append(entry)
                 continue
-            sent[client] = packed.data
+            sent[client], entries[client] = packed.data, entry
+        for entry in sorted(failing, key=lambda entry: entry.client):
+            self.ledger.add(entry)
         return sent, entries
+
+    def _answers(
+        self,
+        replies: Iterator[tuple[str, bytes | Lost]],
+        waiting: dict[str, Entry],
+        read: Read[T],
+        purpose: Purpose,
+    ) -> Iterator[tuple[str, T]]:
+        """Yield what is read from the replies, as many of them as the round takes."""
+        count = enough = len(waiting)
+        if self.config.late and purpose == "train" and self.round:
+            enough = min(count, self.config.taken(len(self.engine.clients)))
+        came = 0
+        for answer in self._collect(replies, waiting, read, purpose, enough):
+            came += 1
+            yield answer
+        is_over = came == enough < count
+        if is_over and self.clock is not None:
+            self.clock.give_up()
+        for client, entry in sorted(waiting.items()):
+            self.ledger.add(entry)
+            self.missing[client] = (
+                f"{came} of {count} had answered before" if is_over else "no reply"
+            )
+            if is_over:
+                self._owed[client] = entry
+        self._check_enough()
 
     def _collect(
         self,
         replies: Iterator[tuple[str, bytes | Lost]],
-        asked: Set[str],
-        entries: Mapping[str, Entry],
+        waiting: dict[str, Entry],
         read: Read[T],
         purpose: Purpose,
+        most: int,
     ) -> Iterator[tuple[str, T]]:
-        """Check and book what comes of a message, and yield what is read from it."""
-        waiting, came = set(asked), 0
-        taken = self.config.taken(len(self.engine.clients)) if self.config.late else len(asked)
-        enough = taken if purpose == "train" and self.round else len(asked)
-        for client in sorted(entries.keys() - waiting):
-            self.ledger.add(entries[client])
-        for client, data in replies:
+        """Check and book what comes, and yield so many answers; the others stay in `waiting`."""
+        came = 0
+        while came < most and (found := next(replies, None)) is not None:
+            client, data = found
             if client not in waiting:
                 continue  # it was not asked, or answers twice
-            waiting.discard(client)
-            if not isinstance(data, Lost) or data.sent:
-                self.ledger.add(entries[client])
+            entry = waiting.pop(client)
+            if entry.round == self.round and (not isinstance(data, Lost) or data.sent):
+                self.ledger.add(entry)
             if isinstance(data, Lost):
                 if data.sent:
-                    self._owed[client] = entries[client]
+                    self._owed[client] = entry
                 self.missing[client] = one_line(data.reason)
                 continue
             try:
-                reply = self._receive(client, entries[client].verb, data, purpose)
+                reply = self._receive(client, entry.verb, data, purpose)
                 answer = (read if callable(read) else read[client])(reply)
                 if not self.adds_only:  # else it would tell of others' data
                     self.sizes.note(client, reply)
@@ -404,24 +491,8 @@ class Fleet:
                 self.missing[client] = one_line(str(error))
                 self._refused.add(client)
                 continue
+            came += 1
             yield client, answer
-            if (came := came + 1) == enough and waiting:
-                self._leave_out(waiting, entries, f"{came} of {len(asked)} had answered before")
-                waiting = set()
-                break
-        for client in sorted(waiting):
-            self.ledger.add(entries[client])
-            self.missing[client] = "no reply"
-        self._check_enough()
-
-    def _leave_out(self, waiting: Set[str], entries: Mapping[str, Entry], why: str) -> None:
-        """Go on without those who have not answered; what they will answer is booked when it comes."""
-        if self.clock is not None:
-            self.clock.give_up()
-        for client in sorted(waiting):
-            self.ledger.add(entries[client])
-            self._owed[client] = entries[client]
-            self.missing[client] = why
 
     def _receive(self, client: str, verb: str, data: bytes, purpose: Purpose) -> Message:
         """Check a reply and book it; what cannot be used has crossed all the same, and is booked."""
@@ -487,12 +558,13 @@ class Fleet:
         need = self._need(len(self.asked))
         if self.guard is not None and self.guard.adds:  # by chance there may be nobody
             need = min(self.config.min_replies or 0, len(self.asked))
-        if len(self.cohort) < need:
+        self._hold(len(self.cohort) + len(self.under_way), len(self.asked), need)
+
+    def _hold(self, left: int, asked: int, need: int) -> None:
+        """Let the round fail if fewer are left of it than it needs."""
+        if left < need:
             reasons = "; ".join(f"{name}: {why}" for name, why in sorted(self.missing.items()))
-            why = (
-                f"{len(self.cohort)} of {len(self.asked)} clients are left, min_replies is {need} "
-                f"({reasons})"
-            )
+            why = f"{left} of {asked} clients are left, min_replies is {need} ({reasons})"
             if self._refused and self.sizes.suspect() is not None:
                 raise self.undo(why)
             raise RoundFailed(f"round {self.round}: {why}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from trillium.plan.bounds import first_alike, grows, unsteady
+from trillium.plan.bounds import first_alike, grows, reasons, unsteady
 from trillium.plan.data import by_tier
 from trillium.plan.federation import PaperFederation, Shared
 from trillium.plan.grow import Small
@@ -111,6 +111,10 @@ class _Run:
             found.flops += left * (self._flops[-1] - self._flops[-2])
             for name, sums in self._every[-1].items():
                 found.clients[name].merge(sums, self._share * left)
+        if self._config.late and reasons(self._config):
+            found.estimate = found.estimate or (
+                "who is first follows from bytes that depend on values, so others may be"
+            )
         found.server = dict(federation.server.meter.most)
         if self._texts.assumed:  # else it is known from the run
             meter = PhaseMeter(self._paper, Known())

@@ -120,9 +120,9 @@ def _ends(run: Run, places: Mapping[str, Places]) -> dict[str, dict[int, float]]
     run: the times of messages would be taken for the whole.
     """
     own = {
-        line["round"]: seconds
+        line["round"]: at
         for line in run.evaluations
-        if (seconds := number(line.get("simulated_seconds"))) is not None
+        if (at := number(line.get("simulated_seconds"))) is not None
     }
     if own and _is_late(run):
         return {OWN: own}

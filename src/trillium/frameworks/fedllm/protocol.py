@@ -114,6 +114,9 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         send_folds(server, fleet)
         out = outgoing(self, server, fleet, current)
         forms = {name: self._form(found.like) for name, found in out.items()}
+        for name in fleet.under_way:
+            share = self.share(server, server.tiers[name])
+            forms[name] = self._form(share.take(current, share.up))
         everyones = self.share(server, COMMON)
         common = self._form(everyones.take(current, everyones.up))
         reduction = self.aggregator.begin(current, factors)
@@ -121,11 +124,15 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         figures: dict[str, Addend] = {}
         sketch = ProductSketch(factors, server.seed)
         averages = isinstance(self.aggregator, Mean) and self.upload != "gradient"
+        averages = averages and self.asynchronous is None
         requests = {name: found.message for name, found in out.items()}
-        for name, addend in fleet.addends(requests, forms, common):
+        for name, addend in fleet.addends(requests, forms, common, self.buffer):
             held = out[name].sent.held if name in out else {}
             tensors, weight = addend.group(self._kind), addend.weight
-            reduction.add(Contribution(name, weight, self._as_read(tensors, held)))
+            change = self._as_read(tensors, held)
+            if self.asynchronous is not None:
+                change = self.asynchronous.damped(change, fleet.staleness[name])
+            reduction.add(Contribution(name, weight, change))
             if averages and name in out and out[name].share.sends_both_factors:
                 sketch.add(weight, self._reached(tensors, held))
             answers[name] = Answered(weight, addend.group("gradients"))
@@ -142,6 +149,8 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         measures = mean_loss(figures)
         if sketch.error():
             measures["product_error"] = sketch.error()
+        if self.asynchronous is not None:
+            measures["staleness"] = sum(fleet.staleness.values()) / len(fleet.staleness)
         return measures
 
     def _form(self, like: Tensors) -> Form:

@@ -12,6 +12,7 @@ from trillium.federation.tiers import Tier
 from trillium.frameworks import CLIENT_MODELS, SERVER_MODEL, OwnModels
 from trillium.frameworks.fedllm.aggregators import Aggregator
 from trillium.frameworks.fedllm.aggregators.mean import Mean
+from trillium.frameworks.fedllm.asynchronous import Asynchronous
 from trillium.frameworks.fedllm.downloads import Download
 from trillium.frameworks.fedllm.downloads.state import StateDownload
 from trillium.frameworks.fedllm.drifts import Drift, NoDrift
@@ -41,6 +42,7 @@ class FedLLMSettings(OwnModels):
         server_optimizer: steps along the aggregated change, as a negative gradient; by default plain
             SGD with learning rate 1, which is federated averaging. For `gradient` the default is
             the clients' optimiser with its schedule.
+        asynchronous: rounds that do not wait for who is slow, but use what it sends when it comes.
     """
 
     upload: Literal["update", "parameters", "gradient"] = "update"
@@ -52,8 +54,14 @@ class FedLLMSettings(OwnModels):
     drift: Choice[Drift] = NoDrift()
     aggregator: Choice[Aggregator] = Mean()
     server_optimizer: Optimizer | None = None
+    asynchronous: Asynchronous | None = None
 
     slices_adapters: ClassVar[bool] = True
+
+    @property
+    def buffer(self) -> int | None:
+        """How many answers make a round, whichever round they were asked in; `None` for its own."""
+        return None if self.asynchronous is None else self.asynchronous.buffer
 
     @property
     def ships(self) -> str:
