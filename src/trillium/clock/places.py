@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from trillium.errors import UserError
 
@@ -38,7 +38,8 @@ def quantity(value: Any) -> Any:
     return float(found.group(1)) * (_PREFIXES | _BINARY)[prefix]
 
 
-Quantity = Annotated[float, BeforeValidator(quantity), Field(gt=0)]
+_FORM: Final = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}
+Quantity = Annotated[float, BeforeValidator(quantity), Field(gt=0), WithJsonSchema(_FORM)]
 
 
 class Device(BaseModel):

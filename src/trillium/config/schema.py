@@ -30,11 +30,8 @@ _BESIDE: Final[Mapping[str, Schema]] = {
         "type": "object",
         "additionalProperties": _SWEEP,
     },
-    "plan": {
-        "description": "What `trillium plan` is told beside the settings of a run: docs/plan.md.",
-        "type": "object",
-    },
 }
+_TOLD: Final = {"description": "Of `trillium plan` alone: docs/plan.md.", "type": "object"}
 
 
 def recipe_schema() -> Schema:
@@ -46,6 +43,7 @@ def recipe_schema() -> Schema:
     own: Schema = {key: comparison[key] for key in OWN_KEYS if key in comparison}
     own["arms"] = {**own["arms"], "additionalProperties": arm}
     definitions = {"Run": run, **made.definitions()}
+    definitions["Places"]["properties"] |= {"data": _TOLD, "runs": _TOLD}
     tuning = definitions["Tuning"]["properties"]
     tuning["grid"] = {**tuning["grid"], "additionalProperties": _SWEEP}
     tuning["settings"] = {"$ref": "#/$defs/Run", "description": tuning["settings"]["description"]}
