@@ -31,7 +31,7 @@ TEXT = 'it\'s a "text" with = and spaces'
 LIMIT = 600.0  # seconds; nothing is measured with it
 
 
-def build(folder: Path, *, port: int = 0, durable: bool = False) -> Federation:
+def build(folder: Path, *, port: int = 0) -> Federation:
     app = folder / "app"
     if not app.exists():
         echo_app.write(app)
@@ -39,9 +39,7 @@ def build(folder: Path, *, port: int = 0, durable: bool = False) -> Federation:
     nodes: dict[str, dict[str, Value]] = {
         name: {"name": f'{name}\'s "node"', "number": 1} for name in NAMES
     }
-    return Federation(
-        app, folder / "work", keys=folder / "keys", nodes=nodes, port=port, durable=durable
-    )
+    return Federation(app, folder / "work", keys=folder / "keys", nodes=nodes, port=port)
 
 
 @pytest.fixture(scope="module")
@@ -127,24 +125,6 @@ def test_a_killed_node_comes_back(federation: Federation) -> None:
     federation.start_node("alpha", patience=90.0)
     status = federation.wait(federation.submit(), LIMIT)
     assert status.completed
-
-
-@pytest.mark.slow
-@pytest.mark.drill
-def test_a_run_outlives_a_killed_superlink(tmp_path: Path) -> None:
-    lines: list[str] = []
-    with build(tmp_path, durable=True) as federation:
-        run = federation.submit({"rounds": 3})
-        deadline = time.monotonic() + LIMIT
-        while not any(line.startswith("reply") for line in lines):
-            assert time.monotonic() < deadline
-            federation.wait(run, 1.0, lines.append)
-        federation.kill("superlink")
-        federation.start_superlink()
-        lines.clear()
-        assert federation.wait(run, LIMIT, lines.append).completed
-    assert sum(line.startswith("reply") for line in lines) == 6
-    assert not living(tmp_path)
 
 
 @pytest.mark.slow
