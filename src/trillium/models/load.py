@@ -120,7 +120,7 @@ class LanguageModel:
             return int(base_model(self.module).config.num_labels)  # type: ignore[union-attr, arg-type]
         return int(text_config(self.module).vocab_size)
 
-    @property
+    @cached_property
     def num_positions(self) -> int | None:
         """How many tokens a text may have, where the model says so."""
         return positions_of(self.module, base_model(self.module).config)

@@ -92,8 +92,8 @@ def _heat_map(clients: list[str], labels: list[str], counts: list[list[int]]) ->
     axes.grid(visible=False)
     _ticks(axes.xaxis, labels, offset=0.5, rotation=90, width=18)
     _ticks(axes.yaxis, clients, offset=0.5)
-    totals.barh([index + 0.5 for index in range(len(clients))], [sum(row) for row in counts],
-                height=0.8, color="#5B7FA6")  # fmt: skip
+    totals.stairs([sum(row) for row in counts], orientation="horizontal", fill=True,
+                  color="#5B7FA6")  # fmt: skip
     totals.set_title("All")
     totals.xaxis.set_major_locator(MaxNLocator(2, integer=True))
     totals.grid(axis="y", visible=False)
