@@ -70,7 +70,7 @@ class Variant:
         text = " ".join(self.words)
         once = "train: server" in text and "cache: false" not in text
         if (
-            once or "delta" in text or self.framework in ("fedkseed", "zero_shot")
+            once or KEPT in text or "delta" in text or self.framework in ("fedkseed", "zero_shot")
         ):  # which have none
             return ()
         adapters = () if "adapter=" in text else ("adapter.dropout=0.2",)
@@ -84,6 +84,7 @@ class Variant:
         return "rounds=2" if "local_rounds" in " ".join(self.words) else "rounds=1"
 
 
+KEPT = "training.cache_frozen=true"
 INT8 = "wire={up: [int8], down: [cast]}"
 FAILURES = "fleet={failure_rate: 0.4, min_replies: 1}"
 COHORT = "fleet.clients_per_round=2"
@@ -141,6 +142,11 @@ FEDLLM: dict[str, tuple[str, ...]] = {
     "micro-batches": ("training.micro_batch_size=3", "framework.drift=scaffold"),
     "micro-batches, gradient": ("framework.upload=gradient", "training.micro_batch_size=3"),
     "autocast": ("model.dtype=float32", "training.autocast=bfloat16"),
+    "kept": ("adapter.layers=[2]", KEPT, "rounds=3"),
+    "kept, int8 of a cohort": (
+        *("adapter.layers=[1, 2]", KEPT, "training.cache_precision=int8", COHORT, "rounds=3"),
+        *("head=ridge", "training.local_steps=1"),
+    ),
     "svd": ("framework.aggregator=svd", "training.local_steps=1", "rounds=3"),
     "rolora": ("framework={aggregator: fedex, mask: rolora}", "rounds=3"),
     "first of more": FIRST,
@@ -193,6 +199,11 @@ KD: dict[str, tuple[str, ...]] = {
         "model.dtype=float32",
         "training.autocast=bfloat16",
         "training.micro_batch_size=3",
+    ),
+    "kept": ("framework.direction=both", "adapter.layers=[2]", KEPT, "rounds=3"),
+    "kept, cached": (
+        *("framework={cache_rounds: 2, public_per_round: 7}", "adapter.layers=[2]", KEPT),
+        *("training.cache_precision=bfloat16", "rounds=4"),
     ),
     "words": ("data.public={name: words, longest: 9, shortest: 3}",),
     "first of more": FIRST,
@@ -280,6 +291,8 @@ BASELINES: dict[str, tuple[str, ...]] = {
     "zero_shot": ("framework=zero_shot",),
     "centralised": ("framework=centralised",),
     "local_only": ("framework=local_only",),
+    "centralised kept": ("framework=centralised", "adapter.layers=[2]", KEPT),
+    "local_only kept": ("framework=local_only", "adapter.layers=[2]", KEPT, "rounds=3"),
     "local_only class means": ("framework=local_only", "head=class_means"),
     "local_only ridge of a cohort": ("framework=local_only", "head=ridge", COHORT),
 }

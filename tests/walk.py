@@ -26,6 +26,7 @@ EXAMPLES: dict[str, Any] = {
     "server.adapter": {"r": 2},
     "server.model": {"dtype": "float32"},
     "training.optimizer.name": "sgd",
+    "training.cache_frozen": True,
     "report.track": ["tensorboard"],
     "data.client_names": ["oslo", "bergen"],
 }

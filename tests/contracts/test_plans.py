@@ -28,6 +28,7 @@ FAST = {
     *("split", "split u", "split v1", "split cache, failures", "split kept u, cuts"),
     *("split local rounds", "split delta", "split ahead", "split gpt2, causal_lm", "fedkseed"),
     *("fedllm checkpoints", "kd autocast", "split micro-batches, u", "split autocast, checkpoints"),
+    *("fedllm kept", "kd kept", "kd kept, cached", "local_only kept"),
     *("fedllm masked, failures", "fedllm masked, class sums", "kd masked, votes"),
 }
 PEAKS = {"split ahead, turns": "a batch under way is met in another order"}

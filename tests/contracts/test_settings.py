@@ -57,6 +57,7 @@ NO_EFFECT = {
     "framework.feedback": "lossless codecs lose nothing",
     "framework.weights": "the clients have as many examples",
     "framework.mode": "held by the split's own tests with more clients",
+    "training.cache_bytes": "a bound of the file",
     "training.max_length": "a bound: texts are shorter",
     "data.test_size": "a bound: there are fewer rows",
     "data.validation_fraction": "held by the tests of the data",

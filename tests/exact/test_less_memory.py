@@ -33,7 +33,7 @@ def flops(fed: Experiment) -> tuple[float, float]:
 
 def trains(variant: Variant) -> bool:
     saves = any(
-        word.startswith(("training.gradient", "training.micro", "training.auto"))
+        word.startswith(("training.gradient", "training.micro", "training.auto", "training.cache"))
         for word in variant.words
     )
     return variant.framework != "zero_shot" and variant.repeats and not saves

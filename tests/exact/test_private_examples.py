@@ -59,6 +59,7 @@ CASES = {
     "language model": ("gpt2", "causal_lm", ()),
     "checkpoints": ("gpt2", "causal_lm", ("training.gradient_checkpointing=true",)),
     "micro-batches": ("bert", "classification", ("training.micro_batch_size=2",)),
+    "kept": ("bert", "classification", ("adapter.layers=[2]", "training.cache_frozen=true")),
     "dora": ("bert", "classification", ("adapter.dora=true",)),
     "ia3": ("bert", "classification", ("adapter=ia3",)),
     "full": ("gpt2", "classification", ("adapter=full",)),
@@ -93,7 +94,7 @@ def test_a_step_is_the_sum_of_bounded_gradients_of_each_example(
     loop = client.loop("train", state)
     loop.module.train()
     assert loop.are_linear == (
-        case in ("lora", "rslora in gpt2", "language model", "checkpoints", "micro-batches")
+        case in ("lora", "rslora in gpt2", "language model", "checkpoints", "micro-batches", "kept")
     )
     objective = task_objective(fed.config.task, client.examples)
     loop._private_gradient(loop._parts(client.examples[:6]), objective, client.steps, 0)

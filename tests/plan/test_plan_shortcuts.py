@@ -132,6 +132,9 @@ def test_a_fake_tensor_has_the_attributes_of_any_other() -> None:
 RANKS = "tiers={small: {clients: ['client-0'], rank: 2, local_steps: 5}}"
 
 
+KEPT = ("model.dropout=0", "adapter.layers=[4, 5]", "training.cache_frozen=true")
+
+
 def test_few_batches_and_clients_tell_the_cost_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every framework: a run in full against the weighted sum of small ones."""
     for words in (
@@ -142,6 +145,11 @@ def test_few_batches_and_clients_tell_the_cost_of_many(monkeypatch: pytest.Monke
         ("framework={name: split, shape: u, mode: splitfed_v2}",),
         ("framework={name: split, train: server}", "model.dropout=0"),
         ("framework=centralised",),
+        # What the first blocks make of a text, in the first round alone.
+        ("framework=fedllm", *KEPT),
+        ("framework=kd", "data.public_size=160", *KEPT),
+        ("framework=fedllm", *KEPT, "training.local_steps=7"),
+        ("framework=fedllm", *KEPT, "fleet.clients_per_round=2"),
     ):
         common = ("model.id=distilgpt2", "data.num_clients=5", "rounds=3", "training.batch_size=4")
         config = experiment(parse_overrides([*common, "data.public_size=8", *words]))

@@ -79,4 +79,6 @@ def resident_model(
     )
     if config.training.gradient_checkpointing:
         checkpoint_blocks(model.module)
+    if config.framework.trains:
+        config.training.prepare(model)
     return model

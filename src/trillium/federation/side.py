@@ -6,17 +6,20 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trillium.models.folds import Fold, whole_fold
+from trillium.models.known import Known
 from trillium.models.load import LanguageModel
 from trillium.models.slots import State
 from trillium.rng import generator
 from trillium.tasks import Example, Task
 from trillium.training.loop import Loop
-from trillium.training.meters import Meter
+from trillium.training.meters import Meter, resident_tensors
 from trillium.training.settings import Training
 from trillium.wire.kinds import Tensors
 
@@ -46,6 +49,7 @@ class Side:
     store: dict[str, Any] = field(default_factory=dict)
     scratch: dict[str, Any] = field(default_factory=dict)
     round: int = 0
+    _known: Known | None = field(init=False, default=None)
 
     @property
     def initial(self) -> Tensors:
@@ -100,17 +104,48 @@ class Side:
         module = self.model.mount(state, self.base)
         pad_id = self.model.tokenizer.pad_token_id
         device, meter = self.model.device, self.meter
-        return Loop(module, state, pad_id, device, meter, label, self.task, self.training)
+        task, training = self.task, self.training
+        return Loop(module, state, pad_id, device, meter, label, task, training, known=self.known)
+
+    def known(self, examples: Sequence[Example]) -> list[Example]:
+        """Return examples with what the model's first blocks make of them, where that is kept.
+
+        What is in the store has been paid for: a run that is resumed computes it again at no cost.
+        """
+        first, training = self.model.first, self.training
+        if first is None or not training.keeps:
+            return list(examples)
+        log = self.store.setdefault("known", [])
+        if self._known is None or self._known.log is not log:
+            self._known = training.known(first, log)
+
+        def run(ids: Tensor) -> Tensor:
+            key = ("first blocks", tuple(ids.shape), bool((ids < 0).any()), first.number)
+            resident = partial(resident_tensors, first.module)
+            return self.meter.run(key, partial(first.run, ids), resident)
+
+        return self._known.of(examples, run)
+
+    def known_tests(self) -> list[Example]:
+        """Return the held-out data in the same way; what it takes to look at a model nobody counts."""
+        first, training = self.model.first, self.training
+        if first is None or not training.keeps:
+            return self.test
+        if self.model.tests is None:
+            self.model.tests = training.known(first, [])
+        return self.model.tests.of(self.test, first.run)
 
     def evaluate(self, state: State, batch_tokens: int) -> Metrics:
         """Return the metrics of a state on the held-out data."""
         module = self.model.mount(state, self.base).eval()
-        return dict(self.task.evaluate(module, self.test, self.model.tokenizer, batch_tokens))
+        return dict(
+            self.task.evaluate(module, self.known_tests(), self.model.tokenizer, batch_tokens)
+        )
 
     def answers(self, state: State, batch_tokens: int) -> dict[str, Any]:
         """Return what a report shows of the answers of a state to the held-out data."""
         module = self.model.mount(state, self.base).eval()
-        return self.task.answers(module, self.test, self.model.tokenizer, batch_tokens)
+        return self.task.answers(module, self.known_tests(), self.model.tokenizer, batch_tokens)
 
 
 def new_secret() -> str:

@@ -167,7 +167,7 @@ class FedKSeed(Framework, name="fedkseed"):
         for k, chunk in zip(draw.tolist(), chunks, strict=True):
             parts = [
                 collate(part, model.tokenizer.pad_token_id, model.device)
-                for part in in_order(chunk, training.at_once)
+                for part in in_order(client.known(chunk), training.at_once)
             ]
             layouts, sizes = (part.layout for part in parts), (len(flat) for flat in walker.flat)
             key = ("walk", tuple(layouts), tuple(sizes))

@@ -54,6 +54,19 @@ def _leave(module: nn.Module, args: object, output: object) -> None:
     raise _LeftError(hidden_of(output))
 
 
+def run_until(model: nn.Module, block: nn.Module, **inputs: Tensor) -> Tensor:
+    """Return the hidden states behind a block of a whole model, whose forward is left there."""
+    handle = block.register_forward_hook(_leave)
+    try:
+        base_model(model)(**inputs, use_cache=False)
+    except _LeftError as left:
+        hidden: Tensor = left.args[0]
+        return hidden
+    finally:
+        handle.remove()
+    raise AssertionError("the forward did not pass the block")
+
+
 class Part(nn.Module):
     """One party's contiguous run of blocks, with what stands before or behind them.
 

@@ -22,6 +22,7 @@ from trillium.models.blocks import base_model, find_blocks, freeze_other_towers,
 from trillium.models.cut import check_split, split_model
 from trillium.models.draws import draw
 from trillium.models.factors import Factors, lora_factors
+from trillium.models.first_blocks import FirstBlocks, first_blocks
 from trillium.models.folds import BaseWeights, Fold, room_for_wide, wide_adapter
 from trillium.models.heads import (
     draw_head,
@@ -34,6 +35,7 @@ from trillium.models.heads import (
 )
 from trillium.models.hub import explained, find_device
 from trillium.models.inputs import positions_of, read_inputs
+from trillium.models.known import Known
 from trillium.models.merge import check_causal, differs, is_half, merged, probe
 from trillium.models.own import Ends, load_part
 from trillium.models.part_folder import check_part
@@ -56,6 +58,8 @@ class LanguageModel:
     Attributes:
         module: the Hugging Face model, wrapped by PEFT where the adapter does so.
         initial: values of the trainable parameters at the start, on the CPU.
+        first: its first blocks, where these do the same in all rounds and somebody looked for them.
+        tests: what they make of held-out texts.
     """
 
     module: nn.Module
@@ -63,6 +67,9 @@ class LanguageModel:
     device: torch.device
     peft_task: str
     initial: Tensors = field(init=False)
+    first: FirstBlocks | None = field(init=False, default=None)
+    tests: Known | None = field(init=False, default=None)
+    _refused: UserError | None = field(init=False, default=None)
     _slots: Slots = field(init=False)
     _base: BaseWeights = field(init=False)
     _parts: dict[tuple[int, int | None], Parts] = field(init=False, default_factory=dict)
@@ -138,6 +145,20 @@ class LanguageModel:
             for block in find_blocks(self.module)[1]
         }
         return len(forms) == 1
+
+    def find_first(self) -> None:
+        """Find the first blocks that do the same in all rounds.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self._refused is None and self.first is None:
+            try:
+                self.first = first_blocks(self.module, self._slots.names)
+            except UserError as error:
+                self._refused = error
+        if self._refused is not None:
+            raise self._refused
 
     def parts(self, cut: int, tail: int | None, probe: Sequence[Example]) -> Parts:
         """Return the model cut before blocks `cut` and `tail`, checked once against the whole."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Parts:
             _check_rows(split, probe)
             hidden = split.head(None, input_ids=probe["input_ids"], attention_mask=mask)
             self.width = hidden.shape[-1]
-            self.head_is_random = _draws(split.head, probe, hidden)
+            self.head_is_random = draws(split.head, partial(split.head, None, **probe), hidden)
 
     def frozen_at_client(self) -> Iterator[Tensor]:
         """Yield what a client holds of both its parts that nobody mounts anything for."""
@@ -75,15 +76,14 @@ def _check_rows(split: SplitModel, probe: Mapping[str, Tensor]) -> None:
         )
 
 
-def _draws(head: nn.Module, probe: Mapping[str, Tensor], expected: Tensor) -> bool:
+def draws(part: nn.Module, run: Callable[[], Tensor], expected: Tensor) -> bool:
     """Whether a part in training mode uses a generator, or gives something else than in evaluation."""
     with scoped_rng(0, "probe"):
         before = _generators(expected.device)
-        found = head.train()(
-            None, input_ids=probe["input_ids"], attention_mask=probe["attention_mask"]
-        )
+        part.train()
+        found = run()
         drew = not all(map(torch.equal, before, _generators(expected.device)))
-    head.eval()
+    part.eval()
     return drew or not torch.equal(found, expected)
 
 

@@ -8,6 +8,7 @@ from trillium.frameworks.fedkseed import FedKSeed
 from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.frameworks.kd.settings import KDSettings
 from trillium.frameworks.split.settings import SplitSettings
+from trillium.models.load import LanguageModel
 from trillium.wire.codecs.adaptive import Adaptive
 from trillium.wire.codecs.random_k import RandomK
 from trillium.wire.codecs.top_k import TopK
@@ -51,11 +52,18 @@ def first_alike(config: ExperimentConfig) -> int:
     return 2 + (framework.local_rounds if isinstance(framework, SplitSettings) else 0)
 
 
-def unsteady(config: ExperimentConfig) -> str:
+def keeps(config: ExperimentConfig, model: LanguageModel) -> bool:
+    """Whether what first blocks make of texts is computed in the round that first needs it alone."""
+    return config.training.keeps and model.first is not None
+
+
+def unsteady(config: ExperimentConfig, model: LanguageModel) -> str:
     """Return why rounds are not alike; empty where all after the first ones are."""
     framework = config.framework
     if config.late:
         return "who is late follows from all rounds before"
+    if keeps(config, model) and draws_texts(config):
+        return "first blocks compute what a text needs once, and texts are drawn"
     if config.fleet != FleetConfig():
         return "clients are drawn or fail"
     if isinstance(framework, FedKSeed):
@@ -65,6 +73,13 @@ def unsteady(config: ExperimentConfig) -> str:
     if isinstance(framework, KDSettings) and framework.cache_rounds > 1:
         return "soft labels serve several rounds"
     return ""
+
+
+def draws_texts(config: ExperimentConfig) -> bool:
+    """Whether a side does not see all of its texts in every round in which it takes part."""
+    some = [config.training.local_steps, *(tier.local_steps for tier in config.tiers.values())]
+    by_coins = config.privacy.unit == "example"
+    return any(some) or by_coins or getattr(config.framework, "public_per_round", None) is not None
 
 
 def grows(config: ExperimentConfig) -> bool:

@@ -23,6 +23,7 @@ from trillium.frameworks.kd.distillation import PREDICT_BATCH
 from trillium.frameworks.kd.settings import KDSettings
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.load import LanguageModel
+from trillium.plan.bounds import draws_texts, keeps
 from trillium.plan.data import Texts, by_tier
 
 FEW = 2  # with a single block, less is alive at the same time than with any more of them
@@ -127,8 +128,9 @@ def stages(
             whole = replace(whole, blocks=blocks)
         depth = [_Axis(size, partial(_with_blocks, part)) for part, size in enumerate(blocks)]
     outer = [list[_Axis]()]
-    if alike and not isinstance(config.framework, FedKSeed):  # whose directions meet again
-        data, clients = [*_data(config, texts)], [*_clients(config, texts)]
+    meets = keeps(config, model) and draws_texts(config)  # texts of before, by chance
+    if alike and not meets and not isinstance(config.framework, FedKSeed):  # whose directions do
+        data, clients = [*_data(config, texts)], [*_clients(config, texts, model)]
         outer = [data, clients]
     return [
         Stage(weight, tuple(_points([depth], small))) for weight, small in _points(outer, whole)
@@ -239,11 +241,11 @@ def _with_tier_steps(label: str, small: Small, size: float) -> Small:
     return replace(small, config=small.config.model_copy(update={"tiers": tiers}))
 
 
-def _clients(config: ExperimentConfig, texts: Texts) -> Iterable[_Axis]:
+def _clients(config: ExperimentConfig, texts: Texts, model: LanguageModel) -> Iterable[_Axis]:
     """Yield the clients of each tier; of a cohort as many as there are on average."""
     apart = is_apart(config)
     single = apart or isinstance(config.framework, SplitSettings)
-    if is_alike(config):
+    if is_alike(config, model):
         few, share = 1 if single else FEW, share_of(config, texts)
         for names in by_tier(config, texts.clients).values():
             size = share * len(names)
@@ -251,8 +253,10 @@ def _clients(config: ExperimentConfig, texts: Texts) -> Iterable[_Axis]:
             yield _Axis(size, make, few=few, whole=True, apart=apart)
 
 
-def is_alike(config: ExperimentConfig) -> bool:
+def is_alike(config: ExperimentConfig, model: LanguageModel) -> bool:
     """Whether all clients of a tier fare alike: nobody fails, and no round depends on who was there."""
+    if config.fleet.clients_per_round is not None and keeps(config, model):
+        return False  # the first round of a client takes more
     fleet = config.fleet.model_copy(update={"clients_per_round": None})
     alike = fleet == FleetConfig() and not config.late
     return alike and not isinstance(config.framework, FedKSeed)

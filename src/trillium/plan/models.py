@@ -150,6 +150,9 @@ class Models:
             if num_blocks is not None:
                 found = with_blocks(found, num_blocks)
             self._made[key] = paper_model(config, found, self.paper)
+        if config.framework.trains:
+            with self.paper.running():
+                config.training.prepare(self._made[key])
         return self._made[key]
 
 

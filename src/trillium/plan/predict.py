@@ -92,7 +92,7 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
     shared = Shared(models or Models())
     model = shared.models.get(config.of(None), texts.num_classes, None)
     found, courses = Outcome(), []
-    by_name = not texts.assumed or not is_alike(config)
+    by_name = not texts.assumed or not is_alike(config, model)
     share = 1.0 if by_name else share_of(config, texts)
     for stage in stages(config, texts, model):
         outcome = _of_stage(stage, shared, by_name, share)

@@ -82,7 +82,7 @@ class _Run:
         number, count = self.number, len(self._federation.course.entries)
         if number < first_alike(self._config):
             return False
-        if not unsteady(self._config):
+        if not unsteady(self._config, self._federation.model):
             is_long = count + count / number > MESSAGES or number >= ROUNDS
             return is_long or self._texts.assumed
         is_long = self.total > ROUNDS or self.total * count / number > MESSAGES
@@ -104,7 +104,7 @@ class _Run:
             found.later = {name: own for name, own in later if self._since[name] > 1}
         guard = federation.fleet.guard
         found.added = 0.0 if guard is None else guard.width
-        why = unsteady(self._config) if left else ""
+        why = unsteady(self._config, self._federation.model) if left else ""
         if why:
             self._estimate(why)
         elif left:

@@ -39,6 +39,7 @@ class Example:
         prompt_tokens: how many tokens a generation starts from; 0 where none does.
         words: where in the text the words stand that have a label, where words have.
         rejected: the text that is worse than this one, where texts are compared.
+        known: gives what a model's first blocks make of it, `(seq, width)`, where that is kept.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Example:
     prompt_tokens: int = 0
     words: tuple[tuple[int, int], ...] = ()
     rejected: Example | None = None
+    known: Callable[[], Tensor] | None = None
 
     @property
     def texts(self) -> tuple[Example, ...]:
@@ -82,26 +84,30 @@ class Batch:
         attention_mask: `(batch, seq)` int64, 0 where padded.
         labels: `(batch,)`, `(batch, 1, outputs)` or `(batch, seq)`; `IGNORE` where there is none.
         indices: number of each example among those it comes from.
+        known: what the model's first blocks make of it, `(batch, seq, width)`, if that is known.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     indices: tuple[int, ...]
+    known: Tensor | None = None
 
     @property
-    def layout(self) -> tuple[int, int, bool]:
-        """`(batch, seq)` and whether there is padding: what FLOPs and memory of a model depend on.
+    def layout(self) -> tuple[int, int, bool, bool]:
+        """`(batch, seq)`, whether there is padding, and whether the first blocks are done with it.
 
-        Models leave the attention mask away where it would mask nothing.
+        That is what FLOPs and memory of a model depend on. Models leave the attention mask away where
+        it would mask nothing.
         """
         rows, length = self.input_ids.shape
-        return rows, length, not bool(self.attention_mask.all())
+        return rows, length, not bool(self.attention_mask.all()), self.known is not None
 
     @property
     def inputs(self) -> dict[str, Tensor]:
         """What the model's forward takes."""
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        found = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return found if self.known is None else {**found, "known": self.known}
 
 
 class Task(Component, kind="task", package="trillium.tasks"):

@@ -31,6 +31,15 @@ def padded(length: int) -> int:
     return -(-length // MULTIPLE) * MULTIPLE
 
 
+def padding(chunks: Iterable[Sequence[Example]]) -> float:
+    """Return the share of padding among the tokens of batches."""
+    taken, made = 0, 0
+    for chunk in chunks:
+        lengths = [len(text.input_ids) for example in chunk for text in example.texts]
+        taken, made = taken + sum(lengths), made + padded(max(lengths)) * len(lengths)
+    return 1 - taken / max(made, 1)
+
+
 def collate(
     examples: Sequence[Example], pad_id: int, device: torch.device, *, exact: bool = False
 ) -> Batch:
@@ -41,7 +50,7 @@ def collate(
     is_text = torch.arange(length) < torch.tensor(lengths)[:, None]
 
     def in_rows(tokens: list[Tensor], fill: int) -> Tensor:
-        found = torch.full(is_text.shape, fill)
+        found = tokens[0].new_full((*is_text.shape, *tokens[0].shape[1:]), fill)
         found[is_text] = torch.cat(tokens)
         return found
 
@@ -49,7 +58,11 @@ def collate(
     labels = [text.labels for text in texts]
     targets = in_rows(labels, IGNORE) if labels[0].dim() == 1 else torch.stack(labels)
     indices = tuple(example.index for example in examples)
-    return Batch(input_ids.to(device), is_text.long().to(device), targets.to(device), indices)
+    rows = [text.known() for text in texts if text.known is not None]
+    known = in_rows(rows, 0).to(device) if len(rows) == len(texts) else None
+    return Batch(
+        input_ids.to(device), is_text.long().to(device), targets.to(device), indices, known
+    )
 
 
 def of_texts(
@@ -143,6 +156,18 @@ def spans(lengths: Sequence[int], most: int) -> Iterator[slice]:
             start, longest = place, padded(length)
     if lengths:
         yield slice(start, len(lengths))
+
+
+def of_similar_length(examples: Sequence[T], batch_size: int) -> Iterator[list[T]]:
+    """Yield the examples once in batches of which at most a fifth is padding, short ones first."""
+    chunk: list[T] = []
+    for example in sorted(examples, key=lambda example: example.num_tokens):
+        if chunk and (len(chunk) == batch_size or 4 * example.num_tokens > 5 * chunk[0].num_tokens):
+            yield chunk
+            chunk = []
+        chunk.append(example)
+    if chunk:
+        yield chunk
 
 
 def of_one_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[Example]]:

@@ -56,6 +56,7 @@ class Loop:
         meter: counts what the steps cost; `label` tells their kind apart from others'.
         training: says what goes through the model at once, and in which precision.
         private: bounds what each example adds to a step, and adds noise.
+        known: gives examples with what is known of them.
     """
 
     module: nn.Module
@@ -67,6 +68,7 @@ class Loop:
     task: Task
     training: Training
     private: NoisySteps | None = None
+    known: Callable[[Sequence[Example]], list[Example]] = list
 
     def run(
         self,
@@ -228,7 +230,8 @@ class Loop:
         size = self.training.micro_batch_size or max(len(chunk), 1)
         if self.private is not None and not self.are_linear:
             size = 1
-        return [collate(part, self.pad_id, self.device) for part in in_order(chunk, size)]
+        parts = in_order(self.known(chunk), size)
+        return [collate(part, self.pad_id, self.device) for part in parts]
 
     def _cost(
         self, parts: Sequence[Batch], *optimizers: torch.optim.Optimizer

@@ -5,15 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from trillium.errors import UserError
+from trillium.models.first_blocks import FirstBlocks
+from trillium.models.known import Known
+from trillium.models.load import LanguageModel
 from trillium.models.slots import State, matches, train_only
 from trillium.training.optimizers import Optimizer
+from trillium.wire.codecs import Codec
+from trillium.wire.codecs.cast import Cast
+from trillium.wire.codecs.integers import Int8
+
+CACHE_BYTES: Final = 4 * 2**30
+_STACKS: Final[dict[str, tuple[Codec, ...]]] = {
+    "full": (),
+    "bfloat16": (Cast(),),
+    "int8": (Int8(),),
+}
 
 
 class Training(BaseModel):
@@ -39,6 +52,14 @@ class Training(BaseModel):
         autocast: computes the forward passes of training in `bfloat16` where PyTorch holds that for
             safe, with weights, gradients and optimiser in float32, which `model.dtype` must be.
             Evaluation, predictions for others and activations that are sent once stay in float32.
+        cache_frozen: computes once what the first blocks of the model make of a text, and keeps it,
+            where nothing in them trains and nothing is random: `adapter.layers` names the last blocks,
+            and there is no dropout. Results are the same but for the rounding of floats. `auto` does so
+            where it can, without `autocast`; `true` refuses where it cannot; `false` never does.
+        cache_precision: of what is kept: `full` as it is computed, `bfloat16` in half as many bytes as
+            float32, `int8` in about a quarter; these two change results a little.
+        cache_bytes: most that one side keeps, in a temporary file. A batch with a text for which there
+            was no room goes through all blocks.
         max_length: tokens of an example; longer ones are cut, and counted. Null takes what the texts of
             the run need: the longest, or 99 % where few are far longer; at most 1,024, and what the
             model has positions for.
@@ -58,6 +79,9 @@ class Training(BaseModel):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
     autocast: Literal["bfloat16"] | None = None
+    cache_frozen: bool | Literal["auto"] = "auto"
+    cache_precision: Literal["full", "bfloat16", "int8"] = "full"
+    cache_bytes: int = Field(default=CACHE_BYTES, ge=1)
     max_length: int | None = Field(default=None, ge=4)
 
     @model_validator(mode="after")
@@ -87,6 +111,48 @@ class Training(BaseModel):
                 f"Write training.micro_batch_size={self.batch_size} or less, or leave it out",
             )
         return self
+
+    @model_validator(mode="after")
+    def _has_kept(self) -> Self:
+        """Refuse a precision of what is not kept."""
+        if self.cache_precision != "full" and not self.keeps:
+            why = "autocast" if self.cache_frozen else "cache_frozen=false"
+            raise UserError(
+                f"cache_precision={self.cache_precision} with training.{why}",
+                "nothing is kept that could have a precision",
+                "Leave it out, or write training.cache_frozen=true",
+            )
+        return self
+
+    @property
+    def keeps(self) -> bool:
+        """Whether to keep what first blocks make of texts that are the same in all rounds."""
+        return self.cache_frozen is True or (bool(self.cache_frozen) and self.autocast is None)
+
+    def prepare(self, model: LanguageModel) -> None:
+        """Find the first blocks of a model, if there is something to keep.
+
+        Raises:
+            UserError: there is nothing, and something was wanted.
+        """
+        if not self.keeps:
+            return
+        try:
+            model.find_first()
+        except UserError as error:
+            given = {"cache_frozen": self.cache_frozen, "cache_precision": self.cache_precision}
+            if given == {"cache_frozen": "auto", "cache_precision": "full"}:
+                return
+            raise UserError(
+                f"training={given} with {error.given}",
+                f"nothing can be kept: {error.why}",
+                f"{error.instead}, or write training.cache_frozen=auto",
+            ) from error
+
+    def known(self, first: FirstBlocks, log: list[Tensor]) -> Known:
+        """Return what keeps what first blocks make of texts, where a log says what is known."""
+        stack = _STACKS[self.cache_precision]
+        return Known(first, log, stack, self.cache_bytes, self.at_once)
 
     def precision(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context of a forward pass in training; the way back is outside of it."""

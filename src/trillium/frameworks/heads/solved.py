@@ -160,7 +160,7 @@ def look_at(side: Side, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     module = model.mount(model.state()).eval()
     found, labels = [], []
     with features(module):
-        for chunk in by_length(examples, BATCH):
+        for chunk in by_length(side.known(examples), BATCH):
             batch = collate(chunk, model.tokenizer.pad_token_id, model.device)
 
             def look(batch: Batch = batch) -> Tensor:

@@ -132,7 +132,7 @@ def predict(loop: Loop, task: Task, public: Sequence[Example], writer: Writer) -
     Where classes are many, logits exist some rows at a time.
     """
     loop.module.eval()
-    for chunk in in_order(public, PREDICT_BATCH):
+    for chunk in in_order(loop.known(public), PREDICT_BATCH):
         batch = collate(chunk, loop.pad_id, loop.device)
         resident = lambda: resident_tensors(loop.module)  # noqa: E731
 

@@ -12,11 +12,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from trillium.errors import UserError
 from trillium.frameworks.split.pooled import Forwarded, in_batch
 from trillium.frameworks.split.ragged import mask_of, spread
 from trillium.tasks import Task
-from trillium.wire.kinds import has_values
+from trillium.wire.records import Records
 from trillium.wire.rows import EncodedRows, Layout
 
 FILE: Final = "activations.bin"
@@ -90,9 +88,8 @@ class ActivationCache:
         store.setdefault("layouts", [])
         self._clients: dict[str, Any] = store.setdefault("clients", {})
         self._layouts = [Layout.from_json(text) for text in store["layouts"]]
-        self._file = _open(folder, store["end"])
-        self._map: Tensor | None = None
-        self._formal: dict[int, Tensor] = {}  # what has no values, by its place
+        self._path = None if folder is None else folder / FILE
+        self._records = Records(_open(self._path, store["end"]), store["end"])
         self._held = {client: _index(found) for client, found in self._clients.items()}
 
     def lacking(self, client: str, digests: Sequence[str]) -> list[int]:
@@ -165,7 +162,7 @@ class ActivationCache:
         found: dict[int, Tensor] = {}
         for (layout, key), positions in together.items():
             width = self._layouts[layout].length
-            records = [self._records(samples[position], width) for position in positions]
+            records = [self._rows_of(samples[position], width) for position in positions]
             rows = self._layouts[layout].decode(torch.cat(records), key)
             sizes = [samples[position].num_tokens for position in positions]
             found |= dict(zip(positions, torch.split(rows, sizes), strict=True))
@@ -176,7 +173,7 @@ class ActivationCache:
         found = []
         for sample in samples:
             start = sample.start + sample.num_tokens * self._layouts[sample.layout].length
-            content = self._bytes(start, sample.num_labels * _LABEL)
+            content = self._records.read(start, sample.num_labels * _LABEL)
             found.append(content.clone().view(torch.int32))
         return found
 
@@ -212,10 +209,9 @@ class ActivationCache:
 
     def close(self, *, remove: bool = False) -> None:
         """Let go of the file, and remove it if that is wanted."""
-        self._map = None
-        self._file.close()
-        if remove and isinstance(self._file.name, str):
-            Path(self._file.name).unlink(missing_ok=True)
+        self._records.close()
+        if remove and self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     def _order(self, client: str) -> list[str]:
         """Return the digests of a client's samples that are here, in its order."""
@@ -236,33 +232,19 @@ class ActivationCache:
                 f"the activations that are kept would take at least {end} bytes",
                 "Raise it, write a coarser codec for activations, or framework.cache=false",
             )
-        self._map = None
-        self._file.seek(self._store["end"])
-        if all(map(has_values, content)):
-            self._file.write(b"".join(part.numpy().tobytes() for part in content))
-            self._file.flush()
-        else:
-            starts = accumulate((part.nbytes for part in content), initial=self._store["end"])
-            self._formal.update(zip(starts, content, strict=False))
+        self._records.append(content)
         self._store["end"] = end
 
-    def _records(self, sample: Cached, width: int) -> Tensor:
-        return self._bytes(sample.start, sample.num_tokens * width).view(sample.num_tokens, width)
-
-    def _bytes(self, start: int, length: int) -> Tensor:
-        if start in self._formal:
-            return self._formal[start].contiguous().view(-1).view(torch.uint8)
-        if self._map is None:  # read only, but torch knows no such tensors: nobody writes to it
-            self._map = torch.from_numpy(np.memmap(self._file, np.uint8, "c"))
-        return self._map[start : start + length]
+    def _rows_of(self, sample: Cached, width: int) -> Tensor:
+        found = self._records.read(sample.start, sample.num_tokens * width)
+        return found.view(sample.num_tokens, width)
 
 
-def _open(folder: Path | None, end: int) -> BinaryIO:
+def _open(path: Path | None, end: int) -> BinaryIO:
     """Return the file, cut to `end` bytes."""
-    if folder is None:
+    if path is None:
         return tempfile.TemporaryFile()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     if path.stat().st_size < end:
         raise UserError(
