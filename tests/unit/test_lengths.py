@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import trillium.experiment.residents as residents
 from chatty import CHATML, byte_level
@@ -19,6 +20,8 @@ from trillium.config.texts import MOST, needed
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
+from trillium.tasks import Batch
+from trillium.tasks.batches import collate
 from trillium.tasks.classification import Classification
 
 
@@ -173,3 +176,41 @@ def test_classes_that_no_client_has_are_said(hub: Path, tmp_path: Path, weights:
     assert told["test"]["unlearnt"] == {"z": 3}
     said = "3 of 9 test rows are of classes that no client has (z): nobody can learn them."
     assert said in list(said_of(told, {}))
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (("framework=fedllm", "training.micro_batch_size=3"), "trillium.training.loop"),
+        (("framework={name: split, shape: u}",), "trillium.frameworks.split.client"),
+    ],
+)
+def test_the_share_of_padding_is_that_of_the_first_round(
+    hub: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: None,
+    words: tuple[str, ...],
+    place: str,
+) -> None:
+    from trillium.report.read import read_runs
+    from trillium.report.summary import summarise
+
+    masks: dict[str, list[Tensor]] = {"training": [], "evaluation": []}
+
+    def seen(kind: str) -> Callable[..., Batch]:
+        def collated(*args: Any, **options: Any) -> Batch:
+            batch = collate(*args, **options)
+            masks[kind].append(batch.attention_mask)
+            return batch
+
+        return collated
+
+    monkeypatch.setattr(f"{place}.collate", seen("training"))
+    monkeypatch.setattr("trillium.tasks.batches.collate", seen("evaluation"))
+    fed = federation(hub, *words, "rounds=1", "evaluation.batch_tokens=64", model="bert")
+    build(fed.config, RunFolder(tmp_path / "run", "run")).run()
+    [row] = summarise(read_runs(tmp_path / "run"))
+    for kind, found in masks.items():
+        share = 1 - sum(int(m.sum()) for m in found) / sum(m.numel() for m in found)
+        assert 0.05 < row.values[f"padding_{kind}"].mean == pytest.approx(share)

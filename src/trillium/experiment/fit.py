@@ -6,19 +6,23 @@ what a framework makes of a model in its `start`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.partitions.natural import Natural
 from trillium.errors import UserError, suggest
 from trillium.experiment.tracking import check_trackers
+from trillium.federation.client import Client
+from trillium.federation.server import Server
 from trillium.federation.tiers import tier_of
 from trillium.models.load import LanguageModel
 from trillium.models.quantize import check_package
 from trillium.models.slots import matches
+from trillium.rng import generator
 from trillium.tasks import Example
-from trillium.tasks.batches import MULTIPLE, padded
+from trillium.tasks.batches import MULTIPLE, by_tokens, in_order, padded, padding
 from trillium.tasks.causal_lm import CausalLM
+from trillium.training.loop import batches
 
 
 def check_ready(config: ExperimentConfig) -> None:
@@ -111,3 +115,22 @@ def check_answers(config: ExperimentConfig, model: LanguageModel, test: Sequence
             f"the longest prompt has {longest} tokens, and the model {bound} positions",
             f"Write task.max_new_tokens={max(room, 1)} or less, or a smaller training.max_length",
         )
+
+
+def padding_of(server: Server, clients: Sequence[Client], batch_tokens: int) -> dict[str, float]:
+    """Return the share of padding in evaluation, and in the first round of clients that are here.
+
+    Rounds differ in how batches are drawn, not in how texts of similar length are brought together.
+    Batches that are drawn by coins are not looked at.
+    """
+
+    def drawn() -> Iterator[Sequence[Example]]:
+        for client in clients:
+            training, first = client.training, generator(client.seed, "batches", client.name, 1)
+            for chunk in batches(client.examples, training, first):
+                yield from in_order(chunk, training.at_once)
+
+    found = {"evaluation": padding(by_tokens(server.test, batch_tokens))}
+    if clients and all(client.steps is None for client in clients):
+        found["training"] = padding(drawn())
+    return found

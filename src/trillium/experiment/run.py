@@ -20,6 +20,7 @@ from trillium.experiment.fit import (
     check_names,
     check_ready,
     check_tiers,
+    padding_of,
 )
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.held_out import about, keep_rows
@@ -170,7 +171,8 @@ def build_server(
         if newest is None:
             folder.json("env.json", environment(device_name(model.device), argv))
         keep_rows(folder.path, data)
-        folder.json("data.json", about(data))
+        found = padding_of(server, clients, config.evaluation.batch_tokens)
+        folder.json("data.json", {**about(data), "padding": found})
         folder.json("once.json", once_bytes(config.framework, server, clients))
     tracking = None
     if folder is not None and config.report.track:

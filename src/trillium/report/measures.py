@@ -77,6 +77,11 @@ def per_client(total: float | None, run: Run) -> float | None:
     return None if total is None else total / max(run.num_clients, 1)
 
 
+def _padding(of: str) -> Callable[[Run], float | None]:
+    """The share of padding that the data of a run say."""
+    return lambda run: number((run.data.get("padding") or {}).get(of))
+
+
 def bytes_per_client(run: Run, round_index: int | None = None) -> float | None:
     """Return training bytes up and down until a round (all of them), as a mean over all clients."""
     if run.traffic is None:
@@ -370,6 +375,22 @@ COST = (
         "Bytes before the codecs over bytes sent.",
         _from_ledger(lambda traffic: traffic.compression),
         _times,
+    ),
+    Measure(
+        "padding_training",
+        "Padding",
+        "Padding in training",
+        "Share of padding among the tokens of the clients' batches, in the first round.",
+        _padding("training"),
+        human.percent,
+    ),
+    Measure(
+        "padding_evaluation",
+        "Padding, held out",
+        "Padding in evaluation",
+        "Share of padding among the tokens of the batches of held-out texts.",
+        _padding("evaluation"),
+        human.percent,
     ),
 )
 
