@@ -5,9 +5,10 @@ Imports the ground alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trillium.component import Component
+from trillium.errors import UserError
 from trillium.tasks.vocabulary import hidden_states, is_wide, logits_of, summed
 
 if TYPE_CHECKING:
@@ -110,6 +112,10 @@ class Batch:
         return found if self.known is None else {**found, "known": self.known}
 
 
+Measured = Callable[[Batch, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+"""Does the work on a batch that measures a model, and may take note of what it costs."""
+
+
 class Task(Component, kind="task", package="trillium.tasks"):
     """A way to fine-tune a language model.
 
@@ -121,6 +127,7 @@ class Task(Component, kind="task", package="trillium.tasks"):
         per_token: labels stand one at each token; else a text has one, or one for each output.
         has_classes: what counts is of one class each, so that classes have sizes and means.
         says_values: what is predicted are numbers; a row of outcomes says one by its log-odds.
+        tallied: names of the counts and sums of `sums`, and whether each output has one of its own.
     """
 
     auto_class: ClassVar[str]
@@ -131,6 +138,7 @@ class Task(Component, kind="task", package="trillium.tasks"):
     has_classes: ClassVar[bool] = False
     says_values: ClassVar[bool] = False
     compares: ClassVar[bool] = False
+    tallied: ClassVar[Mapping[str, bool]] = {}
 
     @property
     def measure(self) -> str:
@@ -293,11 +301,74 @@ class Task(Component, kind="task", package="trillium.tasks"):
         """
         raise NotImplementedError
 
+    def observe(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        head: nn.Module | None = None,
+        reference: Tensor | None = None,
+        names: Mapping[int, str] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
+        """Return what is to be known of a batch to measure a model, each `(rows, …)`, float64.
+
+        Args:
+            output, labels, head, reference: as those of `loss`.
+            names: of the outputs.
+        """
+        raise NotImplementedError
+
+    def sums(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what was observed of all batches, as counts and sums that add up over clients."""
+        return {name: rows.sum(0) for name, rows in seen.items()}
+
+    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the metrics that follow from such sums, and from `num_examples`, which is above 0."""
+        raise NotImplementedError
+
+    def tally(
+        self,
+        module: nn.Module,
+        examples: Sequence[Example],
+        tokenizer: Any,
+        batch_tokens: int,
+        measured: Measured = lambda batch, work: work(),
+    ) -> dict[str, Tensor]:
+        """Return the counts and sums of a model, in eval mode, on examples; `num_examples` is theirs.
+
+        Args:
+            measured: does the work on a batch.
+        """
+        # Imported here: batches are made of what stands in this module.
+        from trillium.tasks.batches import by_tokens, collate
+
+        device, seen = next(module.parameters()).device, list[dict[str, Tensor]]()
+        names = getattr(getattr(module, "config", None), "id2label", None) or {}
+
+        def look(batch: Batch) -> dict[str, Tensor]:
+            output, head = self.output(module, batch)
+            return self.observe(output, batch.labels, head, self.reference(module, batch), names)
+
+        with torch.inference_mode():
+            for chunk in by_tokens(examples, batch_tokens):
+                batch = collate(chunk, tokenizer.pad_token_id, device)
+                seen.append(measured(batch, partial(look, batch)))
+            return self.closed(seen, len(examples))
+
+    def closed(self, seen: Sequence[Mapping[str, Tensor]], num_examples: int) -> dict[str, Tensor]:
+        """Return the counts and sums of what was observed, batch by batch; none of no batch."""
+        rows = {n: torch.cat([own[n] for own in seen]) for n in (seen[0] if seen else ())}
+        found = {name: total.cpu() for name, total in self.sums(rows).items()} if rows else {}
+        return {**found, "num_examples": torch.tensor(num_examples, dtype=torch.float64)}
+
     def evaluate(
         self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
     ) -> dict[str, float]:
         """Return the metrics of a model on held-out examples; the module is in eval mode."""
-        raise NotImplementedError
+        if not examples:
+            raise UserError(
+                "no held-out examples", "nothing can be measured", "Give some test rows"
+            )
+        return self.metrics(self.tally(module, examples, tokenizer, batch_tokens))
 
     def answers(
         self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int

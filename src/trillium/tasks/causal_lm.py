@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.rng import scoped_rng
-from trillium.tasks import IGNORE, Example
-from trillium.tasks.batches import by_tokens, collate, spans
+from trillium.tasks import IGNORE, Example, Measured
+from trillium.tasks.batches import spans
 from trillium.tasks.chats import chat_spans
 from trillium.tasks.ends import before_end, end_ids
 from trillium.tasks.language import LanguageTask, pair_spans
-from trillium.tasks.scores import text_scores
+from trillium.tasks.scores import TEXT_SCORES, text_scores
 from trillium.tasks.spans import Spans
+from trillium.tasks.vocabulary import logits_of
 from trillium.tasks.writing import write_whole
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class CausalLM(LanguageTask, name="causal_lm"):
     max_new_tokens: int = Field(default=32, ge=1)
 
     data_form: ClassVar[str] = "causal_lm"
+    tallied: ClassVar[Mapping[str, bool]] = dict.fromkeys(("loss", "hits", "tokens"), False)
 
     @property
     def measure(self) -> str:
@@ -79,37 +82,66 @@ class CausalLM(LanguageTask, name="causal_lm"):
         """The supervised tokens."""
         return example.num_predicted
 
-    @torch.inference_mode()
-    def evaluate(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
-    ) -> dict[str, float]:
+    def observe(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        head: nn.Module | None = None,
+        reference: Tensor | None = None,
+        names: Mapping[int, str] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
+        """Return the loss, how many tokens there are, and how many are right."""
+        rows, targets = self.select(output, labels)
+        chunks = [(slice(None), rows)] if head is None else logits_of(head, rows)
+        found = rows.new_zeros(2, dtype=torch.float64)
+        for some, logits in chunks:
+            own = targets[some]
+            loss = self.error(logits, own)
+            found += torch.stack([loss.double(), (logits.argmax(-1) == own).sum().double()])
+        tokens = torch.full_like(found[:1], len(targets))
+        return {"loss": found[:1], "hits": found[1:], "tokens": tokens}
+
+    def tally(
+        self,
+        module: nn.Module,
+        examples: Sequence[Example],
+        tokenizer: Any,
+        batch_tokens: int,
+        measured: Measured = lambda batch, work: work(),
+    ) -> dict[str, Tensor]:
+        """Return the sums over tokens; of texts that are written, their scores times their number."""
+        found = super().tally(module, examples, tokenizer, batch_tokens, measured)
+        if not self.generate:
+            return found
+        asked = examples[: self.generate]
+        pairs = [*self._answered(module, asked, tokenizer, batch_tokens)]
+        count = sum(bool(meant) for _, meant in pairs)
+        scores = {name: count * score for name, score in text_scores(pairs).items()}
+        told = {"answered": float(count), **scores}
+        return {**found, **{n: torch.tensor(v, dtype=torch.float64) for n, v in told.items()}}
+
+    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Return loss, perplexity, token accuracy and, if asked for, the measures of written texts."""
-        device = next(module.parameters()).device
-        loss, hits, count = 0.0, 0, 0
-        for chunk in by_tokens(examples, batch_tokens):
-            batch = collate(chunk, tokenizer.pad_token_id, device)
-            for rows, targets in self.predictions(module, batch):
-                loss += float(nn.functional.cross_entropy(rows.float(), targets, reduction="sum"))
-                hits += int((rows.argmax(-1) == targets).sum())
-                count += len(targets)
+        num_examples, count = int(sums["num_examples"]), float(sums["tokens"])
         if not count:
             raise UserError(
-                f"{len(examples)} held-out examples",
+                f"{num_examples} held-out examples",
                 "none has a supervised token, so nothing can be measured",
                 "Look at the columns that are named, or write a longer training.max_length",
             )
-        mean = loss / count
+        mean = float(sums["loss"]) / count
         metrics = {
             "loss": mean,
             "perplexity": math.exp(min(mean, 700.0)),
-            "token_accuracy": hits / count,
-            "num_examples": len(examples),
+            "token_accuracy": float(sums["hits"]) / count,
+            "num_examples": num_examples,
         }
         if self.generate:
-            asked = examples[: self.generate]
-            metrics |= text_scores([*self._answered(module, asked, tokenizer, batch_tokens)])
+            answered = max(float(sums["answered"]), 1.0)
+            metrics |= {name: float(sums[name]) / answered for name in TEXT_SCORES}
         return metrics
 
+    @torch.inference_mode()
     def _answered(
         self, module: nn.Module, examples: Sequence[Example], tokenizer: Any, batch_tokens: int
     ) -> Iterator[tuple[str, str]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trillium.errors import UserError
 from trillium.tasks import IGNORE, Adjustment, Example, Task
 from trillium.tasks.batches import of_texts, outputs
 
@@ -36,6 +36,12 @@ class Classification(Task, name="classification"):
     peft_task: ClassVar[str] = "SEQ_CLS"
     data_form: ClassVar[str] = "classification"
     has_classes: ClassVar[bool] = True
+    tallied: ClassVar[Mapping[str, bool]] = {
+        "loss": False,
+        "hits": True,
+        "said": True,
+        "meant": True,
+    }
 
     @property
     def measure(self) -> str:
@@ -71,26 +77,32 @@ class Classification(Task, name="classification"):
         """One."""
         return 1
 
-    @torch.inference_mode()
-    def evaluate(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
-    ) -> dict[str, float]:
-        """Return accuracy, macro F1 and loss."""
-        if not examples:
-            raise UserError(
-                "no held-out examples", "nothing can be measured", "Give some test rows"
-            )
-        loss, predicted, expected = 0.0, [], []
-        for batch, logits in outputs(module, examples, tokenizer.pad_token_id, batch_tokens):
-            loss += float(self.loss(logits, batch.labels)[0])
-            predicted.append(logits.argmax(-1).cpu())
-            expected.append(batch.labels.cpu())
-        found, wanted = torch.cat(predicted), torch.cat(expected)
+    def observe(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        head: nn.Module | None = None,
+        reference: Tensor | None = None,
+        names: Mapping[int, str] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
+        """Return the loss, and how often each class was said, was meant, and was both."""
+        said, counts = output.argmax(-1), output.new_zeros(1, output.shape[-1], dtype=torch.float64)
+        hits = (said == labels).double()
         return {
-            "accuracy": float((found == wanted).double().mean()),
-            "f1": macro_f1(found, wanted),
-            "loss": loss / len(examples),
-            "num_examples": len(examples),
+            "loss": self.loss(output, labels)[0].double()[None],
+            "hits": counts.index_add(1, labels, hits[None]),
+            "said": counts.index_add(1, said, torch.ones_like(hits)[None]),
+            "meant": counts.index_add(1, labels, torch.ones_like(hits)[None]),
+        }
+
+    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return accuracy, macro F1 and loss."""
+        count = float(sums["num_examples"])
+        return {
+            "accuracy": float(sums["hits"].sum()) / count,
+            "f1": macro_f1(sums["hits"], sums["said"], sums["meant"]),
+            "loss": float(sums["loss"]) / count,
+            "num_examples": int(count),
         }
 
     @torch.inference_mode()
@@ -112,9 +124,8 @@ class Classification(Task, name="classification"):
         return {"label": label, "probability": shares[label], "probabilities": shares}
 
 
-def macro_f1(predicted: Tensor, expected: Tensor) -> float:
-    """Return the mean F1 over the classes in `predicted` or `expected`, both `(n,)`."""
-    classes = torch.unique(torch.cat([predicted, expected]))
-    hits = (predicted[:, None] == classes) & (expected[:, None] == classes)
-    both = (predicted[:, None] == classes).sum(0) + (expected[:, None] == classes).sum(0)
-    return float((2 * hits.sum(0).double() / both).mean())
+def macro_f1(hits: Tensor, said: Tensor, meant: Tensor) -> float:
+    """Return the mean F1 over the classes that were said or meant, all `(classes,)` counts."""
+    both = said + meant
+    known = int((both > 0).sum())
+    return float((2 * hits.double() / both.clamp(min=1)).sum()) / known if known else 0.0

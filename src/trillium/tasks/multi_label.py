@@ -8,16 +8,17 @@ texts times the labels that there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trillium.errors import UserError
 from trillium.tasks import IGNORE, Example, Task
-from trillium.tasks.batches import of_texts, outputs
+from trillium.tasks.batches import of_texts
+from trillium.tasks.classification import macro_f1
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,6 +40,13 @@ class MultiLabel(Task, name="multi_label"):
     peft_task: ClassVar[str] = "SEQ_CLS"
     data_form: ClassVar[str] = "multi_label"
     problem_type: ClassVar[str | None] = "multi_label_classification"
+    tallied: ClassVar[Mapping[str, bool]] = {
+        "loss": False,
+        "num_predictions": False,
+        "hits": True,
+        "said": True,
+        "meant": True,
+    }
 
     @property
     def measure(self) -> str:
@@ -71,28 +79,32 @@ class MultiLabel(Task, name="multi_label"):
         """All labels."""
         return example.labels.numel()
 
-    @torch.inference_mode()
-    def evaluate(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
-    ) -> dict[str, float]:
-        """Return both F1 and the loss."""
-        if not examples:
-            raise UserError(
-                "no held-out examples", "nothing can be measured", "Give some test rows"
-            )
-        loss, predicted, expected = 0.0, [], []
-        for batch, logits in outputs(module, examples, tokenizer.pad_token_id, batch_tokens):
-            loss += float(self.loss(logits, batch.labels)[0])
-            predicted.append(self._given(logits).cpu())
-            expected.append(batch.labels[:, 0].cpu() == 1)
-        found, wanted = torch.cat(predicted), torch.cat(expected)
-        both, hits = found.sum(0) + wanted.sum(0), (found & wanted).sum(0)
-        per_label = (2 * hits.double() / both)[both > 0]
+    def observe(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        head: nn.Module | None = None,
+        reference: Tensor | None = None,
+        names: Mapping[int, str] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
+        """Return the loss, and how often each label was given, was so, and was both."""
+        given, wanted = self._given(output), labels[:, 0] == 1
         return {
-            "f1_micro": 2 * int(hits.sum()) / max(int(both.sum()), 1),
-            "f1_macro": float(per_label.mean()) if len(per_label) else 0.0,
-            "loss": loss / max(wanted.numel(), 1),
-            "num_examples": len(examples),
+            "loss": self.loss(output, labels)[0].double()[None],
+            "num_predictions": torch.full_like(given[:1, 0], labels.numel(), dtype=torch.float64),
+            "hits": (given & wanted).double(),
+            "said": given.double(),
+            "meant": wanted.double(),
+        }
+
+    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return both F1 and the loss."""
+        hits, both = sums["hits"], sums["said"] + sums["meant"]
+        return {
+            "f1_micro": 2 * float(hits.sum()) / max(float(both.sum()), 1.0),
+            "f1_macro": macro_f1(hits, sums["said"], sums["meant"]),
+            "loss": float(sums["loss"]) / max(float(sums["num_predictions"]), 1.0),
+            "num_examples": int(sums["num_examples"]),
         }
 
     def said(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,7 +22,6 @@ from torch.nn import functional
 
 from trillium.errors import UserError
 from trillium.tasks import IGNORE, Adjustment, Batch, Example
-from trillium.tasks.batches import by_tokens, collate
 from trillium.tasks.chats import chat_spans
 from trillium.tasks.language import LanguageTask, pair_spans
 from trillium.tasks.spans import Spans
@@ -52,6 +52,9 @@ class Preference(LanguageTask, name="preference"):
 
     data_form: ClassVar[str] = "preference"
     compares: ClassVar[bool] = True
+    tallied: ClassVar[Mapping[str, bool]] = dict.fromkeys(
+        ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected", "loss"), False
+    )
 
     @property
     def measure(self) -> str:
@@ -139,31 +142,33 @@ class Preference(LanguageTask, name="preference"):
         rewards = self.beta * (scores - reference)
         return rewards[0::2] - rewards[1::2]
 
-    @torch.inference_mode()
-    def evaluate(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
-    ) -> dict[str, float]:
-        """Return how often, and by how much, the chosen answer has the larger reward."""
-        device, found = next(module.parameters()).device, []
-        for chunk in by_tokens(examples, batch_tokens):
-            batch = collate(chunk, tokenizer.pad_token_id, device)
-            reference = self.reference(module, batch)
-            output, head = self.output(module, batch)
-            gained = self.scores(output, batch.labels, head) - reference
-            found.append((self.beta * gained).view(-1, 2).double().cpu())
-        if not found:
-            raise UserError(
-                "no held-out examples", "nothing can be measured", "Give some test rows"
-            )
-        chosen, rejected = torch.cat(found).unbind(1)
+    def observe(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        head: nn.Module | None = None,
+        reference: Tensor | None = None,
+        names: Mapping[int, str] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
+        """Return the loss, the rewards, and how often the chosen answer has the larger one."""
+        assert reference is not None, "rewards are against a reference"
+        gained = self.scores(output, labels, head) - reference
+        chosen, rejected = (self.beta * gained).view(-1, 2).double().unbind(1)
         margins = chosen - rejected
         return {
-            "reward_accuracy": float((margins > 0).double().mean()),
-            "reward_margin": float(margins.mean()),
-            "reward_chosen": float(chosen.mean()),
-            "reward_rejected": float(rejected.mean()),
-            "loss": float(-functional.logsigmoid(margins).mean()),
-            "num_examples": len(examples),
+            "reward_accuracy": (margins > 0).double(),
+            "reward_margin": margins,
+            "reward_chosen": chosen,
+            "reward_rejected": rejected,
+            "loss": -functional.logsigmoid(margins),
+        }
+
+    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return how often, and by how much, the chosen answer has the larger reward."""
+        count = int(sums["num_examples"])
+        return {
+            **{name: float(total) / count for name, total in sums.items()},
+            "num_examples": count,
         }
 
 

@@ -10,20 +10,23 @@ Soft labels beyond -80 and 80 are cut to that.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
-from trillium.errors import UserError
 from trillium.tasks import Example, Task
-from trillium.tasks.batches import of_texts, outputs
+from trillium.tasks.batches import of_texts
 from trillium.tasks.multi_label import as_odds
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+ROUNDING: Final = 1e-13  # of a sum of squares: less than this is no spread
 
 
 class Regression(Task, name="regression"):
@@ -39,6 +42,9 @@ class Regression(Task, name="regression"):
     data_form: ClassVar[str] = "regression"
     problem_type: ClassVar[str | None] = "regression"
     says_values: ClassVar[bool] = True
+    tallied: ClassVar[Mapping[str, bool]] = {"rows": False} | dict.fromkeys(
+        ("said", "meant", "said_squares", "meant_squares", "products", "errors", "spearman"), True
+    )
 
     @property
     def measure(self) -> str:
@@ -94,28 +100,39 @@ class Regression(Task, name="regression"):
             raise ValueError("a number to predict is infinite")
         return labels
 
-    @torch.inference_mode()
-    def evaluate(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
-    ) -> dict[str, float]:
-        """Return both correlations, the error and the loss."""
-        if not examples:
-            raise UserError(
-                "no held-out examples", "nothing can be measured", "Give some test rows"
-            )
-        found, wanted = [], []
-        for batch, logits in outputs(module, examples, tokenizer.pad_token_id, batch_tokens):
-            found.append(logits.double().cpu())
-            wanted.append(batch.labels[:, 0].double().cpu())
-        said, meant = torch.cat(found).T.contiguous(), torch.cat(wanted).T.contiguous()
-        squares = (said - meant).square().mean(1)
-        pairs = [*zip(said, meant, strict=True)]
+    def observe(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        head: nn.Module | None = None,
+        reference: Tensor | None = None,
+        names: Mapping[int, str] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
+        """Return what is said and what is so."""
+        return {"said": output.double(), "meant": labels[:, 0].double()}
+
+    def sums(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return sums over each number; ranks do not add up, so of their correlation a weighted one."""
+        said, meant = seen["said"], seen["meant"]
+        pairs = zip(said.T.contiguous(), meant.T.contiguous(), strict=True)
+        ranked = [float(correlation(moments(*map(ranks, pair)))) for pair in pairs]
+        spearman = len(said) * torch.tensor(ranked, dtype=torch.float64)
         return {
-            "pearson": sum(correlation(*pair) for pair in pairs) / len(pairs),
-            "spearman": sum(correlation(*map(ranks, pair)) for pair in pairs) / len(pairs),
+            **moments(said, meant),
+            "errors": (said - meant).square().sum(0),
+            "spearman": spearman,
+        }
+
+    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return both correlations, the error and the loss."""
+        count = float(sums["num_examples"])
+        squares = sums["errors"] / count
+        return {
+            "pearson": float(correlation(sums).mean()),
+            "spearman": float(sums["spearman"].mean()) / count,
             "rmse": float(squares.sqrt().mean()),
             "loss": float(squares.mean()),
-            "num_examples": len(examples),
+            "num_examples": int(count),
         }
 
     def said(
@@ -131,11 +148,29 @@ def as_values(rows: Tensor) -> Tensor:
     return wide[:, 1] - wide[:, 0]
 
 
-def correlation(left: Tensor, right: Tensor) -> float:
-    """Return Pearson's correlation of values `(n,)`; 0 where one side is always the same."""
-    left, right = left - left.mean(), right - right.mean()
-    size = float(left.norm() * right.norm())
-    return float(left @ right) / size if size else 0.0
+def moments(said: Tensor, meant: Tensor) -> dict[str, Tensor]:
+    """Return the sums over rows of two sides `(n, …)`, of their squares and of their products."""
+    return {
+        "rows": torch.tensor(len(said), dtype=torch.float64),
+        "said": said.sum(0),
+        "meant": meant.sum(0),
+        "said_squares": said.square().sum(0),
+        "meant_squares": meant.square().sum(0),
+        "products": (said * meant).sum(0),
+    }
+
+
+def correlation(sums: Mapping[str, Tensor]) -> Tensor:
+    """Return Pearson's correlation by the `moments` of two sides; 0 where one is always the same."""
+    rows, spread = sums["rows"], []
+    for side in ("said", "meant"):
+        square = sums[f"{side}_squares"]
+        found = square - sums[side].square() / rows
+        spread.append(found.where(found > ROUNDING * square, torch.zeros_like(found)))
+    both = sums["products"] - sums["said"] * sums["meant"] / rows
+    size = (spread[0] * spread[1]).sqrt()
+    found = both / size.where(size > 0, torch.ones_like(size))
+    return found.where(size > 0, torch.zeros_like(found)).clamp(-1, 1)
 
 
 def ranks(values: Tensor) -> Tensor:

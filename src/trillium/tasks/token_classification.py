@@ -9,8 +9,9 @@ weight is their number.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
@@ -19,7 +20,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from trillium.errors import UserError
 from trillium.tasks import IGNORE, Example, Task
-from trillium.tasks.batches import outputs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,6 +41,9 @@ class TokenClassification(Task, name="token_classification"):
     data_form: ClassVar[str] = "token_classification"
     per_token: ClassVar[bool] = True
     has_classes: ClassVar[bool] = True
+    tallied: ClassVar[Mapping[str, bool]] = dict.fromkeys(
+        ("loss", "words", "token_hits", "hits", "said", "meant"), False
+    )
 
     @property
     def measure(self) -> str:
@@ -88,33 +91,43 @@ class TokenClassification(Task, name="token_classification"):
         """Its words."""
         return self.num_supervised(example.labels)
 
-    @torch.inference_mode()
-    def evaluate(
-        self, module: nn.Module, examples: list[Example], tokenizer: Any, batch_tokens: int
-    ) -> dict[str, float]:
+    def observe(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        head: nn.Module | None = None,
+        reference: Tensor | None = None,
+        names: Mapping[int, str] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
+        """Return the loss, how many words there are, how many hits, and how entities agree."""
+        found, entities_of = output.argmax(-1), [(0, 0, 0)]
+        for said, meant in zip(found, labels, strict=True):
+            own, tags = said[meant != IGNORE], meant[meant != IGNORE]
+            if not isinstance(own, FakeTensor):  # on paper there is nothing to be said
+                pair = ([names[n] for n in own.tolist()], [names[n] for n in tags.tolist()])
+                entities_of.append(entity_counts(*pair))
+        counts = torch.tensor(entities_of, dtype=torch.float64).sum(0, keepdim=True)
+        hits, said_, meant_ = counts.unbind(1)
+        return {
+            "loss": self.loss(output, labels)[0].double()[None],
+            "words": (labels != IGNORE).sum().double()[None],
+            "token_hits": ((found == labels) & (labels != IGNORE)).sum().double()[None],
+            "hits": hits,
+            "said": said_,
+            "meant": meant_,
+        }
+
+    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Return how good entities and tags are, and the loss."""
-        names: dict[int, str] = module.config.id2label  # type: ignore[union-attr, assignment]
-        loss, hits, count, pairs = 0.0, 0.0, 0, []
-        for batch, logits in outputs(module, examples, tokenizer.pad_token_id, batch_tokens):
-            loss += float(self.loss(logits, batch.labels)[0])
-            found = logits.argmax(-1)
-            count += self.num_supervised(batch.labels)
-            for said, labels in zip(found, batch.labels, strict=True):
-                own, meant = said[labels != IGNORE], labels[labels != IGNORE]
-                hits += float((own == meant).sum())
-                if not isinstance(own, FakeTensor):  # on paper there is nothing to be said
-                    pairs.append(
-                        ([names[n] for n in own.tolist()], [names[n] for n in meant.tolist()])
-                    )
-        if not count:
+        if not (count := float(sums["words"])):
             raise UserError(
                 "no held-out examples", "nothing can be measured", "Give some test rows"
             )
         return {
-            **entity_scores(pairs),
-            "token_accuracy": hits / count,
-            "loss": loss / count,
-            "num_examples": len(examples),
+            **entity_scores(float(sums["hits"]), float(sums["said"]), float(sums["meant"])),
+            "token_accuracy": float(sums["token_hits"]) / count,
+            "loss": float(sums["loss"]) / count,
+            "num_examples": int(sums["num_examples"]),
         }
 
     def said(
@@ -147,16 +160,18 @@ def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     return found
 
 
-def entity_scores(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> dict[str, float]:
-    """Return F1, precision and recall of entities, by the tags said and meant of each text."""
-    from seqeval.metrics import f1_score, precision_score, recall_score
+def entity_counts(said: Sequence[str], meant: Sequence[str]) -> tuple[int, int, int]:
+    """Return how many entities are in both of two lists of tags, and in each."""
+    found, wanted = {*entities(said)}, {*entities(meant)}
+    return len(found & wanted), len(found), len(wanted)
 
-    meant = [_prefixed(tags) for _, tags in pairs]
-    said = [_prefixed(tags) for tags, _ in pairs]
-    of = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
+
+def entity_scores(hits: float, said: float, meant: float) -> dict[str, float]:
+    """Return F1, precision and recall of entities by their counts, 0 where there are none."""
     return {
-        f"entity_{name}": float(score(meant, said, zero_division=0)) if pairs else 0.0
-        for name, score in of.items()
+        "entity_f1": 2 * hits / max(said + meant, 1),
+        "entity_precision": hits / max(said, 1),
+        "entity_recall": hits / max(meant, 1),
     }
 
 
