@@ -65,8 +65,9 @@ class Nodes:
     ) -> None:
         self._fault, self._spoil = fault, spoil
         self._online = {n: Online(name, "t0") for n, name in enumerate(sorted(data.clients))}
+        tables = {"test": data.test} if config.evaluation.where == "server" else {}
         for name, rows in data.clients.items():
-            for file, own in (("train", rows), ("test", data.test)):
+            for file, own in {"train": rows, **tables}.items():
                 path = state / name / f"{file}.jsonl"
                 write_rows(path, own, data.labels, config.data.source)
         self._keys, self._state = keys, state
@@ -99,7 +100,8 @@ class Nodes:
 
     def _settings(self, name: str) -> NodeConfig:
         own, keys = self._state / name, self._keys / "nodes" / name
-        found = {"data": own / "train.jsonl", "test": own / "test.jsonl", "state": own}
+        found = {"data": own / "train.jsonl", "state": own}
+        found |= {"test": own / "test.jsonl"} if (own / "test.jsonl").is_file() else {}
         found |= {"certificate": keys / "client.crt", "key": keys / "client.key"}
         found["authority"] = self._keys / "ca.crt"
         return NodeConfig.read({"name": name, **{key: str(path) for key, path in found.items()}})
@@ -196,11 +198,12 @@ def run_in_threads(
         monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     data = load_data(config.data, config.task.data_form, config.seed, config.public_size)
     texts = Texts(config, data.labels)
-    config, data = texts.fit(data), texts.counted(data)
+    config, whole = texts.fit(data), data
+    data = texts.counted(data)
     newest = folder.checkpoints.newest(SERVER)
     opening = Opening("run", config.tree(), list(data.labels), 0 if newest is None else newest[0])
     monkeypatch.setattr(node, "free_at_once", lambda: None)  # it would slow later tests down
-    nodes = Nodes(keys, config, data, folder.path / "nodes", fault, spoil)
+    nodes = Nodes(keys, config, whole, folder.path / "nodes", fault, spoil)
     tls = ServerTLS.read(keys / "ca.crt", keys / "server.crt", keys / "server.key")
     waits = Patience(*seconds)
     engine = SessionEngine(

@@ -99,6 +99,7 @@ PLACES = (
     "plan.server={device: {flops: 1e8}, link: {up: 4e6, down: 4e6}}",
 )
 FIRST = ("fleet={clients_per_round: 2, over_sample: 1.5}", "rounds=5", *PLACES)
+MEASURED = ("evaluation={where: clients, every: 2}", "rounds=3", "training.batch_size=4")
 
 FEDLLM: dict[str, tuple[str, ...]] = {
     "": (),
@@ -117,6 +118,9 @@ FEDLLM: dict[str, tuple[str, ...]] = {
     "scaffold": ("framework={drift: scaffold, mask: ffa}",),
     "ia3": ("adapter={name: ia3}", "wire={up: [int4]}"),
     "local": ("framework.local=[lora_B, head]",),
+    "measured by clients": (*MEASURED, COHORT),
+    "stack, measured by clients": ("framework.aggregator=stack", *MEASURED),
+    "local, measured by clients": ("framework.local=[head]", *MEASURED),
     "failures": (FAILURES, "rounds=4"),
     "tiers": (
         "tiers={small: {clients: [client-0], rank: 1, local_steps: 2}}",
@@ -176,6 +180,7 @@ KD: dict[str, tuple[str, ...]] = {
     "": (),
     "server": ("framework={direction: server, ensemble: class_counts}",),
     "client": ("framework.direction=client",),
+    "measured by clients": ("evaluation.where=both",),
     "client, class means": ("framework.direction=client", "head=class_means"),
     "cohort": (COHORT,),
     "cached": ("framework={cache_rounds: 2, public_per_round: 7}", "rounds=4"),
@@ -211,6 +216,8 @@ KD: dict[str, tuple[str, ...]] = {
 SPLIT: dict[str, tuple[str, ...]] = {
     "": (),
     "u": ("framework.shape=u",),
+    "measured by clients": ("evaluation.where=both", INT8),
+    "u, measured by clients": ("framework.shape=u", *MEASURED),
     "u, both, int8": ("framework={shape: u, train: both}", "wire={up: [int8], down: [int8]}"),
     "v1": ("framework.mode=splitfed_v1",),
     "v1, u": ("framework={mode: splitfed_v1, shape: u, tail: 2}",),

@@ -55,7 +55,9 @@ def deploy(
     _check(config, len(node))
     address = {"session-address": f"{host}:{session_port}"}
     data = write(config, folder, node, address, with_part=part)
-    print(f"{folder} written, for {', '.join(node)} and {len(data.labels)} classes.")
+    classes = f"{len(data.labels)} classes" if data.labels else "the classes that they will tell"
+    classes = "" if config.task.peft_task == "CAUSAL_LM" else f" and {classes}"
+    print(f"{folder} written, for {', '.join(node)}{classes}.")
     if part:
         print(
             f"{folder / 'part'} is all that a node needs of the model. Give it to each owner, who names"

@@ -76,6 +76,12 @@ BY_TASK: Final[tuple[Default, ...]] = (
         "activations",
     ),
     Default(
+        "data.test_fraction",
+        0.0,
+        {"evaluation.where": ("clients",)},
+        "the server measures nothing, so no row need be taken from the clients for it",
+    ),
+    Default(
         "wire.up",
         _TOP,
         {**_LANGUAGE, "framework": ("kd",)},

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.federated import FederatedData
+from trillium.data.held_back import divided
 from trillium.errors import UserError
 from trillium.models.base import ModelConfig
 from trillium.models.inputs import Inputs, read_inputs
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 MOST = 1024  # tokens, where `training.max_length` is left out
 SHARE = 0.99  # of the texts that are not cut, where the others are far longer
 FAR = 1.5
-COUNTED = frozenset({"num_examples", "texts", "truncated", "left_out"})  # of one table
+COUNTED = frozenset({"num_examples", "held_out", "texts", "truncated", "left_out"})  # of one table
 
 
 @dataclass
@@ -109,13 +110,13 @@ class Texts:
         return {"texts": len(found), "truncated": cut, "left_out": left_out}
 
     def counted(self, data: FederatedData) -> FederatedData:
-        """Return the data with these counts, and without clients of which all would be left out.
+        """Return the data apart, with these counts, and without clients of which all would be left out.
 
         Raises:
             UserError: there is such a client, and `data.unusable` is to refuse it; or the test set, or
                 everybody, is such.
         """
-        model = self.config.of(None).model
+        data, model = self.apart(data), self.config.of(None).model
         counts = {"test": self.count(model, data.test)} if len(data.test) else {}
         if counts and not self.examples(model, data.test):
             raise self.useless("the test set", data.test)
@@ -124,12 +125,30 @@ class Texts:
             own = self.config.of(name).model
             if self.examples(own, rows) or not len(rows):
                 kept[name], counts[name] = rows, self.count(own, rows)
+                if name in data.held:
+                    counts[name] = {"held_out": len(data.held[name]), **counts[name]}
             elif self.config.data.unusable == "refuse":
                 raise self.useless(name, rows)
         if data.clients and not kept:
             raise self.useless("every client", next(iter(data.clients.values())))
         gone = [name for name in data.clients if name not in kept]
         return replace(data, clients=kept, counts=counts, useless=tuple(gone))
+
+    def divided(self, name: str, rows: Dataset) -> tuple[Dataset, Dataset]:
+        """Return what a client trains on, and what it holds back to measure on."""
+        config = self.config
+        if config.evaluation.where == "server":
+            return rows, rows.select([])
+        seed = config.seed if config.data.split_seed is None else config.data.split_seed
+        return divided(rows, config.evaluation.held_back, seed, name)
+
+    def apart(self, data: FederatedData) -> FederatedData:
+        """Return the data with the rows that clients hold back apart, if they measure models."""
+        if self.config.evaluation.where == "server":
+            return data
+        both = {name: self.divided(name, rows) for name, rows in data.clients.items()}
+        clients = {name: own for name, (own, _) in both.items()}
+        return replace(data, clients=clients, held={name: held for name, (_, held) in both.items()})
 
     def useless(self, whose: str, rows: Dataset) -> UserError:
         """Return why a table teaches or measures nothing."""

@@ -12,6 +12,7 @@ from trillium.data.sources import Source
 from trillium.data.sources.answers import named
 from trillium.data.sources.columns import Columns
 from trillium.data.sources.files import Files, read_table
+from trillium.data.sources.nodes import Nodes
 from trillium.errors import UserError
 from trillium.files import write_atomic
 
@@ -32,8 +33,12 @@ def write_server_data(folder: Path, data: FederatedData) -> None:
             )
 
 
-def read_server_data(folder: Path, task: str) -> FederatedData:
-    """Return what `write_server_data` wrote; no client has rows in it."""
+def read_server_data(folder: Path, task: str, *, measures: bool = True) -> FederatedData:
+    """Return what `write_server_data` wrote; no client has rows in it.
+
+    Args:
+        measures: whether the server needs test rows.
+    """
     try:
         labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -45,17 +50,36 @@ def read_server_data(folder: Path, task: str) -> FederatedData:
     splits = {}
     for name in ("test", "public"):
         path = folder / f"{name}.jsonl"
-        rows = read_table(path) if name == "test" or path.is_file() else None
-        splits[name] = None if rows is None else Columns().to_rows(rows, task, labels)
-    test, public = splits["test"], splits["public"]
-    assert test is not None
-    return FederatedData({}, test, test.select([]) if public is None else public, tuple(labels))
+        rows = read_table(path) if (measures and name == "test") or path.is_file() else None
+        splits[name] = no_rows(task) if rows is None else Columns().to_rows(rows, task, labels)
+    return FederatedData({}, splits["test"], splits["public"], tuple(labels))
+
+
+def no_rows(task: str) -> Dataset:
+    """Return a table without rows, in the columns of a task."""
+    from datasets import Dataset
+
+    columns = {
+        "causal_lm": ("prompt", "completion"),
+        "preference": ("prompt", "chosen", "rejected"),
+    }
+    return Dataset.from_dict({name: [] for name in columns.get(task, ("text", "label"))})
+
+
+def read_names(path: Path, source: Source, task: str) -> list[str]:
+    """Return the names of the classes that the rows of one client have."""
+    return columns_of(source).names(read_table(path, encoding_of(source)), task)
+
+
+def encoding_of(source: Source) -> str | None:
+    """Return the encoding that files of text are in, where a source names one."""
+    return source.encoding if isinstance(source, Files | Nodes) else None
 
 
 def write_rows(path: Path, rows: Dataset, labels: Sequence[str], source: Source) -> None:
     """Write the rows of one client as JSON lines, in the columns that `source` has."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoding = source.encoding if isinstance(source, Files) else None
+    encoding = encoding_of(source)
     # What other files of the recipe are in, this one must be in, too.
     text = _json_lines(rows, labels, columns_of(source), is_ascii=encoding is not None)
     write_atomic(path, text.encode(encoding or "utf-8"), private=True)
@@ -66,8 +90,7 @@ def read_rows(path: Path, source: Source, task: str, labels: Sequence[str]) -> D
 
     The file is csv, jsonl, json or parquet, in the columns that the recipe's source names.
     """
-    encoding = source.encoding if isinstance(source, Files) else None
-    return columns_of(source).to_rows(read_table(path, encoding), task, labels)
+    return columns_of(source).to_rows(read_table(path, encoding_of(source)), task, labels)
 
 
 def columns_of(source: Source) -> Columns:

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.component import Choice
+from trillium.data.classes import agreed
 from trillium.data.partitions import Partition
 from trillium.data.partitions.iid import IID
 from trillium.data.publics import Public
@@ -33,6 +34,9 @@ class DataConfig(BaseModel):
 
     Attributes:
         source: where the rows come from.
+        labels: names of the classes, in their order; or how they follow from those that clients have:
+            all that any has (`union`), or the same ones of each (`fixed`), which nodes say before a
+            run; null takes those of the training rows that are here.
         partition: how the training rows are divided among the clients.
         num_clients: number of clients.
         client_names: what they are called; `client-0`, `client-1`, … by default. Random streams go by
@@ -43,7 +47,8 @@ class DataConfig(BaseModel):
         set_aside: training rows that nobody has, so that a run without a public set has the same others
             as one with so large a set. Comparisons set it.
         test_size: most test rows to keep, a random sample; null keeps all.
-        test_fraction: share of the training rows held back where the source has no test split.
+        test_fraction: share of the training rows held back where the source has no test split; 0 where
+            the clients measure, and the server has no test rows.
         split_seed: draws the test and validation rows, and rows that are generated, so that runs of
             several seeds are measured on the same ones; null takes the seed of the run, and a deviation
             over seeds is then also one of test rows.
@@ -56,6 +61,7 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Choice[Source] = Builtin()
+    labels: tuple[str, ...] | Literal["union", "fixed"] | None = None
     partition: Choice[Partition] = IID()
     num_clients: int = Field(default=4, ge=1)
     client_names: tuple[str, ...] | None = None
@@ -63,7 +69,7 @@ class DataConfig(BaseModel):
     public_size: int | None = Field(default=None, ge=0)
     set_aside: int = Field(default=0, ge=0)
     test_size: int | None = Field(default=None, ge=1)
-    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, ge=0, lt=1)
     split_seed: int | None = Field(default=0, ge=0)
     unusable: Literal["refuse", "leave_out"] = "refuse"
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -110,6 +116,18 @@ class DataConfig(BaseModel):
                 "Give rows of your own with --data FILE, or data.source={name: hub, path: …}",
             )
         self.partition.check(task)
+        if self.labels is not None and task.peft_task == "CAUSAL_LM":
+            raise UserError(
+                f"data.labels with task={task.name}",
+                "it has no classes",
+                "Leave data.labels out",
+            )
+        if isinstance(self.labels, tuple) and len({*self.labels}) < max(len(self.labels), 1):
+            raise UserError(
+                f"data.labels=[{', '.join(self.labels)}]",
+                "each class has one name, and there must be some",
+                "Name each class once, or write data.labels=union",
+            )
 
     def names(self, count: int | None = None) -> list[str]:
         """Return what the clients are called, padded so that names with numbers sort by them."""
@@ -127,6 +145,7 @@ class FederatedData:
     Attributes:
         clients: rows by the client's name, see `DataConfig.client_names`.
         test: held-out rows; no client and no public row has a text of theirs.
+        held: rows that clients measure on, by name, where they do; none of `clients` has their texts.
         public: rows that all sides hold, without `client`; no client has their texts. Those that the
             server writes come later (`trillium.experiment.written`), and have no `label`.
         labels: names of the outputs, which `label` numbers; `()` for `causal_lm`.
@@ -147,6 +166,7 @@ class FederatedData:
     useless: tuple[str, ...] = ()
     head: str = ""
     own_head: bool = False
+    held: Mapping[str, Dataset] = field(default_factory=dict)
 
     def in_order(self, labels: Sequence[str]) -> FederatedData:
         """Return the same with the classes in another order."""
@@ -167,6 +187,10 @@ class FederatedData:
             public=renumbered(self.public),
             labels=tuple(labels),
         )
+
+    def classes_of(self, rows: Dataset) -> list[str]:
+        """Return the classes that rows have, by name."""
+        return [*self._label_counts(rows)]
 
     def summary(self) -> dict[str, Any]:
         """Return sizes and label histograms in a form that JSON can hold.
@@ -224,7 +248,12 @@ def _renumbered(label: Any, place: Sequence[int]) -> Any:
 
 
 def load_data(
-    config: DataConfig, task: str, seed: int, public_size: int | None = None
+    config: DataConfig,
+    task: str,
+    seed: int,
+    public_size: int | None = None,
+    *,
+    clients: bool = True,
 ) -> FederatedData:
     """Load the rows, hold back test and public set, and divide the rest among the clients.
 
@@ -235,6 +264,7 @@ def load_data(
     Args:
         task: the form of its data, as in `trillium.data.sources`.
         public_size: how many rows all sides are to hold; as `config` says by default.
+        clients: whether there are clients here; else the rest is nobody's, and may be nothing.
 
     Raises:
         UserError: the task is unknown, or the rows cannot be found, read or divided as asked.
@@ -272,27 +302,51 @@ def load_data(
     public_size = 0 if config.public.is_written else wanted or 0
     held = max(public_size, config.set_aside)
     name = "public_size" if held == public_size else "set_aside"
-    if config.public_size is None and 2 * held > len(pool):  # as many as there ought to be
+    if clients and config.public_size is None and 2 * held > len(pool):  # as there ought to be
         held = max(len(pool) // 4, 1)
         public_size = min(public_size, held)
-    if held >= len(pool):
+    if held >= len(pool) + (not clients):
         raise UserError(
             f"data.{name}={held}",
             f"{len(pool)} training rows would leave nothing for the clients",
             f"Write a smaller data.{name}, or use more data",
         )
-    public, rest, num_duplicates = _draw_public(pool, held, name, derive_seed(seed, "public"))
+    draw = derive_seed(seed, "public")
+    public, rest, num_duplicates = _draw_public(pool, held, name, draw, all_of_it=not clients)
     public = public.select(range(public_size))
-    parts = config.partition.assign(rest, config.num_clients, derive_seed(seed, "partition"))
+    parts: Sequence[Any] = ()
+    if clients:
+        parts = config.partition.assign(rest, config.num_clients, derive_seed(seed, "partition"))
     assert raw.test is not None
-    names = config.names(len(parts))
-    return FederatedData(
+    names = config.names(len(parts)) if parts else []
+    found = FederatedData(
         clients={name: rest.select(part) for name, part in zip(names, parts, strict=True)},
         test=raw.test,
         public=public.remove_columns([c for c in ("client",) if c in public.column_names]),
         labels=raw.labels,
         removed={"same_text_as_test": num_leaks, "same_text_as_public": num_duplicates},
     )
+    return found if config.labels is None else found.in_order(_classes(config, found))
+
+
+def _classes(config: DataConfig, data: FederatedData) -> tuple[str, ...]:
+    """Return the classes of a federation, as its settings name them or its clients have them.
+
+    Raises:
+        UserError: rows have one that is not named, or clients have not the same.
+    """
+    if isinstance(config.labels, tuple):
+        if unnamed := sorted({*data.labels} - {*config.labels}):
+            raise UserError(
+                f"data.labels=[{', '.join(config.labels[:5])}{', …' * (len(config.labels) > 5)}]",
+                f"there are rows of {', '.join(unnamed[:5])}",
+                "Name all classes there, correct the spelling, or leave data.labels out",
+            )
+        return config.labels
+    sets = {name: data.classes_of(rows) for name, rows in data.clients.items()}
+    if config.labels == "union":
+        sets["the server"] = list(data.labels)
+    return agreed(sets, str(config.labels)) if sets else data.labels
 
 
 def row_keys(rows: Dataset) -> list[str]:
@@ -319,6 +373,8 @@ def _with_test(raw: RawData, config: DataConfig, seed: int) -> tuple[RawData, in
     """Return train and test without a common text, and how many training rows that cost."""
     order = np.random.default_rng(seed)
     train, test = raw.train, raw.test
+    if test is None and not config.test_fraction:
+        test = train.select([])
     if test is None:
         train, test = _held_back(train, config.test_fraction, order)
     train, num_leaks = _without(train, test)
@@ -358,8 +414,14 @@ def _without(rows: Dataset, held: Dataset) -> tuple[Dataset, int]:
     return rows.select(kept), len(rows) - len(kept)
 
 
-def _draw_public(rows: Dataset, size: int, name: str, seed: int) -> tuple[Dataset, Dataset, int]:
-    """Return a public set of distinct texts, the rows without these, and how many more that cost."""
+def _draw_public(
+    rows: Dataset, size: int, name: str, seed: int, *, all_of_it: bool = False
+) -> tuple[Dataset, Dataset, int]:
+    """Return a public set of distinct texts, the rows without these, and how many more that cost.
+
+    Args:
+        all_of_it: whether nothing need be left.
+    """
     keys = row_keys(rows)
     chosen: dict[str, int] = {}
     for index in np.random.default_rng(seed).permutation(len(rows)):
@@ -367,7 +429,7 @@ def _draw_public(rows: Dataset, size: int, name: str, seed: int) -> tuple[Datase
             break
         chosen.setdefault(keys[index], int(index))
     rest = [i for i, key in enumerate(keys) if key not in chosen]
-    if len(chosen) < size or not rest:
+    if len(chosen) < size or not (rest or all_of_it):
         raise UserError(
             f"data.{name}={size}",
             f"the training rows have {len(set(keys))} different texts, and clients need some, too",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -23,12 +23,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.config.texts import Texts, in_model_order
-from trillium.data.deployed import read_server_data
+from trillium.data.classes import agreed
+from trillium.data.deployed import LABELS, read_server_data
 from trillium.data.federated import FederatedData
 from trillium.engines.board import Board
 from trillium.engines.changes import OnChange
 from trillium.engines.distributed import SessionEngine
 from trillium.engines.frames import StreamConfig
+from trillium.engines.labels import ask_labels, tell_labels
 from trillium.engines.logs import log_to_screen
 from trillium.engines.messages import MessageEngine
 from trillium.engines.node import Node
@@ -44,6 +46,7 @@ from trillium.engines.settings import Settings
 from trillium.engines.unfinished import alone, take_folder
 from trillium.engines.writing import Request
 from trillium.errors import SAID, UserError, shareable
+from trillium.experiment.folder import RunFolder
 from trillium.experiment.held_out import about
 from trillium.experiment.run import SERVER, build_server, resident_model
 from trillium.federation.checkpoint import dump, load
@@ -55,6 +58,7 @@ log = logging.getLogger(__name__)
 
 PACKAGE: Final = "trillium_app"
 # For the record, in place of what this process was started with: that holds a token of Flower.
+UNNAMED: Final = ("0", "1")  # in the place of classes that nodes are yet to tell
 COMMAND: Final = ("flwr", "run", "app")
 WRITE_SECONDS: Final = 120.0  # that a node may take to come for texts
 
@@ -98,10 +102,10 @@ def main(grid: Grid, context: Context) -> None:
         raise UserError(
             "framework=centralised", "there are no data in one place", "Choose another framework"
         )
-    data = read_server_data(settings.server_data, config.task.data_form)
-    data = in_model_order(config, data)  # as it was written, so this says only whose the head is
-    texts = Texts(config, data.labels)
-    config, data = texts.fit(data), texts.counted(data)
+    measures = config.evaluation.where != "clients"
+    data = read_server_data(settings.server_data, config.task.data_form, measures=measures)
+    unnamed = UNNAMED if isinstance(config.data.labels, str) else ()
+    config = Texts(config, data.labels or unnamed).fit(data)
     with alone(settings.run_folder):
         _run(Mail(grid), config, data, settings)
 
@@ -110,15 +114,16 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
     folder = take_folder(config, settings)
     newest = folder.checkpoints.newest(SERVER)
     number = 0 if newest is None else newest[0]
-    opening = Opening(
-        folder.path.name, config.tree(), list(data.labels), number, read_signature(settings.recipe)
-    )
     patience = settings.patience(config)
     board = Board(folder.path, config.rounds, folder.failed_rounds)
     board.round = -1 if newest is None else number
     engine: SessionEngine | MessageEngine | None = None
     finished = False
     try:
+        data = _with_labels(mail, config, data, settings, folder)
+        data = Texts(config, data.labels).counted(data)
+        signature = read_signature(settings.recipe)
+        opening = Opening(folder.path.name, config.tree(), list(data.labels), number, signature)
         engine = _engine(mail, opening, settings, patience, board.change)
         log.info("run %s: round %d is complete", folder.path.name, number)
         engine.gather(settings.min_nodes)
@@ -149,6 +154,30 @@ def _run(mail: Mail, config: ExperimentConfig, data: FederatedData, settings: Se
         if engine is not None:
             engine.close(finished=finished)
     log.info("report: %s", write_report(folder.path))
+
+
+def _with_labels(
+    mail: Mail,
+    config: ExperimentConfig,
+    data: FederatedData,
+    settings: Settings,
+    folder: RunFolder,
+) -> FederatedData:
+    """Return the server's data with the classes of the federation, which nodes may have to tell.
+
+    A run that goes on keeps those that it began with.
+    """
+    how, path = config.data.labels, folder.path / LABELS
+    if isinstance(how, str) and path.is_file():
+        data = data.in_order(json.loads(path.read_text(encoding="utf-8"))["labels"])
+    elif isinstance(how, str):
+        opening = Opening(folder.path.name, config.tree(), [], 0, read_signature(settings.recipe))
+        sets: dict[str, Sequence[str]] = {**ask_labels(mail, opening, settings)}
+        if data.labels:
+            sets["the server"] = data.labels
+        data = data.in_order(agreed(sets, how))
+        folder.json(LABELS, {"labels": list(data.labels), "nodes": sets})
+    return in_model_order(config, data)
 
 
 def _write(grid: Grid, settings: Settings) -> None:
@@ -225,6 +254,12 @@ def session(message: Message, context: Context) -> Message:
     return _answer(message, context, serve)
 
 
+@client_app.query("labels")
+def labels(message: Message, context: Context) -> Message:
+    """Say which classes the rows have, where the recipe asks for it and the policy allows it."""
+    return _guarded(message, context, lambda own: tell_labels(own, _opening(message)))
+
+
 @client_app.query("settle")
 def settle(message: Message, context: Context) -> Message:
     """Go back to the last complete round, and say who this is."""
@@ -278,7 +313,14 @@ def _end_at_once() -> None:
 def _answer(
     message: Message, context: Context, serve: Callable[[NodeConfig, Node], RecordDict]
 ) -> Message:
-    """Build the node and serve; what stands in the way is logged here, and told in short there."""
+    """Build the node and serve."""
+    return _guarded(message, context, lambda own: serve(own, Node(own, _opening(message))))
+
+
+def _guarded(
+    message: Message, context: Context, answer: Callable[[NodeConfig], RecordDict]
+) -> Message:
+    """Return an answer; what stands in its way is logged here, and told in short there."""
     quiet()
     _end_at_once()
     opening = _opening(message)
@@ -286,8 +328,7 @@ def _answer(
     who = {"run": opening.run, "client": str(own.get("name", ""))}
     log_to_screen(who, str(own.get("log_format", "text")))
     try:
-        settings = NodeConfig.read(context.node_config)
-        content = serve(settings, Node(settings, opening))
+        content = answer(NodeConfig.read(context.node_config))
     except Forbidden as error:
         log.error("%s", error)
         content = _closed(f"the node does not take part: {error}")

@@ -173,6 +173,11 @@ def _client(
 ) -> tuple[str, Client, dict[str, int]]:
     with doing("rows"):
         name, rows, test = _rows(settings, config, opening.labels)
+        held: dict[str, int] = {}
+        if config.evaluation.where != "server":
+            if test is None:
+                rows, test = Texts(config, opening.labels).divided(name, rows)
+            held = {"held_out": len(test)}
     own = config.of(name)
     if settings.model is not None:
         changes = {"id": settings.model}
@@ -182,7 +187,7 @@ def _client(
         examples, counts = texts.examples(own.model, rows), texts.count(own.model, rows)
         if not examples:
             raise texts.useless(name, rows)
-        counts = {"num_examples": len(rows), **counts}
+        counts = {"num_examples": len(rows), **held, **counts}
         log.info("%s: %s", name, ", ".join(f"{what} {count}" for what, count in counts.items()))
         held_out = [] if test is None else texts.examples(own.model, test)
         whole = config.head.runs_model

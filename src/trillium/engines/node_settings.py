@@ -19,7 +19,8 @@ class NodeConfig(BaseModel):
     Attributes:
         name: as it stands in the node's certificate and in its registration.
         data: the node's rows: csv, jsonl, json or parquet, in the columns that the recipe names.
-        test: held-out rows of the node, to look at its own model.
+        test: rows of the node that it measures models on, and does not train on; without them it holds
+            some back where the recipe lets clients measure.
         model: folder of the model on this machine, in place of the one that the recipe names.
         certificate, key, authority: for the session.
         state: folder for what the node keeps between rounds and runs, and for its own log.

@@ -64,6 +64,7 @@ class Policy(BaseModel):
         bytes_per_round, bytes_per_run: that may leave, at most.
         kinds: of tensors that may leave, beside `control`.
         min_clients: that must have answered in a round, by the recipe (`fleet.min_replies`).
+        labels: whether the names of the classes in its rows may be told, where a recipe asks for them.
         prompts: whether the operator's prompts may be continued with this node's part of the model.
         signers: Ed25519 keys, as lines of OpenSSH; one of them must have signed the recipe.
         sums: `masked` if the server may see no more than sums of what nodes send.
@@ -80,6 +81,7 @@ class Policy(BaseModel):
     bytes_per_run: int | None = Field(default=None, ge=0)
     kinds: tuple[Kind, ...] | None = None
     min_clients: int | None = Field(default=None, ge=1)
+    labels: bool = True
     prompts: bool = True
     signers: tuple[str, ...] | None = None
     sums: Literal["masked"] | None = None
@@ -179,7 +181,8 @@ def what_is_asked(config: ExperimentConfig) -> str:
     """Return in a line what a run is to do with a node."""
     return (
         f"framework={config.framework.name} model.id={config.model.id} rounds={config.rounds} "
-        f"wire.up=[{', '.join(_codecs(config))}] fleet.min_replies={config.fleet.min_replies}"
+        f"wire.up=[{', '.join(_codecs(config))}] fleet.min_replies={config.fleet.min_replies} "
+        f"evaluation.where={config.evaluation.where}"
     )
 
 

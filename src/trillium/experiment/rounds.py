@@ -212,9 +212,7 @@ class Experiment:
         framework, number, missing = self.config.framework, self.server.round, self.fleet.missing
         last = number == self.config.rounds or not framework.trains or self.rounds.may_end(number)
         self.fleet.missing = dict(missing)
-        found = framework.evaluate(
-            self.server, self.fleet, self.config.evaluation.batch_tokens, last
-        )
+        found = framework.evaluate(self.server, self.fleet, self.config.evaluation, last)
         self.fleet.missing = missing  # of the round, not of what a simulation looks at
         return found
 

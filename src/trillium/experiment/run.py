@@ -108,9 +108,10 @@ def assemble(
     clients = []
     for name, rows in data.clients.items():
         own, examples = residents.of(name), texts.examples(config.of(name).model, rows)
-        clients.append(
-            build_client(config, own.model, name, examples, cache=own.cache, test=own.test)
-        )
+        test = own.test
+        if name in data.held:
+            test = texts.examples(config.of(name).model, data.held[name])
+        clients.append(build_client(config, own.model, name, examples, cache=own.cache, test=test))
     made = engine(config, data.labels, clients, None if folder is None else folder.checkpoints)
     model = residents.of(None).model
     return build_server(config, model, data, made, folder, watch, argv, clients)
@@ -235,7 +236,7 @@ def build_client(
             the model has positions for.
     """
     tier = tier_of(config.tiers, name)
-    check_lengths(config.of(name), model, [examples])
+    check_lengths(config.of(name), model, [examples, test or []])
     client = Client(
         name=name,
         model=model,

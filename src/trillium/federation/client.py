@@ -21,10 +21,10 @@ from trillium.models.slots import State
 from trillium.privacy import NoPrivacy, Privacy
 from trillium.privacy.example import NoisySteps
 from trillium.rng import scoped_rng
-from trillium.tasks import Example
+from trillium.tasks import Batch, Example
 from trillium.training.loop import Loop, batches
-from trillium.training.meters import Cost
-from trillium.wire.kinds import Limits, MessageError
+from trillium.training.meters import Cost, resident_tensors
+from trillium.wire.kinds import Limits, MessageError, Tensors
 from trillium.wire.message import Message
 from trillium.wire.wire import Packed, Wire
 
@@ -82,7 +82,7 @@ def _all_of(error: Exception) -> str:
 
 @dataclass(kw_only=True)
 class Client(Side):
-    """A data owner's side; its `test` is what a simulation gives it, to look at its own model.
+    """A data owner's side; its `test` are rows that it does not train on, to measure models with.
 
     Attributes:
         examples: the client's own data, which never leaves it.
@@ -170,6 +170,26 @@ class Client(Side):
         if self.steps is not None:
             return self.steps.sums(rows, groups, num_groups, noise)
         return rows.new_zeros(num_groups, rows.shape[1]).index_add(0, groups, rows)
+
+    def tally(
+        self, state: State, base: Tensors, batch_tokens: int, *, metered: bool = True
+    ) -> Tensors:
+        """Return the counts and sums of a state on the client's held-out rows.
+
+        Args:
+            base: weights that are others than as loaded.
+            metered: whether it counts as work of the client.
+        """
+        module = self.model.mount(state, base).eval()
+
+        def measured(batch: Batch, work: Callable[[], Tensors]) -> Tensors:
+            if not metered:
+                return work()
+            key = ("measure", batch.layout, self.task.num_rows(batch.labels))
+            return self.meter.run(key, work, lambda: resident_tensors(module))
+
+        tokenizer = self.model.tokenizer
+        return self.task.tally(module, self.test, tokenizer, batch_tokens, measured)
 
     def _cost(self) -> tuple[float, float, float]:
         """Return the cost of an ask; in a private run none, as it tells how much data there is."""

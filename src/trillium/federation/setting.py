@@ -27,10 +27,15 @@ PUBLIC = 256  # rows of a public set, where none are named
 
 
 class Evaluation(BaseModel):
-    """When and how the shipped model is measured on held-out data.
+    """When, where and how the shipped model is measured on held-out data.
 
     Attributes:
         every: rounds from one evaluation to the next; the last round is always evaluated.
+        where: on whose rows: those of the `server`; those of the `clients`, of which each measures the
+            model on its own and tells counts and sums; or `both`, and it is the server's by which
+            models are compared. With `clients` the server needs no test rows, and holds none back.
+        held_back: share of its rows that a client without a test file never trains on, to measure on
+            them; drawn by `data.split_seed` and the client's name.
         batch_tokens: tokens at once, with padding; a longer text is a batch of its own.
         keep: whether the model of the `last` round is shipped, or that of the `best` one: by accuracy;
             in language modelling by loss, or by exact match where answers are generated; of preferences
@@ -41,6 +46,8 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: int = Field(default=1, ge=1)
+    where: Literal["server", "clients", "both"] = "server"
+    held_back: float = Field(default=0.2, gt=0, lt=1)
     batch_tokens: int = Field(default=8192, ge=1)
     keep: Literal["last", "best"] = "last"
     patience: int | None = Field(default=None, ge=1)

@@ -5,7 +5,6 @@ Imports `federation`, `data` and what is below them; no room of a framework impo
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import ClassVar
@@ -19,7 +18,7 @@ from trillium.errors import UserError
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
-from trillium.federation.setting import Setting
+from trillium.federation.setting import Evaluation, Setting
 from trillium.federation.side import Metrics, Side
 from trillium.federation.tiers import Tier
 from trillium.frameworks.effects import (
@@ -33,10 +32,18 @@ from trillium.frameworks.effects import (
 )
 from trillium.frameworks.late import check_late
 from trillium.frameworks.masked import check_masked
+from trillium.frameworks.measuring import (
+    Tally,
+    check_measuring,
+    measured,
+    pooled,
+    snapshot_of,
+    tally_reader,
+)
 from trillium.frameworks.pairs import check_pairs
 from trillium.frameworks.private import check_private
 from trillium.models.own import Ends
-from trillium.wire.message import Message, scalar
+from trillium.wire.message import Message, named
 
 SERVER_MODEL = "server model"
 CLIENT_MODELS = "mean of the clients' models"
@@ -81,9 +88,12 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
 
     def no_effect(self, config: Setting) -> Mapping[str, str]:
         """Return the settings that a run never reads, by path, and why."""
-        if config.training.local_steps is None:
-            return {}
-        return {"training.local_epochs": "training.local_steps says how long a round is"}
+        found = {}
+        if config.training.local_steps is not None:
+            found["training.local_epochs"] = "training.local_steps says how long a round is"
+        if config.evaluation.where == "server":
+            found["evaluation.held_back"] = "evaluation.where=server measures on the server's rows"
+        return found
 
     def without_effect(self, config: Setting) -> Iterator[NoEffect]:
         """Yield what is set and acts nowhere in this run."""
@@ -109,6 +119,21 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Refuse settings that contradict each other."""
         if (found := self.all_crossings(config)) is not None:
             check_codecs(self.name, config, found)
+        if config.evaluation.where != "server":
+            check_measuring(self.ships == SERVER_MODEL, config)
+        elif config.data.test_fraction == 0:
+            raise UserError(
+                "data.test_fraction=0 with evaluation.where=server",
+                "there may be no rows to measure on",
+                "Leave it out, or write evaluation.where=clients",
+            )
+        if isinstance(config.data.labels, str) and (config.privacy.unit or config.sums.hides):
+            raise UserError(
+                f"data.labels={config.data.labels} with privacy={config.privacy.name}, "
+                f"sums={config.sums.name}",
+                "which classes a client has would leave it in the open",
+                "Name the classes: data.labels=[…]",
+            )
         if config.task.compares:
             check_pairs(self.compares, config)
         if config.privacy.unit:
@@ -152,9 +177,33 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         """Run one round with the cohort of the fleet; return figures of the training, if any."""
         raise NotImplementedError
 
-    def evaluate(self, server: Server, fleet: Fleet, batch_tokens: int, last: bool) -> Metrics:
+    def evaluate(self, server: Server, fleet: Fleet, evaluation: Evaluation, last: bool) -> Metrics:
         """Return the metrics of the model that would be shipped, on held-out data."""
-        return server.evaluate(server.state, batch_tokens)
+        return self.measure_shared(server, fleet, evaluation)
+
+    def measure_shared(self, server: Server, fleet: Fleet, evaluation: Evaluation) -> Metrics:
+        """Return the metrics of the server's model, on the server's rows or on those of the clients.
+
+        With both, the clients' stand below `clients` alone.
+        """
+        tokens = evaluation.batch_tokens
+        own = {} if evaluation.where == "clients" else server.evaluate(server.state, tokens)
+        if evaluation.where == "server":
+            return own
+        tallies = self.tallies(server, fleet, tokens)
+        return {**pooled(server.task, tallies), **own}
+
+    def tallies(self, server: Server, fleet: Fleet, batch_tokens: int) -> dict[str, Tally]:
+        """Return the counts and sums of the server's model by each client that has measured it."""
+        asks = dict.fromkeys(everyone(fleet), snapshot_of(server, batch_tokens))
+        read = tally_reader(server.task, server.model.num_classes)
+        found = fleet.ask_all(asks, read, "evaluate")
+        return {client: tally for client, tally in found.items() if tally}
+
+    @client_verb
+    def measure(self, client: Client, message: Message) -> Message:
+        """Answer with counts and sums of the model that comes, on the client's held-out rows."""
+        return measured(client, message)
 
     def ends(self, tier: Tier) -> Ends | None:
         """Return what a client of a tier holds of the model, where that is not the whole."""
@@ -202,36 +251,38 @@ class OwnModels(Framework):
 
     @client_verb
     def evaluate_own(self, client: Client, message: Message) -> Message:
-        """Answer with the metrics of the client's own model.
+        """Answer with counts and sums of the client's own model.
 
         With none if it has no held-out data, or has never trained, so that there is no own model yet.
         """
         if not client.test or "tensors" not in client.store:
             return Message("evaluate_own")
-        state = client.model.state(client.store["tensors"])
-        metrics = client.evaluate(state, int(message.meta["batch_tokens"]))
-        return Message(
-            "evaluate_own", {f"control/{name}": scalar(value) for name, value in metrics.items()}
-        )
+        state, meta = client.model.state(client.store["tensors"]), message.meta
+        tokens, metered = int(meta["batch_tokens"]), bool(meta["metered"])
+        tally = client.tally(state, client.base, tokens, metered=metered)
+        return Message("evaluate_own", named("measures", tally))
 
-    def clients_metrics(self, fleet: Fleet, batch_tokens: int) -> dict[str, Metrics]:
-        """Return the metrics of every client's own model; nothing of it counts as communication."""
-        message = Message("evaluate_own", meta={"batch_tokens": batch_tokens})
+    def measure_own(self, server: Server, fleet: Fleet, evaluation: Evaluation) -> Metrics:
+        """Return the metrics of every client's own model; nothing of it counts as communication.
 
-        def read(reply: Message) -> Metrics:
-            names = sorted(reply.group("control").keys() - {"cost"})
-            return {name: reply.scalar(f"control/{name}") for name in names}
+        On the same rows they are a mean over the clients; where each has rows of its own, those of all
+        rows together.
+        """
+        apart = evaluation.where != "server"
+        meta = {"batch_tokens": evaluation.batch_tokens, "metered": apart}
+        asks = dict.fromkeys(everyone(fleet), Message("evaluate_own", meta=meta))
+        read = tally_reader(server.task, server.model.num_classes)
+        answers = fleet.ask_all(asks, read, "evaluate")
+        found = {client: tally for client, tally in answers.items() if tally}
+        if apart:
+            return pooled(server.task, found)
+        clients = {client: server.task.metrics(tally) for client, tally in found.items()}
+        return {**mean_metrics(clients), "clients": clients}
 
-        everyone = dict.fromkeys(fleet.engine.clients, message)
-        answers = fleet.ask_all(everyone, read, "evaluate")
-        found = {client: metrics for client, metrics in answers.items() if metrics}
-        named = Counter(name for metrics in found.values() for name in metrics)
-        common = [name for name, count in named.items() if 2 * count > len(found)]
-        return {
-            client: {name: metrics[name] for name in common}
-            for client, metrics in found.items()
-            if metrics.keys() >= {*common}  # else it has not measured what the others have
-        }
+
+def everyone(fleet: Fleet) -> list[str]:
+    """Return the clients that may be asked to measure: all but those that are left out."""
+    return [client for client in fleet.engine.clients if client not in fleet.banned]
 
 
 def mean_metrics(clients: dict[str, Metrics]) -> Metrics:

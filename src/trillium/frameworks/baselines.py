@@ -8,13 +8,12 @@ from typing import ClassVar
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
-from trillium.federation.setting import Setting
+from trillium.federation.setting import Evaluation, Setting
 from trillium.federation.side import Metrics, Side
 from trillium.frameworks import (
     CLIENT_MODELS,
     Framework,
     OwnModels,
-    mean_metrics,
 )
 from trillium.frameworks.effects import Crosses, Crossings
 from trillium.models.slots import values
@@ -77,12 +76,11 @@ class LocalOnly(OwnModels, name="local_only"):
         losses = fleet.ask_all(asks, lambda reply: reply.scalar("control/loss"))
         return {"train_loss": sum(losses.values()) / len(losses)}
 
-    def evaluate(self, server: Server, fleet: Fleet, batch_tokens: int, last: bool) -> Metrics:
-        """Return the mean over the clients' own models, which begin as the server's."""
+    def evaluate(self, server: Server, fleet: Fleet, evaluation: Evaluation, last: bool) -> Metrics:
+        """Return the metrics of the clients' own models, which begin as the server's."""
         if server.round == 0:
-            return server.evaluate(server.state, batch_tokens)
-        clients = self.clients_metrics(fleet, batch_tokens)
-        return {**mean_metrics(clients), "clients": clients}
+            return self.measure_shared(server, fleet, evaluation)
+        return self.measure_own(server, fleet, evaluation)
 
     @client_verb
     def train_alone(self, client: Client, message: Message) -> Message:

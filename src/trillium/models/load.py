@@ -49,6 +49,12 @@ from trillium.tasks.batches import collate
 from trillium.wire.kinds import Tensors
 
 
+def _made_up(vocabulary: int) -> list[Example]:
+    """Return two texts of tokens, of different lengths."""
+    texts = [torch.arange(length) * 7 % vocabulary for length in (8, 5)]
+    return [Example(index, ids, ids) for index, ids in enumerate(texts)]
+
+
 @dataclass
 class LanguageModel:
     """One resident model, shared by everyone who is simulated in this process.
@@ -127,6 +133,12 @@ class LanguageModel:
             return int(base_model(self.module).config.num_labels)  # type: ignore[union-attr, arg-type]
         return int(text_config(self.module).vocab_size)
 
+    @property
+    def names(self) -> Mapping[int, str]:
+        """The classes by their numbers."""
+        found: Mapping[int, str] = base_model(self.module).config.id2label  # type: ignore[union-attr, assignment]
+        return found
+
     @cached_property
     def num_positions(self) -> int | None:
         """How many tokens a text may have, where the model says so."""
@@ -161,10 +173,15 @@ class LanguageModel:
             raise self._refused
 
     def parts(self, cut: int, tail: int | None, probe: Sequence[Example]) -> Parts:
-        """Return the model cut before blocks `cut` and `tail`, checked once against the whole."""
+        """Return the model cut before blocks `cut` and `tail`, checked once against the whole.
+
+        Args:
+            probe: examples to check it with; without any, some tokens are made up.
+        """
         if (cut, tail) not in self._parts:
             self.mount(self.state())
             split = split_model(self.module, cut, tail)
+            probe = probe or _made_up(text_config(self.module).vocab_size)
             inputs = collate(probe, self.tokenizer.pad_token_id, self.device).inputs
             if is_whole(self.module):
                 check_split(self.module, split, inputs)

@@ -56,6 +56,7 @@ class Texts:
         public_of: the public set in the tokens of those clients whose model is not the server's.
         written: FLOPs that the server has spent on writing the public set.
         test: held-out examples, where there are any.
+        held: those that clients measure on, by name, where they do and it is known.
         tokenizers: of the server under `None`, and of clients, where they are known.
         dialects: by client, what it speaks instead of what the server does.
     """
@@ -71,6 +72,7 @@ class Texts:
     test: list[Example] = field(default_factory=list)
     tokenizers: Mapping[str | None, Any] = field(default_factory=dict)
     dialects: Mapping[str, Any] = field(default_factory=dict)
+    held: Mapping[str, list[Example]] = field(default_factory=dict)
 
     @property
     def public_rows(self) -> Any:

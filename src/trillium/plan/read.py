@@ -54,6 +54,7 @@ class Reader:
             rows=data.public,
             public_of=dict.fromkeys(data.clients, public) if config.framework.needs_public else {},
             test=texts.examples(model, data.test),
+            held={name: texts.examples(model, rows) for name, rows in data.held.items()},
             tokenizers=dict.fromkeys((None, *data.clients), tokenizer),
         )
         return config, found

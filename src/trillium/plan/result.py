@@ -100,6 +100,7 @@ def texts_of(config: ExperimentConfig, server: Server, clients: Sequence[Client]
             **{client.name: client.model.tokenizer for client in clients},
         },
         dialects=server.dialects,
+        held={c.name: c.test for c in clients} if config.evaluation.where != "server" else {},
     )
 
 
@@ -144,6 +145,11 @@ def _sums(sums: Sums) -> dict[str, Any]:
         "once": _traffic(sums.once),
         "flops": sums.flops,
         "peak_bytes": sums.peak_bytes,
+        **(
+            {"evaluate": {**_traffic(sums.looks), "flops": sums.look_flops}}
+            if sums.looks.messages
+            else {}
+        ),
     }
 
 

@@ -48,6 +48,7 @@ class _Run:
         self._flops = list[float]()  # of the server, after each round
         self._found = Outcome(clients={name: Sums() for name in self._federation.clients})
         self._since = dict[str, int]()
+        self._looked = dict[str, Sums]()  # what it took to measure a model, the last time
         self.total = self._config.rounds if self._config.framework.trains else 0
 
     @property
@@ -59,7 +60,9 @@ class _Run:
         """Do what comes before the first round."""
         self._found.once_bytes = dict(self._federation.once_bytes())
         self._federation.start()
-        _add(self._found.clients, self._federation.course.entries)
+        entries = self._federation.course.entries
+        _add(self._found.clients, entries)
+        self._look(entries)
         self._flops.append(self._federation.server.meter.read().flops)
 
     def next(self) -> None:
@@ -68,6 +71,7 @@ class _Run:
         before = len(course.entries)
         self._federation.round(number, evaluates=not self._texts.assumed)
         own = _add({}, course.entries[before:])
+        self._look(course.entries[before:])
         self._every.append(own)
         self._flops.append(self._federation.server.meter.read().flops)
         for name, sums in own.items():
@@ -76,6 +80,16 @@ class _Run:
                 found.later[name], self._since[name] = sums, number
         if number <= 2:
             found.waves = course.waves(number)
+
+    def _look(self, entries: Iterable[Entry]) -> None:
+        """Add what clients did to measure a model, which need not be in every round."""
+        found = dict[str, Sums]()
+        for entry in entries if self._texts.held else ():
+            if entry.purpose == "evaluate":
+                found.setdefault(entry.client, Sums()).add(entry)
+        for name, sums in found.items():
+            self._found.clients[name].merge(sums)
+        self._looked = found or self._looked
 
     def is_told(self) -> bool:
         """Whether those that come can be told from those that were run."""
@@ -115,6 +129,11 @@ class _Run:
             found.estimate = found.estimate or (
                 "who is first follows from bytes that depend on values, so others may be"
             )
+        every = self._config.evaluation.every
+        coming = range(self.number + 1, self.total + 1)
+        due = sum(number % every == 0 or number == self.total for number in coming)
+        for name, sums in self._looked.items():
+            found.clients[name].merge(sums, due)
         found.server = dict(federation.server.meter.most)
         if self._texts.assumed:  # else it is known from the run
             meter = PhaseMeter(self._paper, Known())

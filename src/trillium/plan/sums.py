@@ -55,6 +55,8 @@ class Sums:
     Attributes:
         up, down: what counts as communication.
         once: both ways, what crosses once and is reported apart.
+        looks: both ways, what crosses because clients measure models, which counts nowhere else.
+        look_flops: computed for that.
         flops: computed.
         peak_bytes: the most memory at once.
     """
@@ -62,6 +64,8 @@ class Sums:
     up: Traffic = field(default_factory=Traffic)
     down: Traffic = field(default_factory=Traffic)
     once: Traffic = field(default_factory=Traffic)
+    looks: Traffic = field(default_factory=Traffic)
+    look_flops: float = 0
     flops: float = 0
     peak_bytes: int = 0
 
@@ -70,6 +74,9 @@ class Sums:
         size, kinds = entry.bytes, entry.kinds
         weight = kinds.weight if isinstance(kinds, Weighed) else Weight(size, kinds, size, size)
         self._of(entry.direction, entry.purpose).add(weight)
+        if entry.purpose == "evaluate":
+            self.look_flops += entry.flops or 0.0
+            return
         self.flops += entry.flops or 0.0
         self.peak_bytes = max(self.peak_bytes, entry.peak_bytes or 0)
 
@@ -78,6 +85,8 @@ class Sums:
         self.up.merge(other.up, times)
         self.down.merge(other.down, times)
         self.once.merge(other.once, times)
+        self.looks.merge(other.looks, times)
+        self.look_flops += other.look_flops * times
         self.flops += other.flops * times
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
 
@@ -90,6 +99,6 @@ class Sums:
         return mean
 
     def _of(self, direction: Direction, purpose: Purpose) -> Traffic:
-        if purpose == "once":
-            return self.once
+        if purpose in ("once", "evaluate"):
+            return self.once if purpose == "once" else self.looks
         return self.up if direction == "up" else self.down

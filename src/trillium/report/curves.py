@@ -83,7 +83,7 @@ def curve(row: Row, of: Callable[[dict[str, Any]], float | None], spent: Spent) 
 
 
 def plot_rounds(rows: Sequence[Row]) -> Figure | None:
-    """Quality against rounds; dashed, the mean over the clients' own models where they have any."""
+    """Quality against rounds; dashed, the mean over the clients where they have measured, too."""
     return draw(rows, _panels(rows, lambda run, index: float(index), "Round"), None)
 
 
@@ -165,6 +165,8 @@ def _clients_mean(name: str) -> Callable[[dict[str, Any]], float | None]:
 
 
 def _clients_line(axes: Any, row: Row, measure: Measure, style: dict[str, Any]) -> None:
+    if any((run.config.get("evaluation") or {}).get("where") == "clients" for run in row.counted):
+        return  # that is the arm's own line, too
     found = curve(row, _clients_mean(measure.name), lambda run, index: float(index))
     if len(found.x) > 1:
         means = [stat.mean for stat in found.y]
@@ -215,7 +217,7 @@ def _finish(axes: Any, panel: Panel, unit: str | None, xs: list[float]) -> None:
 def _legend(figure: Figure, handles: list[Line2D], all_axes: Sequence[Any]) -> None:
     lines = [line for axes in all_axes for line in axes.lines]
     if any(line.get_gid() == "clients" for line in lines):
-        label = "mean over the\nclients' own models"
+        label = "mean over the\nclients"
         dashes = (0, (4, 2))
         handles.append(
             Line2D([], [], color="#777777", linestyle=dashes, linewidth=1.1, label=label)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trillium.report import human
-from trillium.report.measure import QUALITY
+from trillium.report.measure import MAIN, QUALITY
 from trillium.report.measures import BY_NAME
 from trillium.report.reach import Goal, quality
 from trillium.report.read import Run
@@ -16,8 +16,7 @@ from trillium.report.summary import Row, remarks, shown
 
 COLUMNS = (
     *QUALITY,
-    "clients_accuracy",
-    "clients_exact_match",
+    *(f"clients_{name}{what}" for name in MAIN for what in ("", "_min", "_sd")),
     "clients_perplexity",
     "bytes_per_client",
     "flops_per_client",

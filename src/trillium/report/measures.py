@@ -6,11 +6,12 @@ tables, CSV, plots and the page follow them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import stdev
 
 from trillium.report import human
 from trillium.report.leakage import LEAKAGE
-from trillium.report.measure import Measure
+from trillium.report.measure import MAIN, Measure
 from trillium.report.privacy import EPSILON
 from trillium.report.read import Run, number
 from trillium.report.traffic import Traffic
@@ -40,26 +41,75 @@ def _shipped(metric: str) -> Callable[[Run], float | None]:
     return lambda run: run.shipped(metric)
 
 
-def client_values(run: Run, metric: str) -> list[float]:
-    """Return a metric of the clients' own models at the kept round, or the last one that has it."""
+def client_values(run: Run, metric: str) -> list[tuple[float, float]]:
+    """Return a metric of each client with its held-out rows, at the kept round or the last that has it.
+
+    It is that of the client's own model, or of the shared one on the client's rows. Where nothing is
+    said of rows, all have as many.
+    """
     for line in [*reversed(run.kept), *reversed(run.evaluations)]:
-        clients = line.get("clients") or {}
-        found = [number(values.get(metric)) for values in clients.values()]
-        if known := [value for value in found if value is not None]:
+        clients = (line.get("clients") or {}).values()
+        found = [(number(own.get(metric)), number(own.get("num_examples"))) for own in clients]
+        if known := [(value, rows or 1.0) for value, rows in found if value is not None]:
             return known
     return []
 
 
-def _over_clients(metric: str, worst: bool = False) -> Callable[[Run], float | None]:
-    """The mean (or the least) of a metric over the clients' own models."""
+def _mean(values: Sequence[tuple[float, float]]) -> float:
+    total = sum(rows for _, rows in values)
+    return sum(value * rows for value, rows in values) / total
+
+
+def _least(values: Sequence[tuple[float, float]]) -> float:
+    return min(value for value, _ in values)
+
+
+def _spread(values: Sequence[tuple[float, float]]) -> float | None:
+    return stdev(value for value, _ in values) if len(values) > 1 else None
+
+
+def _over_clients(
+    metric: str, of: Callable[[Sequence[tuple[float, float]]], float | None] = _mean
+) -> Callable[[Run], float | None]:
+    """A metric over the clients: by default its mean, weighted by their held-out rows."""
 
     def measure(run: Run) -> float | None:
         values = client_values(run, metric)
-        if not values:
-            return None
-        return min(values) if worst else sum(values) / len(values)
+        return of(values) if values else None
 
     return measure
+
+
+def _at_clients(of: Measure) -> tuple[Measure, ...]:
+    """A measure of quality over the clients: weighted mean, worst client, and spread."""
+    what = f"{of.title} over the clients' held-out rows"
+    whose = "of each client's own model, or of the shared one where clients measure it"
+    return (
+        Measure(
+            f"clients_{of.name}",
+            f"Clients' {of.short}",
+            what,
+            f"Mean over the clients, weighted by their held-out rows, {whose}.",
+            _over_clients(of.name),
+            of.show,
+        ),
+        Measure(
+            f"clients_{of.name}_min",
+            "Worst client",
+            f"{what}, worst client",
+            f"The least of any client, {whose}.",
+            _over_clients(of.name, _least),
+            of.show,
+        ),
+        Measure(
+            f"clients_{of.name}_sd",
+            "Spread",
+            f"{what}, spread",
+            f"Standard deviation over the clients, each counted once, {whose}.",
+            _over_clients(of.name, _spread),
+            of.show,
+        ),
+    )
 
 
 def _from_ledger(of: Callable[[Traffic], float | None]) -> Callable[[Run], float | None]:
@@ -95,7 +145,7 @@ def flops_per_client(run: Run, round_index: int | None = None) -> float | None:
     return per_client(run.traffic.until(round_index).flops, run) if run.traffic else None
 
 
-QUALITY = (
+_SHIPPED = (
     Measure(
         "accuracy",
         "Accuracy",
@@ -242,38 +292,11 @@ QUALITY = (
         _shipped("loss"),
         human.plain,
     ),
-    Measure(
-        "clients_accuracy",
-        "Clients' acc.",
-        "Accuracy of the clients' own models",
-        "Mean over the clients of the accuracy of each client's own model, where clients have one.",
-        _over_clients("accuracy"),
-        human.percent,
-    ),
-    Measure(
-        "clients_accuracy_min",
-        "Worst client",
-        "Accuracy of the worst client's model",
-        "Accuracy of the client whose own model is worst.",
-        _over_clients("accuracy", worst=True),
-        human.percent,
-    ),
-    Measure(
-        "clients_exact_match",
-        "Clients' EM",
-        "Exact match of the clients' own models",
-        "Mean over the clients of the exact match of each client's own model.",
-        _over_clients("exact_match"),
-        human.percent,
-    ),
-    Measure(
-        "clients_perplexity",
-        "Clients' ppl.",
-        "Perplexity of the clients' own models",
-        "Mean over the clients of the perplexity of each client's own model.",
-        _over_clients("perplexity"),
-        human.plain,
-    ),
+)
+QUALITY = (
+    *_SHIPPED,
+    *(each for measure in _SHIPPED if measure.name in MAIN for each in _at_clients(measure)),
+    _at_clients(next(measure for measure in _SHIPPED if measure.name == "perplexity"))[0],
 )
 
 COST = (

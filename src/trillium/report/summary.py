@@ -122,6 +122,12 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         for row in rows
         if any(_evaluation(run, "keep") == "best" for run in row.counted)
     ]
+    apart = [
+        f"{row.arm}: the clients have measured the figures on their own held-out rows, each as many as "
+        "it has (evaluation.where=clients)."
+        for row in rows
+        if any(_evaluation(run, "where") == "clients" for run in row.counted)
+    ]
     skipped = [
         f"{row.arm}, seed {run.seed}: skipped, as too few clients replied: round "
         f"{', '.join(map(str, found))}."
@@ -159,7 +165,7 @@ def remarks(rows: Iterable[Row]) -> list[str]:
         )
         if said
     ]
-    found = failed + chosen + ended + skipped + lost + private
+    found = failed + apart + chosen + ended + skipped + lost + private
     return found + [mixed] * bool(redrawn) + _of_data(rows) + guesses
 
 

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from trillium.report.measure import Measure
+from trillium.report.measure import MAIN, Measure
 from trillium.report.measures import BY_NAME, MEASURES, QUALITY
 from trillium.report.reach import Goal
 from trillium.report.summary import Row, remarks, shown
@@ -38,8 +38,8 @@ _COLUMNS = {
     "reward_accuracy": 0,
     "reward_margin": 3,
     "loss": 8,
-    "clients_accuracy": 5,
-    "clients_exact_match": 6,
+    **{f"clients_{name}": 5 for name in MAIN},
+    **{f"clients_{name}_{what}": 7 for name in MAIN for what in ("min", "sd")},
     "clients_perplexity": 6,
     "bytes_up_per_client_round": 2,
     "bytes_down_per_client_round": 2,

@@ -24,6 +24,7 @@ Kind = Literal[
     "statistics",  # summed statistics of features
     "snapshot",  # a full state, for a client that is out of step
     "sums",  # whole numbers that are masked
+    "measures",  # counts and sums of how good a model is
     "control",
 ]
 KINDS: Final = get_args(Kind)

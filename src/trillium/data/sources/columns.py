@@ -120,6 +120,10 @@ class Columns(BaseModel):
             columns["label"] = self._numbered(rows, task, answers, labels, "the federation")
         return _dataset(columns)
 
+    def names(self, rows: Table, task: str) -> list[str]:
+        """Return the names of all that is to be said of rows: classes, labels, tags, numbers."""
+        return [] if task in _WRITTEN else list(self._answers(rows, task)[1])
+
     def _answers(self, rows: Table, task: str) -> tuple[list[Any], tuple[str, ...]]:
         """Return what is to be said of each row, in names, and all names that there are."""
         if task == "classification":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trillium.data.sources.table import Table
@@ -63,6 +63,11 @@ def label_space(train: Table, name: str, names: Sequence[str]) -> list[str]:
     """The classes in the order of their ids: the schema's order, or sorted."""
     if name in train.class_names:
         return [str(known) for known in train.class_names[name]]
+    return sorted_classes(names)
+
+
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """Return names of classes in their order, each once."""
     found = sorted({*names})
     # So 10 stands behind 2; 01 is no number, and another class than 1.
     return sorted(found, key=int) if all(map(_INTEGER.fullmatch, found)) else found

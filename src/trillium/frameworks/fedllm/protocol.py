@@ -22,11 +22,10 @@ from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.means import Contribution
 from trillium.federation.server import Server
-from trillium.federation.setting import Setting
+from trillium.federation.setting import Evaluation, Setting
 from trillium.federation.side import Metrics
 from trillium.federation.sums import Form, mean_loss
 from trillium.federation.tiers import COMMON
-from trillium.frameworks import mean_metrics
 from trillium.frameworks.effects import DIRECTIONS, Crossing, Crossings, Direction
 from trillium.frameworks.fedllm.aggregators.mean import Mean
 from trillium.frameworks.fedllm.aggregators.product_sketch import ProductSketch
@@ -199,12 +198,11 @@ class FedLLM(FedLLMSettings, name="fedllm"):
         chosen = self.server_optimizer or Optimizer(name="sgd", lr=1.0)
         return chosen.build(server.state.values(), saved)
 
-    def evaluate(self, server: Server, fleet: Fleet, batch_tokens: int, last: bool) -> Metrics:
+    def evaluate(self, server: Server, fleet: Fleet, evaluation: Evaluation, last: bool) -> Metrics:
         """Return the metrics of the server's model, or of the clients' own where a part is local."""
         if not self.local or server.round == 0:
-            return server.evaluate(server.state, batch_tokens)
-        clients = self.clients_metrics(fleet, batch_tokens)
-        return {**mean_metrics(clients), "clients": clients}
+            return self.measure_shared(server, fleet, evaluation)
+        return self.measure_own(server, fleet, evaluation)
 
     @property
     def _kind(self) -> Kind:

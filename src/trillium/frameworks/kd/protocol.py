@@ -22,9 +22,8 @@ import torch
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
-from trillium.federation.setting import Setting
+from trillium.federation.setting import Evaluation, Setting
 from trillium.federation.side import Metrics, Side
-from trillium.frameworks import mean_metrics
 from trillium.frameworks.effects import Crossing, Crossings
 from trillium.frameworks.kd.cache import LabelCache
 from trillium.frameworks.kd.checks import check_kd
@@ -155,14 +154,16 @@ class KD(KDSettings, name="kd"):
             )
         return metrics
 
-    def evaluate(self, server: Server, fleet: Fleet, batch_tokens: int, last: bool) -> Metrics:
-        """Return the metrics of the server's model, and in the end of the clients' own models."""
+    def evaluate(self, server: Server, fleet: Fleet, evaluation: Evaluation, last: bool) -> Metrics:
+        """Return the metrics of the server's model, and in the end of the clients' own models.
+
+        These are not looked at where the clients measure the server's.
+        """
         if self.direction == "client" and server.round > 0:
-            clients = self.clients_metrics(fleet, batch_tokens)
-            return {**mean_metrics(clients), "clients": clients}
-        metrics = server.evaluate(server.state, batch_tokens)
-        if last and not fleet.adds_only:
-            metrics["clients"] = self.clients_metrics(fleet, batch_tokens)
+            return self.measure_own(server, fleet, evaluation)
+        metrics = self.measure_shared(server, fleet, evaluation)
+        if last and evaluation.where == "server" and not fleet.adds_only:
+            metrics["clients"] = self.measure_own(server, fleet, evaluation)["clients"]
         return metrics
 
     # The clients

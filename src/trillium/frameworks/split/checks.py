@@ -191,6 +191,22 @@ def _check_delta(framework: SplitSettings, delta: Delta, config: Setting) -> Non
             )
 
 
+def check_measured(config: Setting) -> None:
+    """Refuse to measure across the cut what takes a second pass without the adapter.
+
+    Raises:
+        UserError: texts are compared, and clients are to measure.
+    """
+    if config.evaluation.where != "server" and config.task.compares:
+        raise UserError(
+            f"evaluation.where={config.evaluation.where} with task={config.task.name} under "
+            "framework=split",
+            "rewards are against the model without its adapter, whose activations cross in training "
+            "alone",
+            "Write evaluation.where=server, or framework=fedllm",
+        )
+
+
 def check_fixed(parts: Parts) -> None:
     """Refuse to send activations once that would be others the next time.
 

@@ -19,20 +19,23 @@ from typing import ClassVar
 
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
-from trillium.federation.setting import Setting
+from trillium.federation.setting import Evaluation, Setting
 from trillium.federation.side import Metrics, Side
-from trillium.frameworks import weigh
+from trillium.frameworks import everyone, weigh
 from trillium.frameworks.effects import DIRECTIONS, Crossing, Crossings, Direction
+from trillium.frameworks.measuring import Tally
 from trillium.frameworks.split import agreement as split_agreement
 from trillium.frameworks.split import cached as split_cached
 from trillium.frameworks.split import client as split_client
 from trillium.frameworks.split import generate as split_generate
 from trillium.frameworks.split import local as split_local
+from trillium.frameworks.split import measure as split_measure
 from trillium.frameworks.split.activation_cache import ActivationCache
 from trillium.frameworks.split.agreement import check_agreement
 from trillium.frameworks.split.checks import (
     check_delta,
     check_fixed,
+    check_measured,
     check_parts,
     check_split_settings,
     check_staleness,
@@ -40,6 +43,7 @@ from trillium.frameworks.split.checks import (
 )
 from trillium.frameworks.split.exchange import Exchange
 from trillium.frameworks.split.kept import KeptBatches
+from trillium.frameworks.split.measure import measure_across
 from trillium.frameworks.split.probe_leakage import leakage
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.wire.kinds import Kind
@@ -54,6 +58,7 @@ class Split(SplitSettings, name="split"):
         split_local,
         split_cached,
         split_generate,
+        split_measure,
     )
 
     def crossings(self, config: Setting) -> Crossings:
@@ -79,6 +84,7 @@ class Split(SplitSettings, name="split"):
         """Refuse settings that contradict each other."""
         super().check(config)
         check_split_settings(self, config)
+        check_measured(config)
 
     def start(self, server: Server, fleet: Fleet) -> None:
         """Cut the model and hold the cut against the whole."""
@@ -116,9 +122,13 @@ class Split(SplitSettings, name="split"):
         server.store["losses"] = [*server.store.get("losses", ())[-1:], mean]
         return {"train_loss": mean, **figures}
 
-    def evaluate(self, server: Server, fleet: Fleet, batch_tokens: int, last: bool) -> Metrics:
+    def tallies(self, server: Server, fleet: Fleet, batch_tokens: int) -> dict[str, Tally]:
+        """Measure across the cut."""
+        return measure_across(self, server, fleet, everyone(fleet), batch_tokens)
+
+    def evaluate(self, server: Server, fleet: Fleet, evaluation: Evaluation, last: bool) -> Metrics:
         """Return the metrics of the assembled model; in the end also what activations give away."""
-        found = super().evaluate(server, fleet, batch_tokens, last)
+        found = super().evaluate(server, fleet, evaluation, last)
         if not last:
             return found
         parts, training = self.parts(server.model, server.test), server.training
@@ -126,7 +136,7 @@ class Split(SplitSettings, name="split"):
         num_releases = 1 if self.caches(parts) else passes
         found |= self.defence.epsilon(training.limit, num_releases)
         if self.leakage:
-            found["leakage"] = leakage(self, server, fleet, batch_tokens)
+            found["leakage"] = leakage(self, server, fleet, evaluation.batch_tokens)
         return found
 
     def finish_run(self, server: Server) -> None:
