@@ -99,7 +99,7 @@ PLACES = (
     "plan.server={device: {flops: 1e8}, link: {up: 4e6, down: 4e6}}",
 )
 FIRST = ("fleet={clients_per_round: 2, over_sample: 1.5}", "rounds=5", *PLACES)
-MEASURED = ("evaluation={where: clients, every: 2}", "rounds=3", "training.batch_size=4")
+MEASURED = ("evaluation.where=clients", "rounds=3", "training.batch_size=4")
 
 FEDLLM: dict[str, tuple[str, ...]] = {
     "": (),

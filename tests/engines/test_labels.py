@@ -45,8 +45,8 @@ class Nodes:
             try:
                 yield number, tell_labels(self._nodes[number], opening)
             except (Forbidden, UserError) as error:
-                closed = {"closed": f"the node cannot take part: {shareable(error)}"}
-                yield number, RecordDict({"summary": ConfigRecord(closed)})
+                closed = f"the node cannot take part: {shareable(error)}"
+                yield number, RecordDict({"summary": ConfigRecord({"closed": closed})})
 
 
 def opening(hub: Path, *words: str) -> Opening:

@@ -49,7 +49,7 @@ def scripted(
     """Let the rounds, from 0 on, have these accuracies; all else is measured."""
     measure = kind.evaluate
 
-    def evaluate(self: Any, server: Any, fleet: Any, size: int, last: bool) -> dict[str, Any]:
+    def evaluate(self: Any, server: Any, fleet: Any, size: Any, last: bool) -> dict[str, Any]:
         found = measure(self, server, fleet, size, last)
         return {**found, "accuracy": accuracies[server.round]}
 
