@@ -188,8 +188,8 @@ class Client(Side):
             key = ("measure", batch.layout, self.task.num_rows(batch.labels))
             return self.meter.run(key, work, lambda: resident_tensors(module))
 
-        tokenizer = self.model.tokenizer
-        return self.task.tally(module, self.test, tokenizer, batch_tokens, measured)
+        examples, tokenizer = self.test if metered else self.known_tests(), self.model.tokenizer
+        return self.task.tally(module, examples, tokenizer, batch_tokens, measured)
 
     def _cost(self) -> tuple[float, float, float]:
         """Return the cost of an ask; in a private run none, as it tells how much data there is."""

@@ -270,8 +270,8 @@ class OwnModels(Framework):
         """
         apart = evaluation.where != "server"
         meta = {"batch_tokens": evaluation.batch_tokens, "metered": apart}
-        clients = everyone(fleet) if apart else fleet.engine.clients
-        asks = dict.fromkeys(clients, Message("evaluate_own", meta=meta))
+        whom = everyone(fleet) if apart else fleet.engine.clients
+        asks = dict.fromkeys(whom, Message("evaluate_own", meta=meta))
         read = tally_reader(server.task, server.model.num_classes)
         answers = fleet.ask_all(asks, read, "evaluate")
         found = {client: tally for client, tally in answers.items() if tally}
