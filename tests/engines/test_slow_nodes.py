@@ -48,6 +48,7 @@ def test_who_is_at_work_is_so_while_rounds_go_by(keys: Path) -> None:
         assert made.save(1).held == {"a": 1}
         for number in (2, 3):
             assert made.gather(1).present == {"a"}
+            assert asked(made, "b")["b"] == Lost(OWES, sent=False)  # as when all are to measure
             made.launch({"a": ASK})
             assert next(made.arrivals()) == ("a", ASK)
             assert made.save(number).held == {"a": number}

@@ -19,7 +19,8 @@ ROUNDS = 3
 FAST = ("fedllm server adam", "fedllm change, cohort", "fedllm scaffold", "fedllm fedex",
         "fedllm stack", "fedllm local", "kd", "kd cached, cohort", "split u", "split relay",
         "split cache of a cohort", "split kept u, v2 of a cohort", "split delta, skips",
-        "split local rounds", "fedkseed", "local_only ridge of a cohort", "centralised")  # fmt: skip
+        "split local rounds", "fedkseed", "fedllm buffered",
+        "local_only ridge of a cohort", "centralised")  # fmt: skip
 each = pytest.mark.parametrize(
     "variant", cases(FAST, lambda v: v.framework != "zero_shot" and v.repeats, every=6)
 )

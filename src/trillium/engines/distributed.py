@@ -126,7 +126,7 @@ class SessionEngine:
         self._sessions.tell()
         with self._lock:
             out = dict.fromkeys(self._arrived | self._undone, BACK)
-        out |= dict.fromkeys(self._sessions.owing, OWES)
+        out |= dict.fromkeys(self._sessions.owing | self._flights.clients, OWES)
         seconds = self._patience.deadline(self._round_ends)
         if not seconds:
             out |= dict.fromkeys(requests, OVER)

@@ -190,7 +190,9 @@ def bear(label: str, found: Prediction, planning: Planning) -> Arm:
     config = found.config
     tiers = by_tier(config, found.clients)
     places = {name: planning.place(config, t) for t, names in tiers.items() for name in names}
-    time = course_time(found.courses, places, planning.server)
+    time = None  # buffered rounds are of answers to asks of others
+    if not config.buffer:
+        time = course_time(found.courses, places, planning.server)
     plans = []
     for tier, names in tiers.items():
         plans.append(_tier(tier, names, found, planning.place(config, tier), time))
