@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from report_fixture import tiny_compare, tiny_messages, tiny_metrics, write_run
-from trillium.config.comparison import comparison
+from trillium.clock.places import PaperLink
+from trillium.config.comparison import comparison, tuning_of
 from trillium.errors import UserError
 from trillium.report.curves import plotted_measures
 from trillium.report.page.charts import charts
@@ -16,7 +18,7 @@ from trillium.report.page.results import results, timed
 from trillium.report.read import read_runs
 from trillium.report.style import quiet_style
 from trillium.report.summary import summarise
-from trillium.report.times import OWN, clock_of, plot_times
+from trillium.report.times import OWN, clock_of, places_of, plot_times
 from trillium.report.write import write_report
 
 SLOW = {
@@ -69,6 +71,31 @@ def test_where_clients_do_not_tell_what_they_compute_there_are_no_times(tmp_path
     assert not clock_of(summarise(read_runs(folder)), SLOW).places
 
 
+@pytest.mark.parametrize(
+    "late",
+    [
+        {"fleet": {"take": 2}},
+        {"fleet": {"over_sample": 1.5}},
+        {"framework": {"name": "fedllm", "asynchronous": {"buffer": 2}}},
+    ],
+)
+def test_where_clients_may_be_late_a_run_says_itself_when_its_rounds_end(
+    tmp_path: Path, late: dict[str, Any]
+) -> None:
+    """Elsewhere others would be late; nobody knows who."""
+    metrics = tiny_metrics(0.5, 0.6, 0.8)
+    for line, at in zip(metrics, (0.0, 7.0, 9.5), strict=True):
+        line["simulated_seconds"] = at
+    config = {"framework": {"name": "fedllm"}, **late, "plan": SLOW}
+    folder = write_run(tmp_path / "a", "fedllm", 1, metrics, tiny_messages(), config=config)
+    rows = summarise(read_runs(folder))
+    clock = clock_of(rows, places_of(rows))
+    assert [*clock.places] == [OWN]
+    assert [clock.spent(OWN)(rows[0].counted[0], index) for index in (0, 1, 2)] == [0.0, 7.0, 9.5]
+    assert not clock_of(rows).places
+    assert rows[0].values["simulated_seconds"].mean == 9.5
+
+
 def test_page_and_picture_show_the_times(tmp_path: Path) -> None:
     folder = tiny_compare(tmp_path / "c")
     (folder / "about.yaml").write_text(yaml.safe_dump({"plan": SLOW}))
@@ -100,7 +127,12 @@ def test_a_recipe_names_its_places() -> None:
     words = {"plan": {"client": {"link": {"down": "2Mbit"}}}}
     found = comparison({**arms, "plan": plan}, words)
     assert found.told()["plan"]["client"]["link"] == {"up": 1e6, "down": 2e6, "latency": 0.0}
-    assert "plan" not in found.base, "it is no setting of a run"
+    assert "plan" not in found.base, "it is no setting of an arm"
+    (config,) = found.experiments().values()
+    assert config.plan.client.link == PaperLink(up=1e6, down=2e6), "runs take their clock from it"
+    tuned = {**arms, "plan": plan, "tuning": {"seed": 9, "grid": {"training.batch_size": [8, 4]}}}
+    (trial, _) = tuning_of(tuned, words).experiments().values()
+    assert trial.plan == config.plan
     assert "plan" not in comparison(arms, {}).told()
     for wrong, why in (
         ({"clinet": {}}, "clinet"),

@@ -184,7 +184,7 @@ def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()
             "Add tuning: {seed: 100, grid: {training.optimizer.lr: [0.001, 0.003]}}",
         )
     base, arms = _laid(tree, overrides)
-    tuning = _checked({**tree, "base": {}, "arms": arms}).tuning
+    tuning = _checked({**tree, "base": {}, "arms": arms, "plan": {}}).tuning
     assert tuning is not None
     shared = {k: value for k, value in overrides.items() if k not in arms and k != "plan"}
     own = merge(tuning.settings, shared)

@@ -124,8 +124,8 @@ def _ends(run: Run, places: Mapping[str, Places]) -> dict[str, dict[int, float]]
         for line in run.evaluations
         if (at := number(line.get("simulated_seconds"))) is not None
     }
-    if own and _is_late(run):
-        return {OWN: own}
+    if _is_late(run):
+        return {OWN: own} if own and OWN in places else {}
     if run.traffic is None or not run.traffic.num_turns or run.traffic.until().flops is None:
         return {}
     server = {line["round"]: number(line.get("server_flops")) for line in run.evaluations}
@@ -144,7 +144,7 @@ def _ends(run: Run, places: Mapping[str, Places]) -> dict[str, dict[int, float]]
                 continue
             seconds[name] += time.seconds
             found[name][index] = seconds[name]
-    return found
+    return {**found, OWN: own} if own and OWN in found else found
 
 
 def _is_late(run: Run) -> bool:
