@@ -20,6 +20,7 @@ def on_paper(run: Experiment, models: Models | None = None) -> PaperFederation:
     paper.start()
     for number in range(1, (run.config.rounds if run.config.framework.trains else 0) + 1):
         paper.round(number, evaluates=True)
+    paper.finish()
     return paper
 
 

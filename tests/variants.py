@@ -119,6 +119,7 @@ FEDLLM: dict[str, tuple[str, ...]] = {
     "ia3": ("adapter={name: ia3}", "wire={up: [int4]}"),
     "local": ("framework.local=[lora_B, head]",),
     "measured by clients": (*MEASURED, COHORT),
+    "finetuned": (*MEASURED, "finetune={local_steps: 3, tensors: [head, lora_B]}"),
     "stack, measured by clients": ("framework.aggregator=stack", *MEASURED),
     "local, measured by clients": ("framework.local=[head]", *MEASURED),
     "failures": (FAILURES, "rounds=4"),

@@ -23,7 +23,10 @@ from trillium.federation.side import Metrics
 from variants import VARIANTS, Variant, cases
 
 # What both sides must keep in step, a teacher, and batches: in turns, at once and ahead.
-FAST = ("fedllm everything coded", "kd top classes", "split u", "split v2", "split ahead")
+FAST = (
+    *("fedllm everything coded", "kd top classes", "split v2", "split ahead"),
+    *("split u, measured by clients", "fedllm measured by clients"),
+)
 RESUMED = ("fedllm change, cohort", "kd cached, cohort", "split kept u, v2 of a cohort")
 
 
@@ -73,6 +76,23 @@ def test_a_server_that_was_killed_goes_on_with_what_its_nodes_have_kept(
     run_in_threads(config, keys, RunFolder.reopen(path), monkeypatch)
     assert_equal(path, tmp_path / "local")
     assert json.loads((path / "status.json").read_text())["resumed"] == 1
+
+
+def test_a_node_keeps_the_model_that_it_has_fine_tuned(
+    hub: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uncounted: None
+) -> None:
+    """It is that of the simulation, and outlasts the run."""
+    config = experiment_config(hub, *VARIANTS["fedllm finetuned"].words)
+    local, path = tmp_path / "local", tmp_path / "sessions"
+    build(config, RunFolder(local, "local")).run()
+    built = run_in_threads(config, keys, RunFolder(path, "sessions"), monkeypatch)
+    for name in built.fleet.engine.clients:
+        kept = path / "nodes" / name / "models" / "run" / "adapter_model.safetensors"
+        here = local / "clients" / name / "adapter" / "adapter_model.safetensors"
+        assert kept.read_bytes() == here.read_bytes()
+        assert not (path / "nodes" / name / "runs" / "run").exists()
+    told = [json.loads((folder / "finetuned.json").read_text()) for folder in (path, local)]
+    assert told[0] == told[1]
 
 
 def test_a_deployed_folder_is_gone_on_with_by_a_deployment_alone(

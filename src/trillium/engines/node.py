@@ -30,6 +30,7 @@ from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
 from trillium.federation.parts import CARRIED_BYTES
 from trillium.federation.tiers import tier_of
+from trillium.frameworks.finetuning import OWN
 from trillium.frameworks.split.generate import give_prompts, texts_of
 from trillium.privacy.masks import Masks
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RUNS: Final = "runs"  # in the folder of the state: what is kept of each run
+MODELS: Final = "models"  # and the models that the node has fine-tuned for itself
 
 
 class Node:
@@ -79,6 +81,8 @@ class Node:
         start = time.perf_counter()
         reply = self.client.handle(data)
         self._round = self.client.round
+        if self.client.last_verb == "finetune":
+            self._keep_own()
         log.info(
             "%s: round %d: %s, %d bytes down, %d bytes up, %.1f s",
             self.name,
@@ -131,6 +135,16 @@ class Node:
         self._checkpoints.keep(self.name, number, self.client.store)
         self._gate.sync()
         return number if self.client.store else None
+
+    def _keep_own(self) -> None:
+        """Write the model that the client has fine-tuned for itself; it outlasts the run."""
+        if self._folder is None or OWN not in self.client.store:
+            log.warning("%s: its own model is not kept: there is no state in node.toml", self.name)
+            return
+        path, model = self._folder.parents[1] / MODELS / self._folder.name, self.client.model
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(model.state(self.client.store[OWN]), path, self.client.folds)
+        log.info("%s: its own model is in %s", self.name, path)
 
     def forget(self) -> None:
         """Remove what is kept: the run has finished."""

@@ -70,6 +70,14 @@ def check_names(config: ExperimentConfig, names: Collection[str]) -> None:
                 "no tensor that trains has such a name",
                 suggest(pattern, {"head", *parts}),
             )
+    own = config.finetune
+    if own.local_steps is not None and not any(matches(name, own.tensors) for name in names):
+        parts = {part for name in names for part in name.split(".") if not part.isdigit()}
+        raise UserError(
+            f"finetune.tensors=[{', '.join(own.tensors)}]",
+            "no tensor that trains has such a name",
+            suggest(own.tensors[0], {"head", *parts}),
+        )
     if names and not config.training.trained(names):
         raise UserError(
             f"training.lr_factors={factors}",

@@ -13,6 +13,7 @@ from trillium.federation.client import Client
 from trillium.federation.server import Server
 from trillium.federation.side import Side
 from trillium.frameworks import SERVER_MODEL, Framework
+from trillium.frameworks.finetuning import OWN
 from trillium.models.slots import State
 
 ADAPTER: Final = "adapter"
@@ -37,6 +38,10 @@ def keep_models(
     """
     if framework.ships == SERVER_MODEL:
         _keep(server, server.state, place_of(folder, None))
+        for client in clients:
+            if OWN in client.store:
+                state = client.model.state(client.store[OWN])
+                _keep(client, state, place_of(folder, client.name))
         return
     for client in clients:
         if "tensors" in client.store:

@@ -27,11 +27,12 @@ from trillium.federation.fleet import Fleet, RoundFailed, RoundUndone
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics
 from trillium.files import SERVER
-from trillium.frameworks import SERVER_MODEL
+from trillium.frameworks import SERVER_MODEL, everyone
+from trillium.frameworks.finetuning import finetune_all
 from trillium.models.load import LanguageModel
 from trillium.models.slots import values
 from trillium.report.measure import MAIN
-from trillium.report.read import ANSWERS
+from trillium.report.read import ANSWERS, FINETUNED
 from trillium.rng import scoped_rng
 from trillium.training.meters import Cost
 
@@ -52,6 +53,7 @@ class Experiment:
         history: one line per evaluation, as in `metrics.jsonl`.
         tracking: where else the measures go.
         repeats: how often a round in which clients were lost is repeated by itself.
+        finetuned: what clients measured `before` and `after` they went on by themselves, if they did.
     """
 
     config: ExperimentConfig
@@ -63,6 +65,7 @@ class Experiment:
     history: list[Metrics] = field(default_factory=list)
     tracking: Tracking | None = None
     repeats: int = 0
+    finetuned: Metrics = field(default_factory=dict)
     _seconds: float = 0.0
     _started: bool = False
 
@@ -324,6 +327,10 @@ class Experiment:
     def _finish(self) -> None:
         kept = self.rounds.kept
         self.rounds.take()
+        if self.config.finetune.local_steps is not None:
+            clients = everyone(self.fleet)
+            self.finetuned = finetune_all(self.server, self.fleet, clients, self.config)
+            self._save()
         if self.folder is None:
             return
         self.folder.kept_round = kept
@@ -331,6 +338,8 @@ class Experiment:
         log.info("writing the model into %s", self.folder.path)
         keep_models(self.config.framework, self.server, self.clients, self.folder.path)
         write_cards(self.folder.path, self.config)
+        if self.finetuned:
+            self.folder.json(FINETUNED, self.finetuned)
         if answers := self._answers():
             self.folder.json(ANSWERS, answers)
         self.folder.status("finished")

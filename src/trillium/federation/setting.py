@@ -53,6 +53,22 @@ class Evaluation(BaseModel):
     patience: int | None = Field(default=None, ge=1)
 
 
+class Finetune(BaseModel):
+    """What each client does for itself after the last round, with the model that is shipped.
+
+    Attributes:
+        local_steps: optimiser steps that it takes on its own rows; null for none. It is measured before
+            and after, and what has come of it stays with the client.
+        tensors: which move: `head`, a part of a name such as `lora_B`, or a whole name with `*`; the
+            others stay as they are shipped.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    local_steps: int | None = Field(default=None, ge=1)
+    tensors: tuple[str, ...] = Field(default=("head",), min_length=1)
+
+
 class Report(BaseModel):
     """Where else the measures of a run go, beside its folder.
 
@@ -80,7 +96,8 @@ class Setting(BaseModel):
         sums: whether the server sees what each client adds to a sum.
         plan: devices and links of the sides, which plans and reports tell times for. A simulation has a
             clock by them, and by that clients may be late.
-        model, task, data, adapter, training, fleet, wire, evaluation, report: see their classes.
+        model, task, data, adapter, training, fleet, wire, evaluation, finetune, report: see their
+            classes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,6 +116,7 @@ class Setting(BaseModel):
     tiers: dict[str, Tier] = {}
     server: OwnModel = OwnModel()
     evaluation: Evaluation = Evaluation()
+    finetune: Finetune = Finetune()
     report: Report = Report()
     privacy: Choice[Privacy] = NoPrivacy()
     sums: Choice[Sums] = Plain()

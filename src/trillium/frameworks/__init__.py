@@ -30,6 +30,7 @@ from trillium.frameworks.effects import (
     idle,
     unread,
 )
+from trillium.frameworks.finetuning import check_finetune, finetuned
 from trillium.frameworks.late import check_late
 from trillium.frameworks.masked import check_masked
 from trillium.frameworks.measuring import (
@@ -91,6 +92,8 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         found = {}
         if config.training.local_steps is not None:
             found["training.local_epochs"] = "training.local_steps says how long a round is"
+        if config.finetune.local_steps is None:
+            found["finetune.tensors"] = "finetune.local_steps is left out, so nothing moves"
         if config.evaluation.where == "server":
             found["evaluation.held_back"] = "evaluation.where=server measures on the server's rows"
         return found
@@ -127,6 +130,9 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
                 "there may be no rows to measure on",
                 "Leave it out, or write evaluation.where=clients",
             )
+        if config.finetune.local_steps is not None:
+            ships = self.ships == SERVER_MODEL
+            check_finetune(self.trains, ships, self.cuts_models, config)
         if isinstance(config.data.labels, str) and (config.privacy.unit or config.sums.hides):
             raise UserError(
                 f"data.labels={config.data.labels} with privacy={config.privacy.name}, "
@@ -199,6 +205,11 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
         read = tally_reader(server.task, server.model.num_classes)
         found = fleet.ask_all(asks, read, "evaluate")
         return {client: tally for client, tally in found.items() if tally}
+
+    @client_verb
+    def finetune(self, client: Client, message: Message) -> Message:
+        """Go on with some tensors of the model that comes; answer with measures before and after."""
+        return finetuned(client, message)
 
     @client_verb
     def measure(self, client: Client, message: Message) -> Message:

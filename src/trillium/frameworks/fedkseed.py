@@ -96,6 +96,12 @@ class FedKSeed(Framework, name="fedkseed"):
     def check(self, config: Setting) -> None:
         """Refuse what replay cannot reproduce."""
         super().check(config)
+        if config.finetune.local_steps is not None:
+            raise UserError(
+                f"finetune.local_steps={config.finetune.local_steps} with framework=fedkseed",
+                "its clients run the model, and need not be able to train it",
+                "Leave it out, or write framework=fedllm",
+            )
         training = config.training
         if training.schedule != "constant" or training.warmup:
             raise UserError(

@@ -18,9 +18,9 @@ from trillium.federation.client import Client
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics
-from trillium.models.slots import values
+from trillium.models.slots import State, values
 from trillium.tasks import Task
-from trillium.wire.kinds import MessageError, has_values
+from trillium.wire.kinds import MessageError, Tensors, has_values
 from trillium.wire.message import Message, named
 
 Tally = dict[str, Tensor]
@@ -35,33 +35,42 @@ def snapshot_of(server: Server, batch_tokens: int) -> Message:
     return Message("measure", named("snapshot", {**values(server.state), **base}), meta)
 
 
+def received(client: Client, message: Message) -> tuple[State, Tensors]:
+    """Return the model that comes: its trainable values, and base weights that are others now."""
+    base = client.model.base if message.meta["base"] else {}
+    found = message.expect("snapshot", {**client.initial, **base})
+    state = client.model.state({name: found[name] for name in client.initial})
+    return state, {name: found[name] for name in base}
+
+
 def measured(client: Client, message: Message) -> Message:
     """Return what a client answers to it; nothing if it has no held-out rows."""
     if not client.test:
         return Message(message.verb)
-    base = client.model.base if message.meta["base"] else {}
-    found = message.expect("snapshot", {**client.initial, **base})
-    state = client.model.state({name: found[name] for name in client.initial})
-    tally = client.tally(
-        state, {name: found[name] for name in base}, int(message.meta["batch_tokens"])
-    )
+    tally = client.tally(*received(client, message), int(message.meta["batch_tokens"]))
     return Message(message.verb, named("measures", tally))
 
 
-def tally_reader(task: Task, num_outputs: int) -> Callable[[Message], Tally]:
+def tally_reader(task: Task, num_outputs: int, prefix: str = "") -> Callable[[Message], Tally]:
     """Return what checks the counts and sums of a client; empty ones of a client that has none.
 
     It refuses what is not of the task's form, or of which nothing finite follows.
+
+    Args:
+        prefix: of their names, where a client tells several.
     """
 
     def read(reply: Message) -> Tally:
-        if not (given := reply.group("measures")):
+        names = (name for name in reply.group("measures") if name.startswith(prefix))
+        if not (given := {name.removeprefix(prefix) for name in names}):
             return {}
         shapes = {name: (num_outputs,) if wide else () for name, wide in task.tallied.items()}
         shapes["num_examples"] = ()
-        if given.keys() != shapes.keys():
+        if given != shapes.keys():
             raise MessageError(f"{reply.verb}: measures {sorted(given)[:8]}")
-        found = {n: reply.tensor(f"measures/{n}", torch.float64, s) for n, s in shapes.items()}
+        found = {
+            n: reply.tensor(f"measures/{prefix}{n}", torch.float64, s) for n, s in shapes.items()
+        }
         if not has_values(found["num_examples"]):
             return found
         count = float(found["num_examples"])

@@ -15,7 +15,8 @@ from trillium.federation.parts import limits_of
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics, Side
 from trillium.federation.tiers import tier_of
-from trillium.frameworks import OwnModels, once_bytes
+from trillium.frameworks import OwnModels, everyone, once_bytes
+from trillium.frameworks.finetuning import finetune_all
 from trillium.frameworks.masked import masks_of, sums_of
 from trillium.frameworks.private import guard_of, steps_of
 from trillium.models.load import LanguageModel
@@ -263,6 +264,12 @@ class PaperFederation:
             looks = evaluates and isinstance(self.framework, OwnModels)
             if is_due and (looks or self.texts.held):
                 self._evaluate(number)
+
+    def finish(self) -> None:
+        """Do what comes after the last round."""
+        if self.config.finetune.local_steps is not None and self.texts.held:
+            with self._paper.running():
+                finetune_all(self.server, self.fleet, everyone(self.fleet), self.config)
 
     def _evaluate(self, number: int) -> None:
         """Measure as after a round of a run."""

@@ -81,15 +81,20 @@ class _Run:
         if number <= 2:
             found.waves = course.waves(number)
 
-    def _look(self, entries: Iterable[Entry]) -> None:
-        """Add what clients did to measure a model, which need not be in every round."""
+    def _look(self, entries: Iterable[Entry], *, again: bool = True) -> None:
+        """Add what clients did to measure a model, which need not be in every round.
+
+        Args:
+            again: whether later rounds do the same.
+        """
         found = dict[str, Sums]()
         for entry in entries if self._texts.held else ():
             if entry.purpose == "evaluate":
                 found.setdefault(entry.client, Sums()).add(entry)
         for name, sums in found.items():
             self._found.clients[name].merge(sums)
-        self._looked = found or self._looked
+        if again:
+            self._looked = found or self._looked
 
     def is_told(self) -> bool:
         """Whether those that come can be told from those that were run."""
@@ -111,6 +116,9 @@ class _Run:
     def finish(self) -> Outcome:
         """Return what the whole run takes."""
         found, federation, left = self._found, self._federation, self.total - self.number
+        before = len(federation.course.entries)
+        federation.finish()
+        self._look(federation.course.entries[before:], again=False)
         found.num_rounds, found.flops = self.number, self._flops[-1]
         found.most = {name: client.meter.most for name, client in federation.clients.items()}
         if max(self._since.values(), default=1) > 1:

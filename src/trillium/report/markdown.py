@@ -18,6 +18,7 @@ COLUMNS = (
     *QUALITY,
     *(f"clients_{name}{what}" for name in MAIN for what in ("", "_min", "_sd")),
     "clients_perplexity",
+    *(f"finetuned_{name}" for name in MAIN),
     "bytes_per_client",
     "flops_per_client",
     "peak_bytes_client",

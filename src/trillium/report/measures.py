@@ -80,6 +80,23 @@ def _over_clients(
     return measure
 
 
+def _finetuned(of: Measure) -> Measure:
+    """A measure of quality after clients have fine-tuned ends of their own."""
+
+    def after(run: Run) -> float | None:
+        return number((run.finetuned.get("after") or {}).get(of.name))
+
+    return Measure(
+        f"finetuned_{of.name}",
+        f"Own ends' {of.short}",
+        f"{of.title} after fine-tuning at the clients",
+        "The same over all clients' held-out rows, each client's with the model that it has fine-tuned "
+        "for itself after the last round (finetune.local_steps).",
+        after,
+        of.show,
+    )
+
+
 def _at_clients(of: Measure) -> tuple[Measure, ...]:
     """A measure of quality over the clients: weighted mean, worst client, and spread."""
     what = f"{of.title} over the clients' held-out rows"
@@ -296,6 +313,7 @@ _SHIPPED = (
 QUALITY = (
     *_SHIPPED,
     *(each for measure in _SHIPPED if measure.name in MAIN for each in _at_clients(measure)),
+    *(_finetuned(measure) for measure in _SHIPPED if measure.name in MAIN),
     _at_clients(next(measure for measure in _SHIPPED if measure.name == "perplexity"))[0],
 )
 

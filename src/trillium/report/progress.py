@@ -39,7 +39,9 @@ class Missing:
 
 def round_table(row: Row) -> RoundTable:
     """Return the table of an arm; every value is the mean ± sd over the seeds evaluated there."""
-    names = [measure for measure in QUALITY if not measure.name.startswith("clients_")]
+    names = [
+        measure for measure in QUALITY if not measure.name.startswith(("clients_", "finetuned_"))
+    ]
     lines_of = [(run, {line["round"]: line for line in run.evaluations}) for run in row.counted]
     shown = [
         measure

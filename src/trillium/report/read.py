@@ -21,6 +21,7 @@ from trillium.report.traffic import Traffic, TrafficSum
 
 RUN_FILES = ("status.json", "config.yaml", "metrics.jsonl")
 ANSWERS = "answers.json"
+FINETUNED = "finetuned.json"
 COMPARE_FILE, ABOUT_FILE = "compare.yaml", "about.yaml"
 
 
@@ -29,7 +30,8 @@ class Run:
     """One run folder, read.
 
     `plan` is what was predicted before it began, empty where nothing was; `answers` is what its
-    model said of the held-out rows, empty where that was not kept.
+    model said of the held-out rows, empty where that was not kept; `finetuned` what clients measured
+    before and after they went on by themselves, empty where they did not.
     `evaluations` are the lines of `metrics.jsonl`, one per round, in the order of the rounds.
     `traffic` is None where messages were exchanged but no ledger is left of them.
     """
@@ -45,6 +47,7 @@ class Run:
     once: dict[str, int] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
+    finetuned: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     traffic: Traffic | None = field(default_factory=Traffic)
     notes: tuple[str, ...] = ()
@@ -174,9 +177,9 @@ def read_run(folder: Path) -> Run:
     seed = config.get("seed", int(suffix) if named else None)
     once = _read_mapping(folder / "once.json", json.loads, notes)
     # A run on machines of their own has no plan, one that has not finished no answers.
-    plan, answers = (
+    plan, answers, finetuned = (
         _read_mapping(folder / name, json.loads, notes) if (folder / name).is_file() else {}
-        for name in ("plan.json", ANSWERS)
+        for name in ("plan.json", ANSWERS, FINETUNED)
     )
     run = Run(
         folder=folder,
@@ -190,6 +193,7 @@ def read_run(folder: Path) -> Run:
         once={str(key): int(value) for key, value in once.items() if number(value) is not None},
         plan=plan,
         answers=answers,
+        finetuned=finetuned,
         evaluations=evaluations,
         traffic=traffic.result() if has_ledger or is_silent else None,
         notes=tuple(notes),

@@ -41,6 +41,7 @@ _COLUMNS = {
     **{f"clients_{name}": 5 for name in MAIN},
     **{f"clients_{name}_{what}": 7 for name in MAIN for what in ("min", "sd")},
     "clients_perplexity": 6,
+    **{f"finetuned_{name}": 5 for name in MAIN},
     "bytes_up_per_client_round": 2,
     "bytes_down_per_client_round": 2,
     "bytes_per_client": 1,
