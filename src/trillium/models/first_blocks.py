@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trillium.errors import UserError
 from trillium.models.blocks import (
     absent_modules,
+    base_model,
     evaluating,
     find_blocks,
     refuse_uncuttable,
@@ -92,7 +93,7 @@ def first_blocks(module: nn.Module, trained: Collection[str]) -> FirstBlocks:
     still = [not any(id(p) in own for p in block.parameters()) for block in blocks]
     number = still.index(False) if False in still else len(still)
     refuse_uncuttable(module)
-    given = type(module).__name__
+    given = type(base_model(module)).__name__
     if number == 0 or not is_whole(module):
         raise UserError(given, "its first block trains", "Name later blocks as adapter.layers")
     with torch.inference_mode(False), in_parts(given, number):
@@ -140,7 +141,7 @@ def _check(module: nn.Module, number: int) -> Tensor:
     size, pad = text_config(module).vocab_size, text_config(module).pad_token_id
     ids = (torch.arange(16, device=device).view(2, 8) * 7 + 3) % size
     ids = ids.masked_fill(ids == pad, 1 if pad == 0 else 0)
-    given = type(module).__name__
+    given = type(base_model(module)).__name__
     with evaluating(module):
         hidden = _run(module, number, ids)
         if draws(module, lambda: _run(module, number, ids), hidden):

@@ -140,13 +140,15 @@ class Training(BaseModel):
         try:
             model.find_first()
         except UserError as error:
-            given = {"cache_frozen": self.cache_frozen, "cache_precision": self.cache_precision}
-            if given == {"cache_frozen": "auto", "cache_precision": "full"}:
+            given = "cache_frozen=true"
+            if self.cache_frozen == "auto":
+                given = f"cache_precision={self.cache_precision}"
+            if given == "cache_precision=full":
                 return
             raise UserError(
-                f"training={given} with {error.given}",
+                f"training.{given} with {error.given}",
                 f"nothing can be kept: {error.why}",
-                f"{error.instead}, or write training.cache_frozen=auto",
+                f"{error.instead}, or leave training.{given} out",
             ) from error
 
     def known(self, first: FirstBlocks, log: list[Tensor]) -> Known:
