@@ -153,7 +153,7 @@ def _check(config: ExperimentConfig, num_nodes: int) -> None:
             "it trains on all data in one place, and nodes keep theirs",
             "Choose fedllm, kd or split; for the ceiling, write: trillium run framework=centralised",
         )
-    for key in ("clients_per_round", "min_replies"):
+    for key in ("clients_per_round", "take", "min_replies"):
         wanted = getattr(config.fleet, key)
         if (wanted or 0) > num_nodes:
             raise UserError(

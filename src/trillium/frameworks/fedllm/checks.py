@@ -10,6 +10,7 @@ from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.frameworks.fedllm.aggregators import Aggregator
 from trillium.frameworks.fedllm.aggregators.mean import Mean
+from trillium.frameworks.fedllm.buffer_checks import breaks_of_buffer
 from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.models.adapters.lora import Lora
 from trillium.models.factors import adapts_experts
@@ -26,7 +27,7 @@ def check_fedllm(framework: FedLLMSettings, config: Setting) -> None:
         raise UserError(f"{given} with privacy={config.privacy.name}", why, instead)
     for given, why, instead in _breaks_sums(framework) if config.sums.hides else ():
         raise UserError(f"{given} with sums={config.sums.name}", why, instead)
-    for given, why, instead in _breaks_buffer(framework, config) if framework.buffer else ():
+    for given, why, instead in breaks_of_buffer(framework, config) if framework.buffer else ():
         raise UserError(f"framework.asynchronous with {given}", why, instead)
     if framework.mask.name != "all" and not isinstance(config.adapter, Lora):
         raise UserError(
@@ -252,66 +253,6 @@ def _breaks_sums(framework: FedLLMSettings) -> Iterator[tuple[str, str, str]]:
             f"framework.download={framework.download.name}",
             "who comes late is sent other bytes, masks are bound to these, and would not cancel",
             "Write framework.download=state",
-        )
-
-
-def _breaks_buffer(framework: FedLLMSettings, config: Setting) -> Iterator[tuple[str, str, str]]:
-    """Yield what would need the state that a client began from, or all clients at once."""
-    rule, fleet = framework.aggregator, config.fleet
-    size, buffer = fleet.clients_per_round or config.data.num_clients, framework.buffer or 0
-    if framework.upload == "parameters":
-        yield (
-            "framework.upload=parameters",
-            "what a client has come to would take back the steps that the server took meanwhile",
-            "Write framework.upload=update",
-        )
-    if rule.reads == "state" or rule.restarts:
-        yield (
-            f"framework.aggregator={rule.name}",
-            "it makes a new state of those of clients, which began from different ones",
-            "Write framework.aggregator=mean, or another that reads changes",
-        )
-    if framework.drift.answers:
-        yield (
-            f"framework.drift={framework.drift.name}",
-            "its control variates are of clients that began from one state",
-            "Write framework.drift=none or prox",
-        )
-    if framework.mask.alternates:
-        yield (
-            f"framework.mask={framework.mask.name}",
-            "a late change would be of tensors that rest in the round in which it comes",
-            "Write framework.mask=all or ffa",
-        )
-    if framework.download.name != "state":
-        yield (
-            f"framework.download={framework.download.name}",
-            "nobody knows what a client holds that is at work",
-            "Write framework.download=state",
-        )
-    if framework.local:
-        yield (
-            f"framework.local={list(framework.local)}",
-            "all clients are asked to measure their own models, and some are at work",
-            "Leave framework.local out",
-        )
-    if fleet.over_sample > 1 or fleet.take is not None:
-        yield (
-            "fleet.over_sample" if fleet.over_sample > 1 else f"fleet.take={fleet.take}",
-            "the buffer says how many answers a round takes, and late ones are used",
-            "Write fleet.clients_per_round for how many are at work at a time",
-        )
-    if buffer > size:
-        yield (
-            f"framework.asynchronous.buffer={buffer} of {size} clients",
-            "no more can answer than are at work",
-            f"Write at most {size}",
-        )
-    if (fleet.min_replies or 0) > buffer:
-        yield (
-            f"fleet.min_replies={fleet.min_replies}",
-            f"a round takes {buffer} answers",
-            f"Write at most {buffer}, or a larger framework.asynchronous.buffer",
         )
 
 
