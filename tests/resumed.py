@@ -29,12 +29,13 @@ def lines(folder: Path, name: str, *drop: str) -> list[dict[str, object]]:
 def killed_in(fed: Experiment, number: int) -> None:
     """Run, and die in the middle of a round, after some messages have crossed."""
     engine = fed.fleet.engine
-    carry = engine.carry
+    carry, crossed = engine.carry, list[object]()
 
     def dying(requests):  # type: ignore[no-untyped-def]
-        for count, reply in enumerate(carry(requests)):
-            if fed.server.round == number and count == 1:
+        for reply in carry(requests):
+            if fed.server.round == number and crossed:
                 raise Killed
+            crossed.extend([reply] if fed.server.round == number else [])
             yield reply
         if fed.server.round == number:
             raise Killed

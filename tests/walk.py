@@ -29,6 +29,7 @@ EXAMPLES: dict[str, Any] = {
     "training.cache_frozen": True,
     "report.track": ["tensorboard"],
     "data.client_names": ["oslo", "bergen"],
+    "data.labels": ["class 2", "class 1", "class 0"],
 }
 NUMBERS = (2, 3, 1, 0.5, 0.25, 0.05, 1.5, 0, 7, 16, 64, 4)
 
