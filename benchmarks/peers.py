@@ -236,8 +236,6 @@ def race(contestant: Contestant, folder: Path, recipe: Path) -> Found:
             process.kill()
         for other in watch.ours():
             other.kill()
-        if process.returncode:
-            return {"error": log.read_text(encoding="utf-8", errors="replace")[-2000:]}
         for line in map(json.loads, events.read_text(encoding="utf-8").splitlines()):
             if line["event"] == "first_step" and "first_step" not in found:
                 found["first_step"] = line["time"] - start
@@ -246,6 +244,8 @@ def race(contestant: Contestant, folder: Path, recipe: Path) -> Found:
             if line["event"] == "bytes":
                 found["bytes_up"] = line["up"]
         times = [when for when, _ in rounds][1:]
+        if process.returncode or len(times) < 2:
+            return {"error": log.read_text(encoding="utf-8", errors="replace")[-2000:]}
         found["round"] = statistics.median(b - a for a, b in pairwise(times))
         found["round_cpu"] = statistics.median(
             watch.cpu(b) - watch.cpu(a) for a, b in pairwise(times)
