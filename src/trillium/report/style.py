@@ -202,6 +202,6 @@ def _tick(unit: str) -> Callable[[float, int], str]:
 
 
 def _time_tick(value: float, _: int) -> str:
-    if value < 60:
-        return f"{value:g} s"
-    return f"{value / 60:g} min" if value < 3600 else f"{value / 3600:g} h"
+    if value < 120:
+        return f"{value:.3g} s"
+    return f"{value / 60:.3g} min" if value < 3600 else f"{value / 3600:.3g} h"
