@@ -166,7 +166,8 @@ def _promises(config: ExperimentConfig, run: Experiment, folder: Path) -> None:
     if config.sums.hides and config.privacy.unit == "client":
         return  # noise in shares comes from the operating system, and is never drawn again
     assert print_of(run) == print_of(again), "the same run gives something else"
-    if (folder / "first" / "adapter").is_dir():
+    is_measured = config.evaluation.where != "clients"  # on the rows that an evaluation takes
+    if is_measured and (folder / "first" / "adapter").is_dir():
         exported, measured = evaluate_run(folder / "first", {}), _shipped(config, run.history)
         # What was folded into the base may be added in another order.
         close = {
