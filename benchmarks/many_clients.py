@@ -1,9 +1,7 @@
 """What more clients cost, where a round asks twenty of them: processor time and memory.
 
 FedLLM with a tiny model and nine rows a client, so that all that is left is what surrounds the work.
-Each figure is of a fresh process that imports and plans nothing but what it runs; sizes take turns.
-`ratio` is of a client's share by that with as many clients as the first size (set-up, memory), or of a
-round's seconds by a round's there: 1 is flat.
+Each figure is of a fresh process, its processor seconds and what it holds by itself; sizes take turns.
 
     OMP_NUM_THREADS=1 python benchmarks/many_clients.py
 """
