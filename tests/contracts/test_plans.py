@@ -35,7 +35,7 @@ PEAKS = {"split ahead, turns": "a batch under way is met in another order"}
 """Variants of which some peak is not equal, and why; it is within a fifth."""
 
 
-@pytest.mark.parametrize("variant", variants.cases(FAST, every=2))
+@pytest.mark.parametrize("variant", variants.cases(FAST, every=3))
 def test_a_run_on_paper_has_the_ledger_of_the_run(
     hub: Path, variant: Variant, request: pytest.FixtureRequest
 ) -> None:

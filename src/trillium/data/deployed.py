@@ -51,8 +51,10 @@ def read_server_data(folder: Path, task: str, *, measures: bool = True) -> Feder
     for name in ("test", "public"):
         path = folder / f"{name}.jsonl"
         rows = read_table(path) if (measures and name == "test") or path.is_file() else None
-        splits[name] = no_rows(task) if rows is None else Columns().to_rows(rows, task, labels)
-    return FederatedData({}, splits["test"], splits["public"], tuple(labels))
+        splits[name] = None if rows is None else Columns().to_rows(rows, task, labels)
+    test, public = splits["test"], splits["public"]
+    test = no_rows(task) if test is None else test
+    return FederatedData({}, test, test.select([]) if public is None else public, tuple(labels))
 
 
 def no_rows(task: str) -> Dataset:
