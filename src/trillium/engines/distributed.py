@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 CONTROL_BYTES: Final = 64 * 1024  # of an answer that is none to the framework
 GOODBYE_SECONDS: Final = 10.0
 BACK: Final = "it came back during the round, and takes part from the next one on"
+AWAY: Final = "not connected: the link was lost"
 
 
 class SessionEngine:
@@ -125,7 +126,8 @@ class SessionEngine:
         """Return who cannot be asked now, and why; what the others are asked; how long they have."""
         self._sessions.tell()
         with self._lock:
-            out = dict.fromkeys(self._arrived | self._undone, BACK)
+            waiting, connected = self._arrived | self._undone, {*self._sessions.clients}
+        out = {name: BACK if name in connected else AWAY for name in waiting}
         out |= dict.fromkeys(self._sessions.owing | self._flights.clients, OWES)
         seconds = self._patience.deadline(self._round_ends)
         if not seconds:
