@@ -42,6 +42,13 @@ def test_a_plan_is_shown_and_written(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "Peak memory" in shown.output
     assert "fedllm_full is out" in shown.output
+    made = comparison(read_yaml(recipe), {}).experiments()
+    labels = {"fedllm", "kd", "split", "local_only", "centralised"}  # cheapest, and baselines
+    assert {label for label, _ in made} == labels
+    assert {config.model.id for config in made.values()} == {"distilbert/distilgpt2"}
+    assert f"trillium compare {recipe}" in " ".join(shown.output.split("\n"))
+    words = [*words[:-2], "framework=fedllm", "--recipe", str(recipe)]
+    assert CliRunner().invoke(app, ["plan", *words]).exit_code == 0
     assert experiment(read_yaml(recipe)).model.id == "distilbert/distilgpt2"
 
 
@@ -125,7 +132,8 @@ def test_plots_of_a_sweep(tmp_path: Path) -> None:
     assert "fedllm_<wbr>r4" in page
     assert "<pre" not in page, "it is a page, not what the terminal shows"
     assert page.count("data:image/png;base64,") == 2
-    assert '<p class="outcome">Take fedllm_r2.</p>' in page
+    assert '<p class="outcome">Which is most accurate is not known.</p>' in page
+    assert "the fewest bytes of each framework: fedllm_r2" in page
     assert "Peak memory" in page
 
 

@@ -112,7 +112,7 @@ def test_advice_on_real_plans() -> None:
     planning, models = planning_of(told), Models()
     arms = plan_arms(trees, planning, models)
     assert all("100 MB" in a.misfit or "0.1 GB" in a.misfit for a in arms)
-    found = advise(arms, trees, planning, [])
+    found = advise(arms, trees, planning, [], "")
     assert found.chosen is None
     assert set(found.broken) == {"fedllm", "kd"}
     [tip] = [tip for tip in found.tips if tip.startswith("kd moves fewer")]
@@ -140,8 +140,8 @@ def test_a_baseline_is_no_recommendation() -> None:
     planning, models = planning_of({"data": {"examples": 16}}), Models()
     arms = plan_arms(trees, planning, models)
     assert arms[0].bytes_up + arms[0].bytes_down == 0
-    assert advise(arms, trees, planning, []).chosen == "fedllm"
-    assert advise(arms[:1], trees, planning, []).chosen == "centralised"
+    assert advise(arms, trees, planning, [], "").chosen == "fedllm"
+    assert advise(arms[:1], trees, planning, [], "").chosen == "centralised"
 
 
 def test_no_tip_changes_an_adapter_that_is_gone_on_from(tmp_path: Path) -> None:
@@ -153,5 +153,5 @@ def test_no_tip_changes_an_adapter_that_is_gone_on_from(tmp_path: Path) -> None:
     trees = {name: {**words, "framework": name} for name in ("fedllm", "kd")}
     planning, models = planning_of({"data": {"examples": 16, "classes": 50}}), Models()
     arms = plan_arms(trees, planning, models)
-    tips = advise(arms, trees, planning, []).tips
+    tips = advise(arms, trees, planning, [], "").tips
     assert not any("rank" in tip for tip in tips)

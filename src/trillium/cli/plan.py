@@ -38,8 +38,15 @@ def plan(
         list[str] | None,
         typer.Option(help="Upper limit of a measure: client_memory=8GB, up=1GB, round=60s."),
     ] = None,
+    evidence: Annotated[
+        list[Path] | None,
+        typer.Option(help="Know accuracy by the finished runs in this run or comparison folder."),
+    ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="Write the recommended settings to this file.")
+        Path | None,
+        typer.Option(
+            help="Write the recommended settings to this file; a comparison where accuracy decides."
+        ),
     ] = None,
     shapes: Annotated[
         bool, typer.Option("--shapes", help="List the built-in model shapes.")
@@ -85,10 +92,10 @@ def plan(
     if plots is not None:
         _make_folder("--plots", plots, plots)
     with working("Planning"):
-        made = planned(asks, constraint or [])
-    chosen = made.advice.chosen
-    if recipe is not None and chosen is not None:
-        _write(recipe, made.trees[chosen], advice_lines(made.advice))
+        made = planned(asks, constraint or [], evidence or [])
+    written = made.recipe() if recipe is not None else None
+    if recipe is not None and written is not None:
+        _write(recipe, written, advice_lines(made.advice))
     if as_json:
         print(json.dumps(made.to_dict(), indent=1))
         return
@@ -98,8 +105,9 @@ def plan(
     if plots is not None:
         for path in made.save(plots):
             print(f"{path} written.")
-    if recipe is not None and chosen is not None:
-        print(f"\n{recipe} written. Run it with: trillium run {recipe}")
+    if written is not None:
+        verb = "compare" if "arms" in written else "run"
+        print(f"\n{recipe} written. Run it with: trillium {verb} {recipe}")
 
 
 def _asked(words: list[str], model: str | None, data: str | None = None) -> Question:

@@ -168,7 +168,7 @@ def comparison(
 
 def without_data(told: Mapping[str, Any]) -> Tree:
     """Return of what a plan is told the links and devices, which are those of the runs, too."""
-    return {key: value for key, value in told.items() if key not in ("data", "runs")}
+    return {key: value for key, value in told.items() if key != "data"}
 
 
 def tuning_of(tree: Mapping[str, Any], overrides: Tree, only: Iterable[str] = ()) -> CompareConfig:

@@ -43,7 +43,7 @@ def recipe_schema() -> Schema:
     own: Schema = {key: comparison[key] for key in OWN_KEYS if key in comparison}
     own["arms"] = {**own["arms"], "additionalProperties": arm}
     definitions = {"Run": run, **made.definitions()}
-    definitions["Places"]["properties"] |= {"data": _TOLD, "runs": _TOLD}
+    definitions["Places"]["properties"] |= {"data": _TOLD}
     tuning = definitions["Tuning"]["properties"]
     tuning["grid"] = {**tuning["grid"], "additionalProperties": _SWEEP}
     tuning["settings"] = {"$ref": "#/$defs/Run", "description": tuning["settings"]["description"]}

@@ -10,6 +10,7 @@ from trillium.config.experiment import Tree
 from trillium.errors import UserError, suggest
 from trillium.frameworks.baselines import Centralised, LocalOnly, ZeroShot
 from trillium.plan.arms import Arm
+from trillium.plan.measured import seeds, share
 from trillium.plan.places import Planning
 from trillium.plan.tips import tips
 from trillium.report.human import prefixed
@@ -75,7 +76,9 @@ class Advice:
         pareto: of those that fit, the ones that no other beats in bytes, compute and memory; baselines
             count only where there is nothing else.
         tips: where the balance tips, in words.
-        chosen: the label of the arm to take; `None` where none fits.
+        chosen: the label of the arm to take: the only one that fits, or the most accurate of several
+            whose accuracy is known, as it was measured near enough; else `None`.
+        cheapest: of each framework the one that moves the fewest bytes.
         reasons: why.
     """
 
@@ -84,6 +87,7 @@ class Advice:
     pareto: tuple[str, ...]
     tips: tuple[str, ...]
     chosen: str | None
+    cheapest: tuple[str, ...]
     reasons: tuple[str, ...]
 
 
@@ -92,6 +96,7 @@ def advise(
     trees: Mapping[str, Tree],
     planning: Planning,
     limits: Sequence[Constraint],
+    command: str,
 ) -> Advice:
     """Return advice on some plans.
 
@@ -100,6 +105,7 @@ def advise(
         trees: the settings that they are of, by label.
         planning: data, devices and links.
         limits: what may not be exceeded.
+        command: would measure what is not known.
     """
     broken, out = {}, []
     for arm in arms:
@@ -112,21 +118,22 @@ def advise(
     # Baselines are there to compare with: who sends nothing learns from nobody.
     rivals = [arm for arm in fits if not _is_baseline(arm)] or fits
     best = pareto(rivals)
-    chosen = _choice(best)
+    chosen, cheapest = _choice(rivals), _cheapest(rivals)
     return Advice(
         fits=tuple(arm.label for arm in fits),
         broken=broken,
         pareto=tuple(arm.label for arm in best),
         tips=tuple(tips(arms, trees, planning)),
         chosen=None if chosen is None else chosen.label,
-        reasons=(*out, *_reasons(chosen, rivals)),
+        cheapest=tuple(arm.label for arm in cheapest),
+        reasons=(*out, *_reasons(chosen, rivals, cheapest, command)),
     )
 
 
 def pareto(arms: Sequence[Arm]) -> list[Arm]:
     """Return the arms that no other equals or beats in everything that is compared.
 
-    Compared are the bytes, FLOPs and memory of a client; and the accuracy, where all have one.
+    Compared are the bytes, FLOPs and memory of a client; and the accuracy, where all are known.
     """
     return [
         arm
@@ -142,8 +149,9 @@ def _is_baseline(arm: Arm) -> bool:
 
 def _values(arm: Arm, arms: Sequence[Arm]) -> list[float]:
     values = [MEASURES[name][2](arm) or 0.0 for name in _COMPARED]
-    if all(other.accuracy is not None for other in arms):
-        values.append(-(arm.accuracy or 0.0))
+    ways = [other.known for other in arms]
+    if arm.known is not None and None not in ways:
+        values.append(-arm.known.mean)
     return values
 
 
@@ -152,30 +160,68 @@ def _beats(left: Sequence[float], right: Sequence[float]) -> bool:
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
-def _choice(arms: Sequence[Arm]) -> Arm | None:
-    """Return the most accurate arm where all were measured, else the one with the fewest bytes."""
-    if not arms:
-        return None
-    if all(arm.accuracy is not None for arm in arms):
-        return max(arms, key=lambda arm: arm.accuracy or 0.0)
-    return min(arms, key=lambda arm: arm.bytes_up + arm.bytes_down)
+def _bytes(arm: Arm) -> float:
+    return arm.bytes_up + arm.bytes_down
 
 
-def _reasons(chosen: Arm | None, fits: Sequence[Arm]) -> list[str]:
-    if chosen is None:
+def _choice(rivals: Sequence[Arm]) -> Arm | None:
+    """Return the only arm, or the most accurate of several of which that is known."""
+    if len(rivals) == 1:
+        return rivals[0]
+    known = [(arm.known.mean, -_bytes(arm), arm) for arm in rivals if arm.known is not None]
+    return max(known, key=lambda each: each[:2])[2] if len(known) > 1 else None
+
+
+def _cheapest(rivals: Sequence[Arm]) -> list[Arm]:
+    """Return of each framework the arm that moves the fewest bytes."""
+    found: dict[str, Arm] = {}
+    for arm in sorted(rivals, key=_bytes, reverse=True):
+        found["" if arm.config is None else arm.config.framework.name] = arm
+    return sorted(found.values(), key=_bytes)
+
+
+def _reasons(
+    chosen: Arm | None, rivals: Sequence[Arm], cheapest: Sequence[Arm], command: str
+) -> list[str]:
+    if not rivals:
         return ["there is nothing to recommend"]
-    if len(fits) == 1:
-        return [f"{chosen.label} is the only one that fits"]
-    by_accuracy = all(arm.accuracy is not None for arm in fits)
-    what = (
-        "is the most accurate in the runs that were named"
-        if by_accuracy
-        else ("moves the fewest bytes; how accurate it is, only a measured run can tell")
-    )
-    reasons = [f"of what fits, {chosen.label} {what}"]
+    unknown = [arm.label for arm in rivals if arm.known is None]
+    reasons = []
+    if chosen is not None and len(rivals) == 1:
+        reasons.append(f"{chosen.label} is the only one that fits")
+    elif chosen is not None:
+        reasons += _by_accuracy(chosen, rivals)
+    else:
+        named = ", ".join(f"{arm.label} ({prefixed(_bytes(arm), 'B')})" for arm in cheapest)
+        reasons.append(f"the fewest bytes of each framework: {named}")
+    if unknown:
+        reasons += [
+            f"nothing near enough was measured to know the accuracy of {', '.join(unknown)}",
+            f"this would tell, on your data: {command}",
+        ]
+    return reasons
+
+
+def _by_accuracy(chosen: Arm, rivals: Sequence[Arm]) -> list[str]:
+    """Return why the most accurate arm is taken, what is not told apart from it, what costs less."""
+    assert chosen.known is not None
+    way = chosen.known
+    floor = way.mean if way.low is None else way.low
+    reasons = [
+        f"of what was measured near enough, {chosen.label} gets furthest from local only to "
+        f"centralised: {share(way)} of the way, {seeds(way.num_seeds)}"
+    ]
+    if way.num_seeds == 1:
+        reasons.append("another seed may order them otherwise")
+    for arm in rivals:
+        if arm is not chosen and arm.known is not None and arm.known.mean >= floor:
+            reasons.append(
+                f"{arm.label} ({share(arm.known)}) is within its interval, for "
+                f"{prefixed(_bytes(arm), 'B')} against {prefixed(_bytes(chosen), 'B')}"
+            )
     for name in _COMPARED:
         words, unit, of = MEASURES[name]
-        least = min(fits, key=lambda arm: of(arm) or 0.0)
+        least = min(rivals, key=lambda arm: of(arm) or 0.0)
         if least.label != chosen.label:
             reasons.append(
                 f"{least.label} has the least {words}: {prefixed(of(least) or 0.0, unit)}, "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from trillium.clock.places import Place
@@ -13,9 +12,12 @@ from trillium.config.defaults import remarks
 from trillium.config.experiment import ExperimentConfig, Tree, experiment, merge
 from trillium.errors import UserError, suggest
 from trillium.plan.data import Assumptions, Texts, assumed_texts, by_tier
+from trillium.plan.evidence import Line, Way
+from trillium.plan.measured import Measured, nearest
 from trillium.plan.memory import Memory
 from trillium.plan.models import Models, architecture
 from trillium.plan.places import Planning
+from trillium.plan.point import point_of_plan
 from trillium.plan.predict import Prediction, predict
 from trillium.plan.read import Reader
 from trillium.plan.result import to_dict
@@ -69,7 +71,7 @@ class Arm:
         prediction: what it will cost; `None` where there is no plan.
         tiers: by tier of clients.
         time: the course of a round after the first; `None` where a speed is unknown.
-        accuracy: of a measured run that the user has named, else `None`.
+        measured: what was measured nearest to it; `None` where nothing of its kind was.
         refused: why it cannot be planned or run at all.
         unread: why its data are assumed, where they are.
     """
@@ -79,7 +81,7 @@ class Arm:
     prediction: Prediction | None = None
     tiers: tuple[TierPlan, ...] = ()
     time: RoundTime | None = None
-    accuracy: float | None = None
+    measured: Measured | None = None
     refused: str = ""
     unread: str = ""
 
@@ -88,6 +90,11 @@ class Arm:
         """Why it cannot run on these devices; empty where it can."""
         found = [f"{t.label}: {t.misfit}" if len(self.tiers) > 1 else t.misfit for t in self.tiers]
         return self.refused or "; ".join(text for text in found if not text.endswith(": ") and text)
+
+    @property
+    def known(self) -> Way | None:
+        """How far it gets from local only to centralised, if that was measured near enough."""
+        return None if self.measured is None else self.measured.known
 
     @property
     def remarks(self) -> list[str]:
@@ -196,8 +203,7 @@ def bear(label: str, found: Prediction, planning: Planning) -> Arm:
     plans = []
     for tier, names in tiers.items():
         plans.append(_tier(tier, names, found, planning.place(config, tier), time))
-    accuracy = _accuracy(planning.runs.get(label))
-    return Arm(label, config, found, tuple(plans), time, accuracy, _server(found, planning))
+    return Arm(label, config, found, tuple(plans), time, refused=_server(found, planning))
 
 
 def _tier(
@@ -249,20 +255,17 @@ def _need(count: float, room: float) -> str:
     return f"needs {count / 1e9:.{digits}g} GB of {room / 1e9:.{digits}g} GB"
 
 
-def _accuracy(folder: str | None) -> float | None:
-    """Return what a run has measured."""
-    if folder is None:
-        return None
-    from trillium.report.read import read_runs
-
-    found = [run.last("accuracy") for run in read_runs(Path(folder))]
-    known = [value for value in found if value is not None]
-    return sum(known) / len(known) if known else None
+def with_measured(arm: Arm, lines: Sequence[Line]) -> Arm:
+    """Return a plan with what was measured nearest to it."""
+    if arm.prediction is None:
+        return arm
+    return replace(arm, measured=nearest(point_of_plan(arm.prediction), lines))
 
 
 def arm_to_dict(arm: Arm) -> dict[str, Any]:
     """Return a plan as values that JSON can hold."""
-    result: dict[str, Any] = {"arm": arm.label, "misfit": arm.misfit, "accuracy": arm.accuracy}
+    result: dict[str, Any] = {"arm": arm.label, "misfit": arm.misfit}
+    result["measured"] = None if arm.measured is None else arm.measured.to_dict()
     if arm.prediction is not None:
         whole = to_dict(arm.prediction)
         clients = whole.pop("clients")

@@ -17,15 +17,26 @@ from trillium.config.given import Recipe, Settings, asked
 from trillium.config.sweep import Sweep, grid, swept
 from trillium.errors import UserError
 from trillium.plan.advice import Advice, advise, constraints
-from trillium.plan.arms import Arm, arm_to_dict, arms_of, check_models, plan_arms
+from trillium.plan.arms import (
+    Arm,
+    arm_to_dict,
+    arms_of,
+    check_models,
+    plan_arms,
+    with_measured,
+)
 from trillium.plan.collector import collector_paused
+from trillium.plan.compared import as_comparison, compare_command
 from trillium.plan.cut_choice import Proposal, with_cuts
+from trillium.plan.evidence import shipped
+from trillium.plan.gather import evidence_of
 from trillium.plan.models import Models
 from trillium.plan.planning import planning_of
 from trillium.plan.show import (
     advice_lines,
     columns,
     data_lines,
+    evidence_lines,
     memory_lines,
     privacy_lines,
     warning_lines,
@@ -45,11 +56,13 @@ class Question:
         tree: the settings of runs, with `arms` where there are some.
         told: what a plan alone is told.
         sweeps: settings with several values.
+        command: would compare it.
     """
 
     tree: Tree
     told: Mapping[str, Any]
     sweeps: tuple[Sweep, ...]
+    command: str
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,6 +75,7 @@ class Plan:
         cuts: cuts that were looked for.
         advice: which of them to take, and why.
         sweep: the one setting with several values, if there is one.
+        skipped: runs that were named as evidence and give none, with the reason.
     """
 
     arms: tuple[Arm, ...]
@@ -69,6 +83,7 @@ class Plan:
     cuts: tuple[Proposal, ...]
     advice: Advice
     sweep: Sweep | None = None
+    skipped: tuple[str, ...] = ()
 
     def table(self) -> DataFrame:
         """Return the costs of one client as numbers: a row for each arm and tier.
@@ -105,6 +120,7 @@ class Plan:
             privacy_lines(self.arms),
             list(map(str, self.cuts)),
             terminal_bars(self.arms),
+            evidence_lines(self.arms, self.skipped),
             advice_lines(self.advice),
         )
         return [line for block in blocks if block for line in ("", *block)]
@@ -115,13 +131,28 @@ class Plan:
             "arms": [arm_to_dict(arm) for arm in self.arms],
             "cuts": [vars(proposal) for proposal in self.cuts],
             "advice": vars(self.advice),
+            "skipped": self.skipped,
         }
+
+    def recipe(self) -> Tree | None:
+        """Return the settings to take; a comparison of the cheapest where accuracy would decide.
+
+        There is none where nothing fits.
+        """
+        labels = self.advice.cheapest if self.advice.chosen is None else (self.advice.chosen,)
+        found = {label: self.trees[label] for label in labels}
+        return as_comparison(found) if len(found) > 1 else next(iter(found.values()), None)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write plots and a page into a folder, and return the paths."""
         from trillium.plan.plots import write_plots
 
-        notes = [*data_lines(self.arms), *warning_lines(self.arms), *map(str, self.cuts)]
+        notes = [
+            *data_lines(self.arms),
+            *warning_lines(self.arms),
+            *map(str, self.cuts),
+            *evidence_lines(self.arms, self.skipped),
+        ]
         return write_plots(Path(folder), self.arms, self.sweep, self.advice, notes)
 
     def __repr__(self) -> str:
@@ -145,6 +176,7 @@ def plan(
     recipe: Recipe | None = None,
     *settings: Settings,
     constraint: Sequence[str] = (),
+    evidence: str | Path | Sequence[str | Path] = (),
     **overrides: Any,
 ) -> Plan:
     """Predict bytes, compute, memory and time of a run without its weights, as `trillium plan` does.
@@ -156,13 +188,15 @@ def plan(
         settings: laid over it: words such as "adapter.r=4,8", or mappings. What a plan is told beside
             the settings of a run stands under `plan`: "plan.client.link.up=10Mbit".
         constraint: the most that a measure may be: ["client_memory=8GB", "round=60s"].
+        evidence: folders of runs and comparisons, to know accuracy by.
         overrides: settings as keywords, `plan__data__examples=1000`.
 
     Raises:
         UserError: something cannot be run or planned.
     """
     quiet_models()
-    return planned(question(recipe, settings, overrides), constraint)
+    folders = [evidence] if isinstance(evidence, str | Path) else evidence
+    return planned(question(recipe, settings, overrides), constraint, folders)
 
 
 def question(
@@ -190,7 +224,7 @@ def question(
     told = tree.pop("plan", {})
     if isinstance(told, Mapping) and (places := without_data(told)):
         tree["plan"] = places
-    return Question(tree, told, (*of_recipe, *found.sweeps))
+    return Question(tree, told, (*of_recipe, *found.sweeps), compare_command(found))
 
 
 def is_model(recipe: Recipe | None) -> bool:
@@ -201,12 +235,14 @@ def is_model(recipe: Recipe | None) -> bool:
 
 
 @collector_paused()
-def planned(asks: Question, most: Sequence[str] = ()) -> Plan:
+def planned(asks: Question, most: Sequence[str] = (), evidence: Sequence[str | Path] = ()) -> Plan:
     """Return the plans of what was asked, and advice.
 
     Args:
         most: constraints, as in `plan`.
+        evidence: folders, as in `plan`.
     """
+    own = evidence_of(map(Path, evidence), own=True)
     planning, limits = planning_of(asks.told), constraints(most)
     trees = swept(arms_of(asks.tree), asks.sweeps)
     if len(trees) > 1:
@@ -215,12 +251,13 @@ def planned(asks: Question, most: Sequence[str] = ()) -> Plan:
     check_models(trees)
     models = Models()
     trees, cuts = with_cuts(trees, planning, limits, models)
-    arms = plan_arms(trees, planning, models)
+    lines = (*own.lines, *shipped())
+    arms = [with_measured(arm, lines) for arm in plan_arms(trees, planning, models)]
     if all(arm.config is None for arm in arms):
         experiment(next(iter(trees.values())))  # says what is wrong with the settings
-    advice = advise(arms, trees, planning, limits)
+    advice = advise(arms, trees, planning, limits, asks.command)
     sweep = asks.sweeps[0] if len(asks.sweeps) == 1 else None
-    return Plan(tuple(arms), trees, tuple(cuts), advice, sweep)
+    return Plan(tuple(arms), trees, tuple(cuts), advice, sweep, own.skipped)
 
 
 def _reads(tree: Tree) -> bool:

@@ -68,7 +68,7 @@ def plan_page(
         title=_title(arms),
         facts=_facts(arms),
         outcome=f"Take {chosen}." if chosen and len(arms) > 1 else _alone(arms, advice),
-        reasons=[*advice.reasons, *_worth(advice), *advice.tips] if len(arms) > 1 else advice.tips,
+        reasons=[*advice.reasons, *_worth(advice), *advice.tips],
         colours=list(colours.values()),
         titles=titles,
         columns=_columns(arms, titles, found),
@@ -98,7 +98,7 @@ def _facts(arms: Sequence[Arm]) -> str:
 def _alone(arms: Sequence[Arm], advice: Advice) -> str:
     if not advice.fits:
         return "Nothing fits: " + "; ".join(f"{arm} {why}" for arm, why in advice.broken.items())
-    return f"{advice.fits[0]} fits." if len(arms) == 1 else "There is nothing to recommend."
+    return f"{advice.fits[0]} fits." if len(arms) == 1 else "Which is most accurate is not known."
 
 
 def _worth(advice: Advice) -> list[str]:

@@ -12,11 +12,9 @@ class Planning(Places):
 
     Attributes:
         data: what is assumed of the data.
-        runs: folders of measured runs by arm: the only source of an accuracy.
     """
 
     data: Assumptions = Assumptions()
-    runs: dict[str, str] = {}
 
     def place(self, config: ExperimentConfig, tier: str) -> Place:
         """Return where the clients of a tier run; a link that the run knows counts here, too."""

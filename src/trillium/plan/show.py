@@ -10,9 +10,10 @@ from trillium.frameworks.private import foreseen
 from trillium.plan.advice import Advice
 from trillium.plan.arms import Arm, TierPlan
 from trillium.plan.data import Texts
+from trillium.plan.measured import measured_cells, measured_lines
 from trillium.plan.memory import Memory
 from trillium.plan.sums import Sums
-from trillium.report.human import NONE, duration, percent, prefixed
+from trillium.report.human import NONE, duration, prefixed
 
 LINES = (
     "Trained parameters",
@@ -26,7 +27,8 @@ LINES = (
     "Peak memory",
     "Time of a round",
     "Energy of a round",
-    "Accuracy, as measured",
+    "Measured, of the way",
+    "… and where",
     "Runs on the device",
 )
 """What the table says of one client, a round being one after the first."""
@@ -82,7 +84,7 @@ def _cells(arm: Arm, tier: TierPlan) -> list[str]:
         _bytes(tier.run.peak_bytes),
         NONE if tier.seconds is None else duration(tier.seconds),
         NONE if tier.joules is None else prefixed(tier.joules, "J"),
-        NONE if arm.accuracy is None else percent(arm.accuracy),
+        *measured_cells(arm.measured),
         _runs(arm, tier),
     ]
 
@@ -138,6 +140,12 @@ def memory_lines(arms: Sequence[Arm]) -> list[str]:
         if arm.prediction is not None and arm.prediction.estimate:
             lines.append(f"{arm.label}: {arm.prediction.estimate}")
     return lines
+
+
+def evidence_lines(arms: Sequence[Arm], skipped: Sequence[str]) -> list[str]:
+    """Return what was measured nearest to each plan."""
+    found = [(arm.label, arm.measured) for arm in arms if arm.measured is not None]
+    return measured_lines(found, skipped)
 
 
 def privacy_lines(arms: Sequence[Arm]) -> list[str]:

@@ -5,6 +5,7 @@ Prefixes are decimal: 1 MB is 1,000,000 bytes.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -87,6 +88,11 @@ def _like(shown: str, value: float) -> str:
     return f"{value:,.{len(shown.partition('.')[2])}f}"
 
 
+def as_word(value: Any) -> str:
+    """Return a value as the command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def as_words(tree: Mapping[str, Any], path: str = "") -> list[str]:
     """Return settings as the command line has them: `training.batch_size=8`."""
     found = []
@@ -94,5 +100,5 @@ def as_words(tree: Mapping[str, Any], path: str = "") -> list[str]:
         if isinstance(value, Mapping) and value:
             found += as_words(value, f"{path}{key}.")
         else:
-            found.append(f"{path}{key}={value}")
+            found.append(f"{path}{key}={as_word(value)}")
     return found
