@@ -85,6 +85,16 @@ def test_a_run_folder_stands_by_itself(
     assert "there is no such file" in capsys.readouterr().err
 
 
+def test_a_run_that_held_out_no_rows_asks_for_a_file(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("adapter.target_modules=[query]", "evaluation.where=clients", "data.test_fraction=0")
+    run = start(monkeypatch, hub, tmp_path, "classification", "bert", *words)
+    capsys.readouterr()
+    assert trillium(monkeypatch, "eval", run) == 2
+    assert "Name some rows with --data FILE" in capsys.readouterr().err
+
+
 def test_rows_of_the_source_count_if_they_are_those_that_were_measured(
     run: Path,
     made: Path,

@@ -442,6 +442,8 @@ WRONG: dict[str, tuple[str, str, Tensor]] = {
     "shape": ("head_statistics", "statistics/products", torch.ones(77)),
     "counts": ("head_statistics", "control/counts", torch.tensor([-1, 20, 3]).int()),
     "deviation": ("feature_moments", "control/deviation", torch.ones(3).double()),
+    "squares": ("head_statistics", "statistics/products", torch.full((78,), -1.0)),
+    "spread": ("feature_moments", "control/deviation", torch.full((12,), -1.0)),
     "weight": ("feature_moments", "control/weight", torch.tensor(0.0).double()),
     "losses": ("receive_head", "control/losses", torch.ones(1).double()),
 }

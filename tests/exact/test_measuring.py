@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,9 @@ LIES: dict[str, tuple[str, Tensor]] = {
     "no number": ("loss", torch.tensor(torch.nan, dtype=torch.float64)),
     "part of a row": ("num_examples", torch.tensor(1.5, dtype=torch.float64)),
     "more than there can be": ("num_examples", torch.tensor(1e15, dtype=torch.float64)),
+    "more than it holds back": ("num_examples", torch.tensor(99, dtype=torch.float64)),
+    "hits below none": ("hits", torch.tensor([9, 9, -9], dtype=torch.float64)),
+    "a loss below none": ("loss", torch.tensor(-1, dtype=torch.float64)),
 }
 
 
@@ -237,6 +241,24 @@ def test_measures_that_cannot_be_are_left_out(hub: Path, lie: str) -> None:
     for line in fed.run():
         assert set(line["clients"]) == {"client-0", "client-2"}
         assert not line["missing"], "it was in the round"
+
+
+@pytest.mark.parametrize("framework", ["split", "split, u"])
+def test_who_never_stops_measuring_is_left_out(hub: Path, framework: str) -> None:
+    fed = federation(hub, "evaluation.where=clients", "fleet.min_replies=1", *FRAMEWORKS[framework])
+    bad, honest = fed.clients[1], fed.clients[1].verbs["measure_on"]
+
+    def endless(me: Client, message: Message) -> Message:
+        me.scratch["measuring"].chunks = repeat(me.test)
+        return honest(me, message)
+
+    bad.verbs = {**bad.verbs, "measure_on": endless}
+    told, _ = measured(fed)
+    assert set(told["clients"]) == {"client-0", "client-2"}
+    num, why = len(bad.test), fed.fleet.missing["client-1"]
+    assert why.startswith(f"measure_on: {2 * num} rows and no end, where it holds {num} back")
+    asked = [entry for entry in fed.fleet.ledger.entries if entry.client == "client-1"]
+    assert [entry.verb for entry in asked] == [*["measure"] * 2, *["measure_on"] * 2]
 
 
 def test_without_anybody_who_measures_the_run_says_so(hub: Path) -> None:

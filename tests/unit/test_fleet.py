@@ -19,7 +19,8 @@ from trillium.wire.wire import Wire
 
 NAMES = [f"client-{index}" for index in range(8)]
 BUT_3 = [name for name in NAMES if name != "client-3"]
-COST = {"control/cost": torch.tensor([10.0, 0.5, 99.0, 7.0], dtype=torch.float64)}
+FOUR = torch.tensor([10.0, 0.5, 99.0, 7.0], dtype=torch.float64)
+COST = {"control/cost": FOUR}
 Answer = Callable[[str, Message], bytes | Lost | None]
 
 
@@ -119,6 +120,10 @@ BAD: dict[str, tuple[bytes | None, str]] = {
     "error": (encode(Message("error", COST, {"reason": "out of memory"})), "out of memory"),
     "error without reason": (encode(Message("error", COST)), "gave no reason"),
     "no cost": (encode(Message("train")), "control/cost is missing"),
+    "cost below zero": (
+        encode(Message("train", {"control/cost": -FOUR})),
+        "cost holds .*below zero",
+    ),
     "refused": (encode(Message("train", COST, {"from": "bad"})), "I do not like it"),
 }
 

@@ -125,6 +125,16 @@ def test_expect_refuses_what_was_not(changes: dict[str, Tensor], why: str) -> No
         Message("train", {"parameters/a": torch.ones(2, 3)}).expect("parameters", LIKE)
 
 
+def test_numbers_are_held_to_their_sign() -> None:
+    told = Message("train", {"control/x": torch.tensor([1.0, -2.0]), "control/y": scalar(-0.5)})
+    assert told.tensor("control/x", torch.float32, (2,)).tolist() == [1, -2]
+    with pytest.raises(MessageError, match="control/x holds -2, below zero"):
+        told.tensor("control/x", torch.float32, (2,), signed=False)
+    for read in (told.not_negative, told.positive):
+        with pytest.raises(MessageError, match=r"control/y .*-0.5, (below|not above) zero"):
+            read("control/y")
+
+
 def test_expect_reads_the_flat_form() -> None:
     flat = Message("train", {"parameters/flat": torch.arange(10.0)})
     found = flat.expect("parameters", LIKE)

@@ -126,7 +126,8 @@ class Texts:
             if self.examples(own, rows) or not len(rows):
                 kept[name], counts[name] = rows, self.count(own, rows)
                 if name in data.held:
-                    counts[name] = {"held_out": len(data.held[name]), **counts[name]}
+                    held_out = len(self.examples(own, data.held[name]))
+                    counts[name] = {"held_out": held_out, **counts[name]}
             elif self.config.data.unusable == "refuse":
                 raise self.useless(name, rows)
         if data.clients and not kept:

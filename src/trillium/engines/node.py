@@ -187,11 +187,8 @@ def _client(
 ) -> tuple[str, Client, dict[str, int]]:
     with doing("rows"):
         name, rows, test = _rows(settings, config, opening.labels)
-        held: dict[str, int] = {}
-        if config.evaluation.where != "server":
-            if test is None:
-                rows, test = Texts(config, opening.labels).divided(name, rows)
-            held = {"held_out": len(test)}
+        if test is None and config.evaluation.where != "server":
+            rows, test = Texts(config, opening.labels).divided(name, rows)
     own = config.of(name)
     if settings.model is not None:
         changes = {"id": settings.model}
@@ -201,9 +198,10 @@ def _client(
         examples, counts = texts.examples(own.model, rows), texts.count(own.model, rows)
         if not examples:
             raise texts.useless(name, rows)
+        held_out = [] if test is None else texts.examples(own.model, test)
+        held = {} if config.evaluation.where == "server" else {"held_out": len(held_out)}
         counts = {"num_examples": len(rows), **held, **counts}
         log.info("%s: %s", name, ", ".join(f"{what} {count}" for what, count in counts.items()))
-        held_out = [] if test is None else texts.examples(own.model, test)
         whole = config.head.runs_model
         ends = None if whole else config.framework.ends(tier_of(config.tiers, name))
         if ends is not None:

@@ -29,16 +29,20 @@ class Agreed:
         targets: of one example, at most, in the weight of a client.
         steps: returns how many optimiser steps a client takes in a round with so many examples.
         examples: by client.
+        held_out: how many of them, beside these, it measures on.
     """
 
     targets: int = MOST
     steps: Callable[[str, int], int] | None = None
     examples: dict[str, int] = field(default_factory=dict)
+    held_out: dict[str, int] = field(default_factory=dict)
 
-    def note(self, counts: Mapping[str, int]) -> dict[str, str]:
+    def note(self, counts: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
         """Take down what clients say that they have; return those that said something else before."""
         changed = {}
-        for client, count in sorted(counts.items()):
+        for client, own in sorted(counts.items()):
+            count = own.get("texts", 0) - own.get("left_out", 0)
+            self.held_out.setdefault(client, own.get("held_out", MOST))
             if self.examples.setdefault(client, count) != count:
                 changed[client] = (
                     f"it has {count} examples, and said {self.examples[client]} before"
@@ -62,8 +66,10 @@ class Agreed:
                 raise MessageError(
                     f"{reply.verb}: a weight of {weight:g}, at most {most} is agreed"
                 )
-        if "control/num_steps" in reply.tensors and examples is not None and self.steps is not None:
-            steps, most = reply.scalar("control/num_steps"), self.steps(client, examples)
+        if "control/num_steps" in reply.tensors:
+            steps, most = reply.positive("control/num_steps"), MOST
+            if examples is not None and self.steps is not None:
+                most = self.steps(client, examples)
             if steps > most:
                 raise MessageError(f"{reply.verb}: {steps:g} steps, at most {most} are agreed")
 

@@ -156,10 +156,7 @@ class Fleet:
         """Hold clients to what they said at the start; without those that now say something else."""
         changed = {}
         if isinstance(self.engine, CountingEngine):
-            counts = {
-                n: c.get("texts", 0) - c.get("left_out", 0) for n, c in self.engine.counts.items()
-            }
-            changed = self.agreed.note(counts)
+            changed = self.agreed.note(self.engine.counts)
         out = {**self.banned, **changed}
         self.missing |= {name: why for name, why in out.items() if name in self.asked}
         if out.keys() & set(self.asked):
@@ -212,7 +209,7 @@ class Fleet:
         """Return the FLOPs that an answer took its client, as it says; 0 if that cannot be read."""
         try:
             message = self.wire_of(client).unpack(reply, "up", self.most).message
-            return float(message.tensor("control/cost", torch.float64, (4,))[0])
+            return float(_cost_of(message)[0])
         except MessageError:
             return 0.0
 
@@ -507,7 +504,7 @@ class Fleet:
             if reply.verb != verb:
                 raise MessageError(f"asked to {verb}, the client answered {reply.verb}")
             self.agreed.check(client, reply)
-            cost = reply.tensor("control/cost", torch.float64, (4,))
+            cost = _cost_of(reply)
             flops, seconds, peak, raw = cost.tolist()
             # What the tensors weighed before the codecs only their sender knows.
             if self.guard is None or flops:  # else they stayed with the client
@@ -571,3 +568,8 @@ class Fleet:
 
     def _need(self, num_clients: int) -> int:
         return self.config.min_replies or min(self.config.taken(num_clients), num_clients)
+
+
+def _cost_of(reply: Message) -> torch.Tensor:
+    """Return FLOPs, seconds, peak and raw bytes, as a client says of its answer, float64 `(4,)`."""
+    return reply.tensor("control/cost", torch.float64, (4,), signed=False)

@@ -23,7 +23,8 @@ class LocalEngine:
         self._changed = {client.name for client in clients if client.store}
         self._held: dict[str, int] = {}
         self.counts: dict[str, Mapping[str, int]] = {
-            name: {"texts": len(client.examples)} for name, client in self._clients.items()
+            name: {"texts": len(client.examples), "held_out": len(client.test)}
+            for name, client in self._clients.items()
         }
 
     @property

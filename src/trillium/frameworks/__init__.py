@@ -39,7 +39,7 @@ from trillium.frameworks.measuring import (
     measured,
     pooled,
     snapshot_of,
-    tally_reader,
+    tally_readers,
 )
 from trillium.frameworks.pairs import check_pairs
 from trillium.frameworks.private import check_private
@@ -202,8 +202,7 @@ class Framework(Component, kind="framework", package="trillium.frameworks"):
     def tallies(self, server: Server, fleet: Fleet, batch_tokens: int) -> dict[str, Tally]:
         """Return the counts and sums of the server's model by each client that has measured it."""
         asks = dict.fromkeys(everyone(fleet), snapshot_of(server, batch_tokens))
-        read = tally_reader(server.task, server.model.num_classes)
-        found = fleet.ask_all(asks, read, "evaluate")
+        found = fleet.ask_all(asks, tally_readers(server, fleet, asks), "evaluate")
         return {client: tally for client, tally in found.items() if tally}
 
     @client_verb
@@ -283,8 +282,7 @@ class OwnModels(Framework):
         meta = {"batch_tokens": evaluation.batch_tokens, "metered": apart}
         whom = everyone(fleet) if apart else fleet.engine.clients
         asks = dict.fromkeys(whom, Message("evaluate_own", meta=meta))
-        read = tally_reader(server.task, server.model.num_classes)
-        answers = fleet.ask_all(asks, read, "evaluate")
+        answers = fleet.ask_all(asks, tally_readers(server, fleet, asks), "evaluate")
         found = {client: tally for client, tally in answers.items() if tally}
         if apart:
             return pooled(server.task, found)

@@ -8,6 +8,7 @@ and sums of it, and of what has come of it, on the client's held-out rows. The t
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from trillium.errors import UserError
@@ -15,7 +16,7 @@ from trillium.federation.client import Client
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.federation.setting import Finetune, Setting
-from trillium.frameworks.measuring import Tally, pooled, received, snapshot_of, tally_reader
+from trillium.frameworks.measuring import Tally, pooled, received, snapshot_of, tally_readers
 from trillium.models.slots import matches, train_only, values
 from trillium.training.loop import batches, task_objective
 from trillium.wire.message import Message, named
@@ -34,12 +35,13 @@ def finetune_all(
     own, ask = config.finetune, snapshot_of(server, config.evaluation.batch_tokens)
     meta = {**ask.meta, "local_steps": own.local_steps, "tensors": list(own.tensors)}
     ask = replace(ask, verb="finetune", meta=meta)
-    readers = [tally_reader(server.task, server.model.num_classes, way) for way in (BEFORE, AFTER)]
+    readers = [tally_readers(server, fleet, clients, way) for way in (BEFORE, AFTER)]
 
-    def read(reply: Message) -> list[Tally]:
-        return [reader(reply) for reader in readers]
+    def read(client: str, reply: Message) -> list[Tally]:
+        return [of[client](reply) for of in readers]
 
-    found = fleet.ask_all(dict.fromkeys(clients, ask), read, "evaluate")
+    reads = {client: partial(read, client) for client in clients}
+    found = fleet.ask_all(dict.fromkeys(clients, ask), reads, "evaluate")
     both = {client: tallies for client, tallies in found.items() if all(tallies)}
     before, after = ({c: tallies[place] for c, tallies in both.items()} for place in (0, 1))
     return {"before": pooled(server.task, before), "after": pooled(server.task, after)}

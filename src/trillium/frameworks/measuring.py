@@ -8,13 +8,15 @@ Both have the purpose `evaluate`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from trillium.errors import UserError
+from trillium.federation.agreed import MOST
 from trillium.federation.client import Client
+from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.federation.setting import Setting
 from trillium.federation.side import Metrics
@@ -25,7 +27,6 @@ from trillium.wire.message import Message, named
 
 Tally = dict[str, Tensor]
 """Counts and sums of a model on some rows, by name (`Task.tally`)."""
-MOST = 2**40  # rows that a client may say it has measured on
 
 
 def snapshot_of(server: Server, batch_tokens: int) -> Message:
@@ -51,14 +52,22 @@ def measured(client: Client, message: Message) -> Message:
     return Message(message.verb, named("measures", tally))
 
 
-def tally_reader(task: Task, num_outputs: int, prefix: str = "") -> Callable[[Message], Tally]:
-    """Return what checks the counts and sums of a client; empty ones of a client that has none.
+def tally_readers(
+    server: Server, fleet: Fleet, clients: Iterable[str], prefix: str = ""
+) -> dict[str, Callable[[Message], Tally]]:
+    """Return what checks the counts and sums of each client; empty ones of a client that has none.
 
-    It refuses what is not of the task's form, or of which nothing finite follows.
+    It refuses what is not of the task's form, or of which nothing finite follows, and more rows than
+    the client has said that it holds back.
 
     Args:
         prefix: of their names, where a client tells several.
     """
+    task, classes, held_out = server.task, server.model.num_classes, fleet.agreed.held_out
+    return {c: _reader(task, classes, prefix, held_out.get(c, MOST)) for c in clients}
+
+
+def _reader(task: Task, num_outputs: int, prefix: str, most: int) -> Callable[[Message], Tally]:
 
     def read(reply: Message) -> Tally:
         names = (name for name in reply.group("measures") if name.startswith(prefix))
@@ -69,13 +78,17 @@ def tally_reader(task: Task, num_outputs: int, prefix: str = "") -> Callable[[Me
         if given != shapes.keys():
             raise MessageError(f"{reply.verb}: measures {sorted(given)[:8]}")
         found = {
-            n: reply.tensor(f"measures/{prefix}{n}", torch.float64, s) for n, s in shapes.items()
+            n: reply.tensor(f"measures/{prefix}{n}", torch.float64, s, signed=n in task.signed)
+            for n, s in shapes.items()
         }
         if not has_values(found["num_examples"]):
             return found
         count = float(found["num_examples"])
-        if not (0 < count <= MOST and count.is_integer()):
-            raise MessageError(f"{reply.verb}: measures of {count:g} rows")
+        if not (0 < count <= most and count.is_integer()):
+            raise MessageError(
+                f"{reply.verb}: measures of {count:g} rows, where it holds {most} back at most; "
+                "it is to measure on these"
+            )
         if not all(map(math.isfinite, task.metrics(found).values())):
             raise MessageError(f"{reply.verb}: measures of which nothing finite follows")
         return found

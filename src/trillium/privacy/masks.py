@@ -199,7 +199,7 @@ class Masks:
             shares = replace(self.noise, noise=self.noise.noise * noise)
             return NoisyGrid(shapes, bound, shares, clients, _number(message))
         levels = whole_in(message, "levels")
-        ranges = message.tensor("control/ranges", torch.float64, (len(shapes),))
+        ranges = message.tensor("control/ranges", torch.float64, (len(shapes),), signed=False)
         reach = [1.0] * len(shapes) if self.on_paper else ranges.tolist()
         return Grid(shapes, reach, levels, clients)
 

@@ -128,6 +128,7 @@ class Task(Component, kind="task", package="trillium.tasks"):
         has_classes: what counts is of one class each, so that classes have sizes and means.
         says_values: what is predicted are numbers; a row of outcomes says one by its log-odds.
         tallied: names of the counts and sums of `sums`, and whether each output has one of its own.
+        signed: those of them that may be below zero.
     """
 
     auto_class: ClassVar[str]
@@ -139,6 +140,7 @@ class Task(Component, kind="task", package="trillium.tasks"):
     says_values: ClassVar[bool] = False
     compares: ClassVar[bool] = False
     tallied: ClassVar[Mapping[str, bool]] = {}
+    signed: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def measure(self) -> str:
@@ -366,7 +368,7 @@ class Task(Component, kind="task", package="trillium.tasks"):
         """Return the metrics of a model on held-out examples; the module is in eval mode."""
         if not examples:
             raise UserError(
-                "no held-out examples", "nothing can be measured", "Give some test rows"
+                "no held-out examples", "nothing can be measured", "Name some rows with --data FILE"
             )
         return self.metrics(self.tally(module, examples, tokenizer, batch_tokens))
 

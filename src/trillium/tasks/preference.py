@@ -55,6 +55,9 @@ class Preference(LanguageTask, name="preference"):
     tallied: ClassVar[Mapping[str, bool]] = dict.fromkeys(
         ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected", "loss"), False
     )
+    signed: ClassVar[frozenset[str]] = frozenset(
+        {"reward_margin", "reward_chosen", "reward_rejected"}
+    )
 
     @property
     def measure(self) -> str:

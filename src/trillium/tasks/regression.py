@@ -45,6 +45,7 @@ class Regression(Task, name="regression"):
     tallied: ClassVar[Mapping[str, bool]] = {"rows": False} | dict.fromkeys(
         ("said", "meant", "said_squares", "meant_squares", "products", "errors", "spearman"), True
     )
+    signed: ClassVar[frozenset[str]] = frozenset({"said", "meant", "products", "spearman"})
 
     @property
     def measure(self) -> str:

@@ -121,7 +121,7 @@ class TokenClassification(Task, name="token_classification"):
         """Return how good entities and tags are, and the loss."""
         if not (count := float(sums["words"])):
             raise UserError(
-                "no held-out examples", "nothing can be measured", "Give some test rows"
+                "no word is held out", "nothing can be measured", "Name some rows with --data FILE"
             )
         return {
             **entity_scores(float(sums["hits"]), float(sums["said"]), float(sums["meant"])),

@@ -165,8 +165,14 @@ class Message:
             raise MessageError(f"{self.verb}: {kind}/{name} holds NaN or infinity")
         return tensor.to(like.dtype)
 
-    def tensor(self, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> Tensor:
-        """Return one tensor; `MessageError` unless dtype, shape (`None` is any size), values fit."""
+    def tensor(
+        self, name: str, dtype: torch.dtype, shape: tuple[int | None, ...], *, signed: bool = True
+    ) -> Tensor:
+        """Return one tensor; `MessageError` unless dtype, shape (`None` is any size), values fit.
+
+        Args:
+            signed: whether values may be below zero.
+        """
         if name not in self.tensors:
             raise MessageError(f"{self.verb}: {name} is missing")
         tensor = self._sized(name, shape)
@@ -179,6 +185,8 @@ class Message:
             )
         if not _is_finite(tensor):
             raise MessageError(f"{self.verb}: {name} holds NaN or infinity")
+        if not signed and has_values(tensor) and bool((tensor < 0).any()):
+            raise MessageError(f"{self.verb}: {name} holds {float(tensor.min()):g}, below zero")
         return tensor
 
     def _sized(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
@@ -201,10 +209,7 @@ class Message:
 
     def not_negative(self, name: str) -> float:
         """Return a float64 scalar that must not be below zero, such as a squared norm."""
-        value = self.scalar(name)
-        if value < 0:
-            raise MessageError(f"{self.verb}: {name} is {value}, below zero")
-        return value
+        return float(self.tensor(name, torch.float64, (), signed=False))
 
     def positive(self, name: str) -> float:
         """Return a float64 scalar that must be above zero, such as a weight."""

@@ -95,7 +95,8 @@ class ClosedForm(Solved):
 
         def read_moments(reply: Message) -> tuple[_Form, tuple[float, Tensor, Tensor]]:
             mean = reply.floats("control/mean", (None,))
-            deviation = reply.tensor("control/deviation", mean.dtype, tuple(mean.shape)).double()
+            shape = tuple(mean.shape)
+            deviation = reply.tensor("control/deviation", mean.dtype, shape, signed=False).double()
             intercept = bool(reply.tensor("control/intercept", torch.bool, ()))
             form = _Form(len(mean), intercept, mean.dtype)
             if expected is not None and form != expected:

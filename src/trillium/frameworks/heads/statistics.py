@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trillium.wire.kinds import MessageError
+from trillium.wire.kinds import MessageError, has_values
 from trillium.wire.message import Message
 
 
@@ -152,4 +152,6 @@ def read_statistics(message: Message, num_classes: int, width: int, products: bo
     rows, columns = torch.triu_indices(width, width)
     square[rows, columns] = found["products"]
     square[columns, rows] = found["products"]
+    if has_values(square) and float(square.trace()) < 0:  # codecs may have rounded a single one
+        raise MessageError(f"{message.verb}: a sum of squares below zero")
     return Statistics(counts, means, square)

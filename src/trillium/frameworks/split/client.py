@@ -249,7 +249,7 @@ def _take_step(client: Client, message: Message) -> None:
     """Step with the scale and learning rate of the server, if a gradient is waiting."""
     if "state" not in client.scratch:
         raise MessageError(f"{message.verb}: no round was begun with this client")
-    scale, rate = message.tensor("control/step", torch.float64, (2,)).tolist()
+    scale, rate = message.tensor("control/step", torch.float64, (2,), signed=False).tolist()
     optimizer = client.scratch["optimizer"]
     due = any(parameter.grad is not None for parameter in client.scratch["state"].values())
     if optimizer is not None and due:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from trillium.federation.client import Client, client_verb
 from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
-from trillium.frameworks.measuring import Tally, tally_reader
+from trillium.frameworks.measuring import Tally, tally_readers
 from trillium.frameworks.split.delta import HIDDEN
 from trillium.frameworks.split.pooled import Forwarded
 from trillium.frameworks.split.ragged import lengths_of, spread, strip
@@ -31,7 +31,7 @@ from trillium.training.meters import resident_tensors
 from trillium.wire.kinds import MessageError, has_values
 from trillium.wire.message import Message, named
 
-MAX_BATCHES = 1_000_000  # of one client; more can only be an error
+MAX_ROWS: Final = 1_000_000  # of one client, whatever it says that it holds back
 _OUTPUT = "activations/output"
 T = TypeVar("T")
 
@@ -47,25 +47,31 @@ def measure_across(
     part = {n: server.state[n].detach() for n in split.text_names(parts, server.training)}
     opening = Message("measure", named("snapshot", part), {"batch_tokens": batch_tokens})
     by_rows = server.training.model_copy(update={"batch_size": max(batch_tokens, 1)})
-    read_tally = tally_reader(task, server.model.num_classes)
+    tally_of = tally_readers(server, fleet, clients)
     two_part = split.shape == "two_part"
+    num_rows = dict.fromkeys(clients, 0)
 
-    def read(reply: Message) -> Forwarded | Tally:
+    def read(client: str, reply: Message) -> Forwarded | Tally:
         if HIDDEN not in reply.tensors:
-            return {} if two_part else read_tally(reply)
+            return {} if two_part else tally_of[client](reply)
         width, classes = parts.width, parts.num_classes
         found = Forwarded.read(
             reply, task, by_rows, width=width, num_classes=classes, with_labels=two_part
         )
+        num_rows[client] += len(found.mask)
+        most = min(fleet.agreed.held_out.get(client, MAX_ROWS), MAX_ROWS)
+        if num_rows[client] > most:
+            raise MessageError(
+                f"{reply.verb}: {num_rows[client]} rows and no end, where it holds {most} back at most; "
+                "it is to end with the last of these"
+            )
         return found.to(server.model.device, server.model.dtype)
 
     asks, tallies = dict.fromkeys(clients, opening), dict[str, Tally]()
     seen: dict[str, list[dict[str, Tensor]]] = {client: [] for client in clients}
-    num_rows = dict.fromkeys(clients, 0)
-    for _ in range(MAX_BATCHES):
-        if not asks:
-            return tallies
-        answers = fleet.ask_all(asks, read, "evaluate")
+    while asks:
+        reads = {client: partial(read, client) for client in asks}
+        answers = fleet.ask_all(asks, reads, "evaluate")
         asks = {}
         for client, found in answers.items():
             if not isinstance(found, Forwarded):
@@ -77,10 +83,9 @@ def measure_across(
             if not two_part:
                 told = {_OUTPUT: strip(output, found.mask)}
             elif found.labels is not None:
-                num_rows[client] += len(found.mask)
                 seen[client].append(_observed(server, own, output, found.labels))
             asks[client] = Message("measure_on", told)
-    raise AssertionError(f"{', '.join(asks)}: more batches than anybody has")
+    return tallies
 
 
 def _output(server: Server, parts: Parts, batch: Forwarded) -> Tensor:
