@@ -49,7 +49,7 @@ from trillium.engines.session import Handler
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.federation.side import Metrics
 from trillium.training import meters
 from trillium.wire.message import decode

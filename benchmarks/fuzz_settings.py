@@ -35,7 +35,7 @@ from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
 from trillium.experiment.trained import evaluate_run
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.federation.side import Metrics
 from trillium.frameworks import Framework
 from trillium.privacy import Guarantee

@@ -25,7 +25,7 @@ from overhead import trillium_round
 from speed import Found, compared, in_turn, program, show
 from trillium.config.experiment import ExperimentConfig, experiment
 from trillium.experiment.run import Experiment, build
-from trillium.federation.fleet import Gathered
+from trillium.federation.engine import Gathered
 from trillium.quiet import quiet
 
 BATCH = 32

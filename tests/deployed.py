@@ -33,7 +33,7 @@ from trillium.engines.secure import ClientTLS, ServerTLS
 from trillium.engines.session import Handler, Summary, serve_session
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import SERVER, Experiment, build_server, resident_model
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 from trillium.federation.side import Metrics
 from trillium.privacy.masks import Masks
 

@@ -11,8 +11,8 @@ import torch
 
 from tiny import Recorder
 from trillium.experiment.run import Experiment
-from trillium.federation.fleet import Lost
 from trillium.federation.masked import MaskedSums
+from trillium.federation.parts import Lost
 from trillium.federation.sums import Form, Read
 from trillium.privacy.masks import Masks
 from trillium.privacy.sums import Masked

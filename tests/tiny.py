@@ -25,7 +25,8 @@ from trillium.config.experiment import (
     parse_overrides,
 )
 from trillium.experiment.run import Experiment, build
-from trillium.federation.fleet import Gathered, Lost, Saved
+from trillium.federation.engine import Gathered, Saved
+from trillium.federation.parts import Lost
 from trillium.frameworks.kd.protocol import KD
 from trillium.models.blocks import base_model
 from trillium.rng import generator

@@ -13,7 +13,7 @@ import pytest
 from tiny import Recorder, digest, distance, federation, tensors_digest, without_seconds
 from trillium.experiment.run import Experiment
 from trillium.federation.client import Client
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.wire.message import Message
 from variants import VARIANTS, Variant, cases
 

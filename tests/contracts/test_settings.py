@@ -19,7 +19,7 @@ from tiny import experiment_config
 from trillium.component import Component, known
 from trillium.config.experiment import ExperimentConfig, experiment, merge
 from trillium.errors import UserError
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.frameworks import Framework
 from walk import leaves, others, printed, tree_of
 

@@ -16,7 +16,7 @@ from trillium.engines.opening import Arrival, Opening
 from trillium.engines.patience import Patience
 from trillium.engines.roster import Mail, Online, text_of
 from trillium.engines.session import Handler
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 OPENING = Opening("run", {}, [], 0)
 COUNTS = {"num_examples": 4, "texts": 5, "truncated": 2, "left_out": 1}

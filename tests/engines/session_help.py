@@ -20,7 +20,7 @@ from trillium.engines.frames import StreamConfig
 from trillium.engines.secure import METHOD, SERVICE, ClientTLS, ServerTLS, client_options
 from trillium.engines.session import Handler, SessionRefused, Summary, serve_session
 from trillium.engines.stream import SessionServer
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 HERE = Path(__file__).parent
 QUICK = StreamConfig(

@@ -25,7 +25,7 @@ from trillium.engines.simulation.ray import divided
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from variants import VARIANTS
 
 SIZE = 2

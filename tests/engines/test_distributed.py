@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from trillium.engines import distributed
 from trillium.engines.roster import Online, Unreachable
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 CLOSED = RecordDict({"summary": ConfigRecord({"closed": "the node cannot take part: because"})})
 

@@ -30,7 +30,8 @@ from trillium.engines.policy import Forbidden, signed_text, weights_digest
 from trillium.engines.roster import opening_record, outcome
 from trillium.errors import UserError
 from trillium.experiment.run import build
-from trillium.federation.fleet import ERROR_VERB, Lost
+from trillium.federation.dispatch import ERROR_VERB
+from trillium.federation.parts import Lost
 from trillium.frameworks.private import foreseen
 from trillium.privacy.account import FILE, Account, Release, read_account
 from trillium.wire.message import Message as Asked

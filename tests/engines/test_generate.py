@@ -15,7 +15,8 @@ from session_help import ClientThread, serving
 from tiny import federation, perturb
 from trillium.engines.stream import SessionServer
 from trillium.experiment.run import Experiment
-from trillium.federation.fleet import Gathered, Lost
+from trillium.federation.engine import Gathered
+from trillium.federation.parts import Lost
 from trillium.frameworks.split.generate import give_prompts, texts_of, write_texts
 from trillium.tasks.writing import Writing
 from trillium.wire.ledger import Entry

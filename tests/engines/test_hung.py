@@ -19,7 +19,7 @@ from trillium.engines import distributed, patience
 from trillium.engines.distributed import SessionEngine
 from trillium.engines.patience import OVER, OWES, Grace, Patience
 from trillium.engines.roster import Online
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 LONG = 60.0  # seconds that nobody may wait here
 SHORT = 0.3

@@ -24,7 +24,7 @@ from trillium.engines.policy import Forbidden
 from trillium.engines.roster import Mail, Online, text_of
 from trillium.engines.settings import Settings
 from trillium.errors import UserError, shareable
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 
 class Nodes:

@@ -10,7 +10,7 @@ from tiny import distance, federation
 from trillium.experiment.folder import RunFolder, new_folder
 from trillium.experiment.run import Experiment
 from trillium.federation.client import Client
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.federation.local import LocalEngine
 from trillium.wire.message import Message, decode
 

@@ -20,7 +20,7 @@ from trillium.engines.session import Handler
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.privacy.masks import Masks
 from trillium.privacy.phases import REVEAL, SHARES
 from trillium.wire.kinds import MessageError

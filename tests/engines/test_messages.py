@@ -19,7 +19,7 @@ from trillium.engines.messages import MessageEngine
 from trillium.engines.opening import Arrival, Opening
 from trillium.engines.patience import OVER, OWES, Grace, Patience
 from trillium.engines.roster import Mail, text_of, with_bytes
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 
 def sent(content: RecordDict, node: int, kind: str, ttl: float) -> Any:

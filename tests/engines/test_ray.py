@@ -25,7 +25,7 @@ from trillium.engines.simulation import simulation
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.host import MakeEngine, local_engine
 from trillium.experiment.run import Experiment, build
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 from trillium.federation.side import Metrics
 from variants import VARIANTS, Variant, cases
 

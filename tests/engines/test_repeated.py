@@ -18,7 +18,7 @@ from tiny import experiment_config
 from trillium.engines.session import Handler
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.wire.message import decode
 
 # Each with something that a client holds from one round to the next, and dropout.

@@ -23,7 +23,7 @@ from trillium.engines.session import Handler
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.federation.side import Metrics
 
 # Each with something that a client holds from one round to the next.

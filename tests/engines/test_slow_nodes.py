@@ -19,7 +19,7 @@ from trillium.engines.patience import OWES, Patience
 from trillium.engines.settings import Settings
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 quick = quick  # of all tests here
 ASK = b"ask"

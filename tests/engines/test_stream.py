@@ -15,7 +15,7 @@ from session_help import QUICK, ClientProcess, ClientThread, lost, one, server_t
 from trillium.engines.frames import StreamConfig
 from trillium.engines.stream import SessionServer
 from trillium.errors import UserError
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 CHUNK = QUICK.chunk_bytes
 

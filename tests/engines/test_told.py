@@ -30,7 +30,7 @@ from trillium.engines.secure import ClientTLS
 from trillium.engines.session import SessionRefused
 from trillium.errors import SAID, PeerError, UserError, doing, shareable
 from trillium.federation.checkpoint import Checkpoints
-from trillium.federation.fleet import ERROR_VERB
+from trillium.federation.dispatch import ERROR_VERB
 from trillium.wire.message import Message, decode
 
 SECRET = "Lovelace"

@@ -22,7 +22,7 @@ from tiny import (
     without_seconds,
 )
 from trillium.errors import UserError
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.models.slots import values
 from trillium.wire.ledger import Entry
 from variants import PLACES

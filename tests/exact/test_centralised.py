@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tiny import federation
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.tasks import Example
 from trillium.tasks.batches import epoch, of_sizes
 from trillium.training.loop import Loop, Trained

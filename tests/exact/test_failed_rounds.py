@@ -14,7 +14,9 @@ from tiny import experiment_config
 from trillium.config.experiment import ExperimentConfig
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
-from trillium.federation.fleet import Gathered, Lost, RoundFailed, Saved
+from trillium.federation.engine import Gathered, Saved
+from trillium.federation.failed import RoundFailed
+from trillium.federation.parts import Lost
 from trillium.report.read import read_run
 from trillium.report.summary import remarks, summarise
 

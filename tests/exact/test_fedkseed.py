@@ -16,7 +16,7 @@ from tiny import tensors_digest as digest
 from trillium.errors import UserError
 from trillium.experiment.run import Experiment
 from trillium.federation.client import Client
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.frameworks import fedkseed
 from trillium.frameworks.fedkseed import FedKSeed, Walker, signs
 from trillium.models.slots import values

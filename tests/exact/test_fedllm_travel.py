@@ -15,7 +15,7 @@ from tiny import (
     federation,
     run_rounds,
 )
-from trillium.federation.fleet import Gathered
+from trillium.federation.engine import Gathered
 from trillium.models.slots import values
 from trillium.wire.kinds import Tensors
 

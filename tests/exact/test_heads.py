@@ -20,7 +20,8 @@ from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
 from trillium.federation.client import Client
-from trillium.federation.fleet import Gathered, Lost
+from trillium.federation.engine import Gathered
+from trillium.federation.parts import Lost
 from trillium.frameworks.heads.class_means import ClassMeans
 from trillium.frameworks.heads.closed_form import ClosedForm
 from trillium.frameworks.heads.ridge import Ridge

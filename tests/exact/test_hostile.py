@@ -18,7 +18,7 @@ from torch import Tensor
 from tiny import experiment_config
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.federation.means import Contribution
 from trillium.federation.server import Server
 from trillium.frameworks.fedllm.aggregators.geometric_median import GeometricMedian

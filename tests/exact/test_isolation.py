@@ -15,7 +15,7 @@ import torch
 from tiny import Recorder, digest, federation, frozen_digest, run_rounds, tensors_digest
 from trillium.experiment.run import Experiment
 from trillium.federation.client import Client, client_verb, verbs_of
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.frameworks.fedllm.protocol import FedLLM
 from trillium.wire.message import Message, decode
 from variants import VARIANTS, Variant, cases

@@ -9,8 +9,8 @@ import pytest
 
 from tiny import experiment_config
 from trillium.experiment.run import build, build_server
-from trillium.federation.engine import Engine
-from trillium.federation.fleet import Gathered, Lost, Saved
+from trillium.federation.engine import Engine, Gathered, Saved
+from trillium.federation.parts import Lost
 
 LATE = "client-2"
 ROUND = 2  # in which it comes

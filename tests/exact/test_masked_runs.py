@@ -12,7 +12,7 @@ from tiny import Recorder, experiment_config, federation
 from trillium.errors import UserError
 from trillium.experiment.run import Experiment
 from trillium.federation import circle as server_half
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.privacy import masks as client_half
 from trillium.privacy.phases import KEYS, REVEAL, SHARES
 from trillium.wire.message import decode

@@ -14,7 +14,7 @@ from papers import on_paper
 from resumed import trained
 from tiny import Recorder, experiment_config, federation
 from trillium.errors import UserError
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.privacy.account import Release, epsilon
 from trillium.privacy.phases import REVEAL, SHARES
 from trillium.privacy.shared import NoisyGrid, _table, discrete_gaussian

@@ -11,7 +11,7 @@ import torch
 from checkpoints import checkpoint
 from tiny import federation, run_rounds
 from trillium.experiment.run import Experiment, resident_model
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 
 ONE_LESS = ("fleet.min_replies=1", "fleet.on_failure=stop")
 WHERE = {

@@ -28,7 +28,7 @@ from tiny import (
 from trillium.errors import UserError
 from trillium.experiment.run import Experiment
 from trillium.federation.client import Client
-from trillium.federation.fleet import Gathered, PostingEngine, Saved
+from trillium.federation.engine import Gathered, PostingEngine, Saved
 from trillium.rng import scoped_rng
 from trillium.wire.message import Message, decode
 from variants import slow_but

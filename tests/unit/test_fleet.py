@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from trillium.federation.cohort import FleetConfig
-from trillium.federation.fleet import Fleet, Gathered, Lost, RoundFailed
+from trillium.federation.engine import Gathered
+from trillium.federation.failed import RoundFailed
+from trillium.federation.fleet import Fleet
+from trillium.federation.parts import Lost
 from trillium.wire.kinds import MessageError
 from trillium.wire.ledger import Ledger
 from trillium.wire.message import Message, decode, encode

@@ -15,7 +15,10 @@ from trillium.errors import UserError
 from trillium.experiment.run import build
 from trillium.federation.clock import Clock
 from trillium.federation.cohort import FleetConfig
-from trillium.federation.fleet import Fleet, Gathered, Lost, RoundFailed
+from trillium.federation.engine import Gathered
+from trillium.federation.failed import RoundFailed
+from trillium.federation.fleet import Fleet
+from trillium.federation.parts import Lost
 from trillium.wire.ledger import Entry, Ledger
 from trillium.wire.message import Message, decode
 from trillium.wire.wire import Wire

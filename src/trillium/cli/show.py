@@ -142,7 +142,7 @@ def run_single(
     """
     from trillium.api.start import go
     from trillium.experiment.arm import is_out_of_memory, reason_of
-    from trillium.federation.fleet import RoundFailed
+    from trillium.federation.failed import RoundFailed
 
     console = Console(stderr=as_json, quiet=as_json or is_quiet())
     try:

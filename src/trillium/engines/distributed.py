@@ -27,7 +27,9 @@ from trillium.engines.patience import OVER, OWES, POLL_SECONDS, Patience
 from trillium.engines.roster import Mail
 from trillium.engines.secure import ServerTLS
 from trillium.engines.stream import SessionServer
-from trillium.federation.fleet import Gathered, Lost, RoundFailed, Saved
+from trillium.federation.engine import Gathered, Saved
+from trillium.federation.failed import RoundFailed
+from trillium.federation.parts import Lost
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from trillium.engines.link import Ask
 from trillium.engines.stream import SessionServer
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 Answer = tuple[str, bytes | Lost]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from trillium.federation.fleet import Gathered
+from trillium.federation.engine import Gathered
 
 
 @dataclass

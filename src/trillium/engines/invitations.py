@@ -12,7 +12,7 @@ from trillium.engines.opening import Opening
 from trillium.engines.roster import Mail, Online, Unreachable, opening_record, outcome
 from trillium.engines.stream import SessionServer
 from trillium.errors import UserError
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from trillium.engines.opening import Opening
 from trillium.engines.policy import Forbidden, Policy
 from trillium.engines.roster import POLL_SECONDS, Mail, opening_record, outcome, text_of
 from trillium.errors import UserError, doing
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 if TYPE_CHECKING:
     from trillium.engines.settings import Settings

@@ -21,7 +21,7 @@ from cryptography import x509
 from trillium.engines import frames
 from trillium.engines.frames import Frame, FrameError, Kind, StreamConfig, Whole
 from trillium.errors import one_line
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 log = logging.getLogger(__name__)
 

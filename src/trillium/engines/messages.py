@@ -21,8 +21,8 @@ from trillium.engines.invitations import RETRY_SECONDS
 from trillium.engines.opening import Arrival, Opening, read_round
 from trillium.engines.patience import OVER, OWES, Patience
 from trillium.engines.roster import Mail, bytes_of, opening_record, outcome, text_of, with_bytes
-from trillium.federation.fleet import Gathered, Lost, Saved
-from trillium.federation.parts import CARRIED_BYTES
+from trillium.federation.engine import Gathered, Saved
+from trillium.federation.parts import CARRIED_BYTES, Lost
 
 log = logging.getLogger(__name__)
 

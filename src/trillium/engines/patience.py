@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 log = logging.getLogger(__name__)
 

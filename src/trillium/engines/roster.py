@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from trillium.engines.opening import Opening
 from trillium.engines.patience import Grace, Wait
 from trillium.errors import one_line
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 POLL_SECONDS: Final = 0.1
 _BYTES: Final = "trillium.bytes"

@@ -24,7 +24,7 @@ from trillium.engines.patience import Grace, Wait
 from trillium.engines.revoked import Revoked, warn_of_end
 from trillium.engines.secure import STREAMS, ServerTLS, listen, streams
 from trillium.engines.tokens import Tokens
-from trillium.federation.fleet import Lost
+from trillium.federation.parts import Lost
 
 REVOKED: Final = "its key was revoked"
 

@@ -15,7 +15,7 @@ from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder, is_of
 from trillium.experiment.host import MakeEngine, local_engine
 from trillium.experiment.run import Observer, build
-from trillium.federation.fleet import RoundFailed
+from trillium.federation.failed import RoundFailed
 from trillium.federation.side import Metrics
 from trillium.files import write_atomic
 from trillium.wire.ledger import Entry

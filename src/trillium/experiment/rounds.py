@@ -23,7 +23,8 @@ from trillium.federation.agreed import lower_median
 from trillium.federation.client import Client
 from trillium.federation.cohort import Turns
 from trillium.federation.engine import MendingEngine
-from trillium.federation.fleet import Fleet, RoundFailed, RoundUndone
+from trillium.federation.failed import RoundFailed, RoundUndone
+from trillium.federation.fleet import Fleet
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics
 from trillium.files import SERVER

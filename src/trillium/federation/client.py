@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trillium.component import Component
-from trillium.federation.fleet import ERROR_VERB
+from trillium.federation.dispatch import ERROR_VERB
 from trillium.federation.parts import Halves, Joining, is_part, limits_of
 from trillium.federation.side import Side
 from trillium.federation.tiers import Tier

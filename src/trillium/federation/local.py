@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from trillium.errors import UserError
 from trillium.federation.checkpoint import Checkpoints
 from trillium.federation.client import Client
-from trillium.federation.fleet import Gathered, Saved
+from trillium.federation.engine import Gathered, Saved
 
 
 class LocalEngine:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from trillium.clock.waves import NOTHING, Ask, Wave, Work
 from trillium.federation.client import Client
-from trillium.federation.fleet import Gathered
+from trillium.federation.engine import Gathered
 from trillium.federation.local import LocalEngine
 from trillium.plan.paper import Weighed
 from trillium.wire.ledger import Entry

@@ -10,7 +10,8 @@ from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
 from trillium.federation.client import Client, verbs_of
 from trillium.federation.clock import clock_of
-from trillium.federation.fleet import Fleet, RoundFailed
+from trillium.federation.failed import RoundFailed
+from trillium.federation.fleet import Fleet
 from trillium.federation.parts import limits_of
 from trillium.federation.server import Server
 from trillium.federation.side import Metrics, Side

@@ -21,8 +21,9 @@ from trillium.errors import UserError
 from trillium.experiment.best import BEST
 from trillium.federation.checkpoint import Checkpoints, dump, load
 from trillium.federation.client import Client
-from trillium.federation.fleet import Gathered, Lost, Saved
+from trillium.federation.engine import Gathered, Saved
 from trillium.federation.local import LocalEngine
+from trillium.federation.parts import Lost
 
 log = logging.getLogger(__name__)
 

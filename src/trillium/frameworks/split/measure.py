@@ -60,9 +60,9 @@ def measure_across(
         )
         num_rows[client] += len(found.mask)
         most = min(fleet.agreed.held_out.get(client, MAX_ROWS), MAX_ROWS)
-        if num_rows[client] > most:
+        if (told := num_rows[client]) > most:
             raise MessageError(
-                f"{reply.verb}: {num_rows[client]} rows and no end, where it holds {most} back at most; "
+                f"{reply.verb}: {told} rows and no end, where it holds {most} back at most; "
                 "it is to end with the last of these"
             )
         return found.to(server.model.device, server.model.dtype)
