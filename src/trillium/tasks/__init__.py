@@ -6,7 +6,7 @@ Imports the ground alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -110,6 +110,22 @@ class Batch:
         """What the model's forward takes."""
         found = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         return found if self.known is None else {**found, "known": self.known}
+
+
+@dataclass(frozen=True)
+class View:
+    """What there is to see of a model on a batch.
+
+    Attributes:
+        output, labels, head, reference: as those of `Task.loss`.
+        names: of the outputs.
+    """
+
+    output: Tensor
+    labels: Tensor
+    head: nn.Module | None = None
+    reference: Tensor | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 Measured = Callable[[Batch, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
@@ -303,20 +319,8 @@ class Task(Component, kind="task", package="trillium.tasks"):
         """
         raise NotImplementedError
 
-    def observe(
-        self,
-        output: Tensor,
-        labels: Tensor,
-        head: nn.Module | None = None,
-        reference: Tensor | None = None,
-        names: Mapping[int, str] = MappingProxyType({}),
-    ) -> dict[str, Tensor]:
-        """Return what is to be known of a batch to measure a model, each `(rows, …)`, float64.
-
-        Args:
-            output, labels, head, reference: as those of `loss`.
-            names: of the outputs.
-        """
+    def observe(self, view: View) -> dict[str, Tensor]:
+        """Return what is to be known of a batch to measure a model, each `(rows, …)`, float64."""
         raise NotImplementedError
 
     def sums(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -348,7 +352,8 @@ class Task(Component, kind="task", package="trillium.tasks"):
 
         def look(batch: Batch) -> dict[str, Tensor]:
             output, head = self.output(module, batch)
-            return self.observe(output, batch.labels, head, self.reference(module, batch), names)
+            view = View(output, batch.labels, head, self.reference(module, batch), names)
+            return self.observe(view)
 
         with torch.inference_mode():
             for chunk in by_tokens(examples, batch_tokens):

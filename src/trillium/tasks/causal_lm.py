@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from trillium.errors import UserError
 from trillium.rng import scoped_rng
-from trillium.tasks import IGNORE, Example, Measured
+from trillium.tasks import IGNORE, Example, Measured, View
 from trillium.tasks.batches import spans
 from trillium.tasks.chats import chat_spans
 from trillium.tasks.ends import before_end, end_ids
@@ -82,17 +81,10 @@ class CausalLM(LanguageTask, name="causal_lm"):
         """The supervised tokens."""
         return example.num_predicted
 
-    def observe(
-        self,
-        output: Tensor,
-        labels: Tensor,
-        head: nn.Module | None = None,
-        reference: Tensor | None = None,
-        names: Mapping[int, str] = MappingProxyType({}),
-    ) -> dict[str, Tensor]:
+    def observe(self, view: View) -> dict[str, Tensor]:
         """Return the loss, how many tokens there are, and how many are right."""
-        rows, targets = self.select(output, labels)
-        chunks = [(slice(None), rows)] if head is None else logits_of(head, rows)
+        rows, targets = self.select(view.output, view.labels)
+        chunks = [(slice(None), rows)] if view.head is None else logits_of(view.head, rows)
         found = rows.new_zeros(2, dtype=torch.float64)
         for some, logits in chunks:
             own = targets[some]

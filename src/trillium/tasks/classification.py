@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trillium.tasks import IGNORE, Adjustment, Example, Task
+from trillium.tasks import IGNORE, Adjustment, Example, Task, View
 from trillium.tasks.batches import of_texts, outputs
 
 if TYPE_CHECKING:
@@ -77,15 +76,9 @@ class Classification(Task, name="classification"):
         """One."""
         return 1
 
-    def observe(
-        self,
-        output: Tensor,
-        labels: Tensor,
-        head: nn.Module | None = None,
-        reference: Tensor | None = None,
-        names: Mapping[int, str] = MappingProxyType({}),
-    ) -> dict[str, Tensor]:
+    def observe(self, view: View) -> dict[str, Tensor]:
         """Return the loss, and how often each class was said, was meant, and was both."""
+        output, labels = view.output, view.labels
         said, counts = output.argmax(-1), output.new_zeros(1, output.shape[-1], dtype=torch.float64)
         hits = (said == labels).double()
         return {

@@ -9,14 +9,13 @@ texts times the labels that there are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from trillium.tasks import IGNORE, Example, Task
+from trillium.tasks import IGNORE, Example, Task, View
 from trillium.tasks.batches import of_texts
 from trillium.tasks.classification import macro_f1
 
@@ -79,15 +78,9 @@ class MultiLabel(Task, name="multi_label"):
         """All labels."""
         return example.labels.numel()
 
-    def observe(
-        self,
-        output: Tensor,
-        labels: Tensor,
-        head: nn.Module | None = None,
-        reference: Tensor | None = None,
-        names: Mapping[int, str] = MappingProxyType({}),
-    ) -> dict[str, Tensor]:
+    def observe(self, view: View) -> dict[str, Tensor]:
         """Return the loss, and how often each label was given, was so, and was both."""
+        output, labels = view.output, view.labels
         given, wanted = self._given(output), labels[:, 0] == 1
         return {
             "loss": self.loss(output, labels)[0].double()[None],

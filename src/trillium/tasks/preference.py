@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trillium.errors import UserError
-from trillium.tasks import IGNORE, Adjustment, Batch, Example
+from trillium.tasks import IGNORE, Adjustment, Batch, Example, View
 from trillium.tasks.chats import chat_spans
 from trillium.tasks.language import LanguageTask, pair_spans
 from trillium.tasks.spans import Spans
@@ -145,17 +144,10 @@ class Preference(LanguageTask, name="preference"):
         rewards = self.beta * (scores - reference)
         return rewards[0::2] - rewards[1::2]
 
-    def observe(
-        self,
-        output: Tensor,
-        labels: Tensor,
-        head: nn.Module | None = None,
-        reference: Tensor | None = None,
-        names: Mapping[int, str] = MappingProxyType({}),
-    ) -> dict[str, Tensor]:
+    def observe(self, view: View) -> dict[str, Tensor]:
         """Return the loss, the rewards, and how often the chosen answer has the larger one."""
-        assert reference is not None, "rewards are against a reference"
-        gained = self.scores(output, labels, head) - reference
+        assert view.reference is not None, "rewards are against a reference"
+        gained = self.scores(view.output, view.labels, view.head) - view.reference
         chosen, rejected = (self.beta * gained).view(-1, 2).double().unbind(1)
         margins = chosen - rejected
         return {

@@ -12,13 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trillium.tasks import Example, Task
+from trillium.tasks import Example, Task, View
 from trillium.tasks.batches import of_texts
 from trillium.tasks.multi_label import as_odds
 
@@ -101,16 +100,9 @@ class Regression(Task, name="regression"):
             raise ValueError("a number to predict is infinite")
         return labels
 
-    def observe(
-        self,
-        output: Tensor,
-        labels: Tensor,
-        head: nn.Module | None = None,
-        reference: Tensor | None = None,
-        names: Mapping[int, str] = MappingProxyType({}),
-    ) -> dict[str, Tensor]:
+    def observe(self, view: View) -> dict[str, Tensor]:
         """Return what is said and what is so."""
-        return {"said": output.double(), "meant": labels[:, 0].double()}
+        return {"said": view.output.double(), "meant": view.labels[:, 0].double()}
 
     def sums(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return sums over each number; ranks do not add up, so of their correlation a weighted one."""

@@ -11,15 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from trillium.errors import UserError
-from trillium.tasks import IGNORE, Example, Task
+from trillium.tasks import IGNORE, Example, Task, View
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -91,16 +90,10 @@ class TokenClassification(Task, name="token_classification"):
         """Its words."""
         return self.num_supervised(example.labels)
 
-    def observe(
-        self,
-        output: Tensor,
-        labels: Tensor,
-        head: nn.Module | None = None,
-        reference: Tensor | None = None,
-        names: Mapping[int, str] = MappingProxyType({}),
-    ) -> dict[str, Tensor]:
+    def observe(self, view: View) -> dict[str, Tensor]:
         """Return the loss, how many words there are, how many hits, and how entities agree."""
-        found, entities_of = output.argmax(-1), [(0, 0, 0)]
+        labels, names = view.labels, view.names
+        found, entities_of = view.output.argmax(-1), [(0, 0, 0)]
         for said, meant in zip(found, labels, strict=True):
             own, tags = said[meant != IGNORE], meant[meant != IGNORE]
             if not isinstance(own, FakeTensor):  # on paper there is nothing to be said
@@ -109,7 +102,7 @@ class TokenClassification(Task, name="token_classification"):
         counts = torch.tensor(entities_of, dtype=torch.float64).sum(0, keepdim=True)
         hits, said_, meant_ = counts.unbind(1)
         return {
-            "loss": self.loss(output, labels)[0].double()[None],
+            "loss": self.loss(view.output, labels)[0].double()[None],
             "words": (labels != IGNORE).sum().double()[None],
             "token_hits": ((found == labels) & (labels != IGNORE)).sum().double()[None],
             "hits": hits,

@@ -25,7 +25,7 @@ from trillium.frameworks.split.ragged import lengths_of, spread, strip
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.parts import Parts
 from trillium.models.slots import State
-from trillium.tasks import Batch, Example
+from trillium.tasks import Batch, Example, View
 from trillium.tasks.batches import by_tokens, collate
 from trillium.training.meters import resident_tensors
 from trillium.wire.kinds import MessageError, has_values
@@ -104,7 +104,7 @@ def _output(server: Server, parts: Parts, batch: Forwarded) -> Tensor:
 def _observed(server: Server, parts: Parts, output: Tensor, labels: Tensor) -> dict[str, Tensor]:
     with torch.no_grad():
         head, names = parts.split.body.apart, server.model.names
-        return server.task.observe(output, labels, head, names=names)
+        return server.task.observe(View(output, labels, head, names=names))
 
 
 # The client
@@ -196,7 +196,8 @@ def _finished(
 
     def run() -> dict[str, Tensor]:
         found = tail.run(output, **batch.inputs)
-        return client.task.observe(found, batch.labels, tail.apart, names=client.model.names)
+        seen = View(found, batch.labels, tail.apart, names=client.model.names)
+        return client.task.observe(seen)
 
     return _metered(client, parts, "tail", batch, run)
 
