@@ -32,7 +32,7 @@ from trillium.experiment.environment import environment
 from trillium.experiment.trained import Trained, load_trained
 from trillium.files import write_atomic
 from trillium.quiet import quiet
-from trillium.report.measures import bytes_per_client
+from trillium.report.costs import bytes_per_client
 from trillium.report.read import Run, read_runs
 from trillium.tasks.batches import in_order
 

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from trillium.report import human
+from trillium.report.human import show_bytes
 from trillium.report.markdown import table
-from trillium.report.measures import show_bytes
 from trillium.report.summary import Stat
 
 BASELINE = "centralised"

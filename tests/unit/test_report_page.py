@@ -17,8 +17,8 @@ from matplotlib import image
 from report_fixture import tiny_compare, tiny_messages, tiny_metrics, wire, write_run
 from trillium.report.bars import bytes_by_kind
 from trillium.report.config_view import differing_paths, marked_yaml
+from trillium.report.costs import bytes_per_client
 from trillium.report.curves import curve, plot_bytes
-from trillium.report.measures import bytes_per_client
 from trillium.report.partition import label_counts, plot_partition
 from trillium.report.plots import PLOT_NAMES, draw_plots
 from trillium.report.progress import missing_clients, round_table

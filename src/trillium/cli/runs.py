@@ -51,8 +51,8 @@ def list_runs(
 
 def _line(run: Run) -> Line:
     """Return what is said of a run."""
+    from trillium.report.costs import bytes_per_client
     from trillium.report.measure import MAIN
-    from trillium.report.measures import bytes_per_client
     from trillium.report.read import COMPARE_FILE
 
     known = (*MAIN, "loss")

@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from trillium.report import human
+from trillium.report.costs import bytes_per_client, flops_per_client
 from trillium.report.measure import MAIN, Measure
-from trillium.report.measures import BY_NAME, bytes_per_client, flops_per_client
+from trillium.report.measures import BY_NAME
 from trillium.report.read import Run, number
 from trillium.report.style import arm_styles, scale_axis, short
 from trillium.report.summary import Row, Stat, families

@@ -102,3 +102,13 @@ def as_words(tree: Mapping[str, Any], path: str = "") -> list[str]:
         else:
             found.append(f"{path}{key}={as_word(value)}")
     return found
+
+
+def show_bytes(value: float, sd: float | None = None) -> str:
+    """Return bytes for people."""
+    return prefixed(value, "B", sd)
+
+
+def show_flops(value: float, sd: float | None = None) -> str:
+    """Return a number of floating-point operations for people."""
+    return prefixed(value, "FLOPs", sd)

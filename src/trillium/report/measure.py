@@ -40,10 +40,13 @@ QUALITY: Final = (
 )
 """How good a model is, in the order of tables and cards."""
 
+Show = Callable[[float, float | None], str]
+"""Writes a mean and its deviation for people."""
+
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure: `of` takes it from a run, `show` writes a mean and its deviation for people.
+    """One measure: `of` takes it from a run, `show` writes it.
 
     `name` is the column of the CSV file, `short` the column of the terminal, `title` the axis.
     """
@@ -53,4 +56,4 @@ class Measure:
     title: str
     definition: str
     of: Callable[[Run], float | None]
-    show: Callable[[float, float | None], str]
+    show: Show

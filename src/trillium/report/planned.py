@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trillium.report.measures import show_bytes, show_flops
+from trillium.report.human import show_bytes, show_flops
 from trillium.report.read import Run
 
 

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trillium.report import human
+from trillium.report.costs import bytes_per_client, flops_per_client
 from trillium.report.measure import Measure
-from trillium.report.measures import (
-    BY_NAME,
-    QUALITY,
-    bytes_per_client,
-    flops_per_client,
-)
+from trillium.report.measures import BY_NAME
+from trillium.report.quality import QUALITY
 from trillium.report.read import number
 from trillium.report.summary import Row, Stat
 

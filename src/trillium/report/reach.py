@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from trillium.report import human
+from trillium.report.costs import bytes_per_client, per_client
 from trillium.report.curves import Curve, curve
+from trillium.report.human import show_bytes
 from trillium.report.measure import MAIN
-from trillium.report.measures import bytes_per_client, per_client, show_bytes
 from trillium.report.read import Run, number
 from trillium.report.summary import Row
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trillium.report.measure import MAIN, Measure
-from trillium.report.measures import BY_NAME, MEASURES, QUALITY
+from trillium.report.measures import BY_NAME, MEASURES
+from trillium.report.quality import QUALITY
 from trillium.report.reach import Goal
 from trillium.report.summary import Row, remarks, shown
 

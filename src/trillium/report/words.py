@@ -9,9 +9,9 @@ from typing import Any
 
 from trillium.report import human
 from trillium.report.curves import plotted_measures
+from trillium.report.human import show_bytes, show_flops
 from trillium.report.interval import interval
 from trillium.report.measure import Measure
-from trillium.report.measures import show_bytes, show_flops
 from trillium.report.read import Run
 from trillium.report.summary import Row, guesses_only
 

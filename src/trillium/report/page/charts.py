@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trillium.report.costs import bytes_per_client, flops_per_client
 from trillium.report.curves import Curve, Spent, curve, plotted_measures, spends_nothing
 from trillium.report.human import percent
 from trillium.report.interval import interval
-from trillium.report.measures import BY_NAME, bytes_per_client, flops_per_client
+from trillium.report.measures import BY_NAME
 from trillium.report.read import Run, number
 from trillium.report.style import arm_styles
 from trillium.report.summary import Row, Stat, families

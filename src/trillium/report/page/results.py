@@ -10,7 +10,8 @@ from trillium.report import human
 from trillium.report.curves import plotted_measures
 from trillium.report.interval import interval
 from trillium.report.measure import Measure
-from trillium.report.measures import BY_NAME, QUALITY
+from trillium.report.measures import BY_NAME
+from trillium.report.quality import QUALITY
 from trillium.report.reach import Goal
 from trillium.report.summary import Row, shown
 from trillium.report.times import Clock

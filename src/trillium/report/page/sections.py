@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trillium.report.bars import bytes_by_kind
-from trillium.report.human import duration
+from trillium.report.human import duration, show_bytes
 from trillium.report.measure import Measure
-from trillium.report.measures import show_bytes
 from trillium.report.read import Run, number
 from trillium.report.style import kind_colours
 from trillium.report.summary import Row
