@@ -30,7 +30,7 @@ from bag_of_words import bag_of_words, scores
 from trillium.config.comparison import comparison
 from trillium.config.experiment import merge, read_yaml, recipe_path
 from trillium.config.texts import Texts
-from trillium.data.federated import load_data
+from trillium.data.load import load_data
 from trillium.experiment.environment import environment
 from trillium.files import write_atomic
 from trillium.models.adapters.full import Full

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from kd_language_models_report import BEFORE, markdown
 from trillium.config.experiment import ExperimentConfig, experiment
-from trillium.data.federated import load_data
+from trillium.data.load import load_data
 from trillium.experiment.environment import environment
 from trillium.experiment.run import build
 from trillium.files import write_atomic

@@ -37,7 +37,7 @@ from rich.table import Table
 from prepare import DATA, choose_rows
 from speed import Found, program
 from trillium.config.experiment import experiment
-from trillium.data.federated import load_data
+from trillium.data.load import load_data
 from trillium.experiment.run import resident_model
 
 HERE = Path(__file__).parent

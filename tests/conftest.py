@@ -16,8 +16,10 @@ from torch import Tensor
 
 import tiny
 from trillium.component import Component, known
-from trillium.data.federated import DataConfig, FederatedData, load_data
+from trillium.data.federated import FederatedData
+from trillium.data.load import load_data
 from trillium.data.partitions import Partition
+from trillium.data.settings import DataConfig
 from trillium.experiment import run
 from trillium.frameworks import Framework
 from trillium.frameworks.fedllm.aggregators import Aggregator

@@ -19,7 +19,8 @@ from flwr.app import RecordDict
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.texts import Texts
 from trillium.data.deployed import write_rows
-from trillium.data.federated import FederatedData, load_data
+from trillium.data.federated import FederatedData
+from trillium.data.load import load_data
 from trillium.engines import distributed, node, patience
 from trillium.engines.certified import Certified
 from trillium.engines.distributed import SessionEngine

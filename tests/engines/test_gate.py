@@ -20,7 +20,7 @@ from flwr.app import Context, Message
 from tiny import experiment_config
 from trillium.config.experiment import ExperimentConfig
 from trillium.data.deployed import write_rows
-from trillium.data.federated import load_data
+from trillium.data.load import load_data
 from trillium.engines import flower
 from trillium.engines.journal import HEAD, LOG, forget, read, verify
 from trillium.engines.node import Node

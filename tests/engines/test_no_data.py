@@ -15,7 +15,7 @@ from deployed import assert_equal, lines_of
 from tiny import experiment_config
 from trillium.config.experiment import experiment, merge
 from trillium.data.deployed import write_rows
-from trillium.data.federated import load_data
+from trillium.data.load import load_data
 from trillium.deploy.flower import Value
 from trillium.deploy.keys import make_keys
 from trillium.deploy.launch import HOST

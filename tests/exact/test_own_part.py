@@ -30,7 +30,7 @@ from trillium.models.part_folder import write_part
 from trillium.models.stand_ins import is_whole
 from trillium.rng import scoped_rng
 from trillium.tasks import Example
-from trillium.training.meters import counting
+from trillium.training.counting import counting
 
 AUTO = {
     "CAUSAL_LM": "AutoModelForCausalLM",

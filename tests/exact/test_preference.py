@@ -27,8 +27,8 @@ from trillium.frameworks.split.pooled import Forwarded
 from trillium.tasks import IGNORE, Batch, Example, vocabulary
 from trillium.tasks.batches import collate
 from trillium.tasks.preference import Preference, without_adapter
+from trillium.training.counting import counting
 from trillium.training.loop import TaskLoss
-from trillium.training.meters import counting
 from trillium.wire.kinds import MessageError
 from trillium.wire.message import Message
 from variants import slow_but

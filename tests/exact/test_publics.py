@@ -24,7 +24,7 @@ from transformers import (
 
 from tiny import NUM_ROWS, experiment_config, federation
 from trillium.data.deployed import read_server_data, write_server_data
-from trillium.data.federated import load_data, row_keys
+from trillium.data.load import load_data, row_keys
 from trillium.data.publics import Public
 from trillium.data.publics.sampled import Sampled
 from trillium.data.publics.words import Words, whole_words

@@ -10,8 +10,10 @@ from trillium.component import known
 from trillium.config.comparison import comparison
 from trillium.config.experiment import merge
 from trillium.config.given import default_comparison
-from trillium.data.federated import DataConfig, FederatedData, load_data, row_keys
+from trillium.data.federated import FederatedData
+from trillium.data.load import load_data, row_keys
 from trillium.data.partitions.dirichlet import Dirichlet
+from trillium.data.settings import DataConfig
 from trillium.data.sources.files import Files
 from trillium.errors import UserError
 from trillium.tasks import Task

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from chatty import STRICT, byte_level
 from trillium.config.given import asked
 from trillium.data.deployed import read_rows
-from trillium.data.federated import row_keys
+from trillium.data.load import row_keys
 from trillium.data.sources import RawData
 from trillium.data.sources.files import Files
 from trillium.data.sources.hub import Hub

@@ -10,7 +10,7 @@ import pytest
 from tiny import experiment_config
 from trillium.config.experiment import ExperimentConfig, experiment, merge, parse_overrides
 from trillium.data.deployed import read_server_data, write_server_data
-from trillium.data.federated import load_data
+from trillium.data.load import load_data
 from trillium.errors import UserError
 
 CLIENTS = "evaluation.where=clients"

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from trillium.data.deployed import read_server_data, write_server_data
-from trillium.data.federated import DataConfig, FederatedData, load_data
+from trillium.data.federated import FederatedData
+from trillium.data.load import load_data
 from trillium.data.partitions import classes_of
+from trillium.data.settings import DataConfig
 from trillium.data.sources import RawData
 from trillium.data.sources.files import Files
 from trillium.data.sources.hub import Hub

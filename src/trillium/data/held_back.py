@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trillium.data.federated import row_keys
+from trillium.data.load import row_keys
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,7 +11,8 @@ from trillium.config.experiment import ExperimentConfig
 from trillium.config.places import located
 from trillium.config.texts import Texts, in_model_order
 from trillium.data.deployed import no_rows, write_rows, write_server_data
-from trillium.data.federated import FederatedData, load_data
+from trillium.data.federated import FederatedData
+from trillium.data.load import load_data
 from trillium.data.sources.nodes import Nodes
 from trillium.deploy.flower import RunStatus, Value
 from trillium.deploy.folder import write_app

@@ -11,7 +11,8 @@ import torch
 from trillium.config.experiment import ExperimentConfig
 from trillium.config.places import located
 from trillium.config.texts import Texts, in_model_order, usable
-from trillium.data.federated import FederatedData, load_data
+from trillium.data.federated import FederatedData
+from trillium.data.load import load_data
 from trillium.experiment.best import check_measured
 from trillium.experiment.environment import environment
 from trillium.experiment.fit import (

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from trillium.data.federated import FederatedData, row_keys
+from trillium.data.federated import FederatedData
+from trillium.data.load import row_keys
 from trillium.data.sources.files import read_table
 from trillium.errors import UserError
 from trillium.files import write_atomic

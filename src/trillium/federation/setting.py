@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trillium.clock.places import Places
 from trillium.component import Choice, Component
-from trillium.data.federated import DataConfig
+from trillium.data.settings import DataConfig
 from trillium.errors import UserError
 from trillium.federation.cohort import FleetConfig
 from trillium.federation.tiers import OwnModel, Tier, tier_of

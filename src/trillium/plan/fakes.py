@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trillium.plan.known import Call, Known
 from trillium.plan.operations import Operation, Operations
 from trillium.plan.values import Values
-from trillium.training.meters import Count
+from trillium.training.counting import Count
 
 aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default

@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from trillium.plan.fakes import BUFFER, is_fake
 from trillium.plan.memory import Memory
-from trillium.training.meters import Count
+from trillium.training.counting import Count
 
 STATE = "trillium_state"  # marks the tensors that an optimiser keeps
 NEAR = 48  # changes of memory; fewer than the backward pass of two blocks makes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_impls import op_implementations_checks
 
-from trillium.training.meters import is_made_of_others
+from trillium.training.counting import is_made_of_others
 
 aten = torch.ops.aten
 _VALUE_TAGS = (

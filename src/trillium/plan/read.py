@@ -9,7 +9,8 @@ from typing import Any
 from trillium.config.experiment import ExperimentConfig, Tree
 from trillium.config.texts import Texts as Tokenised
 from trillium.config.texts import in_model_order
-from trillium.data.federated import FederatedData, load_data
+from trillium.data.federated import FederatedData
+from trillium.data.load import load_data
 from trillium.data.sources.builtin import Builtin
 from trillium.data.sources.files import Files
 from trillium.errors import UserError
