@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from trillium.errors import UserError
 from trillium.models.blocks import find_blocks
-from trillium.models.cut import SplitModel, check_split, shared_parameters, split_model
+from trillium.models.cut import SplitModel, shared_parameters, split_model
+from trillium.models.cut_check import check_split
 from variants import slow_but
 
 BLOCKS, VOCABULARY, SEQUENCE = 3, 61, 9

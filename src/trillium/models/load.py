@@ -19,7 +19,8 @@ from trillium.models.adapters import Adapter
 from trillium.models.adapters.lora import Lora
 from trillium.models.base import ModelConfig, load_base
 from trillium.models.blocks import base_model, find_blocks, freeze_other_towers, text_config
-from trillium.models.cut import check_split, split_model
+from trillium.models.cut import split_model
+from trillium.models.cut_check import check_split
 from trillium.models.draws import draw
 from trillium.models.factors import Factors, lora_factors
 from trillium.models.first_blocks import FirstBlocks, first_blocks
