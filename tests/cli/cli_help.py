@@ -20,3 +20,28 @@ def trillium(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
             return 1
         return int(stop.code or 0)
     return 0
+
+
+class Cli:
+    """The command line with what it prints."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._patch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *words: object) -> int:
+        """Return the exit status."""
+        return trillium(self._patch, *words)
+
+    def done(self, *words: object) -> str:
+        """Return what is printed; the status must be 0."""
+        self._capsys.readouterr()
+        status, printed = self(*words), self._capsys.readouterr()
+        assert status == 0, printed.err
+        return printed.out
+
+    def refused(self, *words: object) -> str:
+        """Return what is said of it; the status must be 2."""
+        self._capsys.readouterr()
+        status, printed = self(*words), self._capsys.readouterr()
+        assert status == 2, printed
+        return printed.err

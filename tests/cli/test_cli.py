@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_help import trillium
+from cli_help import Cli
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -53,10 +53,11 @@ def finished(
     tmp_path: Path,
     small: list[str],
     capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> Path:
     """The folder of a finished FedLLM run."""
     monkeypatch.chdir(tmp_path)
-    assert trillium(monkeypatch, "run", "framework=fedllm", *small) == 0
+    assert cli("run", "framework=fedllm", *small) == 0
     capsys.readouterr()
     [folder] = (tmp_path / "runs").iterdir()
     return folder
@@ -88,16 +89,14 @@ def test_run_leaves_a_complete_folder(finished: Path) -> None:
     assert all(sum(line["kinds"].values()) == line["bytes"] for line in wire)
 
 
-def test_config_runs_again_to_the_same_result(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    assert trillium(monkeypatch, "run", str(finished / "config.yaml"), "--out", "again") == 0
+def test_config_runs_again_to_the_same_result(finished: Path, tmp_path: Path, cli: Cli) -> None:
+    assert cli("run", str(finished / "config.yaml"), "--out", "again") == 0
     [again] = (tmp_path / "again").iterdir()
     name = "adapter/adapter_model.safetensors"
     first, second = load_file(finished / name), load_file(again / name)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
-    other = trillium(monkeypatch, "run", str(finished / "config.yaml"), "seed=1", "--out", "other")
+    other = cli("run", str(finished / "config.yaml"), "seed=1", "--out", "other")
     assert other == 0
     [moved] = (tmp_path / "other").iterdir()
     third = load_file(moved / name)
@@ -105,7 +104,7 @@ def test_config_runs_again_to_the_same_result(
 
 
 def test_adapter_loads_with_peft_and_predicts_what_was_measured(
-    finished: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path, model: Path, cli: Cli
 ) -> None:
     base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=3)
     wrapped = PeftModel.from_pretrained(base, str(finished / "adapter")).eval()
@@ -121,39 +120,28 @@ def test_adapter_loads_with_peft_and_predicts_what_was_measured(
     assert measured["accuracy"] == pytest.approx(hits / len(built.server.test))
     said = json.loads((finished / "answers.json").read_text())["confusion"]
     assert sum(times for label, taken_for, times in said if label == taken_for) == hits
-    assert trillium(monkeypatch, "eval", str(finished), "--json") == 0
-    again = json.loads(capsys.readouterr().out)
+    again = json.loads(cli.done("eval", str(finished), "--json"))
     assert again["loss"] == pytest.approx(measured["loss"], abs=1e-5)
     assert again["accuracy"] == measured["accuracy"]
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_export(
-    finished: Path,
-    merge: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_export(finished: Path, merge: bool, cli: Cli) -> None:
     target = finished / "exported"
     words = ["export", str(finished), "--to", str(target), *(["--merge"] if merge else [])]
-    assert trillium(monkeypatch, *words) == 0
+    assert cli(*words) == 0
     expected = "model.safetensors" if merge else "adapter_config.json"
     assert (target / expected).exists()
-    assert trillium(monkeypatch, *words) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "exists already" in cli.refused(*words)
 
 
 def test_compare_arms_seeds_and_json(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    small: list[str],
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small: list[str], cli: Cli
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arms = ["split.framework.cut=1", "fedllm.adapter.r=2"]
     words = [*small, "rounds=1", "data.num_clients=2", *arms]
-    assert trillium(monkeypatch, "compare", *words, "--seeds", "2", "--json") == 0
-    result = json.loads(capsys.readouterr().out)
+    result = json.loads(cli.done("compare", *words, "--seeds", "2", "--json"))
     folder = Path(result["folder"])
     names = {"zero_shot", "local_only", "centralised"}
     for name in ("fedllm", "kd", "split"):
@@ -165,30 +153,24 @@ def test_compare_arms_seeds_and_json(
     assert (config["adapter"]["r"], config["seed"]) == (2, 1)
     assert yaml.safe_load((folder / "kd_s0" / "config.yaml").read_text())["adapter"]["r"] == 8
     assert (folder / "report.html").stat().st_size > 10_000
-    assert trillium(monkeypatch, "report", str(folder)) == 0
-    table = capsys.readouterr().out
+    table = cli.done("report", str(folder))
     assert all(name in table for name in names)
-    assert trillium(monkeypatch, "ls", "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)) == 2 * len(names)
+    assert len(json.loads(cli.done("ls", "--json"))) == 2 * len(names)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_valid_and_can_be_written(
-    recipe: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Cli
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert trillium(monkeypatch, "new", recipe.stem) == 0
+    assert cli("new", recipe.stem) == 0
     written = tmp_path / f"{recipe.stem}.yaml"
     tree = read_yaml(written)
     if "arms" in tree:
         assert len(comparison(tree, {}).experiments()) == len(tree["arms"])
     else:
         experiment(tree)
-    assert trillium(monkeypatch, "new", recipe.stem) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "exists already" in cli.refused("new", recipe.stem)
 
 
 @pytest.mark.parametrize(
@@ -241,15 +223,10 @@ def test_every_shipped_recipe_is_valid_and_can_be_written(
     ],
 )
 def test_errors_have_three_parts(
-    words: list[str],
-    expected: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Cli
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert trillium(monkeypatch, *words) == 2
-    error = capsys.readouterr().err
+    error = cli.refused(*words)
     assert [line.split(":")[0] for line in error.splitlines()[:3]] == [
         "Given",
         "Problem",
@@ -267,10 +244,11 @@ def test_failed_round_is_written_and_reported(
     tmp_path: Path,
     small: list[str],
     capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     failing = ["fleet.failure_rate=0.9", "fleet.min_replies=4"]
-    assert trillium(monkeypatch, "run", *small, *failing) == 1
+    assert cli("run", *small, *failing) == 1
     assert "min_replies is 4" in capsys.readouterr().err
     [folder] = (tmp_path / "runs").iterdir()
     status = json.loads((folder / "status.json").read_text())

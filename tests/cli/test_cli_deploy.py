@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
-from cli_help import trillium
+from cli_help import Cli
 
 from tiny import experiment_config
 from trillium.experiment.folder import to_yaml
@@ -41,16 +41,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 # deploy
 
 
-def test_deploy_writes_a_folder_once(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    recipe: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_deploy_writes_a_folder_once(tmp_path: Path, recipe: Path, cli: Cli) -> None:
     target = tmp_path / "federation"
     words = ("deploy", recipe, target, "rounds=3", "--host", "fl.example.org", *NODES)
-    assert trillium(monkeypatch, *words) == 0
-    printed = capsys.readouterr().out
+    printed = cli.done(*words)
     assert "for hospital-a, hospital-b and 3 classes" in printed
     assert str(target / "README.md") in printed
     readme = (target / "README.md").read_text(encoding="utf-8")
@@ -64,8 +58,7 @@ def test_deploy_writes_a_folder_once(
     assert held == {"labels.json", "test.jsonl"}, "nothing needs a public set"
 
     before = contents(target)
-    assert trillium(monkeypatch, *words) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "not empty" in cli.refused(*words)
     assert contents(target) == before
 
 
@@ -89,41 +82,26 @@ def test_deploy_writes_a_folder_once(
     ],
 )
 def test_a_deployment_that_cannot_be(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    recipe: Path,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    message: str,
+    tmp_path: Path, recipe: Path, words: list[str], message: str, cli: Cli
 ) -> None:
     target = tmp_path / "federation"
-    assert trillium(monkeypatch, "deploy", recipe, target, *words) == 2
-    assert message in capsys.readouterr().err
+    assert message in cli.refused("deploy", recipe, target, *words)
     assert not target.exists()
 
 
 @pytest.mark.parametrize("verb", ["deploy", "up"])
 def test_a_comparison_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arms: Path,
-    capsys: pytest.CaptureFixture[str],
-    verb: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arms: Path, verb: str, cli: Cli
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = [tmp_path / "federation", *NODES] if verb == "deploy" else []
-    assert trillium(monkeypatch, verb, arms, *words) == 2
-    assert "a deployment is one experiment" in capsys.readouterr().err
+    assert "a deployment is one experiment" in cli.refused(verb, arms, *words)
     assert {path.name for path in tmp_path.iterdir()} == {"compare.yaml"}
 
 
 @pytest.mark.parametrize("verb", ["deploy", "up"])
 def test_without_flower_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    recipe: Path,
-    capsys: pytest.CaptureFixture[str],
-    verb: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe: Path, verb: str, cli: Cli
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("trillium.cli.deploy.find_spec", lambda name: None)
@@ -131,8 +109,7 @@ def test_without_flower_it_says_what_to_install(
         "deploy": [recipe, tmp_path / "federation", "--node", "a"],
         "up": [recipe],
     }
-    assert trillium(monkeypatch, verb, *words[verb]) == 2
-    assert "[deploy]'" in capsys.readouterr().err
+    assert "[deploy]'" in cli.refused(verb, *words[verb])
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml"}
 
 
@@ -141,17 +118,12 @@ def test_without_flower_it_says_what_to_install(
 
 @pytest.mark.slow
 def test_up_runs_to_the_table(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    hub: Path,
-    recipe: Path,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: Path, recipe: Path, cli: Cli
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.chdir(hub)  # the processes run elsewhere
     words = ("model.id=./gpt2", "--out", tmp_path / "runs")
-    assert trillium(monkeypatch, "up", recipe, *words) == 0
-    printed = capsys.readouterr().out
+    printed = cli.done("up", recipe, *words)
     assert "round 1/1: 1 of 1 replied" in printed
     assert re.search(r"fedllm │ +\d+\.\d %", printed)
     [target] = (tmp_path / "runs").iterdir()
@@ -170,13 +142,7 @@ def test_up_runs_to_the_table(
     ],
 )
 def test_up_with_what_cannot_run_starts_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    recipe: Path,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    message: str,
+    tmp_path: Path, recipe: Path, words: list[str], message: str, cli: Cli
 ) -> None:
-    assert trillium(monkeypatch, "up", recipe, *words, "--out", tmp_path / "runs") == 2
-    assert message in capsys.readouterr().err
+    assert message in cli.refused("up", recipe, *words, "--out", tmp_path / "runs")
     assert not list(tmp_path.rglob("*.log"))

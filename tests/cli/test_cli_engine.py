@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_help import trillium
+from cli_help import Cli
 
 PROGRAM = "from trillium.cli.app import main; main()"
 
@@ -41,33 +41,23 @@ def words(hub: Path) -> list[str]:
     ],
 )
 def test_what_is_no_engine_is_refused_before_anything_is_made(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    engine: str,
-    said: str,
+    tmp_path: Path, engine: str, said: str, cli: Cli
 ) -> None:
     for verb in ("run", "compare"):
-        assert trillium(monkeypatch, verb, "--engine", engine, "--out", tmp_path / verb) == 2
-        assert said in capsys.readouterr().err
+        assert said in cli.refused(verb, "--engine", engine, "--out", tmp_path / verb)
     assert not [*tmp_path.iterdir()]
 
 
 def test_ray_that_is_not_there_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    words: list[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], cli: Cli
 ) -> None:
     out = f"--out={tmp_path / 'runs'}"
     monkeypatch.setitem(sys.modules, "trillium.engines.actors.cluster", None)
-    assert trillium(monkeypatch, "run", *words, "--engine=ray", out) == 2
-    assert "Ray is not installed" in capsys.readouterr().err
+    assert "Ray is not installed" in cli.refused("run", *words, "--engine=ray", out)
     monkeypatch.delitem(sys.modules, "trillium.engines.actors.cluster")
     pytest.importorskip("ray", reason="Ray is not installed (extra: simulation)")
     engine = "--engine={name: ray, address: '127.0.0.1:1'}"
-    assert trillium(monkeypatch, "compare", *words[:2], engine, out) == 2
-    assert "engine.address=127.0.0.1:1" in (said := capsys.readouterr().err)
+    assert "engine.address=127.0.0.1:1" in (said := cli.refused("compare", *words[:2], engine, out))
     assert "Traceback" not in said
     assert not [*(tmp_path / "runs").iterdir()]
 

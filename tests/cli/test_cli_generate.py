@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_help import trillium
+from cli_help import Cli, trillium
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tiny import TARGETS
@@ -51,18 +51,19 @@ def test_what_is_written_is_what_the_exported_model_writes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: tuple[str, ...],
+    cli: Cli,
 ) -> None:
     folder = run(monkeypatch, hub, model, tmp_path / "runs", *words)
     (tmp_path / "more.txt").write_text("\n".join([*PROMPTS[1:], ""]))
     capsys.readouterr()
     given = [str(folder), PROMPTS[0], "--prompts", str(tmp_path / "more.txt")]
     wire = (folder / "wire.jsonl").read_bytes()
-    assert trillium(monkeypatch, "generate", *given, "--max-new-tokens", "6", "--json") == 0
+    assert cli("generate", *given, "--max-new-tokens", "6", "--json") == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (folder / "wire.jsonl").read_bytes() == wire  # the run's own ledger stays as it is
     assert [line["prompt"] for line in found["texts"]] == PROMPTS
     merged = tmp_path / "merged"
-    assert trillium(monkeypatch, "export", str(folder), "--merge", "--to", str(merged)) == 0
+    assert cli("export", str(folder), "--merge", "--to", str(merged)) == 0
     whole = AutoModelForCausalLM.from_pretrained(merged).eval()
     tokenizer = AutoTokenizer.from_pretrained(merged)
     for line in found["texts"]:
@@ -87,18 +88,13 @@ def test_what_is_written_is_what_the_exported_model_writes(
     assert crossed["bytes_up"] > 4 * 12 * (written - len(PROMPTS))
     capsys.readouterr()
     drawn = ["--temperature", "1", "--max-new-tokens", "8"]
-    assert trillium(monkeypatch, "generate", str(folder), "w1", *drawn) == 0
-    shown = capsys.readouterr().out
+    shown = cli.done("generate", str(folder), "w1", *drawn)
     assert shown.startswith("> w1\n")
     assert "Bytes between client-0 and the server: " in shown
 
 
 def test_what_cannot_be_written_on_is_refused(
-    hub: Path,
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    hub: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     folder = run(monkeypatch, hub, model, tmp_path / "runs", "framework=split")
     for words, why in (
@@ -106,22 +102,14 @@ def test_what_cannot_be_written_on_is_refused(
         ((" ",), "there is no text to continue"),
         (("w1", "--max-new-tokens", "63"), "the model has 64 positions"),
     ):
-        assert trillium(monkeypatch, "generate", str(folder), *words) == 2
-        assert why in capsys.readouterr().err
+        assert why in cli.refused("generate", str(folder), *words)
     status = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps({**status, "state": "failed"}))
     (folder / "adapter").rename(folder / "elsewhere")
-    assert trillium(monkeypatch, "generate", str(folder), "w1") == 2
-    assert "the run has not finished" in capsys.readouterr().err
+    assert "the run has not finished" in cli.refused("generate", str(folder), "w1")
 
 
-def test_a_classifier_cannot_write(
-    hub: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_classifier_cannot_write(hub: Path, tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("task: classification\n")
-    assert trillium(monkeypatch, "generate", str(tmp_path / "run"), "a text") == 2
-    assert "a classifier cannot write" in capsys.readouterr().err
+    assert "a classifier cannot write" in cli.refused("generate", str(tmp_path / "run"), "a text")

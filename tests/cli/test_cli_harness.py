@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_help import trillium
+from cli_help import Cli
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints import checkpoint
@@ -18,13 +18,13 @@ WORDS = [f"w{number}" for number in range(1, 6)]
 
 
 @pytest.fixture
-def run(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(hub: Path, tmp_path: Path, cli: Cli) -> Path:
     settings = [
         f"--model={checkpoint(hub, 'gpt2', 'CAUSAL_LM')}", f"--data={hub / 'causal_lm.jsonl'}",
         f"--out={tmp_path / 'runs'}", "task=causal_lm", "rounds=1", "data.num_clients=2",
         "training.optimizer.lr=0.05",
     ]  # fmt: skip
-    assert trillium(monkeypatch, "run", *settings) == 0
+    assert cli("run", *settings) == 0
     [folder] = (tmp_path / "runs").iterdir()
     return folder
 
@@ -51,17 +51,11 @@ def task(tmp_path: Path) -> Path:
 
 
 def test_the_harness_measures_what_is_exported(
-    run: Path,
-    task: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: lm-eval)")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    assert (
-        trillium(monkeypatch, "export", str(run), "--merge", "--to", str(tmp_path / "whole")) == 0
-    )
+    assert cli("export", str(run), "--merge", "--to", str(tmp_path / "whole")) == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
     choices = tokenizer(" ".join(WORDS), add_special_tokens=False)["input_ids"]
@@ -71,14 +65,11 @@ def test_the_harness_measures_what_is_exported(
         tokens = tokenizer(row["text"], return_tensors="pt", add_special_tokens=False)["input_ids"]
         logits = model(tokens).logits[0, -1, choices]
         hits.append(int(logits.argmax()) == row["answer"])
-    capsys.readouterr()
-    assert trillium(monkeypatch, "eval", str(run), "--lm-eval", str(task), "--json") == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(cli.done("eval", str(run), "--lm-eval", str(task), "--json"))
     assert found["next_word"]["acc"] == pytest.approx(sum(hits) / len(hits))
     assert 0 < sum(hits) < len(hits)
     assert torch.isfinite(torch.tensor(found["next_word"]["acc_stderr"]))
-    assert trillium(monkeypatch, "eval", str(run), "--lm-eval", str(task)) == 0
-    cells = capsys.readouterr().out.splitlines()[0].split()
+    cells = cli.done("eval", str(run), "--lm-eval", str(task)).splitlines()[0].split()
     assert cells == ["next_word", "acc", f"{sum(hits) / len(hits):.4f}"]
 
 
@@ -93,24 +84,17 @@ def test_the_harness_measures_what_is_exported(
     ],
 )
 def test_what_the_harness_cannot_do_is_said(
-    run: Path,
-    task: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    told: str,
+    run: Path, task: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str, cli: Cli
 ) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: lm-eval)")
     monkeypatch.chdir(task.parent)
-    capsys.readouterr()
-    assert trillium(monkeypatch, "eval", str(run), "--lm-eval", *words) == 2
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert told in " ".join(cli.refused("eval", str(run), "--lm-eval", *words).split())
 
 
 def test_without_the_harness_it_is_said_how_to_install_it(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
-    capsys.readouterr()
-    assert trillium(monkeypatch, "eval", str(run), "--lm-eval", "hellaswag") == 2
-    assert install("lm-eval") in " ".join(capsys.readouterr().err.split())
+    assert install("lm-eval") in " ".join(
+        cli.refused("eval", str(run), "--lm-eval", "hellaswag").split()
+    )

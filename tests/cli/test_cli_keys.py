@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("cryptography", reason="the extra deploy is not installed")
 
-from cli_help import trillium
+from cli_help import Cli
 
 from trillium.cli.keys import PASSPHRASE
 from trillium.deploy.certificates import issue, read_authority, read_request
@@ -25,10 +25,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_from_an_authority_to_a_node_and_its_end(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str], cli: Cli
 ) -> None:
     def say(*words: str) -> str:
-        assert trillium(monkeypatch, "keys", *words) == 0
+        assert cli("keys", *words) == 0
         return capsys.readouterr().out
 
     say("authority", "authority")
@@ -51,18 +51,14 @@ def test_from_an_authority_to_a_node_and_its_end(
     assert "days left: revoked" in shown
 
 
-def test_a_certificate_that_ends_soon_is_shown_to_be_renewed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert trillium(monkeypatch, "keys", "authority", "authority") == 0
+def test_a_certificate_that_ends_soon_is_shown_to_be_renewed(cli: Cli) -> None:
+    assert cli("keys", "authority", "authority") == 0
     *_, request = ask_for_node(Path("node"), "a")
     found = issue(read_authority(Path("authority"), b"correct horse"), read_request(request), 29)
     from cryptography.hazmat.primitives.serialization import Encoding
 
     Path("a.crt").write_bytes(found.public_bytes(Encoding.PEM))
-    capsys.readouterr()
-    assert trillium(monkeypatch, "keys", "show", "a.crt") == 0
-    assert "29 days left: renew it" in capsys.readouterr().out
+    assert "29 days left: renew it" in cli.done("keys", "show", "a.crt")
 
 
 @pytest.mark.parametrize(
@@ -80,28 +76,18 @@ def test_a_certificate_that_ends_soon_is_shown_to_be_renewed(
         (["node", "keys"], "--name"),
     ],
 )
-def test_what_cannot_be_done(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    message: str,
-) -> None:
-    assert trillium(monkeypatch, "keys", *words) == 2
-    assert message in capsys.readouterr().err
+def test_what_cannot_be_done(words: list[str], message: str, cli: Cli) -> None:
+    assert message in cli.refused("keys", *words)
     assert os.listdir() == []  # noqa: PTH208
 
 
-def test_a_short_passphrase_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_short_passphrase_is_refused(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     monkeypatch.setenv(PASSPHRASE, "short")
-    assert trillium(monkeypatch, "keys", "authority", "authority") == 2
-    assert "fewer than 8 characters" in capsys.readouterr().err
+    assert "fewer than 8 characters" in cli.refused("keys", "authority", "authority")
 
 
-def test_nobody_types_a_passphrase_for_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nobody_types_a_passphrase_for_nothing(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     monkeypatch.delenv(PASSPHRASE, raising=False)
-    assert trillium(monkeypatch, "keys", "sign", "missing.request", "--authority", "authority") == 2
-    assert "is no request for a certificate" in capsys.readouterr().err
+    assert "is no request for a certificate" in cli.refused(
+        "keys", "sign", "missing.request", "--authority", "authority"
+    )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_help import trillium
+from cli_help import Cli, trillium
 
 from trillium.experiment.folder import RunFolder
 from trillium.federation.side import Metrics
@@ -86,11 +86,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     monkeypatch: pytest.MonkeyPatch,
     end: Callable[..., Path],
     rounds: int,
+    cli: Cli,
 ) -> None:
     words.append(f"rounds={rounds}")
     folder = end(monkeypatch, ["run", *words], tmp_path / "killed")
-    assert trillium(monkeypatch, "resume", str(folder)) == 0
-    assert trillium(monkeypatch, "run", *words, f"--out={tmp_path / 'whole'}") == 0
+    assert cli("resume", str(folder)) == 0
+    assert cli("run", *words, f"--out={tmp_path / 'whole'}") == 0
     [whole] = (tmp_path / "whole").iterdir()
     adapter = "adapter/adapter_model.safetensors"
     assert (folder / adapter).read_bytes() == (whole / adapter).read_bytes()
@@ -101,47 +102,36 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 
 
 def test_a_killed_comparison_goes_on_with_what_is_left(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("arms:\n  zero_shot: {framework: zero_shot}\n  fedllm: {framework: fedllm}\n")
     command = ["compare", str(recipe), *words]
     folder = stop_in_mid_run(monkeypatch, command, tmp_path / "killed")
     first = (folder / "zero_shot_s0" / "status.json").read_text()
-    assert trillium(monkeypatch, "resume", str(folder)) == 0
+    assert cli("resume", str(folder)) == 0
     assert (folder / "zero_shot_s0" / "status.json").read_text() == first
     assert len(rows(folder / "fedllm_s0")) == ROUNDS + 1
-    assert trillium(monkeypatch, "resume", str(folder)) == 2
+    assert cli("resume", str(folder)) == 2
 
 
-def test_what_cannot_be_resumed_is_said(
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert trillium(monkeypatch, "resume", str(tmp_path)) == 2
-    assert "neither a run nor a comparison" in capsys.readouterr().err
+def test_what_cannot_be_resumed_is_said(words: list[str], tmp_path: Path, cli: Cli) -> None:
+    assert "neither a run nor a comparison" in cli.refused("resume", str(tmp_path))
     out = tmp_path / "out"
-    assert trillium(monkeypatch, "run", *words, "rounds=1", f"--out={out}") == 0
+    assert cli("run", *words, "rounds=1", f"--out={out}") == 0
     [folder] = out.iterdir()
-    assert trillium(monkeypatch, "resume", str(folder)) == 2
-    assert "this run has finished" in capsys.readouterr().err
+    assert "this run has finished" in cli.refused("resume", str(folder))
 
 
 def test_a_damaged_checkpoint_is_named(
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     folder = stop_in_mid_run(monkeypatch, ["run", *words], tmp_path)
     newest = max((folder / "checkpoints").glob("server@*.pt"), key=lambda p: p.stat().st_mtime)
     newest.write_bytes(newest.read_bytes()[:100])
-    assert trillium(monkeypatch, "resume", str(folder)) == 2
-    error = capsys.readouterr().err
+    error = cli.refused("resume", str(folder))
     assert newest.name in error
     assert "Remove the file" in error
     newest.unlink()
-    assert trillium(monkeypatch, "resume", str(folder)) == 0
+    assert cli("resume", str(folder)) == 0
     assert len(rows(folder)) == ROUNDS + 1

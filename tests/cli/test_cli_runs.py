@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from cli_help import trillium
+from cli_help import Cli, trillium
 
 from trillium.experiment.folder import RunFolder
 from trillium.federation.side import Metrics
@@ -57,6 +57,7 @@ def test_a_stopped_run_is_listed_as_stopped_and_goes_on_by_the_hint(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
+    cli: Cli,
 ) -> None:
     assert threading.current_thread() is threading.main_thread()
     out, number = tmp_path / WIDE_OUT, signal.Signals[name]
@@ -71,20 +72,16 @@ def test_a_stopped_run_is_listed_as_stopped_and_goes_on_by_the_hint(
     said = capsys.readouterr().err
     assert f"trillium resume '{folder}'" in said
     assert "Traceback" not in said
-    assert trillium(monkeypatch, "ls", out) == 0
-    [line] = csv.DictReader(io.StringIO(capsys.readouterr().out), delimiter="\t")
+    [line] = csv.DictReader(io.StringIO(cli.done("ls", out)), delimiter="\t")
     assert (line["folder"], line["state"], line["rounds"]) == (str(folder), "stopped", "1")
-    assert trillium(monkeypatch, "resume", folder) == 0
+    assert cli("resume", folder) == 0
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
 
 
-def test_a_run_whose_process_was_killed_is_not_running_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_whose_process_was_killed_is_not_running_for_ever(tmp_path: Path, cli: Cli) -> None:
     alive, killed = (RunFolder(tmp_path / name, "fedllm") for name in ("alive", "killed"))
     killed._lock.release()  # as the system does when a process has ended
-    assert trillium(monkeypatch, "ls", tmp_path, "--json") == 0
-    lines = json.loads(capsys.readouterr().out)
+    lines = json.loads(cli.done("ls", tmp_path, "--json"))
     states = {Path(line["folder"]).name: line["state"] for line in lines}
     assert states == {"alive": "running", "killed": "stopped"}
     with pytest.raises(ValueError, match="a process still runs it"):
@@ -92,18 +89,13 @@ def test_a_run_whose_process_was_killed_is_not_running_for_ever(
 
 
 def test_runs_are_listed_whole_at_any_width(
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     out = tmp_path / WIDE_OUT
     command = ["compare", *words, "rounds=1", "--only=zero_shot,fedllm", f"--out={out}"]
-    assert trillium(monkeypatch, *command) == 0
+    assert cli(*command) == 0
     [folder] = out.iterdir()
-    capsys.readouterr()
-    assert trillium(monkeypatch, "ls", out) == 0
-    piped = list(csv.DictReader(io.StringIO(capsys.readouterr().out), delimiter="\t"))
+    piped = list(csv.DictReader(io.StringIO(cli.done("ls", out)), delimiter="\t"))
     assert [line["folder"] for line in piped] == [
         str(folder / arm) for arm in ("fedllm_s0", "zero_shot_s0")
     ]
@@ -111,8 +103,7 @@ def test_runs_are_listed_whole_at_any_width(
     assert {line["data"] for line in piped} == {"classification.jsonl"}
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert trillium(monkeypatch, "ls", out) == 0
-    shown = capsys.readouterr().out
+    shown = cli.done("ls", out)
     assert shown.splitlines()[0] == str(folder)
     assert "bert · classification.jsonl · 20" in shown
     [fedllm] = [line for line in shown.splitlines() if line.startswith("    fedllm_s0 ")]
@@ -133,30 +124,19 @@ def test_runs_are_listed_whole_at_any_width(
     ],
 )
 def test_a_mistake_leaves_no_folder(
-    verb: str,
-    mistake: str,
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    verb: str, mistake: str, words: list[str], tmp_path: Path, cli: Cli
 ) -> None:
     command = [verb, *words, mistake, f"--out={tmp_path / 'runs'}"]
-    assert trillium(monkeypatch, *command) == 2
-    error = capsys.readouterr().err
+    error = cli.refused(*command)
     assert "Traceback" not in error
     assert not list((tmp_path / "runs").glob("*"))
 
 
 @pytest.mark.parametrize("verb", ["run", "compare"])
 def test_runs_that_cannot_be_written_are_said_before_they_begin(
-    verb: str,
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    verb: str, words: list[str], tmp_path: Path, cli: Cli
 ) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "runs"):
-        assert trillium(monkeypatch, verb, *words, "--out", out) == 2
-        error = capsys.readouterr().err
+        error = cli.refused(verb, *words, "--out", out)
         assert error.startswith(f"Given:   --out {out}\nProblem: nothing can be written")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from cli_help import trillium
+from cli_help import Cli, trillium
 from huggingface_hub import ModelCard
 from peft import PeftModel
 
@@ -67,57 +67,47 @@ def asked(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_run_folder_stands_by_itself(
-    run: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, made: Path, capsys: pytest.CaptureFixture[str], cli: Cli
 ) -> None:
     measured = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert trillium(monkeypatch, "eval", run, "--json") == 0
+    assert cli("eval", run, "--json") == 0
     found = json.loads(asked(capsys))
     assert found["num_examples"] == measured["num_examples"]
     assert found["loss"] == pytest.approx(measured["loss"], rel=1e-6)
-    assert trillium(monkeypatch, "export", run, "--to", "whole", "--merge") == 0
-    assert trillium(monkeypatch, "report", run) == 0
+    assert cli("export", run, "--to", "whole", "--merge") == 0
+    assert cli("report", run) == 0
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert Path(config["model"]["id"]).is_absolute()
     assert Path(config["data"]["source"]["train"]) == made.parents[1] / "rows" / "train.jsonl"
     (run / "test.parquet").unlink()
-    capsys.readouterr()
-    assert trillium(monkeypatch, "eval", run) == 2  # neither the rows nor their source
-    assert "there is no such file" in capsys.readouterr().err
+    assert "there is no such file" in cli.refused("eval", run)
 
 
 def test_a_run_that_held_out_no_rows_asks_for_a_file(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     words = ("adapter.target_modules=[query]", "evaluation.where=clients", "data.test_fraction=0")
     run = start(monkeypatch, hub, tmp_path, "classification", "bert", *words)
-    capsys.readouterr()
-    assert trillium(monkeypatch, "eval", run) == 2
-    assert "Name some rows with --data FILE" in capsys.readouterr().err
+    assert "Name some rows with --data FILE" in cli.refused("eval", run)
 
 
 def test_rows_of_the_source_count_if_they_are_those_that_were_measured(
-    run: Path,
-    made: Path,
-    hub: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Path, made: Path, hub: Path, cli: Cli
 ) -> None:
     (run / "test.parquet").unlink()
     rows = made.parents[1] / "rows" / "train.jsonl"
     rows.write_bytes((hub / "classification.jsonl").read_bytes())
-    assert trillium(monkeypatch, "eval", run) == 0
+    assert cli("eval", run) == 0
     lines = rows.read_text().splitlines()
     rows.write_text("\n".join(lines[1:]))
-    capsys.readouterr()
-    assert trillium(monkeypatch, "eval", run) == 2
-    assert "not those that the run was measured on" in capsys.readouterr().err
+    assert "not those that the run was measured on" in cli.refused("eval", run)
     rows.unlink()
 
 
 def test_the_adapter_loads_in_three_lines_and_takes_several_texts(
-    run: Path, monkeypatch: pytest.MonkeyPatch, hub: Path
+    run: Path, hub: Path, cli: Cli
 ) -> None:
-    assert trillium(monkeypatch, "export", run, "--to", "mine") == 0
+    assert cli("export", run, "--to", "mine") == 0
     base = transformers.AutoModelForSequenceClassification.from_pretrained(
         checkpoint(hub, "bert", "SEQ_CLS"), config=transformers.AutoConfig.from_pretrained("mine")
     )
@@ -131,11 +121,11 @@ def test_the_adapter_loads_in_three_lines_and_takes_several_texts(
 
 
 def test_a_decoder_classifies_batches_as_it_was_exported(
-    monkeypatch: pytest.MonkeyPatch, hub: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, hub: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """It looks for the last token that is not padding, so it must know which one that is."""
     run = start(monkeypatch, hub, tmp_path, "classification", "gpt2")
-    assert trillium(monkeypatch, "export", run, "--to", "whole", "--merge") == 0
+    assert cli("export", run, "--to", "whole", "--merge") == 0
     model = transformers.AutoModelForSequenceClassification.from_pretrained("whole").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained("whole")
     texts = ["w1 w2 w3", "w4"]
@@ -147,10 +137,8 @@ def test_a_decoder_classifies_batches_as_it_was_exported(
     assert {one["label"] for one in told} <= {"class 0", "class 1", "class 2"}
 
 
-def test_the_card_says_what_the_model_is_and_no_row(
-    run: Path, monkeypatch: pytest.MonkeyPatch, hub: Path
-) -> None:
-    assert trillium(monkeypatch, "export", run, "--to", "mine") == 0
+def test_the_card_says_what_the_model_is_and_no_row(run: Path, hub: Path, cli: Cli) -> None:
+    assert cli("export", run, "--to", "mine") == 0
     card = ModelCard.load("mine/README.md")
     assert card.data.library_name == "peft"
     assert card.data.pipeline_tag == "text-classification"
@@ -163,35 +151,34 @@ def test_the_card_says_what_the_model_is_and_no_row(
         json.loads(line)["text"] for line in (hub / "classification.jsonl").read_text().splitlines()
     ]
     assert not any(text in card.content for text in texts)
-    assert trillium(monkeypatch, "export", run, "--to", "whole", "--merge") == 0
+    assert cli("export", run, "--to", "whole", "--merge") == 0
     whole = ModelCard.load("whole/README.md")
     assert whole.data.library_name == "transformers"
     assert "PeftModel" not in whole.text
 
 
 def test_eval_measures_all_of_a_file(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str], cli: Cli
 ) -> None:
     """Also one that is smaller than the public set, in other columns, without some of the classes."""
     rows = [("w1 w2", "class 1"), ("w3", "class 0"), ("w1 w2", "class 1")]
     with Path("new.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("question", "intent"), *rows])
     columns = ("data.source.text=question", "data.source.label=intent")
-    assert trillium(monkeypatch, "eval", run, "--data", "new.csv", *columns, "--json") == 0
+    assert cli("eval", run, "--data", "new.csv", *columns, "--json") == 0
     assert json.loads(asked(capsys))["num_examples"] == 3
     Path("other.csv").write_text("text,label\nw1,class 7\n")
-    assert trillium(monkeypatch, "eval", run, "--data", "other.csv") == 2
-    assert "lacks the class of 1 rows" in capsys.readouterr().err
+    assert "lacks the class of 1 rows" in cli.refused("eval", run, "--data", "other.csv")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
 def test_predict_labels_rows_that_have_none(
-    run: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, suffix: str, capsys: pytest.CaptureFixture[str], cli: Cli
 ) -> None:
     texts = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
     Path("new.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     to = f"said.{suffix}"
-    assert trillium(monkeypatch, "predict", run, "new.jsonl", "--to", to) == 0
+    assert cli("predict", run, "new.jsonl", "--to", to) == 0
     if suffix == "csv":
         with Path(to).open(newline="") as file:
             lines = [dict(line) for line in csv.DictReader(file)]
@@ -201,7 +188,7 @@ def test_predict_labels_rows_that_have_none(
         shares = [list(line["probabilities"].values()) for line in lines]
     assert [line["text"] for line in lines] == texts
     assert [int(line["row"]) for line in lines] == [1, 2, 3]
-    assert trillium(monkeypatch, "export", run, "--to", "whole", "--merge") == 0
+    assert cli("export", run, "--to", "whole", "--merge") == 0
     plain = transformers.AutoModelForSequenceClassification.from_pretrained("whole").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained("whole")
     given = tokenizer(texts, padding=True, return_tensors="pt")
@@ -211,7 +198,7 @@ def test_predict_labels_rows_that_have_none(
     names = [plain.config.id2label[int(best)] for best in wanted.argmax(-1)]
     assert [line["label"] for line in lines] == names
     capsys.readouterr()
-    assert trillium(monkeypatch, "predict", run, "new.jsonl") == 0
+    assert cli("predict", run, "new.jsonl") == 0
     assert len(asked(capsys).splitlines()) == 3
 
 
@@ -222,20 +209,21 @@ def test_a_language_model_answers_rows_and_comes_with_its_ends(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     task: str,
+    cli: Cli,
 ) -> None:
     run = start(monkeypatch, hub, tmp_path, task, "gpt2")
     prompts = ["w1 w2 w3", "w4", "w5 w6"]
     Path("new.csv").write_text("prompt\n" + "\n".join(prompts) + "\n")
     capsys.readouterr()
     words = ("new.csv", "--max-new-tokens", 4, "evaluation.batch_tokens=16")
-    assert trillium(monkeypatch, "predict", run, *words) == 0
+    assert cli("predict", run, *words) == 0
     lines = [json.loads(line) for line in asked(capsys).splitlines()]
     assert [line["prompt"] for line in lines] == prompts
-    assert trillium(monkeypatch, "generate", run, *prompts, "--max-new-tokens", 4, "--json") == 0
+    assert cli("generate", run, *prompts, "--max-new-tokens", 4, "--json") == 0
     said = [found["text"] for found in json.loads(asked(capsys))["texts"]]
     assert [line["response"] for line in lines] == said
     for to, merge in (("mine", ()), ("whole", ("--merge",))):
-        assert trillium(monkeypatch, "export", run, "--to", to, *merge) == 0
+        assert cli("export", run, "--to", to, *merge) == 0
         found = transformers.GenerationConfig.from_pretrained(to)
         assert found.eos_token_id == [3]
         assert found.pad_token_id == 0
@@ -254,11 +242,15 @@ def test_a_language_model_answers_rows_and_comes_with_its_ends(
 
 
 def test_text_is_written_across_a_cut_without_the_rows(
-    monkeypatch: pytest.MonkeyPatch, hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    hub: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     run = start(monkeypatch, hub, tmp_path, "causal_lm", "gpt2", "framework=split")
     capsys.readouterr()
-    assert trillium(monkeypatch, "generate", run, "w1 w2", "--max-new-tokens", 3, "--json") == 0
+    assert cli("generate", run, "w1 w2", "--max-new-tokens", 3, "--json") == 0
     assert json.loads(asked(capsys))["crossed"]["bytes_up"] > 0
 
 
@@ -286,16 +278,11 @@ def test_text_is_written_across_a_cut_without_the_rows(
     ],
 )
 def test_what_a_verb_does_not_take_is_refused_in_three_parts(
-    run: Path,
-    words: tuple[str, ...],
-    expected: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Path, words: tuple[str, ...], expected: str, cli: Cli
 ) -> None:
     Path("some.csv").write_text("question\nw1\n")
     given = [str(run) if word == "RUN" else word for word in words]
-    assert trillium(monkeypatch, *given) == 2
-    error = capsys.readouterr().err
+    error = cli.refused(*given)
     assert [line.split(":")[0] for line in error.splitlines()[:3]] == [
         "Given",
         "Problem",
@@ -305,9 +292,8 @@ def test_what_a_verb_does_not_take_is_refused_in_three_parts(
     assert "Traceback" not in error
 
 
-def test_the_harness_asks_no_classifier(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_harness_asks_no_classifier(run: Path, cli: Cli) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra: lm-eval)")
-    assert trillium(monkeypatch, "eval", run, "--lm-eval", "hellaswag") == 2
-    assert "trained for task=classification" in " ".join(capsys.readouterr().err.split())
+    assert "trained for task=classification" in " ".join(
+        cli.refused("eval", run, "--lm-eval", "hellaswag").split()
+    )

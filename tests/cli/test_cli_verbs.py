@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from cli_help import trillium
+from cli_help import Cli, trillium
 
 from trillium.cli.app import app
 
@@ -30,11 +30,8 @@ def words(hub: Path) -> list[str]:
     ]
 
 
-def test_the_program_lists_whole_sentences(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert trillium(monkeypatch, "-h") == 0
-    shown = capsys.readouterr().out
+def test_the_program_lists_whole_sentences(cli: Cli) -> None:
+    shown = cli.done("-h")
     listed = " ".join(shown.partition("Commands:")[2].split())
     assert "..." not in listed
     assert listed.count(".") >= len(VERBS)
@@ -42,13 +39,10 @@ def test_the_program_lists_whole_sentences(
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_is_plain(
-    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_is_plain(verb: str, cli: Cli) -> None:
     shown = {}
     for option in ("-h", "--help"):
-        assert trillium(monkeypatch, verb, option) == 0
-        shown[option] = capsys.readouterr().out
+        shown[option] = cli.done(verb, option)
     assert shown["-h"] == shown["--help"]
     assert "\\" not in shown["-h"]
     assert all(option in shown["-h"] for option in ("--verbose", "--quiet", "--log-file"))
@@ -57,12 +51,11 @@ def test_help_is_plain(
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("columns", [60, 80])
 def test_help_is_whole_at_any_width(
-    verb: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verb: str, columns: int, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     """No line is longer than the screen, and every argument and option has its text."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    assert trillium(monkeypatch, verb, "-h") == 0
-    shown = capsys.readouterr().out
+    shown = cli.done(verb, "-h")
     assert max(map(len, shown.splitlines())) <= columns
     assert "\x1b" not in shown
     plain = " ".join(shown.split())
@@ -73,7 +66,7 @@ def test_help_is_whole_at_any_width(
 
 
 def test_the_shell_completes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cli: Cli
 ) -> None:
     monkeypatch.setenv("_TRILLIUM_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "trillium ge")
@@ -83,11 +76,8 @@ def test_the_shell_completes(
 
 
 @pytest.mark.parametrize("option", ["-V", "--version"])
-def test_version(
-    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert trillium(monkeypatch, option) == 0
-    assert capsys.readouterr().out == f"trillium {version('trillium')}\n"
+def test_version(option: str, cli: Cli) -> None:
+    assert cli.done(option) == f"trillium {version('trillium')}\n"
 
 
 def test_how_much_is_said(
@@ -95,9 +85,10 @@ def test_how_much_is_said(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert trillium(monkeypatch, "run", "-q", *words, "--log-file", "run.log") == 0
+    assert cli("run", "-q", *words, "--log-file", "run.log") == 0
     found = capsys.readouterr()
     assert "round 1/1" not in found.out
     assert "Report: " in found.out
@@ -106,16 +97,16 @@ def test_how_much_is_said(
     assert "INFO trillium.experiment.residents: loading model: " in logged
     assert "round 1 of 1: accuracy" in logged
     # Before the verb, too; what is said stands on standard error, and the log is added to.
-    assert trillium(monkeypatch, "--log-file", "run.log", "-v", "run", *words) == 0
+    assert cli("--log-file", "run.log", "-v", "run", *words) == 0
     found = capsys.readouterr()
     assert "round 1/1" in found.out
     assert "INFO trillium.experiment.residents: loading model: " in found.err
     assert (tmp_path / "run.log").read_text(encoding="utf-8").startswith(logged)
     monkeypatch.setenv("TRILLIUM_LOG", "Info")
-    assert trillium(monkeypatch, "ls") == 0
+    assert cli("ls") == 0
     assert logging.getLogger("trillium").level == logging.INFO
     monkeypatch.delenv("TRILLIUM_LOG")
-    assert trillium(monkeypatch, "ls") == 0
+    assert cli("ls") == 0
     assert logging.getLogger("trillium").level == logging.WARNING
 
 
@@ -131,57 +122,46 @@ def test_how_much_is_said(
     ],
 )
 def test_no_traceback(
-    words: list[str],
-    expected: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     if words[0] == "keys":
         pytest.importorskip("cryptography")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "bare.yaml").write_text("arms: {a: fedllm}\n", encoding="utf-8")
-    assert trillium(monkeypatch, *words) == 2
-    said = capsys.readouterr().err
+    said = cli.refused(*words)
     assert [line[:8].rstrip() for line in said.splitlines()] == ["Given:", "Problem:", "Instead:"]
     assert expected in said
 
 
-def test_a_level_that_there_is_not(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_level_that_there_is_not(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     monkeypatch.setenv("TRILLIUM_LOG", "verbose")
-    assert trillium(monkeypatch, "ls") == 2
-    assert "Choose one of: debug, error, info, warning" in capsys.readouterr().err
+    assert "Choose one of: debug, error, info, warning" in cli.refused("ls")
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="who may do all writes anywhere")
 def test_a_working_directory_that_cannot_be_written(
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o500)
     try:
         for command in (["run", *words], ["compare", *words], ["new"]):
-            assert trillium(monkeypatch, *command) == 2
-            assert "nothing can be written" in capsys.readouterr().err
+            assert "nothing can be written" in cli.refused(*command)
     finally:
         tmp_path.chmod(0o700)
 
 
 def test_what_the_system_refuses_is_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Cli
 ) -> None:
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "run.yaml"))
 
     monkeypatch.setattr(Path, "write_text", refused)
-    assert trillium(monkeypatch, "new", "run", "--to", tmp_path / "run.yaml") == 2
-    assert "it cannot be read or written (Permission denied)" in capsys.readouterr().err
+    assert "it cannot be read or written (Permission denied)" in cli.refused(
+        "new", "run", "--to", tmp_path / "run.yaml"
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
