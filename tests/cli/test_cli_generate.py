@@ -58,8 +58,9 @@ def test_what_is_written_is_what_the_exported_model_writes(
     capsys.readouterr()
     given = [str(folder), PROMPTS[0], "--prompts", str(tmp_path / "more.txt")]
     wire = (folder / "wire.jsonl").read_bytes()
-    assert cli("generate", *given, "--max-new-tokens", "6", "--json") == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = json.loads(
+        cli.done("generate", *given, "--max-new-tokens", "6", "--json")
+    )
     assert (folder / "wire.jsonl").read_bytes() == wire  # the run's own ledger stays as it is
     assert [line["prompt"] for line in found["texts"]] == PROMPTS
     merged = tmp_path / "merged"

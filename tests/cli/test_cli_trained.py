@@ -61,17 +61,9 @@ def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
-def asked(capsys: pytest.CaptureFixture[str]) -> str:
-    """Return what was printed since the last time."""
-    return capsys.readouterr().out
-
-
-def test_a_run_folder_stands_by_itself(
-    run: Path, made: Path, capsys: pytest.CaptureFixture[str], cli: Cli
-) -> None:
+def test_a_run_folder_stands_by_itself(run: Path, made: Path, cli: Cli) -> None:
     measured = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert cli("eval", run, "--json") == 0
-    found = json.loads(asked(capsys))
+    found = json.loads(cli.done("eval", run, "--json"))
     assert found["num_examples"] == measured["num_examples"]
     assert found["loss"] == pytest.approx(measured["loss"], rel=1e-6)
     assert cli("export", run, "--to", "whole", "--merge") == 0
@@ -157,24 +149,20 @@ def test_the_card_says_what_the_model_is_and_no_row(run: Path, hub: Path, cli: C
     assert "PeftModel" not in whole.text
 
 
-def test_eval_measures_all_of_a_file(
-    run: Path, capsys: pytest.CaptureFixture[str], cli: Cli
-) -> None:
+def test_eval_measures_all_of_a_file(run: Path, cli: Cli) -> None:
     """Also one that is smaller than the public set, in other columns, without some of the classes."""
     rows = [("w1 w2", "class 1"), ("w3", "class 0"), ("w1 w2", "class 1")]
     with Path("new.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("question", "intent"), *rows])
     columns = ("data.source.text=question", "data.source.label=intent")
-    assert cli("eval", run, "--data", "new.csv", *columns, "--json") == 0
-    assert json.loads(asked(capsys))["num_examples"] == 3
+    found = json.loads(cli.done("eval", run, "--data", "new.csv", *columns, "--json"))
+    assert found["num_examples"] == 3
     Path("other.csv").write_text("text,label\nw1,class 7\n")
     assert "lacks the class of 1 rows" in cli.refused("eval", run, "--data", "other.csv")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_predict_labels_rows_that_have_none(
-    run: Path, suffix: str, capsys: pytest.CaptureFixture[str], cli: Cli
-) -> None:
+def test_predict_labels_rows_that_have_none(run: Path, suffix: str, cli: Cli) -> None:
     texts = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
     Path("new.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     to = f"said.{suffix}"
@@ -197,30 +185,21 @@ def test_predict_labels_rows_that_have_none(
     torch.testing.assert_close(torch.tensor(shares), wanted, rtol=0, atol=1e-5)
     names = [plain.config.id2label[int(best)] for best in wanted.argmax(-1)]
     assert [line["label"] for line in lines] == names
-    capsys.readouterr()
-    assert cli("predict", run, "new.jsonl") == 0
-    assert len(asked(capsys).splitlines()) == 3
+    assert len(cli.done("predict", run, "new.jsonl").splitlines()) == 3
 
 
 @pytest.mark.parametrize("task", ["causal_lm", "preference"])
 def test_a_language_model_answers_rows_and_comes_with_its_ends(
-    monkeypatch: pytest.MonkeyPatch,
-    hub: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    task: str,
-    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch, hub: Path, tmp_path: Path, task: str, cli: Cli
 ) -> None:
     run = start(monkeypatch, hub, tmp_path, task, "gpt2")
     prompts = ["w1 w2 w3", "w4", "w5 w6"]
     Path("new.csv").write_text("prompt\n" + "\n".join(prompts) + "\n")
-    capsys.readouterr()
     words = ("new.csv", "--max-new-tokens", 4, "evaluation.batch_tokens=16")
-    assert cli("predict", run, *words) == 0
-    lines = [json.loads(line) for line in asked(capsys).splitlines()]
+    lines = [json.loads(line) for line in cli.done("predict", run, *words).splitlines()]
     assert [line["prompt"] for line in lines] == prompts
-    assert cli("generate", run, *prompts, "--max-new-tokens", 4, "--json") == 0
-    said = [found["text"] for found in json.loads(asked(capsys))["texts"]]
+    told = json.loads(cli.done("generate", run, *prompts, "--max-new-tokens", 4, "--json"))
+    said = [found["text"] for found in told["texts"]]
     assert [line["response"] for line in lines] == said
     for to, merge in (("mine", ()), ("whole", ("--merge",))):
         assert cli("export", run, "--to", to, *merge) == 0
@@ -242,16 +221,11 @@ def test_a_language_model_answers_rows_and_comes_with_its_ends(
 
 
 def test_text_is_written_across_a_cut_without_the_rows(
-    monkeypatch: pytest.MonkeyPatch,
-    hub: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch, hub: Path, tmp_path: Path, cli: Cli
 ) -> None:
     run = start(monkeypatch, hub, tmp_path, "causal_lm", "gpt2", "framework=split")
-    capsys.readouterr()
-    assert cli("generate", run, "w1 w2", "--max-new-tokens", 3, "--json") == 0
-    assert json.loads(asked(capsys))["crossed"]["bytes_up"] > 0
+    told = json.loads(cli.done("generate", run, "w1 w2", "--max-new-tokens", 3, "--json"))
+    assert told["crossed"]["bytes_up"] > 0
 
 
 @pytest.mark.parametrize(

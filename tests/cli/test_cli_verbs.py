@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from cli_help import Cli, trillium
+from cli_help import Cli
 
 from trillium.cli.app import app
 
@@ -65,14 +65,11 @@ def test_help_is_whole_at_any_width(
         assert " ".join(parameter.help.split()) in plain
 
 
-def test_the_shell_completes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cli: Cli
-) -> None:
+def test_the_shell_completes(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     monkeypatch.setenv("_TRILLIUM_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "trillium ge")
     monkeypatch.setenv("COMP_CWORD", "1")
-    assert trillium(monkeypatch) == 0
-    assert capsys.readouterr().out.split() == ["generate"]
+    assert cli.done(monkeypatch).split() == ["generate"]
 
 
 @pytest.mark.parametrize("option", ["-V", "--version"])
