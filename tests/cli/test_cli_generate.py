@@ -49,13 +49,11 @@ def test_what_is_written_is_what_the_exported_model_writes(
     model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     words: tuple[str, ...],
     cli: Cli,
 ) -> None:
     folder = run(monkeypatch, hub, model, tmp_path / "runs", *words)
     (tmp_path / "more.txt").write_text("\n".join([*PROMPTS[1:], ""]))
-    capsys.readouterr()
     given = [str(folder), PROMPTS[0], "--prompts", str(tmp_path / "more.txt")]
     wire = (folder / "wire.jsonl").read_bytes()
     found: dict[str, Any] = json.loads(

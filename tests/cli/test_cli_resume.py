@@ -53,7 +53,7 @@ def stop_in_mid_run(monkeypatch: pytest.MonkeyPatch, words: list[str], out: Path
     return folder
 
 
-def kill_in_mid_run(words: list[str], out: Path) -> Path:
+def kill_in_mid_run(monkeypatch: pytest.MonkeyPatch, words: list[str], out: Path) -> Path:
     """Start the command line, kill it once it has evaluated, and return the folder."""
     with subprocess.Popen(
         [sys.executable, "-c", "from trillium.cli.app import main; main()", *words, f"--out={out}"],
