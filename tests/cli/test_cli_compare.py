@@ -29,18 +29,6 @@ PROGRAM = "from trillium.cli.app import main; main()"
 
 
 @pytest.fixture
-def words(hub: Path) -> list[str]:
-    return [
-        f"--model={hub / 'bert'}",
-        f"--data={hub / 'classification.jsonl'}",
-        "model.random_weights=true",
-        "data.public_size=12",
-        "data.num_clients=2",
-        "adapter.target_modules=[query]",
-    ]
-
-
-@pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(

@@ -85,7 +85,6 @@ def test_what_is_written_is_what_the_exported_model_writes(
     assert crossed["bytes_up_per_token"] == crossed["bytes_up"] / written
     # The last token of a text is not sent through the blocks; headers come on top.
     assert crossed["bytes_up"] > 4 * 12 * (written - len(PROMPTS))
-    capsys.readouterr()
     drawn = ["--temperature", "1", "--max-new-tokens", "8"]
     shown = cli.done("generate", str(folder), "w1", *drawn)
     assert shown.startswith("> w1\n")

@@ -19,15 +19,8 @@ VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-define
 
 
 @pytest.fixture
-def words(hub: Path) -> list[str]:
-    return [
-        f"--model={hub / 'bert'}",
-        f"--data={hub / 'classification.jsonl'}",
-        "model.random_weights=true",
-        "data.public_size=12",
-        "rounds=1",
-        "adapter.target_modules=[query]",
-    ]
+def words(words: list[str]) -> list[str]:
+    return [*words, "rounds=1"]
 
 
 def test_the_program_lists_whole_sentences(cli: Cli) -> None:
