@@ -17,9 +17,7 @@ def write_found(path: Path, load_before: float, found: Any, **told: Any) -> None
     """Write figures as JSON.
 
     Args:
-        path: of the file.
         load_before: processes that ran before the benchmark did.
-        found: the figures.
         told: what else is to stand there, such as the goal.
     """
     content = {

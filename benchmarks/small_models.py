@@ -50,7 +50,6 @@ def pretrain(
         tokenizer: written beside it.
         texts: to learn from, in their order; the steps end with the texts at the latest.
         num_steps: of AdamW; the rate rises and falls.
-        folder: where it goes.
     """
     torch.manual_seed(0)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

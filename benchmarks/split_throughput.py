@@ -78,7 +78,6 @@ class Case:
 
         Args:
             model: its id.
-            num_examples: of all clients.
             num_rounds: at most.
         """
         own = BATCH if self.cached else BATCH // self.num_clients

@@ -105,7 +105,6 @@ def go(
     """Run one experiment in its folder, showing how far it is.
 
     Args:
-        engine: where its clients work.
         is_new: whether the folder was made for it, and goes if the run cannot be begun.
 
     Raises:
@@ -141,7 +140,6 @@ def go_all(
     """Run those experiments that have not finished, showing how far they are; return the failures.
 
     Args:
-        engine: where their clients work.
         is_new: whether the folder was made for them, and goes if none can be begun.
 
     Raises:

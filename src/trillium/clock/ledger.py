@@ -70,7 +70,6 @@ def measured_time(
         entries: of the round, in the order of the ledger; those of an evaluation do not count.
         places: of the clients, by name. Where the speed of its device is not known, a client computes
             as long as was measured.
-        server: where the server runs.
         server_flops: what it computed in the round.
     """
     waves = list(waves_of(entry for entry in entries if entry.purpose != "evaluate"))

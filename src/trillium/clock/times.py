@@ -44,9 +44,7 @@ def round_time(
     """Return the course of a round in time; `None` where a speed is missing.
 
     Args:
-        waves: the messages of the round.
         places: of the clients, by name.
-        server: where the server runs.
         compute: seconds of a client; by its FLOPs and its device by default.
     """
 

@@ -55,7 +55,6 @@ def log_to_screen(who: Mapping[str, str], form: str = "text") -> None:
     """Send Trillium's log to the output of this process, which Flower collects.
 
     Args:
-        who: says it.
         form: `text` or `json`.
     """
     logger = logging.getLogger("trillium")

@@ -77,7 +77,6 @@ def build(
     Args:
         folder: where to write; nowhere without one.
         watch: called with every entry of the ledger, for progress bars.
-        engine: where the clients work.
 
     Raises:
         UserError: data, model and framework do not fit together.

@@ -60,7 +60,6 @@ class Tracking:
 
     Args:
         names: of the trackers.
-        folder: of the run.
     """
 
     def __init__(self, names: Collection[str], folder: Path) -> None:

@@ -33,7 +33,6 @@ def choose(tree: Mapping[str, Any], folder: Path) -> dict[str, Chosen]:
     """Return the best settings of each arm, by the last evaluation; the loss decides between equals.
 
     Args:
-        tree: the recipe.
         folder: of the comparison that tried them.
 
     Raises:

@@ -91,11 +91,7 @@ class Clock:
     def send(
         self, requests: Mapping[str, bytes], replies: Iterable[tuple[str, bytes | Lost]]
     ) -> list[int]:
-        """Let clients begin now with what they are asked; return the numbers of these asks.
-
-        Args:
-            replies: what they answer.
-        """
+        """Let clients begin now with what they are asked; return the numbers of these asks."""
         now, answers, asks, opened = self.seconds, dict(replies), [], []
         for client, data in requests.items():
             reply = answers.get(client, Lost("no reply"))
@@ -183,7 +179,6 @@ def clock_of(
     """Return the clock of a simulation that knows how fast everything is; `None` where it does not.
 
     Args:
-        clients: their names.
         computed, worked: as in `Clock`.
         on_paper: whether time alone is of no interest.
 

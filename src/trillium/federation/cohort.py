@@ -147,7 +147,6 @@ class Turns:
         """Return the clients of a round, sorted by name.
 
         Args:
-            names: of all clients.
             number: of the round, from 1 on.
             period: how many turns there are to be.
             seed: of the run; the order in which turns are dealt out follows from it.

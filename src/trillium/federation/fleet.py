@@ -97,7 +97,6 @@ class Fleet(Dispatch):
 
         Args:
             read: as in `ask`, for all that are under way, too.
-            buffer: how many answers.
 
         Raises:
             RoundFailed: fewer than `min_replies` have come, or than the buffer where that is not set.

@@ -99,11 +99,7 @@ def _met(codec: Codec, direction: Direction, crossings: Crossings) -> dict[Kind,
 
 
 def check_codecs(name: str, setting: Setting, crossings: Crossings) -> None:
-    """Refuse a codec that leaves too little of what it is applied to.
-
-    Args:
-        name: of the framework.
-    """
+    """Refuse a codec that leaves too little of what it is applied to."""
     for where, _, direction, codec in codecs(setting):
         met = _met(codec, direction, crossings)
         if "control" in codec.kinds and not codec.lossless:

@@ -12,7 +12,6 @@ def check_late(name: str, takes_first: bool, config: Setting) -> None:
     """Refuse to go on without late clients where all are needed, or what is counted is who was asked.
 
     Args:
-        name: of the framework.
         takes_first: whether its rounds can be of those that answer first.
 
     Raises:

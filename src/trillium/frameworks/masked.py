@@ -71,7 +71,6 @@ def check_masked(name: str, only_adds: bool, config: Setting) -> None:
     """Refuse what cannot be had of sums alone, whatever the framework.
 
     Args:
-        name: of the framework.
         only_adds: whether all that its clients send is only added up.
 
     Raises:

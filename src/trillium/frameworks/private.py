@@ -161,7 +161,6 @@ def check_private(name: str, units: frozenset[str], config: Setting) -> None:
     """Refuse what would break a guarantee, whatever the framework.
 
     Args:
-        name: of the framework.
         units: which it can hide.
 
     Raises:

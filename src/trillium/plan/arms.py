@@ -161,13 +161,7 @@ def check_models(trees: Mapping[str, Tree]) -> None:
 
 
 def plan_arms(trees: Mapping[str, Tree], planning: Planning, models: Models) -> list[Arm]:
-    """Return a plan for each setting; one that cannot be planned says why.
-
-    Args:
-        trees: settings by label.
-        planning: data, devices and links.
-        models: makes their models.
-    """
+    """Return a plan for each setting; one that cannot be planned says why."""
     reader = Reader()
     return [plan_arm(label, tree, planning, models, reader) for label, tree in trees.items()]
 

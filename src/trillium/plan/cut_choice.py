@@ -53,10 +53,8 @@ def with_cuts(
 
     Args:
         trees: settings by label, as `arms_of` returns them.
-        planning: data, devices and links.
         limits: what may not be exceeded. Of `round`, the clients of a tier are held to their own work
             and messages; the common cut to all of the round.
-        models: makes the models.
     """
     found, proposals = {}, []
     for label, tree in trees.items():

@@ -107,7 +107,6 @@ class PaperFederation:
         course: what has happened.
 
     Args:
-        config: of the run.
         texts: who has which data.
         num_blocks: how many blocks the model has here; as the architecture says by default.
     """

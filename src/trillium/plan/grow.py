@@ -113,7 +113,6 @@ def stages(
     """Return the small runs that a run is made of.
 
     Args:
-        config: of the run.
         texts: its data; if it is not assumed, every batch is another, and the run is made in full.
         model: of the server, in full depth.
         shallow: whether they are to have a few blocks alone.

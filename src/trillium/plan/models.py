@@ -45,7 +45,6 @@ def architecture(config: ExperimentConfig, num_labels: int) -> Any:
     """Return the Hugging Face configuration of a model: a known shape, a folder, or from the hub.
 
     Args:
-        config: which model.
         num_labels: classes; 0 for language modelling.
 
     Raises:
@@ -88,11 +87,6 @@ def with_blocks(hf_config: Any, num_blocks: int) -> Any:
 
 def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> LanguageModel:
     """Return the resident model of a run, without weights.
-
-    Args:
-        config: of the run.
-        hf_config: of the architecture.
-        paper: makes the tensors.
 
     Raises:
         UserError: the adapter does not fit the model or the task.
@@ -139,7 +133,6 @@ class Models:
         """Return the resident model of a run.
 
         Args:
-            config: of the run.
             num_labels: classes; 0 for language modelling.
             num_blocks: how many blocks it is to have; its own number by default.
         """

@@ -82,11 +82,7 @@ class Moments(Count):  # type: ignore[no-untyped-call]
                     self._gradients[key] = found.birth, found.nbytes
 
     def record(self, resident: Sequence[Tensor]) -> Record:
-        """Return what was counted.
-
-        Args:
-            resident: what stays.
-        """
+        """Return what was counted."""
         self._note_gradients(t for t in resident if isinstance(t, nn.Parameter))
         step = self.num_changes if self._step is None else self._step
         backward = step if self._backward is None else self._backward

@@ -31,10 +31,7 @@ def write_plots(
     """Write plots as PNG, and a page that holds them, and return the paths.
 
     Args:
-        folder: made where it is missing.
-        arms: the plans.
         sweep: the one setting with several values, if there is one.
-        advice: for the page.
         notes: what else stands there, such as cuts that were looked for.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,9 +74,7 @@ def _curves(arms: Sequence[Arm], lines: Mapping[str, Mapping[float, str]], key: 
     """Draw bytes and FLOPs against the value of one setting; what does not have it is level.
 
     Args:
-        arms: the plans.
         lines: labels of those that have the setting, by line and value.
-        key: the setting.
     """
     figure = Figure(figsize=(9.4, 3.6), layout="constrained")
     swept = {label for points in lines.values() for label in points.values()}

@@ -81,7 +81,6 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
     values, with the cohorts, batches and codecs that the run will have.
 
     Args:
-        config: of the run.
         texts: its data, or what is assumed of it.
         models: makes the model; give the same one to plans of the same model.
 

@@ -42,10 +42,6 @@ def replay(folder: Path, planning: Planning) -> list[Replayed]:
 
     Where the FLOP/s of the clients' device are not given, they compute as long as was measured.
 
-    Args:
-        folder: of the run.
-        planning: devices and links.
-
     Raises:
         UserError: the folder holds no ledger, or the speed of a link is missing.
     """

@@ -74,9 +74,7 @@ def texts_of(config: ExperimentConfig, server: Server, clients: Sequence[Client]
     """Return the data of a simulated run as a plan sees it.
 
     Args:
-        config: of the run.
         server: has the public set, and has written it by now if it does.
-        clients: with their own data.
     """
     public_of: dict[str, list[Example]] = {}
     if config.framework.needs_public:

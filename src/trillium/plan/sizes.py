@@ -68,8 +68,6 @@ class Scales:
         """Return what a message weighs once it is packed.
 
         Args:
-            wire: the codecs.
-            direction: which way it goes.
             message: its tensors with values or without; the number of the round in its metadata.
             rows: rows and classes of the soft labels in it, by name.
         """

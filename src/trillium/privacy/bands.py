@@ -54,7 +54,6 @@ class Bands:
 
         Args:
             steps: the sum of a round, int64 `(width,)`, on the grid of `on_grid`.
-            number: of the round.
             store: has `sums` and `estimates` of rounds before, by their number.
             key: a secret of this round.
         """

@@ -165,7 +165,6 @@ class Masks:
         """Return a reply as it leaves: what is added up, masked, and nothing beside it.
 
         Args:
-            message: what was asked.
             data: the same as it came.
 
         Raises:

@@ -313,8 +313,6 @@ class Task(Component, kind="task", package="trillium.tasks"):
 
         Args:
             logits: `(outputs,)` of a text, or `(seq, outputs)` of its tokens, and padding.
-            labels: names of the outputs.
-            text: that the example was made of.
         """
         raise NotImplementedError
 

@@ -41,7 +41,6 @@ def render(template: str, scripts: Sequence[str], styles: Sequence[str], **value
         template: file below `templates/`.
         scripts, styles: files beside it or below `vendor/`, in their order; all go into the page,
             and no other script may run there.
-        values: of the template.
     """
     texts = [_asset(name) for name in scripts]
     allowed = " ".join(f"'sha256-{_digest(text)}'" for text in texts) or "'none'"

@@ -119,11 +119,7 @@ class Commands:
 
 
 def commands(folder: Path, runs: Sequence[Run]) -> Commands:
-    """Return the commands of a report.
-
-    Args:
-        folder: of the run or the comparison.
-    """
+    """Return the commands of a report."""
     given: dict[str, None] = {}
     for run in runs:
         argv = run.env.get("argv")
