@@ -32,6 +32,11 @@ def identity(entry: Entry, flops: bool = True) -> tuple[Any, ...]:
     )
 
 
+def booked(entries: Sequence[Entry]) -> list[tuple[Any, ...]]:
+    """Return whose the messages are, which, and their bytes."""
+    return [(e.client, e.verb, e.direction, e.bytes, e.kinds) for e in entries]
+
+
 def total(entries: Sequence[Entry], direction: str) -> int:
     return sum(e.bytes for e in entries if e.direction == direction and e.purpose != "evaluate")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,33 @@ import torch
 from trillium.config.experiment import ExperimentConfig
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import Experiment, build
+from trillium.federation.side import Metrics
 
 
 class Killed(BaseException):
     """What a process that is killed would never get to handle."""
+
+
+def dying_at(number: int) -> Callable[[Metrics], None]:
+    """What is told of evaluations, and dies with that of a round."""
+
+    def dying(line: Metrics) -> None:
+        if line["round"] == number:
+            raise Killed
+
+    return dying
+
+
+def dies_in(cut: Experiment, owner: type, name: str) -> None:
+    """Run, and die when a method is called."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(Killed):
+            cut.run()
 
 
 def trained(fed: Experiment) -> dict[str, torch.Tensor]:

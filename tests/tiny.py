@@ -259,13 +259,15 @@ def distance(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
 
 def run_rounds(federation: Experiment, rounds: int) -> list[dict[str, Any]]:
     """Run the framework's rounds alone, without evaluation; return their figures."""
-    framework, figures = federation.config.framework, []
-    framework.start(federation.server, federation.fleet)
-    for number in range(1, rounds + 1):
-        federation.server.round = number
-        federation.fleet.begin_round(number)
-        figures.append(framework.round(federation.server, federation.fleet))
-    return figures
+    federation.config.framework.start(federation.server, federation.fleet)
+    return [run_round(federation, number) for number in range(1, rounds + 1)]
+
+
+def run_round(federation: Experiment, number: int) -> dict[str, Any]:
+    """Run one round alone, and return its figures."""
+    federation.server.round = number
+    federation.fleet.begin_round(number)
+    return federation.config.framework.round(federation.server, federation.fleet)
 
 
 class Recorder:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from cli_help import Cli, trillium
 
+from resumed import Killed
 from trillium.experiment.folder import RunFolder
 from trillium.federation.side import Metrics
 
@@ -30,10 +31,6 @@ def words(hub: Path) -> list[str]:
         f"rounds={ROUNDS}",
         "adapter.target_modules=[c_attn]",
     ]
-
-
-class Killed(BaseException):
-    """What a process that is killed would never get to handle."""
 
 
 def stop_in_mid_run(monkeypatch: pytest.MonkeyPatch, words: list[str], out: Path) -> Path:

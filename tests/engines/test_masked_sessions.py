@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deployed import Nodes, ledger, metrics, run_in_threads
+from resumed import Killed
 from tiny import experiment_config
 from trillium.deploy.keys import make_keys
 from trillium.engines.certified import Certified
@@ -35,10 +36,6 @@ PHASES = [
     ("train", 2),
     *(pytest.param(*at, marks=pytest.mark.slow) for at in ((SHARES, 2), (REVEAL, 2), ("train", 1))),
 ]
-
-
-class Killed(BaseException):
-    """What a process that is killed would never get to handle."""
 
 
 def adapter(folder: Path) -> bytes:

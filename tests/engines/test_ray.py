@@ -18,6 +18,7 @@ import ray
 
 from deployed import metrics
 from rayed import assert_equal
+from resumed import Killed, dying_at
 from tiny import experiment_config
 from trillium.config.experiment import ExperimentConfig
 from trillium.engines.actors.engine import RayEngine
@@ -26,7 +27,6 @@ from trillium.experiment.folder import RunFolder
 from trillium.experiment.host import MakeEngine, local_engine
 from trillium.experiment.run import Experiment, build
 from trillium.federation.parts import Lost
-from trillium.federation.side import Metrics
 from variants import VARIANTS, Variant, cases
 
 pytestmark = pytest.mark.slow
@@ -54,23 +54,14 @@ def test_ray_equals_the_local_engine(
     assert_equal(*run_both(config, tmp_path, two_workers))
 
 
-class Killed(BaseException):
-    """What a process that is killed would never get to handle."""
-
-
 def test_a_run_goes_on_elsewhere(hub: Path, tmp_path: Path, two_workers: MakeEngine) -> None:
     """What one engine has kept, the other goes on from."""
     config = experiment_config(hub, *VARIANTS["fedllm change, cohort"].words, "rounds=4")
     build(config, RunFolder(tmp_path / "local", "local")).run()
     path, folder = tmp_path / "ray", RunFolder(tmp_path / "ray", "local")
     for number, engine in enumerate((two_workers, local_engine, two_workers)):
-
-        def dying(line: Metrics, number: int = number) -> None:
-            if line["round"] == number + 1:
-                raise Killed
-
         with pytest.raises(Killed):
-            build(config, folder, engine=engine).run(dying)
+            build(config, folder, engine=engine).run(dying_at(number + 1))
         folder = RunFolder.reopen(path)
     build(config, folder, engine=two_workers).run()
     assert_equal(path, tmp_path / "local")

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from deployed import Fault, assert_equal, lines_of, metrics, run_in_threads
+from resumed import Killed, dying_at
 from tiny import experiment_config
 from trillium.config.experiment import ExperimentConfig
 from trillium.engines.session import Handler
@@ -35,10 +36,6 @@ STATEFUL = {
 FAST = ("fedllm",)
 ROUND = 2
 LAX = "fleet.min_replies=2"
-
-
-class Killed(BaseException):
-    """What a process that is killed would never get to handle."""
 
 
 def cases() -> list[object]:
@@ -164,12 +161,8 @@ def test_a_node_whose_files_are_older_does_not_go_on_silently(
     config = config_of(hub, *STATEFUL["fedllm"], *[LAX] * lax)
     path = tmp_path / "sessions"
 
-    def dying(line: Metrics) -> None:
-        if line["round"] == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        run_in_threads(config, keys, RunFolder(path, "sessions"), monkeypatch, dying)
+        run_in_threads(config, keys, RunFolder(path, "sessions"), monkeypatch, dying_at(3))
     nodes = path / "nodes" / "client-1" / "runs" / "run"
     (nodes / f"client-1@{ROUND}.pt").rename(nodes / "client-1@1.pt")  # a backup was put back, say
     if not lax:
@@ -185,12 +178,8 @@ def test_a_simulation_does_not_go_on_without_the_state_of_a_client(
 ) -> None:
     config, path = config_of(hub, *STATEFUL["fedllm"]), tmp_path / "local"
 
-    def dying(line: Metrics) -> None:
-        if line["round"] == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        build(config, RunFolder(path, "local")).run(dying)
+        build(config, RunFolder(path, "local")).run(dying_at(3))
     (path / "checkpoints" / f"client-1@{ROUND}.pt").unlink()
     with pytest.raises(UserError, match=r"client-1@2.pt: this checkpoint of a client is gone"):
         build(config, RunFolder.reopen(path))

@@ -13,13 +13,13 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from deployed import assert_equal, lines_of, run_in_threads
+from resumed import Killed, dying_at
 from tiny import experiment_config
 from trillium import resume
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import build
 from trillium.federation.parts import HEAD_BYTES
-from trillium.federation.side import Metrics
 from variants import VARIANTS, Variant, cases
 
 # What both sides must keep in step, a teacher, and batches: in turns, at once and ahead.
@@ -28,10 +28,6 @@ FAST = (
     *("split u, measured by clients", "fedllm measured by clients"),
 )
 RESUMED = ("fedllm change, cohort", "kd cached, cohort", "split kept u, v2 of a cohort")
-
-
-class Killed(BaseException):
-    """What a process that is killed would never get to handle."""
 
 
 @pytest.mark.parametrize(
@@ -66,13 +62,9 @@ def test_a_server_that_was_killed_goes_on_with_what_its_nodes_have_kept(
     config = experiment_config(hub, *words, model=variant.model, task=variant.task)
     build(config, RunFolder(tmp_path / "local", "local")).run()
 
-    def dying(line: Metrics) -> None:
-        if line["round"] == 2:
-            raise Killed
-
     path = tmp_path / "sessions"
     with pytest.raises(Killed):
-        run_in_threads(config, keys, RunFolder(path, "sessions"), monkeypatch, dying)
+        run_in_threads(config, keys, RunFolder(path, "sessions"), monkeypatch, dying_at(2))
     run_in_threads(config, keys, RunFolder.reopen(path), monkeypatch)
     assert_equal(path, tmp_path / "local")
     assert json.loads((path / "status.json").read_text())["resumed"] == 1
@@ -101,19 +93,17 @@ def test_a_deployed_folder_is_gone_on_with_by_a_deployment_alone(
     config = experiment_config(hub)
     path, local = tmp_path / "deployed", tmp_path / "local"
 
-    def dying(line: Metrics) -> None:
-        if line["round"] == 1:
-            raise Killed
-
     with pytest.raises(Killed):
-        run_in_threads(config, keys, RunFolder(path, "fedllm", deployed=True), monkeypatch, dying)
+        run_in_threads(
+            config, keys, RunFolder(path, "fedllm", deployed=True), monkeypatch, dying_at(1)
+        )
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     for _ in range(2):
         with pytest.raises(UserError, match="nodes on machines of their own"):
             resume(path, progress=False)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
     with pytest.raises(Killed):
-        build(config, RunFolder(local, "fedllm")).run(dying)
+        build(config, RunFolder(local, "fedllm")).run(dying_at(1))
     with pytest.raises(UserError, match="nodes would go on with other rows"):
         RunFolder.reopen(local, deployed=True)
     run_in_threads(config, keys, RunFolder.reopen(path, deployed=True), monkeypatch)

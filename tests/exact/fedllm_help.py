@@ -84,9 +84,3 @@ def side_of(fed: Experiment, number: int) -> Any:
 
 def verb(fed: Experiment, reply: bytes) -> str:
     return fed.config.wire.unpack(reply, "up").message.verb
-
-
-def run_round(fed: Experiment, number: int) -> None:
-    fed.server.round = number
-    fed.fleet.begin_round(number)
-    fed.config.framework.round(fed.server, fed.fleet)

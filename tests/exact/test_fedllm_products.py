@@ -17,7 +17,6 @@ from fedllm_help import (
     furthest,
     mean,
     numel,
-    run_round,
     server_change,
     side_of,
     size,
@@ -33,6 +32,7 @@ from tiny import (
     plain_batch,
     plain_steps,
     round_batches,
+    run_round,
     run_rounds,
 )
 from trillium.experiment.folder import RunFolder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedllm_help import SGD, SKEWED, SMALL, crossed, numel, run_round, size
+from fedllm_help import SGD, SKEWED, SMALL, crossed, numel, size
 
 from tiny import (
     Recorder,
@@ -15,6 +15,7 @@ from tiny import (
     perturb,
     plain_loss,
     round_batches,
+    run_round,
     run_rounds,
 )
 from trillium.errors import UserError

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from fedllm_help import SIGN, UNEQUAL, crossed, numel, run_round, size
+from fedllm_help import SIGN, UNEQUAL, crossed, numel, size
 
 from tiny import (
     Recorder,
     distance,
     federation,
+    run_round,
     run_rounds,
 )
 from trillium.federation.engine import Gathered

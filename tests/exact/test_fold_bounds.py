@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny import Recorder, distance, experiment_config, federation, run_rounds
+from tiny import Recorder, distance, experiment_config, federation, run_round, run_rounds
 from trillium.experiment.folder import RunFolder
 from trillium.experiment.run import SERVER, build
 from trillium.frameworks.fedllm.folds import send_folds
@@ -34,9 +34,7 @@ def test_neither_checkpoints_nor_downloads_grow_with_the_rounds(hub: Path, tmp_p
     log = Recorder(fed)
     config.framework.start(fed.server, fed.fleet)
     for number in range(1, 9):
-        fed.server.round = number
-        fed.fleet.begin_round(number)
-        config.framework.round(fed.server, fed.fleet)
+        run_round(fed, number)
         keep(SERVER, number, {"store": fed.server.store})
         sizes.append((path / f"{SERVER}@{number}.pt").stat().st_size)
         folds = fed.server.store.get("folds", [])

@@ -20,6 +20,7 @@ from tiny import (
     plain_steps,
     public_set,
     round_batches,
+    run_round,
     run_rounds,
     trained,
 )
@@ -183,15 +184,11 @@ def test_a_client_refuses_labels_that_it_is_wrongly_said_to_hold(hub: Path) -> N
     fed = kd(hub, "framework.cache_rounds=2", "fleet.min_replies=2")
     run_rounds(fed, 1)
     fed.clients[1].store["labels"]["made"].pop(3)
-    fed.server.round = 2
-    fed.fleet.begin_round(2)
-    fed.config.framework.round(fed.server, fed.fleet)
+    run_round(fed, 2)
     assert fed.fleet.missing == {"client-1": "MessageError: the server relies on labels that this "
                                  "client does not hold"}  # fmt: skip
     # It has lost its place, and is brought in step in the next round.
-    fed.server.round = 3
-    fed.fleet.begin_round(3)
-    fed.config.framework.round(fed.server, fed.fleet)
+    run_round(fed, 3)
     assert not fed.fleet.missing
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from papers import on_paper
-from resumed import Killed, trained
+from papers import booked, on_paper
+from resumed import dies_in, trained
 from tiny import Recorder, experiment_config, federation
 from trillium.errors import UserError
 from trillium.experiment.folder import RunFolder
@@ -69,11 +69,9 @@ def test_a_reply_is_a_closed_list_of_one_length(hub: Path) -> None:
     assert all(entry.flops is None for entry in run.fleet.ledger.entries)
 
 
-def test_votes_are_bounded_releases_that_are_accounted_for(hub: Path) -> None:
-    """Clients of 2 and of 30 examples send as much, of one length, and nothing beside it."""
-    words = ("data.partition={name: size_skewed, power: 2.0}", "fleet.clients_per_round=2")
-    run, added = federation(hub, *VOTES, NOISE, *words, "rounds=4"), []
-    log, add = Recorder(run), BoundedSum.add
+def added_by(run: Experiment) -> list[torch.Tensor]:
+    """Run, and return by how much each client has changed a sum."""
+    added, add = list[torch.Tensor](), BoundedSum.add
 
     def noted(self: BoundedSum, tensors: Any, below: float | None = None) -> None:
         before = self._total.clone()
@@ -83,6 +81,15 @@ def test_votes_are_bounded_releases_that_are_accounted_for(hub: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BoundedSum, "add", noted)
         run.run()
+    return added
+
+
+def test_votes_are_bounded_releases_that_are_accounted_for(hub: Path) -> None:
+    """Clients of 2 and of 30 examples send as much, of one length, and nothing beside it."""
+    words = ("data.partition={name: size_skewed, power: 2.0}", "fleet.clients_per_round=2")
+    run = federation(hub, *VOTES, NOISE, *words, "rounds=4")
+    log = Recorder(run)
+    added = added_by(run)
     replies = [run.fleet.wire.unpack(r, "up").message for *_, r in log.log]
     votes = [reply for reply in replies if reply.verb == "teach"]
     assert len(votes) == len(added) > 0
@@ -129,17 +136,7 @@ def test_a_client_that_fails_says_nothing_of_why(hub: Path) -> None:
 def test_codecs_do_not_lengthen_what_one_client_adds(hub: Path, codec: str) -> None:
     """The change of the sum by one client is within the bound, whatever the codec makes of it."""
     run = private(hub, NOISY, f"wire.up=[{codec}]", "framework.feedback=0", "model.dtype=float32")
-    added: list[torch.Tensor] = []
-    add = BoundedSum.add
-
-    def noted(self: BoundedSum, tensors: Any, below: float | None = None) -> None:
-        before = self._total.clone()
-        add(self, tensors, below)
-        added.append((self._total - before).double() * (self.deviation / 2**20))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BoundedSum, "add", noted)
-        run.run()
+    added = added_by(run)
     assert len(added) == 6
     assert max(float(change.norm()) for change in added) <= 0.5 * (1 + 1e-9)
 
@@ -232,15 +229,7 @@ def test_a_release_stays_in_the_account_of_a_run_that_is_resumed(hub: Path, tmp_
     config = experiment_config(hub, *EQUAL, NOISY, "rounds=2")
     whole = build(config, RunFolder(tmp_path / "whole", "whole"))
     whole.run()
-    cut = build(config, RunFolder(tmp_path / "cut", "cut"))
-
-    def killed(*_: Any) -> None:
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BoundedSum, "release", killed)
-        with pytest.raises(Killed):
-            cut.run()
+    dies_in(build(config, RunFolder(tmp_path / "cut", "cut")), BoundedSum, "release")
     assert [line["round"] for line in read_account(tmp_path / "cut" / FILE)] == [1]
     again = build(config, RunFolder.reopen(tmp_path / "cut"))
     again.run()
@@ -270,8 +259,7 @@ def test_a_plan_has_the_bytes_of_the_ledger(hub: Path, words: tuple[str, ...]) -
     run = federation(hub, *words, *own)
     paper = on_paper(run)
     run.run()
-    told = [(e.client, e.verb, e.direction, e.bytes, e.kinds) for e in paper.course.entries]
-    found = [(e.client, e.verb, e.direction, e.bytes, e.kinds) for e in run.fleet.ledger.entries]
+    told, found = booked(paper.course.entries), booked(run.fleet.ledger.entries)
     downs = run.config.framework.name == "fedkseed"  # the scalars come down sparse at first
     keep = [place for place, entry in enumerate(found) if not downs or entry[2] == "up"]
     assert [told[place] for place in keep] == [found[place] for place in keep]

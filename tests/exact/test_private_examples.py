@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from papers import on_paper
-from resumed import Killed, trained
+from papers import booked, on_paper
+from resumed import dies_in, trained
 from tiny import Recorder, experiment_config, federation
 from trillium.errors import UserError
 from trillium.experiment import run as run_room
@@ -220,8 +220,7 @@ def test_a_plan_has_the_bytes_of_the_ledger(hub: Path, words: tuple[str, ...]) -
     run = private(hub, *words, model="bert")
     paper = on_paper(run)
     run.run()
-    told = [(e.client, e.verb, e.direction, e.bytes, e.kinds) for e in paper.course.entries]
-    found = [(e.client, e.verb, e.direction, e.bytes, e.kinds) for e in run.fleet.ledger.entries]
+    told, found = booked(paper.course.entries), booked(run.fleet.ledger.entries)
     assert told == found
     assert sum(entry.flops or 0 for entry in paper.course.entries) > 0
 
@@ -269,15 +268,7 @@ def test_a_resumed_run_draws_the_same_coins_and_noise(
     whole = build(config)
     whole.run()
     numbers = count()
-    cut = build(config, RunFolder(tmp_path / "cut", "cut"))
-
-    def killed(*_: Any) -> None:
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FedLLM, "_step", killed)
-        with pytest.raises(Killed):
-            cut.run()
+    dies_in(build(config, RunFolder(tmp_path / "cut", "cut")), FedLLM, "_step")
     again = build(config, RunFolder.reopen(tmp_path / "cut"))
     again.run()
     assert all(torch.equal(t, trained(again)[n]) for n, t in trained(whole).items())

@@ -17,6 +17,7 @@ from tiny import (
     perturb,
     plain_model,
     plain_steps,
+    run_round,
     run_rounds,
     trained,
 )
@@ -190,9 +191,7 @@ def test_new_and_changed_samples_extend_the_cache(hub: Path) -> None:
     client.examples.append(client.examples[0])  # one that is there twice is sent once
     del client.examples[5]
     log.log.clear()
-    fed.server.round = 2
-    fed.fleet.begin_round(2)
-    fed.config.framework.round(fed.server, fed.fleet)
+    run_round(fed, 2)
     asked = [
         (name, decode(request).tensors["control/positions"].tolist())
         for name, request, _ in log.log

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tiny import EXACT, Recorder, distance, federation, perturb, run_rounds
+from tiny import EXACT, Recorder, distance, federation, perturb, run_round, run_rounds
 from trillium.errors import UserError
 from trillium.experiment.run import Experiment
 from trillium.frameworks.split.activation_cache import digest_of
@@ -155,9 +155,7 @@ def test_new_and_changed_samples_extend_what_is_kept(hub: Path) -> None:
     client.examples.append(Example(99, torch.cat([ids, ids]), torch.tensor(1)))
     client.examples[2] = Example(2, client.examples[2].input_ids, torch.tensor(2))  # only a label
     log.log.clear()
-    fed.server.round = 2
-    fed.fleet.begin_round(2)
-    fed.config.framework.round(fed.server, fed.fleet)
+    run_round(fed, 2)
     asked = [
         (name, decode(request).tensors["control/positions"].tolist())
         for name, request, _ in log.log
@@ -225,9 +223,7 @@ def test_blocks_that_clients_have_trained_alone_are_run_once(
     other.model.initial.update(begun)
     other.server.state = other.model.state()
     for each in (fed, other):
-        each.server.round = 2
-        each.fleet.begin_round(2)
-        each.config.framework.round(each.server, each.fleet)
+        run_round(each, 2)
     assert verbs(fed, 1) == {"train_blocks"}
     assert "send_activations" in verbs(fed, 2)
     assert distance(fed.server.state, other.server.state) < EXACT["gpt2"]
