@@ -23,7 +23,30 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class MultiLabel(Task, name="multi_label"):
+class ByOdds(Task):
+    """A task in which every output of a text is a prediction of two outcomes: no, and yes."""
+
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    peft_task: ClassVar[str] = "SEQ_CLS"
+
+    def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Every output of every text counts, by its odds."""
+        return as_odds(logits), labels.flatten()
+
+    def num_outcomes(self, num_outputs: int) -> int:
+        """Two."""
+        return 2
+
+    def most_targets(self, max_length: int, num_outputs: int) -> int:
+        """All outputs."""
+        return num_outputs
+
+    def num_targets(self, example: Example) -> int:
+        """All outputs."""
+        return example.labels.numel()
+
+
+class MultiLabel(ByOdds, name="multi_label"):
     """Predict which labels a text has; the head is the model's own classification head.
 
     Metrics: `f1_micro` (over all labels of all texts), `f1_macro` (average over the labels that occur
@@ -35,8 +58,6 @@ class MultiLabel(Task, name="multi_label"):
 
     threshold: float = Field(default=0.5, gt=0, lt=1)
 
-    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    peft_task: ClassVar[str] = "SEQ_CLS"
     data_form: ClassVar[str] = "multi_label"
     problem_type: ClassVar[str | None] = "multi_label_classification"
     tallied: ClassVar[Mapping[str, bool]] = {
@@ -61,22 +82,6 @@ class MultiLabel(Task, name="multi_label"):
         for own, numbers in zip(labels, rows["label"][:] if known else (), strict=known):
             own[0, numbers] = 1
         return of_texts(rows["text"][:], labels, tokenizer, max_length)
-
-    def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Every label of every text counts: it is not true, or it is."""
-        return as_odds(logits), labels.flatten()
-
-    def num_outcomes(self, num_outputs: int) -> int:
-        """No, and yes."""
-        return 2
-
-    def most_targets(self, max_length: int, num_outputs: int) -> int:
-        """All labels."""
-        return num_outputs
-
-    def num_targets(self, example: Example) -> int:
-        """All labels."""
-        return example.labels.numel()
 
     def observe(self, view: View) -> dict[str, Tensor]:
         """Return the loss, and how often each label was given, was so, and was both."""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import torch
 from torch import Tensor
 
-from trillium.tasks import Example, Task, View
+from trillium.tasks import Example, View
 from trillium.tasks.batches import of_texts
-from trillium.tasks.multi_label import as_odds
+from trillium.tasks.multi_label import ByOdds
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ROUNDING: Final = 1e-13  # of a sum of squares: less than this is no spread
 
 
-class Regression(Task, name="regression"):
+class Regression(ByOdds, name="regression"):
     """Predict numbers; the head is the model's own classification head, with an output for each.
 
     Metrics, of several numbers as a mean over them: `pearson` and `spearman`, the correlations of what
@@ -36,8 +36,6 @@ class Regression(Task, name="regression"):
     squared error; `loss` is the mean squared error of all.
     """
 
-    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
-    peft_task: ClassVar[str] = "SEQ_CLS"
     data_form: ClassVar[str] = "regression"
     problem_type: ClassVar[str | None] = "regression"
     says_values: ClassVar[bool] = True
@@ -63,22 +61,6 @@ class Regression(Task, name="regression"):
     def unlabelled(self, example: Example) -> Example:
         """Return it with unknown numbers."""
         return replace(example, labels=torch.full_like(example.labels, math.nan))
-
-    def select(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Every number of every text counts, as the odds of two outcomes."""
-        return as_odds(logits), labels.flatten()
-
-    def num_outcomes(self, num_outputs: int) -> int:
-        """Two, of which the odds are the number."""
-        return 2
-
-    def most_targets(self, max_length: int, num_outputs: int) -> int:
-        """All numbers."""
-        return num_outputs
-
-    def num_targets(self, example: Example) -> int:
-        """All numbers."""
-        return example.labels.numel()
 
     def error(self, rows: Tensor, targets: Tensor) -> Tensor:
         """Return the squared error of known numbers."""
