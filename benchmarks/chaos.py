@@ -52,6 +52,7 @@ from trillium.experiment.run import build
 from trillium.federation.failed import RoundFailed
 from trillium.federation.side import Metrics
 from trillium.training import meters
+from trillium.training.counting import Count
 from trillium.wire.message import decode
 
 ROUNDS, CLIENTS = 3, 3
@@ -254,9 +255,9 @@ def has_record(folder: Path) -> bool:
 
 
 @contextmanager
-def uncounted(device: torch.device, resident: object) -> Iterator[meters.Count]:
+def uncounted(device: torch.device, resident: object) -> Iterator[Count]:
     """Count neither FLOPs nor memory, which takes long."""
-    yield meters.Count(device)
+    yield Count(device)
 
 
 def drill(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import tiny
+from cli_help import Cli
 from trillium.component import Component, known
 from trillium.data.federated import FederatedData
 from trillium.data.load import load_data
@@ -25,6 +26,7 @@ from trillium.frameworks import Framework
 from trillium.frameworks.fedllm.aggregators import Aggregator
 from trillium.frameworks.fedllm.masks import Mask
 from trillium.training import meters
+from trillium.training.counting import Count
 from trillium.wire.codecs import Codec
 
 if TYPE_CHECKING:
@@ -135,10 +137,8 @@ def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
     """
 
     @contextmanager
-    def nothing(
-        device: torch.device, resident: Callable[[], Iterable[Tensor]]
-    ) -> Iterator[meters.Count]:
-        yield meters.Count(device)
+    def nothing(device: torch.device, resident: Callable[[], Iterable[Tensor]]) -> Iterator[Count]:
+        yield Count(device)
 
     monkeypatch.setattr(meters, "counting", nothing)
 
@@ -151,3 +151,22 @@ def registered() -> Iterator[None]:
     for kind, members in before.items():
         kind.members.clear()
         kind.members.update(members)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line, for its tests."""
+    return Cli(monkeypatch, capsys)
+
+
+@pytest.fixture
+def words(hub: Path) -> list[str]:
+    """Settings of a run of a second, as the command line takes them."""
+    return [
+        f"--model={hub / 'bert'}",
+        f"--data={hub / 'classification.jsonl'}",
+        "model.random_weights=true",
+        "data.public_size=12",
+        "data.num_clients=2",
+        "adapter.target_modules=[query]",
+    ]
