@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_help import Cli
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from cli_help import Cli
 from trillium.config.comparison import comparison
 from trillium.config.experiment import experiment, read_yaml, recipe_path
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cli_help import Cli, trillium
 
+from cli_help import Cli, trillium
 from trillium.config.experiment import experiment
 from trillium.experiment import workers
 from trillium.experiment.host import in_process

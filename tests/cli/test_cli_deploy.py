@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")
 
 from cli_help import Cli
-
 from tiny import experiment_config
 from trillium.experiment.folder import to_yaml
 

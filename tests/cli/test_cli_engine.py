@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from cli_help import Cli
 
 PROGRAM = "from trillium.cli.app import main; main()"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from cli_help import Cli, trillium
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from cli_help import Cli, trillium
 from tiny import TARGETS
 
 PROMPTS = ["w1 w2 w3", "w7", "w30 w12 w9 w9 w2"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_help import Cli
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints import checkpoint
+from cli_help import Cli
 from trillium.extras import install
 
 WORDS = [f"w{number}" for number in range(1, 6)]

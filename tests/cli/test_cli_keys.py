@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("cryptography", reason="the extra deploy is not installed")
 
 from cli_help import Cli
-
 from trillium.cli.keys import PASSPHRASE
 from trillium.deploy.certificates import issue, read_authority, read_request
 from trillium.deploy.keys import ask_for_node

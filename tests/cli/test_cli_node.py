@@ -11,7 +11,6 @@ import pytest
 
 pytest.importorskip("cryptography", reason="the extra deploy is not installed")
 
-from cli_help import Cli
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from cli_help import Cli
 from tiny import experiment_config
 from trillium.config.experiment import experiment, read_yaml
 from trillium.deploy.folder import write_app

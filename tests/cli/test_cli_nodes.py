@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from cli_help import Cli
 
 pytest.importorskip("flwr", reason="Flower is not installed (extra: deploy)")

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_help import Cli, trillium
 
+from cli_help import Cli, trillium
 from resumed import Killed
 from trillium.experiment.folder import RunFolder
 from trillium.federation.side import Metrics

@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from cli_help import Cli, trillium
 
+from cli_help import Cli, trillium
 from trillium.experiment.folder import RunFolder
 from trillium.federation.side import Metrics
 

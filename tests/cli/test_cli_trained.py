@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers
 import yaml
-from cli_help import Cli, trillium
 from huggingface_hub import ModelCard
 from peft import PeftModel
 
 from checkpoints import checkpoint
+from cli_help import Cli, trillium
 
 FAST = (
     *("rounds=1", "data.num_clients=2", "data.public_size=4", "training.local_steps=2"),

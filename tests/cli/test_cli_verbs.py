@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from cli_help import Cli
 
+from cli_help import Cli
 from trillium.cli.app import app
 
 VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
