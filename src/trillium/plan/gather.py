@@ -12,7 +12,7 @@ from trillium.config.defaults import value_at
 from trillium.errors import UserError
 from trillium.plan.evidence import Line, Seed, sign_of
 from trillium.plan.point import clients_of, point_of_run
-from trillium.report.measures import bytes_per_client, flops_per_client
+from trillium.report.costs import bytes_per_client, flops_per_client
 from trillium.report.read import Run, read_runs
 
 _MEASURES: Final = ("accuracy", "f1_micro", "pearson", "entity_f1", "reward_accuracy", "loss")
