@@ -75,7 +75,10 @@ def plain_model(trillium: Experiment) -> nn.Module:
     """Return the Hugging Face model with LoRA, set to the weights that Trillium starts from."""
     base = trillium.model.module.get_base_model()  # type: ignore[operator]
     model = AutoModelForSequenceClassification.from_pretrained(
-        base.config.name_or_path, num_labels=base.config.num_labels, attn_implementation="sdpa"
+        base.config.name_or_path,
+        num_labels=base.config.num_labels,
+        attn_implementation="sdpa",
+        dtype=base.dtype,
     )
     wrapped = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=RANK, lora_alpha=ALPHA))
     missing = wrapped.load_state_dict(trillium.model.initial, strict=False)

@@ -1,4 +1,4 @@
-"""One FedLLM job in Trillium, in its peers and in a plain loop: seconds, processor time, memory, bytes.
+"""One job in Trillium, in its peers and in a plain loop: seconds, processor time, memory, bytes.
 
 MiniLM with LoRA on Banking77: the same partition, rows, batches, steps, start values and evaluation.
 Each contestant is a program of its own, written as its documentation would have it (`peers/`), in an
@@ -10,6 +10,7 @@ and the processor time and resident memory (PSS) of all processes that belong to
     python benchmarks/peers.py --install
     OMP_NUM_THREADS=1 python benchmarks/peers.py
     OMP_NUM_THREADS=1 python benchmarks/peers.py --clients 1000 --clients-per-round 20 --rows 9000
+    OMP_NUM_THREADS=1 python benchmarks/peers.py --job split --out benchmarks/results/peers_split.json
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +45,7 @@ HERE = Path(__file__).parent
 PLACES = Path("runs/peers")
 PERIOD = 0.1  # seconds between two looks at the processes
 LIMIT = 1800.0  # seconds that a contestant may take
+CUT = 3  # of MiniLM's six blocks
 COLUMNS = {
     "first_step": "s to the first step",
     "round": "s a round",
@@ -80,7 +82,7 @@ TRILLIUM = (
     "--out={out}",
     "--quiet",
 )
-CONTESTANTS = {
+FEDLLM = {
     "plain": Contestant([str(HERE / "peers/plain.py")]),
     "trillium": Contestant(TRILLIUM),
     "trillium, 2 workers": Contestant([*TRILLIUM, "--engine=ray", "--workers=2"]),
@@ -88,6 +90,14 @@ CONTESTANTS = {
     "flower, 2 workers": Contestant([str(HERE / "peers/flower_job.py"), "2"], "flower"),
     "nvflare, 2 threads": Contestant([str(HERE / "peers/nvflare_job.py"), "2"], "nvflare"),
     "pfl": Contestant([str(HERE / "peers/pfl_job.py")], "pfl"),
+}
+SPLIT = {
+    "over a pipe": Contestant([str(HERE / "peers/split_pipes.py")]),
+    "trillium": FEDLLM["trillium"],
+}
+JOBS: dict[str, tuple[Mapping[str, Contestant], Any]] = {
+    "fedllm": (FEDLLM, "fedllm"),
+    "split": (SPLIT, {"name": "split", "cut": CUT, "mode": "coalesced"}),
 }
 
 
@@ -98,7 +108,7 @@ def python_of(environment: str) -> Path:
 
 def install() -> None:
     """Make the peers' environments; what cannot be installed says so and is left out of the race."""
-    for name in {c.environment for c in CONTESTANTS.values() if c.environment}:
+    for name in {c.environment for c in FEDLLM.values() if c.environment}:
         python = python_of(name)
         subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -114,7 +124,7 @@ def prepare(chosen: argparse.Namespace, folder: Path) -> Path:
     source = {part: str((folder / f"{part}.csv").absolute()) for part in ("train", "test")}
     tree: dict[str, Any] = {
         "rounds": chosen.rounds,
-        "framework": "fedllm",
+        "framework": JOBS[chosen.job][1],
         "model": {"id": "minilm"},
         "data": {
             "source": {"name": "files", **source, "text": "text", "label": "category"},
@@ -145,6 +155,7 @@ def prepare(chosen: argparse.Namespace, folder: Path) -> Path:
         "num_clients": chosen.clients,
         "clients_per_round": chosen.clients_per_round or chosen.clients,
         "rounds": chosen.rounds,
+        "cut": CUT,
         "pad": model.tokenizer.pad_token_id,
     }
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
@@ -258,7 +269,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen."""
     add = parser.add_argument
     add("--install", action="store_true", help="make the peers' environments, and end")
-    add("--only", nargs="+", choices=CONTESTANTS, default=[*CONTESTANTS])
+    add("--job", choices=JOBS, default="fedllm")
+    add("--only", nargs="+", choices=[*FEDLLM, *SPLIT], help="some contestants; all by default")
     add("--clients", type=int, default=10)
     add("--clients-per-round", type=int, help="all, if not given")
     add("--rows", type=int, default=1000)
@@ -273,12 +285,14 @@ def run(chosen: argparse.Namespace) -> tuple[list[Found], Found]:
     if chosen.install:
         install()
         raise SystemExit
-    folder = PLACES / f"{chosen.clients}_clients_{chosen.rows}_rows"
+    folder = PLACES / f"{chosen.job}_{chosen.clients}_clients_{chosen.rows}_rows"
     recipe = prepare(chosen, folder)
-    seen: dict[str, list[Found]] = {name: [] for name in chosen.only}
+    contestants = JOBS[chosen.job][0]
+    names = [name for name in contestants if name in (chosen.only or contestants)]
+    seen: dict[str, list[Found]] = {name: [] for name in names}
     for number in range(chosen.repetitions):
-        for name in chosen.only if number % 2 else reversed(chosen.only):
-            seen[name].append(race(CONTESTANTS[name], folder, recipe))
+        for name in names if number % 2 else reversed(names):
+            seen[name].append(race(contestants[name], folder, recipe))
             print(name, seen[name][-1], flush=True)
     found = []
     for name, runs in seen.items():
@@ -288,8 +302,8 @@ def run(chosen: argparse.Namespace) -> tuple[list[Found], Found]:
         errors = [one["error"] for one in runs if "error" in one]
         found.append({"contestant": name, **medians, "runs": whole, "errors": errors})
     show(found)
-    names = ("clients", "clients_per_round", "rows", "test_rows", "rounds", "partition")
-    return found, {name: getattr(chosen, name) for name in names}
+    told = ("job", "clients", "clients_per_round", "rows", "test_rows", "rounds", "partition")
+    return found, {name: getattr(chosen, name) for name in told}
 
 
 def show(found: Sequence[Found]) -> None:
@@ -306,4 +320,4 @@ def show(found: Sequence[Found]) -> None:
 
 
 if __name__ == "__main__":
-    program("peers", "One FedLLM job, in Trillium and its peers", options, run)
+    program("peers", "One job, in Trillium and its peers", options, run)

@@ -1,5 +1,6 @@
 """Write the rows and the small models that a recipe reads, into `runs/prepared/<recipe>`.
 
+    python benchmarks/prepare.py comparison
     python benchmarks/prepare.py frontier_split
     python benchmarks/prepare.py e2e_nlg
     python benchmarks/prepare.py smollm2
@@ -17,17 +18,20 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from e2e_nlg import write_rows as write_meanings
 from llama2c import convert
 from small_models import documents, pretrain, train_tokenizer
+from trillium.models.packaged import MINILM, find_packaged
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parents[1] / "shared" / "data"
 PREPARED = Path("runs/prepared")
 PLACES = ("restaurant", "pub", "coffee shop")
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -51,21 +55,58 @@ def smollm2_banking77(data: Path, folder: Path) -> None:
     choose_rows(data / "banking77" / "test.csv", 4, folder / "test.csv")
 
 
+def comparison(data: Path, folder: Path) -> None:
+    """Write rows of Banking77 with the topics of their classes, texts of another domain, half a MiniLM.
+
+    A file of more training rows begins with those of the others, and has each class as often as any
+    other that has rows left: `train_1400.csv` has 1,400.
+    """
+    with (HERE / "comparison" / "topics.csv").open(encoding="utf-8", newline="") as file:
+        topics = {row["category"]: row["topic"] for row in csv.DictReader(file)}
+
+    def told(rows: Iterable[tuple[int, dict[str, str]]]) -> list[dict[str, str]]:
+        return [{**row, "topic": topics[row["category"]]} for _, row in rows]
+
+    test, train = (ranked(data / "banking77" / f"{part}.csv") for part in ("test", "train"))
+    write_csv(told(pair for pair in test if pair[0] < 10), folder / "test.csv")
+    rows = told(sorted(train, key=itemgetter(0)))
+    for count in (600, 900, 1100, 1400, 2000, 2400, 5400, len(rows)):
+        write_csv(rows[:count], folder / f"train_{count}.csv")
+    lines = (data / "self_instruct" / "user_oriented_instructions.jsonl").open(encoding="utf-8")
+    write_csv(({"text": json.loads(line)["instruction"]} for line in lines), folder / "other.csv")
+    whole = find_packaged(MINILM)
+    module = AutoModel.from_pretrained(whole)
+    module.encoder.layer = module.encoder.layer[:3]
+    module.config.num_hidden_layers = 3
+    module.save_pretrained(folder / "minilm_3")
+    AutoTokenizer.from_pretrained(whole).save_pretrained(folder / "minilm_3")
+
+
 def choose_rows(path: Path, per_class: int, into: Path) -> None:
     """Write so many rows of each class of a file, drawn with seed 0."""
+    write_csv((row for rank, row in ranked(path) if rank < per_class), into)
+
+
+def ranked(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a file, shuffled with seed 0, and how many of its class stand before each."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     random.Random(0).shuffle(rows)
     counts: Counter[str] = Counter()
-    kept = []
+    found = []
     for row in rows:
+        found.append((counts[row["category"]], row))
         counts[row["category"]] += 1
-        if counts[row["category"]] <= per_class:
-            kept.append(row)
+    return found
+
+
+def write_csv(rows: Iterable[Mapping[str, str]], into: Path) -> None:
+    """Write rows that have the same columns."""
+    first, *others = rows
     with into.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["text", "category"])
+        writer = csv.DictWriter(file, [*first])
         writer.writeheader()
-        writer.writerows(kept)
+        writer.writerows([first, *others])
 
 
 def e2e_nlg(data: Path, folder: Path) -> None:
@@ -209,6 +250,7 @@ def write_places(
 
 
 RECIPES: dict[str, Callable[[Path, Path], None]] = {
+    "comparison": comparison,
     "frontier_split": frontier_split,
     "e2e_nlg": e2e_nlg,
     "kd_language_models": kd_language_models,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,7 +22,7 @@ from overhead import configuration, trillium_round
 from speed import Found, compared, in_turn, program, show
 from trillium.config.experiment import ExperimentConfig, experiment, merge
 from trillium.engines.simulation import simulation
-from trillium.experiment.run import build
+from trillium.experiment.run import Experiment, build
 from trillium.rng import scoped_rng
 
 SIDES = {"local": 0, "one_worker": 1, "two_workers": 2}
@@ -40,21 +41,28 @@ def federation(framework: str, chosen: argparse.Namespace) -> ExperimentConfig:
     return experiment(merge(tree, {**base, **FRAMEWORKS[framework]}))
 
 
+def sides(
+    stack: ExitStack, config: ExperimentConfig, sizes: Mapping[str, int], ray: object = "ray"
+) -> dict[str, Experiment]:
+    """Return the experiment of each side, begun; so many workers have its clients, or this process."""
+    found = {}
+    # One Ray for all; idle workers take no time.
+    stack.enter_context(simulation(ray).opened(sum(sizes.values()), [config]))
+    for side, size in sizes.items():
+        engine = simulation(ray if size else "local")
+        _, host = stack.enter_context(engine.opened(max(size, 1), [config]))
+        found[side] = build(config, engine=stack.enter_context(host()))
+        found[side].config.framework.start(found[side].server, found[side].fleet)
+    return found
+
+
 def measure(framework: str, chosen: argparse.Namespace) -> list[Found]:
     """Run the three by turns, a warm-up round first, and return what was measured."""
-    config, cores = federation(framework, chosen), sum(SIDES.values())
+    config = federation(framework, chosen)
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
     with ExitStack() as stack:
-        # One Ray for both; idle workers take no time.
-        stack.enter_context(simulation("ray").opened(cores, [config]))
-        built = {}
-        for side, size in SIDES.items():
-            engine = simulation("ray" if size else "local")
-            _, host = stack.enter_context(engine.opened(max(size, 1), [config]))
-            built[side] = build(config, engine=stack.enter_context(host()))
-            built[side].config.framework.start(built[side].server, built[side].fleet)
-        own = [example for client in built["local"].clients for example in client.examples]
-        num_tokens = sum(example.num_tokens for example in own)
+        built = sides(stack, config, SIDES)
+        num_tokens = tokens(built["local"])
         for number in range(1, chosen.repetitions + 2):
             for side in in_turn([*SIDES], number):
                 start = time.perf_counter()
@@ -69,6 +77,11 @@ def measure(framework: str, chosen: argparse.Namespace) -> list[Found]:
     told = {"framework": framework, "tokens_per_round": num_tokens}
     pairs = (("local", "one_worker"), ("one_worker", "two_workers"))
     return [{**told, **compared({side: after[side] for side in pair})} for pair in pairs]
+
+
+def tokens(built: Experiment) -> int:
+    """Return how many tokens the clients have."""
+    return sum(example.num_tokens for client in built.clients for example in client.examples)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -181,6 +181,47 @@ def test_a_tokenizer_without_words_is_refused(hub: Path, monkeypatch: pytest.Mon
         kd(hub, "data.public=words")
 
 
+# A file
+
+
+@pytest.mark.parametrize("task", ["classification", "causal_lm"])
+def test_the_rows_of_a_file_are_taken_once_but_no_text_of_others(
+    hub: Path, tmp_path: Path, task: str
+) -> None:
+    path = tmp_path / "other.csv"
+    texts = [f"w{index % 40} w{index // 40} w1 w2 w3" for index in range(60)]
+    path.write_text("".join(f"{line}\n" for line in ["said,then", *(f"{t},{t}" for t in texts)]))
+    columns = {"classification": "text: said", "causal_lm": "prompt: said, completion: then"}[task]
+    public = f"data.public={{name: file, path: {path}, {columns}}}"
+    first, again, other = (
+        kd(hub, public, "data.public_size=40", f"seed={seed}", task=task).data.public
+        for seed in (1, 1, 2)
+    )
+    for rows in (first, other):
+        for name in rows.column_names:
+            assert len({*rows[name]}) == 40
+            assert {*rows[name]} < {*texts}
+    assert first.to_list() == again.to_list()
+    assert first.to_list() != other.to_list()
+    with pytest.raises(UserError, match="of 60 texts only 60 are neither"):
+        kd(hub, public, "data.public_size=61", task=task)
+    taken = kd(hub, task=task).data.test[0]
+    with path.open("a") as file:
+        file.write("{0},{1}\n".format(*[*taken.values()][:2]) if task == "causal_lm" else f"{taken['text']},x\n")
+    with pytest.raises(UserError, match="of 61 texts only 60 are neither"):
+        kd(hub, public, "data.public_size=61", task=task)
+
+
+def test_a_file_that_is_not_there_or_lacks_the_column_is_refused(hub: Path, tmp_path: Path) -> None:
+    path = tmp_path / "other.csv"
+    public = f"data.public={{name: file, path: {path}}}"
+    with pytest.raises(UserError, match="there is no such file"):
+        kd(hub, public)
+    path.write_text("said\nw1\n")
+    with pytest.raises(UserError, match=r"data\.public\.text: text in .*no such column"):
+        kd(hub, public)
+
+
 # Samples
 
 

@@ -71,5 +71,5 @@ def _unread(tree: Mapping[str, Any], config: ExperimentConfig) -> str:
     if config.has_other_models:
         return "clients have models of their own"
     if config.data.public.is_written and config.framework.needs_public:
-        return "a model writes the public set"
+        return "the server has public texts of its own"
     return ""
