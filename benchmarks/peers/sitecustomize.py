@@ -1,6 +1,7 @@
 """Loaded by every process of a race before its program: says when the first optimiser step is done.
 
-No contestant knows of it. Steps on tensors without values, as of a plan, are none.
+No contestant knows of it. Steps on tensors without values, as of a plan, are none, nor are those of an
+optimiser of a few numbers, by which somebody tries out its options.
 """
 
 import importlib.abc
@@ -49,13 +50,16 @@ class WhenLoaded(importlib.abc.MetaPathFinder):
         return spec
 
 
+FEW = 1000
 HANDLES: list[object] = []
 
 
 def stepped(optimizer: object, args: object, kwargs: object) -> None:
-    """Say so, once in a process, unless the step was on paper."""
+    """Say so, once in a process, unless the step was on paper or on next to nothing."""
     tensors = [p for group in optimizer.param_groups for p in group["params"]]  # type: ignore[attr-defined]
-    if all(type(p.data).__name__ == "Tensor" and p.device.type != "meta" for p in tensors):
+    if sum(p.numel() for p in tensors) > FEW and all(
+        type(p.data).__name__ == "Tensor" and p.device.type != "meta" for p in tensors
+    ):
         event("first_step")
         HANDLES.pop().remove()  # type: ignore[attr-defined]
 
