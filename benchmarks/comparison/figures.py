@@ -72,7 +72,7 @@ class Found:
         self.runs = runs
 
     def of(self, point: str, arm: str) -> Runs:
-        """Return the runs of an arm at a point, or at the default one where baselines are its."""
+        """Return the runs of an arm at a point."""
         return [run for run in self.runs if run["point"] == point and run["arm"] == arm]
 
     def values(self, point: str, arm: str, measure: str) -> Stat | None:
@@ -294,7 +294,12 @@ def main() -> None:
     text += "![Accuracy against bytes](comparison_bytes.png)\n\n"
     with quiet_style():
         (KEPT.parent / "comparison_bytes.png").write_bytes(png(pareto_figure(found)))
-        for axis in AXES:
+        for axis, points in AXES.items():
+            if (
+                sum(any(run["point"] == point for run in found.runs) for point in points.values())
+                < 2
+            ):
+                continue  # nothing to compare yet
             name = f"comparison_{axis.replace(' ', '_')}.png"
             (KEPT.parent / name).write_bytes(png(axis_figure(found, axis)))
             tables = "\n".join(axis_table(found, axis, measure) for measure in MEASURES)
