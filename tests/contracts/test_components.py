@@ -51,7 +51,11 @@ KINDS: list[type[Component]] = [
 ]
 MEMBERS = [(kind, name) for kind in KINDS for name in known(kind)]
 IDS = [f"{kind.kind} {name}" for kind, name in MEMBERS]
-REQUIRED: dict[str, dict[str, Any]] = {"files": {"train": "rows.csv"}, "hub": {"path": "ag_news"}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "files": {"train": "rows.csv"},
+    "file": {"path": "rows.csv"},
+    "hub": {"path": "ag_news"},
+}
 each_member = pytest.mark.parametrize(("kind", "name"), MEMBERS, ids=IDS)
 
 
