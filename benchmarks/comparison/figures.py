@@ -21,7 +21,7 @@ from study import AXES, BASELINES, HERE, KEPT
 
 from trillium.files import write_atomic
 from trillium.report import human
-from trillium.report.measures import show_bytes, show_flops
+from trillium.report.human import show_bytes, show_flops
 from trillium.report.style import arm_styles, png, quiet_style, scale_axis
 from trillium.report.summary import Stat
 
@@ -82,7 +82,7 @@ class Found:
     def way(self, point: str, arm: str) -> Stat | None:
         """Return the share of the way from local only to centralised, seed by seed."""
         ends = {
-            name: {run["seed"]: at_end(run, "accuracy") for run in self.of(point, name)}
+            name: {run["seed"]: run["curve"][-1]["accuracy"] for run in self.of(point, name)}
             for name in ("local_only", "centralised", arm)
         }
         low, high, own = ends.values()
@@ -93,18 +93,16 @@ class Found:
         """Return the mean seconds to an accuracy; nothing if a seed never gets there."""
         found = []
         for run in self.of(point, arm):
-            there = (line for line in run["curve"] if line["accuracy"] >= level)
-            found.append(next(there, {"seconds": {}})["seconds"].get(place))
-        return None if not found or None in found else statistics.fmean(found)
+            there = (line["seconds"] for line in run["curve"] if line["accuracy"] >= level)
+            found.append(next(there, {}).get(place))
+        known = [seconds for seconds in found if seconds is not None]
+        return statistics.fmean(known) if known and len(known) == len(found) else None
 
 
 def at_end(run: Mapping[str, Any], measure: str) -> float | None:
     """Return a measure of a whole run; bytes with what crosses once."""
-    if measure == "peak_bytes":
-        value = run["peak_bytes"]
-        return None if value is None else float(value)
-    last = run["curve"][-1][measure]
-    return last + run["bytes_once"] if measure == "bytes" else last
+    value: float | None = run.get(measure, run["curve"][-1].get(measure))
+    return value if value is None or measure != "bytes" else value + run["bytes_once"]
 
 
 SHOW = {

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trillium.files import write_atomic
-from trillium.report.measures import bytes_per_client, flops_per_client, per_client
+from trillium.report.costs import bytes_per_client, flops_per_client, per_client
 from trillium.report.read import Run, read_runs
 from trillium.report.summary import summarise
 from trillium.report.times import Clock, clock_of

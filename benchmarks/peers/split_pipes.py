@@ -66,7 +66,7 @@ def clients(pipe: Connection) -> None:
                 sent.append((packed(made[-1]), packed(mask), labels.tolist()))
             pipe.send(sent)
             for k, hidden, gradient in zip(asked, made, pipe.recv(), strict=True):
-                hidden.backward(unpacked(gradient))
+                torch.autograd.backward(hidden, unpacked(gradient))
                 nn.utils.clip_grad_norm_(adapters[k], 1.0)
                 optimizers[k].step()
                 optimizers[k].zero_grad(set_to_none=True)
@@ -99,7 +99,7 @@ def server(pipe: Connection) -> None:
             pooled = whole.bert.pooler(through(back, torch.cat(padded), seen))
             logits = whole.classifier(whole.dropout(pooled))
             labels = torch.tensor([label for _, _, some in found for label in some])
-            nn.functional.cross_entropy(logits, labels).backward()
+            torch.autograd.backward(nn.functional.cross_entropy(logits, labels))
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
