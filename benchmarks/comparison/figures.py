@@ -91,10 +91,11 @@ class Found:
 
     def seconds(self, point: str, arm: str, place: str, level: float) -> float | None:
         """Return the mean seconds to an accuracy; nothing if a seed never gets there."""
-        found = []
+        found = list[float | None]()
+        none: Mapping[str, float] = {}
         for run in self.of(point, arm):
             there = (line["seconds"] for line in run["curve"] if line["accuracy"] >= level)
-            found.append(next(there, {}).get(place))
+            found.append(next(there, none).get(place))
         known = [seconds for seconds in found if seconds is not None]
         return statistics.fmean(known) if known and len(known) == len(found) else None
 
