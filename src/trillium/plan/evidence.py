@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from trillium.errors import UserError
 from trillium.plan.point import Point, Value
@@ -90,7 +90,7 @@ class Line(BaseModel):
     measure: str
     facts: dict[str, Value]
     settings: dict[str, Value]
-    seeds: tuple[Seed, ...]
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     own: bool = False
 
     @property
@@ -117,13 +117,16 @@ class Line(BaseModel):
         return fmean(seed.value for seed in self.seeds)
 
 
-class _Table(BaseModel):
-    """A file of lines; `common` are settings of every line that does not have others."""
+class _Lines(BaseModel):
+    """The lines of a framework in a file; `common` are settings of each that does not have others."""
 
     model_config = ConfigDict(extra="forbid")
 
     common: dict[str, Value]
     lines: tuple[Line, ...]
+
+
+_TABLE: Final = TypeAdapter(dict[str, _Lines])
 
 
 @cache
@@ -134,61 +137,56 @@ def shipped() -> tuple[Line, ...]:
 
 def to_json(lines: Sequence[Line]) -> str:
     """Return lines as text, which `from_json` reads; settings that most of them share stand once."""
-    paths = dict.fromkeys(path for line in lines for path in line.settings)
-    common = {
-        path: Counter(line.settings.get(path) for line in lines).most_common(1)[0][0]
-        for path in paths
-    }
-    rows = [
-        {
-            **line.model_dump(mode="json", exclude={"own"}),
-            "settings": {
-                path: line.settings.get(path)
-                for path in sorted(paths)
-                if not _same(line.settings.get(path), common[path])
-            },
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(str(line.settings["framework.name"]), []).append(line)
+    texts = []
+    for name, group in groups.items():
+        paths = [path for path in group[0].settings if all(path in one.settings for one in group)]
+        common = {
+            path: Counter(line.settings[path] for line in group).most_common(1)[0][0]
+            for path in paths
         }
-        for line in lines
-    ]
-    written = ",\n".join(json.dumps(row) for row in rows)
-    return f'{{"common": {json.dumps(common, sort_keys=True)},\n"lines": [\n{written}\n]}}\n'
+        rows = [
+            {
+                **line.model_dump(mode="json", exclude={"own"}),
+                "settings": {
+                    path: value
+                    for path, value in line.settings.items()
+                    if path not in common or repr(value) != repr(common[path])
+                },
+            }
+            for line in group
+        ]
+        written = ",\n".join(map(json.dumps, rows))
+        texts.append(
+            f'{json.dumps(name)}: {{"common": {json.dumps(common)},\n"lines": [\n{written}\n]}}'
+        )
+    return "{" + ",\n".join(texts) + "}\n"
 
 
 def from_json(text: str) -> tuple[Line, ...]:
     """Return lines from text.
 
     Raises:
-        UserError: it holds none, or what cannot be.
+        UserError: it holds what cannot be.
     """
     try:
-        table = _Table.model_validate_json(text)
+        table = _TABLE.validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(
             f"the table of measurements {TABLE.name}",
-            f"it is damaged: {'.'.join(map(str, first['loc']))} {first['msg']}".replace(
-                ": .", ": "
-            ),
+            f"it is damaged: {first['msg']} at {'.'.join(map(str, first['loc'])) or 'its start'}",
             "Install Trillium again",
         ) from error
     return tuple(
-        line.model_copy(
-            update={
-                "settings": {
-                    path: value
-                    for path, value in {**table.common, **line.settings}.items()
-                    if value is not None
-                }
-            }
-        )
-        for line in table.lines
+        line.model_copy(update={"settings": {**group.common, **line.settings}})
+        for group in table.values()
+        for line in group.lines
     )
 
 
 def sign_of(measure: str) -> int:
     """Return 1 where more of a measure is better, -1 where less is."""
     return -1 if measure == "loss" else 1
-
-
-def _same(mine: Value, other: Value) -> bool:
-    return mine == other and isinstance(mine, bool) == isinstance(other, bool)

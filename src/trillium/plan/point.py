@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Final
 
 from trillium.config.defaults import value_at
+from trillium.config.experiment import experiment
+from trillium.errors import UserError
 from trillium.plan.predict import Prediction
 from trillium.report.read import Run, number
 
@@ -56,11 +59,13 @@ class Point:
 
     Attributes:
         facts: by the keys of `FACTS`; what is not known is `None`, or missing.
-        settings: by path; what is null is missing.
+        settings: by path.
+        defaults: the same where nothing is written, for runs from before a setting was there.
     """
 
     facts: Mapping[str, Value]
     settings: Mapping[str, Value]
+    defaults: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def kind(self) -> tuple[Value, Value]:
@@ -125,7 +130,7 @@ def point_of_plan(found: Prediction) -> Point:
     texts, config = found.texts, found.config
     own = {id(examples): examples for examples in texts.clients.values()}.values()
     longest = max((example.num_tokens for examples in own for example in examples), default=0)
-    facts = _point(
+    point = _point(
         config.tree(),
         num_parameters=found.num_parameters,
         num_classes=texts.num_classes,
@@ -134,7 +139,11 @@ def point_of_plan(found: Prediction) -> Point:
         public_rows=config.public_size,
         tokens=config.training.max_length or longest,
     )
-    return Point({**facts.facts, "data": "assumed"}, facts.settings) if texts.assumed else facts
+    named = {"data": "assumed"} if texts.assumed else {}
+    plain = {"framework": {"name": config.framework.name}, "task": {"name": config.task.name}}
+    with suppress(UserError):  # some task may need more than its name
+        point = replace(point, defaults=dict(_flat(experiment(plain).tree())))
+    return replace(point, facts={**point.facts, **named})
 
 
 def differences(given: Point, measured: Point) -> list[Difference]:
@@ -147,9 +156,11 @@ def differences(given: Point, measured: Point) -> list[Difference]:
             continue
         found.append(Difference(words, mine, theirs, key in _NAMES or is_near(mine, theirs)))
     for path in sorted({*given.settings, *measured.settings}):
-        mine, theirs = given.settings.get(path), measured.settings.get(path)
-        if mine != theirs:
-            found.append(Difference(path, mine, theirs, is_near(mine, theirs)))
+        default = given.defaults.get(path)
+        mine, theirs = given.settings.get(path), measured.settings.get(path, default)
+        if mine != theirs or path not in given.settings:
+            near = path in given.settings and is_near(mine, theirs)
+            found.append(Difference(path, mine, theirs, near))
     return found
 
 
@@ -202,9 +213,8 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Value
         elif isinstance(value, list | tuple) and any(isinstance(one, Mapping) for one in value):
             yield from _flat({str(place): one for place, one in enumerate(value)}, f"{path}.")
         elif isinstance(value, list | tuple):
-            if value:
-                yield path, ", ".join(map(str, value))
-        elif value is not None:
+            yield path, ", ".join(map(str, value))
+        elif value != {}:
             yield path, value
 
 
@@ -214,7 +224,7 @@ def _is_number(value: Value) -> bool:
 
 def _shown(value: Value) -> str:
     if value is None:
-        return "not set"
+        return "null"
     if not _is_number(value):
         return str(value)
     known = float(value)
