@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from papers import on_paper
 from tiny import Recorder, digest, distance, federation, tensors_digest, without_seconds
 from trillium.experiment.run import Experiment
 from trillium.federation.client import Client
@@ -167,6 +168,18 @@ def test_clients_answer_anything_with_a_message(hub: Path, variant: Variant) -> 
         assert reply.verb in {*client.verbs, "error"}
         assert "control/cost" in reply.tensors
     assert wire.unpack(client.handle(b"TRM"), "up").message.verb == "error"
+
+
+@pytest.mark.usefixtures("uncounted")
+@pytest.mark.parametrize("framework", ["local_only", "{name: kd, direction: both}"])
+def test_clients_tell_the_scores_of_what_their_models_write(hub: Path, framework: str) -> None:
+    words = (f"framework={framework}", "rounds=1", "task.generate=3", "task.max_new_tokens=4")
+    fed = federation(hub, *words, task="causal_lm")
+    on_paper(fed)
+    own = fed.run()[-1]["clients"]
+    assert len(own) == 3
+    for found in own.values():
+        assert {"loss", "exact_match", "chrf", "bleu", "rouge_l"} <= found.keys()
 
 
 @pytest.mark.usefixtures("uncounted")

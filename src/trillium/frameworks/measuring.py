@@ -73,7 +73,7 @@ def _reader(task: Task, num_outputs: int, prefix: str, most: int) -> Callable[[M
         names = (name for name in reply.group("measures") if name.startswith(prefix))
         if not (given := {name.removeprefix(prefix) for name in names}):
             return {}
-        shapes = {name: (num_outputs,) if wide else () for name, wide in task.tallied.items()}
+        shapes = {name: (num_outputs,) if wide else () for name, wide in task.told.items()}
         shapes["num_examples"] = ()
         if given != shapes.keys():
             raise MessageError(f"{reply.verb}: measures {sorted(given)[:8]}")

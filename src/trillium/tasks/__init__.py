@@ -163,6 +163,11 @@ class Task(Component, kind="task", package="trillium.tasks"):
         return "loss"
 
     @property
+    def told(self) -> Mapping[str, bool]:
+        """Return what is told of held-out rows: `tallied`, and what the task's options add."""
+        return self.tallied
+
+    @property
     def num_texts(self) -> int:
         """Return how many rows of a batch an example is."""
         return 2 if self.compares else 1

@@ -51,6 +51,12 @@ class CausalLM(LanguageTask, name="causal_lm"):
     tallied: ClassVar[Mapping[str, bool]] = dict.fromkeys(("loss", "hits", "tokens"), False)
 
     @property
+    def told(self) -> Mapping[str, bool]:
+        """Of written texts their scores, too."""
+        written = ("answered", *TEXT_SCORES) if self.generate else ()
+        return {**self.tallied, **dict.fromkeys(written, False)}
+
+    @property
     def measure(self) -> str:
         """The exact match of answers, where some are generated."""
         return "exact_match" if self.generate else "loss"
