@@ -226,6 +226,6 @@ def _shown(value: Value) -> str:
     if value is None:
         return "null"
     if not _is_number(value):
-        return str(value)
+        return str(value) or "[]"
     known = float(value)
     return f"{known:,.0f}" if known.is_integer() else f"{known:,.4g}"
