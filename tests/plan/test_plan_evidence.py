@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +91,20 @@ def test_each_axis_counts() -> None:
     # The number of parameters of one model is the same, whoever counts; and names are but said.
     for other in (moved(num_parameters=1), moved(model="bert"), moved(data="assumed")):
         assert all(one.near for one in differences(other, POINT))
+
+
+def test_of_another_component_its_name_is_told() -> None:
+    settings: dict[str, Value] = {
+        "adapter.name": "lora",
+        "adapter.alpha": 16,
+        "adapter.r": 8,
+        "adapters": 1,
+    }
+    full = Point({}, {"adapter.name": "full", "adapters": 2})
+    found = differences(full, Point({}, settings))
+    assert [str(one) for one in found] == ["adapter.name full → lora", "adapters 2 → 1"]
+    tuned = differences(Point({}, {**settings, "adapter.r": 4}), Point({}, settings))
+    assert [str(one) for one in tuned] == ["adapter.r 4 → 8"]
 
 
 def test_a_setting_that_is_newer_than_a_run_was_at_its_default() -> None:
@@ -399,6 +415,20 @@ def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert all(one in found for one in lines)
     assert "/home/me" not in text
     assert from_json(to_json([])) == ()
+
+
+def test_the_table_is_made_of_comparisons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder_of(tmp_path / "c")
+    (path / "fedllm_s1" / "status.json").write_text('{"state": "failed", "arm": "fedllm"}')
+    script = Path(__file__).parents[2] / "benchmarks" / "comparison" / "evidence.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(path)])
+    runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr()
+    assert printed.err == "fedllm_s1: failed\n"
+    assert {one.facts["data"] for one in from_json(printed.out)} == {"Banking77"}
+    assert {one.arm for one in from_json(printed.out)} == {*RESULTS}
 
 
 @pytest.mark.parametrize(

@@ -147,18 +147,25 @@ def point_of_plan(found: Prediction) -> Point:
 
 
 def differences(given: Point, measured: Point) -> list[Difference]:
-    """Return the axes on which a measured point differs from a given one."""
-    found = []
+    """Return the axes on which a measured point differs from a given one.
+
+    Of another component its name alone is told, not its options.
+    """
+    found, other = [], ""
     same_model = given.facts.get("model") == measured.facts.get("model")
     for key, words in FACTS.items():
         mine, theirs = given.facts.get(key), measured.facts.get(key)
         if mine == theirs or (key == "num_parameters" and same_model):
             continue
         found.append(Difference(words, mine, theirs, key in _NAMES or is_near(mine, theirs)))
-    for path in sorted({*given.settings, *measured.settings}):
+    paths = {*given.settings, *measured.settings}
+    for path in sorted(paths, key=lambda path: (path.removesuffix("name"), path)):
         default = given.defaults.get(path)
         mine, theirs = given.settings.get(path), measured.settings.get(path, default)
+        if other and path.startswith(other):
+            continue
         if mine != theirs or path not in given.settings:
+            other = path.removesuffix("name") if path.endswith(".name") else other
             near = path in given.settings and is_near(mine, theirs)
             found.append(Difference(path, mine, theirs, near))
     return found
