@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from trillium.config.defaults import value_at
 from trillium.errors import UserError
@@ -27,6 +27,16 @@ class Evidence:
     skipped: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Result:
+    """A finished run, what it has measured, and a digest of its rows, model and seed."""
+
+    run: Run
+    measure: str
+    value: float
+    rows: str
+
+
 def evidence_of(folders: Iterable[Path], *, own: bool = False) -> Evidence:
     """Return what the finished runs in run folders and comparison folders have measured.
 
@@ -39,18 +49,16 @@ def evidence_of(folders: Iterable[Path], *, own: bool = False) -> Evidence:
     Raises:
         UserError: a folder is neither, or no run in it can be used.
     """
-    found, skipped = list[tuple[Run, str, float]](), list[str]()
+    found, skipped = list[_Result](), list[str]()
     for folder in folders:
-        usable = 0
+        before = len(found)
         for run in read_runs(folder):
             measure, value = _measured(run)
-            why = _unusable(run, value)
-            if why:
+            if why := _unusable(run, value):
                 skipped.append(f"{run.folder.name}: {why}")
             else:
-                found.append((run, measure, value))
-                usable += 1
-        if not usable:
+                found.append(_Result(run, measure, value, _rows(run)))
+        if len(found) == before:
             raise UserError(
                 f"--evidence {folder}",
                 f"no run in it can be used ({'; '.join(skipped[-3:])})",
@@ -79,37 +87,45 @@ def _unusable(run: Run, value: float) -> str:
     return "" if math.isfinite(value) else "nothing was measured"
 
 
-def _lines(runs: Sequence[tuple[Run, str, float]], own: bool) -> list[Line]:
+def _rows(run: Run) -> str:
+    """Return what tells whether runs saw the same rows, with the same model and seed."""
+    held = {n: (own.get("num_examples"), own.get("labels")) for n, own in clients_of(run).items()}
+    where = value_at(run.data, "test.digest") or run.folder.parent
+    return f"{run.seed} {value_at(run.config, 'model.id')} {where} {held}"
+
+
+def _lines(results: Sequence[_Result], own: bool) -> list[Line]:
     """Return a line for each arm and setting, with all its seeds."""
-    groups: dict[str, list[tuple[Run, str, float]]] = {}
-    for run, measure, value in runs:
-        told = {
-            k: v for k, v in run.config.items() if k not in ("seed", "evaluation", "report", "plan")
-        }
-        groups.setdefault(f"{run.arm} {measure} {told}", []).append((run, measure, value))
+    baselines: dict[tuple[str, str, str], list[_Result]] = {}
+    groups: dict[str, dict[int | None, _Result]] = {}
+    for one in results:
+        baselines.setdefault((one.run.framework, one.measure, one.rows), []).append(one)
+        apart = ("seed", "evaluation", "report", "plan")
+        told = {key: value for key, value in one.run.config.items() if key not in apart}
+        groups.setdefault(f"{one.run.arm} {one.measure} {told}", {})[one.run.seed] = one
     found = []
     for group in groups.values():
-        first, measure, _ = group[0]
-        point = point_of_run(first)
-        seeds = {}
-        for run, _, value in group:
-            assert run.seed is not None
-            seeds[run.seed] = Seed(
-                seed=run.seed,
-                value=value,
-                local_only=_baseline("local_only", run, measure, runs),
-                centralised=_baseline("centralised", run, measure, runs),
-                bytes=bytes_per_client(run),
-                flops=flops_per_client(run),
+        first = next(iter(group.values()))
+        point = point_of_run(first.run)
+        seeds = [
+            Seed(
+                seed=one.run.seed or 0,
+                value=one.value,
+                local_only=_baseline("local_only", one, baselines),
+                centralised=_baseline("centralised", one, baselines),
+                bytes=bytes_per_client(one.run),
+                flops=flops_per_client(one.run),
             )
+            for one in group.values()
+        ]
         found.append(
             Line(
-                arm=first.arm,
-                commit=str(first.env.get("git_sha") or ""),
-                measure=measure,
+                arm=first.run.arm,
+                commit=str(first.run.env.get("git_sha") or ""),
+                measure=first.measure,
                 facts=dict(point.facts),
                 settings=dict(point.settings),
-                seeds=tuple(seeds[number] for number in sorted(seeds)),
+                seeds=tuple(sorted(seeds, key=lambda seed: seed.seed)),
                 own=own,
             )
         )
@@ -117,23 +133,15 @@ def _lines(runs: Sequence[tuple[Run, str, float]], own: bool) -> list[Line]:
 
 
 def _baseline(
-    name: str, run: Run, measure: str, runs: Sequence[tuple[Run, str, float]]
+    name: str, result: _Result, baselines: Mapping[tuple[str, str, str], Sequence[_Result]]
 ) -> float | None:
     """Return what a baseline has measured on the rows of a run, with its seed.
 
     Of several the one that shares most settings with the run, then the best one.
     """
-    sign = sign_of(measure)
+    sign, config = sign_of(result.measure), result.run.config
     found = [
-        (sum(other.config.get(key) == run.config.get(key) for key in _ALIKE), sign * value)
-        for other, own, value in runs
-        if other.framework == name and own == measure and _rows(other) == _rows(run)
+        (sum(one.run.config.get(key) == config.get(key) for key in _ALIKE), sign * one.value)
+        for one in baselines.get((name, result.measure, result.rows), ())
     ]
     return sign * max(found)[1] if found else None
-
-
-def _rows(run: Run) -> tuple[Any, ...]:
-    """Return what tells whether runs saw the same rows, with the same model and seed."""
-    held = {n: (own.get("num_examples"), own.get("labels")) for n, own in clients_of(run).items()}
-    where = value_at(run.data, "test.digest") or run.folder.parent
-    return run.seed, value_at(run.config, "model.id"), where, str(held)
