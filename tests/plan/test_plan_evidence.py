@@ -180,7 +180,8 @@ def test_in_words() -> None:
     )
     two = measured_lines([("mine", found), ("other", found)], ["kd_s1: failed"])
     assert two[1] == "  all differ in: clients 4 → 10; rows of a client 50 → 100"
-    assert two[-1] == "  not used: kd_s1: failed"
+    assert two[-1] == "  not used as evidence: kd_s1: failed"
+    assert measured_lines([], ["kd_s1: failed"]) == ["Not used as evidence: kd_s1: failed"]
 
 
 # Advice
@@ -474,14 +475,16 @@ def test_a_plan_is_near_to_the_run_of_its_recipe(asked: Tree, tmp_path: Path) ->
         assert arm.measured.differences == ()
     assert [arm["measured"]["near"] for arm in made.to_dict()["arms"]] == [True] * 2
     json.dumps(made.to_dict())
-    far = trillium.plan(asked, "rounds=3", "kd.training.batch_size=8", evidence=ran.folder)
-    texts = {arm.label: [*map(str, arm.measured.differences)] for arm in far.arms if arm.measured}
-    assert texts == {
-        "kd": ["rounds 3 → 1", "training.batch_size 8 → 4"],
-        "local_only": ["rounds 3 → 1"],
-    }
-    assert "nothing near enough was measured to know the accuracy of kd" in repr(far)
-    assert "all differ in: rounds 3 → 1" in repr(far)
+    page = made.save(tmp_path)[-1].read_text(encoding="utf-8")
+    assert "near, kd of yours on classification" in page
+    alone = {**asked, "arms": {"local_only": {"framework": "local_only"}}}
+    changes = ("rounds=3", "training.batch_size=8", "data={public_size: null, set_aside: 8}")
+    far = trillium.plan(alone, *changes, evidence=ran.folder)
+    [moved_arm] = far.arms
+    assert moved_arm.measured is not None
+    told = [str(one) for one in moved_arm.measured.differences]
+    assert told == ["rounds 3 → 1", "training.batch_size 8 → 4"]
+    assert "nothing near enough was measured to know the accuracy of local_only" in repr(far)
 
 
 def command_of(*words: str) -> list[str]:

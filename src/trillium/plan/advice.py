@@ -131,15 +131,8 @@ def advise(
 
 
 def pareto(arms: Sequence[Arm]) -> list[Arm]:
-    """Return the arms that no other equals or beats in everything that is compared.
-
-    Compared are the bytes, FLOPs and memory of a client; and the accuracy, where all are known.
-    """
-    return [
-        arm
-        for arm in arms
-        if not any(_beats(_values(other, arms), _values(arm, arms)) for other in arms)
-    ]
+    """Return the arms that no other equals or beats in bytes, FLOPs and memory of a client."""
+    return [arm for arm in arms if not any(_beats(_values(other), _values(arm)) for other in arms)]
 
 
 def _is_baseline(arm: Arm) -> bool:
@@ -147,12 +140,8 @@ def _is_baseline(arm: Arm) -> bool:
     return isinstance(found, ZeroShot | LocalOnly | Centralised)
 
 
-def _values(arm: Arm, arms: Sequence[Arm]) -> list[float]:
-    values = [MEASURES[name][2](arm) or 0.0 for name in _COMPARED]
-    ways = [other.known for other in arms]
-    if arm.known is not None and None not in ways:
-        values.append(-arm.known.mean)
-    return values
+def _values(arm: Arm) -> list[float]:
+    return [MEASURES[name][2](arm) or 0.0 for name in _COMPARED]
 
 
 def _beats(left: Sequence[float], right: Sequence[float]) -> bool:

@@ -96,7 +96,7 @@ def seeds(num: int) -> str:
 def measured_lines(found: Sequence[tuple[str, Measured]], skipped: Sequence[str]) -> list[str]:
     """Return what was measured nearest to each plan, by its label, and how that differs."""
     if not found:
-        return []
+        return [f"Not used as evidence: {text}" for text in skipped]
     lines = [
         f"Measured, nearest to each (near: numbers within a factor of {FACTOR:g}, all else equal):"
     ]
@@ -110,8 +110,7 @@ def measured_lines(found: Sequence[tuple[str, Measured]], skipped: Sequence[str]
         rest = [text for text in texts[label] if len(found) == 1 or text not in shared]
         differs = f"; differs in: {'; '.join(rest)}" if rest else ""
         lines.append(f"  {label}: {_near(own)}, {_said(own)}{differs}")
-    lines += [f"  not used: {text}" for text in skipped]
-    return lines
+    return [*lines, *(f"  not used as evidence: {text}" for text in skipped)]
 
 
 def _said(found: Measured) -> str:
