@@ -487,6 +487,18 @@ def test_a_plan_is_near_to_the_run_of_its_recipe(asked: Tree, tmp_path: Path) ->
     assert "nothing near enough was measured to know the accuracy of local_only" in repr(far)
 
 
+def test_evidence_is_named_on_the_command_line(tmp_path: Path) -> None:
+    words = ["distilgpt2", "framework=fedllm", "data.num_clients=2", "rounds=1",
+             "training.max_length=16", "plan.data.examples=16"]  # fmt: skip
+    first, second = folder_of(tmp_path / "a"), folder_of(tmp_path / "b", {"kd": 0.5}, 1)
+    given = ["--evidence", str(first), "--evidence", str(second)]
+    shown = CliRunner().invoke(app, ["plan", *words, *given])
+    assert shown.exit_code == 0, shown.output
+    assert "78 % [46, 109]" in shown.output
+    assert "far, fedllm of yours on mine: 78 % [46, 109] of the way" in shown.output
+    assert "clients" not in shown.output.split("differs in")[1].split(";")[0]
+
+
 def command_of(*words: str) -> list[str]:
     model = [word for word in words if "=" not in word]
     settings = [word for word in words if "=" in word]
