@@ -7,13 +7,14 @@ Granite) and caps (Gemma), stays its own: its body alone is replaced, by the hid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 WIDE: Final = (
     8192  # classes from which logits of whole batches are avoided; changes memory, not results
@@ -81,7 +82,7 @@ class _Summed(torch.autograd.Function):
         ]
         of_hidden = torch.zeros_like(hidden) if 0 in needs else None
         with torch.enable_grad(), _from_hidden(_unwrapped(module)) as head:
-            for rows in _spans(module, len(hidden)):
+            for rows in _told([*_spans(module, len(hidden))]):
                 some = hidden[rows].detach().requires_grad_(0 in needs)
                 loss = part(head(some), rows)
                 total += loss.detach()
@@ -127,6 +128,20 @@ def _spans(module: nn.Module, num_rows: int) -> Iterator[slice]:
     size = max(1, CHUNK // _num_classes(module))
     for start in range(0, num_rows, size):
         yield slice(start, min(start + size, num_rows))
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A mode in which there are no values, so that of many chunks a few tell what all others take."""
+
+    def telling(self, spans: Sequence[slice]) -> Iterable[slice]:
+        """Yield the places of those to compute; work on the others is counted, and not done."""
+
+
+def _told(spans: Sequence[slice]) -> Iterable[slice]:
+    """Return which chunks to compute: all where there are values."""
+    mode = _get_current_dispatch_mode()
+    return mode.telling(spans) if isinstance(mode, Telling) else spans
 
 
 def _num_classes(module: nn.Module) -> int:

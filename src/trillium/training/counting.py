@@ -80,6 +80,18 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return len(self._changes)
 
     @property
+    def so_far(self) -> tuple[int, int, int]:
+        """What was counted until now: FLOPs, bytes at the start, and changes of memory."""
+        return self.flops, self._changes[0], len(self._changes)
+
+    def again(self, before: tuple[int, int, int], times: int) -> None:
+        """Count once more, so many times, what was counted since `so_far` was as it was before."""
+        flops, at_start, num_changes = before
+        self.flops += times * (self.flops - flops)
+        self._changes[0] += times * (self._changes[0] - at_start)
+        self._changes += times * self._changes[num_changes:]
+
+    @property
     def course(self) -> list[int]:
         """Bytes alive after each change of memory so far."""
         return [*accumulate(self._changes)]
