@@ -49,7 +49,8 @@ def test_noise_is_told_beside_what_is_added_up(
     config = experiment_config(hub, *own, *words, "data.num_clients=3")
     found = predict(config, assumed_texts(config, Assumptions()))
     if width is None:
-        initial = found.model.initial.items()
+        model = found.shared.models.get(config, found.texts.num_classes, None)
+        initial = model.initial.items()
         width = sum(t.numel() for name, t in initial if "lora_B" in name)
         assert 0 < width < found.num_trained
     told = to_dict(found)["privacy"]

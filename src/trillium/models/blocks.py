@@ -6,7 +6,7 @@ parameter is read off the autograd graph of one short forward pass that is sever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -47,6 +47,12 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             "fedllm or kd",
         )
     return found[0], lists[found[0]]
+
+
+def are_equal(blocks: Iterable[nn.Module]) -> bool:
+    """Whether all have parameters of the same names and shapes."""
+    forms = {tuple((n, p.shape) for n, p in block.named_parameters()) for block in blocks}
+    return len(forms) == 1
 
 
 def _holds(block: nn.Module) -> bool:

@@ -18,7 +18,13 @@ from trillium.errors import UserError
 from trillium.models.adapters import Adapter
 from trillium.models.adapters.lora import Lora
 from trillium.models.base import ModelConfig, load_base
-from trillium.models.blocks import base_model, find_blocks, freeze_other_towers, text_config
+from trillium.models.blocks import (
+    are_equal,
+    base_model,
+    find_blocks,
+    freeze_other_towers,
+    text_config,
+)
 from trillium.models.cut import split_model
 from trillium.models.cut_check import check_split
 from trillium.models.draws import draw
@@ -153,11 +159,7 @@ class LanguageModel:
     @cached_property
     def has_equal_blocks(self) -> bool:
         """Whether all blocks have parameters of the same names and shapes."""
-        forms = {
-            tuple((name, parameter.shape) for name, parameter in block.named_parameters())
-            for block in find_blocks(self.module)[1]
-        }
-        return len(forms) == 1
+        return are_equal(find_blocks(self.module)[1])
 
     def find_first(self) -> None:
         """Find the first blocks that do the same in all rounds.

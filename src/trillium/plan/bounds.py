@@ -9,6 +9,7 @@ from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.frameworks.kd.settings import KDSettings
 from trillium.frameworks.split.settings import SplitSettings
 from trillium.models.load import LanguageModel
+from trillium.plan.models import Depth
 from trillium.wire.codecs.adaptive import Adaptive
 from trillium.wire.codecs.random_k import RandomK
 from trillium.wire.codecs.top_k import TopK
@@ -52,12 +53,12 @@ def first_alike(config: ExperimentConfig) -> int:
     return 2 + (framework.local_rounds if isinstance(framework, SplitSettings) else 0)
 
 
-def keeps(config: ExperimentConfig, model: LanguageModel) -> bool:
+def keeps(config: ExperimentConfig, model: LanguageModel | Depth) -> bool:
     """Whether what first blocks make of texts is computed in the round that first needs it alone."""
     return config.training.keeps and model.first is not None
 
 
-def unsteady(config: ExperimentConfig, model: LanguageModel) -> str:
+def unsteady(config: ExperimentConfig, model: LanguageModel | Depth) -> str:
     """Return why rounds are not alike; empty where all after the first ones are."""
     framework = config.framework
     if config.late:

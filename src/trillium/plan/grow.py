@@ -22,9 +22,9 @@ from trillium.frameworks.fedllm.settings import FedLLMSettings
 from trillium.frameworks.kd.distillation import PREDICT_BATCH
 from trillium.frameworks.kd.settings import KDSettings
 from trillium.frameworks.split.settings import SplitSettings
-from trillium.models.load import LanguageModel
 from trillium.plan.bounds import draws_texts, keeps
 from trillium.plan.data import Texts, by_tier
+from trillium.plan.models import Depth
 
 FEW = 2  # with a single block, less is alive at the same time than with any more of them
 
@@ -108,7 +108,7 @@ class _Axis:
 
 
 def stages(
-    config: ExperimentConfig, texts: Texts, model: LanguageModel, *, shallow: bool = False
+    config: ExperimentConfig, texts: Texts, model: Depth, *, shallow: bool = False
 ) -> list[Stage]:
     """Return the small runs that a run is made of.
 
@@ -167,12 +167,16 @@ def is_apart(config: ExperimentConfig) -> bool:
     return isinstance(framework, KDSettings)
 
 
-def _blocks(config: ExperimentConfig, model: LanguageModel) -> tuple[int, ...] | None:
-    """Return how many blocks are whose, if a few of them tell all and are less work."""
+def is_even(config: ExperimentConfig) -> bool:
+    """Whether no setting tells one block of a model from another."""
     layers = [getattr(config.adapter, "layers", None), *(t.layers for t in config.tiers.values())]
     cuts = [tier.cut for tier in config.tiers.values()]
-    is_even = all(found is None for found in (*layers, *cuts)) and not config.has_other_models
-    if not is_even or not model.has_equal_blocks:
+    return all(found is None for found in (*layers, *cuts)) and not config.has_other_models
+
+
+def _blocks(config: ExperimentConfig, model: Depth) -> tuple[int, ...] | None:
+    """Return how many blocks are whose, if a few of them tell all and are less work."""
+    if not is_even(config) or not model.has_equal_blocks:
         return None
     count, framework = model.num_blocks, config.framework
     sizes: tuple[int, ...] = (count,)
@@ -240,7 +244,7 @@ def _with_tier_steps(label: str, small: Small, size: float) -> Small:
     return replace(small, config=small.config.model_copy(update={"tiers": tiers}))
 
 
-def _clients(config: ExperimentConfig, texts: Texts, model: LanguageModel) -> Iterable[_Axis]:
+def _clients(config: ExperimentConfig, texts: Texts, model: Depth) -> Iterable[_Axis]:
     """Yield the clients of each tier; of a cohort as many as there are on average."""
     apart = is_apart(config)
     single = apart or isinstance(config.framework, SplitSettings)
@@ -252,7 +256,7 @@ def _clients(config: ExperimentConfig, texts: Texts, model: LanguageModel) -> It
             yield _Axis(size, make, few=few, whole=True, apart=apart)
 
 
-def is_alike(config: ExperimentConfig, model: LanguageModel) -> bool:
+def is_alike(config: ExperimentConfig, model: Depth) -> bool:
     """Whether all clients of a tier fare alike: nobody fails, and no round depends on who was there."""
     if config.fleet.clients_per_round is not None and keeps(config, model):
         return False  # the first round of a client takes more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from transformers import AutoConfig
 
 from trillium.config.experiment import ExperimentConfig
 from trillium.models.base import dtype_of, load_base
-from trillium.models.blocks import freeze_other_towers
+from trillium.models.blocks import are_equal, find_blocks, freeze_other_towers
 from trillium.models.checkpointing import checkpoint_blocks
+from trillium.models.first_blocks import FirstBlocks
 from trillium.models.heads import straighten, train_last_only
 from trillium.models.hub import explained, locate, set_dropout
 from trillium.models.load import LanguageModel
@@ -114,6 +115,37 @@ def paper_model(config: ExperimentConfig, hf_config: Any, paper: Paper) -> Langu
         return LanguageModel(module, words, torch.device("cpu"), task.peft_task)
 
 
+@dataclass(frozen=True)
+class Depth:
+    """What is to be known of a model in full depth.
+
+    Attributes:
+        num_blocks: how many it has, if it is asked.
+        has_equal_blocks: whether a few of them tell all.
+        first: what its first blocks are that do the same in all rounds, if there are any.
+        num_parameters, num_trained: entries of all that it has, and of what trains.
+    """
+
+    num_blocks: int
+    has_equal_blocks: bool
+    first: FirstBlocks | None
+    num_classes: int
+    num_parameters: int
+    num_trained: int
+
+    @classmethod
+    def of(cls, model: LanguageModel, *, is_even: bool = False) -> Depth:
+        """Return what a model says of itself; of its blocks only if these are to be looked at."""
+        return cls(
+            model.num_blocks if is_even else 0,
+            is_even and model.has_equal_blocks,
+            model.first,
+            model.num_classes,
+            sum(parameter.numel() for parameter in model.module.parameters()),
+            sum(tensor.numel() for tensor in model.initial.values()),
+        )
+
+
 @dataclass
 class Models:
     """Makes models on paper, each once; plans of several settings share them.
@@ -126,6 +158,41 @@ class Models:
     paper: Paper = field(default_factory=Paper)
     plain: dict[tuple[object, ...], Known] = field(default_factory=dict)
     _made: dict[str, LanguageModel] = field(default_factory=dict)
+    _equal: dict[str, int] = field(default_factory=dict)  # blocks, 0 where they are not equal
+
+    def depth(self, config: ExperimentConfig, num_labels: int, few: int, *, is_even: bool) -> Depth:
+        """Return what is to be known of a model in full depth.
+
+        Adapters of a deep one take long to make, even on paper. Where its blocks are equal, and so are
+        their adapters, models with a few blocks and with one more tell it.
+
+        Args:
+            is_even: whether nothing tells blocks apart but the architecture.
+        """
+        count = self._equal_blocks(config, num_labels) if is_even else 0
+        if count <= 2 * few + 1:
+            return Depth.of(self.get(config, num_labels, None), is_even=is_even)
+        one, more = (Depth.of(self.get(config, num_labels, few + own)) for own in (0, 1))
+        left = count - few
+        return replace(
+            more,
+            num_blocks=count,
+            has_equal_blocks=True,
+            num_parameters=one.num_parameters + left * (more.num_parameters - one.num_parameters),
+            num_trained=one.num_trained + left * (more.num_trained - one.num_trained),
+        )
+
+    def _equal_blocks(self, config: ExperimentConfig, num_labels: int) -> int:
+        """Return how many blocks an architecture has, if they are equal; else 0."""
+        key = repr((config.model, config.task, num_labels))
+        if key not in self._equal:
+            wanted = config.model.model_copy(update={"random_weights": True, "quantize": "none"})
+            meta, found = torch.device("meta"), architecture(config, num_labels)
+            with explained(config.model.id), meta:
+                base, _ = load_base(wanted, config.task.auto_class, found, meta)
+            blocks = find_blocks(base)[1]
+            self._equal[key] = len(blocks) if are_equal(blocks) else 0
+        return self._equal[key]
 
     def get(
         self, config: ExperimentConfig, num_labels: int, num_blocks: int | None

@@ -11,13 +11,12 @@ from trillium.clock.waves import NOTHING, Ask, Wave, Weight, Work
 from trillium.config.experiment import ExperimentConfig
 from trillium.errors import UserError
 from trillium.federation.cohort import FleetConfig
-from trillium.models.load import LanguageModel
 from trillium.plan.bounds import upper_bound
 from trillium.plan.data import Texts, by_tier
 from trillium.plan.federation import Shared
-from trillium.plan.grow import Stage, is_alike, is_apart, share_of, stages
+from trillium.plan.grow import FEW, Stage, is_alike, is_apart, is_even, share_of, stages
 from trillium.plan.memory import Memory
-from trillium.plan.models import Models
+from trillium.plan.models import Depth, Models
 from trillium.plan.outcome import Outcome, most_of
 from trillium.plan.rounds import outcome_of
 from trillium.plan.sums import Sums
@@ -62,7 +61,7 @@ class Prediction:
     num_trained: int
     num_added: int
     texts: Texts
-    model: LanguageModel
+    model: Depth
     shared: Shared
 
     @property
@@ -89,7 +88,9 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
     """
     _check(config)
     shared = Shared(models or Models())
-    model = shared.models.get(config.of(None), texts.num_classes, None)
+    model = shared.models.depth(
+        config.of(None), texts.num_classes, FEW, is_even=texts.assumed and is_even(config)
+    )
     found, courses = Outcome(), []
     by_name = not texts.assumed or not is_alike(config, model)
     share = 1.0 if by_name else share_of(config, texts)
@@ -117,8 +118,8 @@ def predict(config: ExperimentConfig, texts: Texts, models: Models | None = None
         planned_rounds=found.num_rounds,
         estimate=found.estimate,
         upper_bound=upper_bound(config),
-        num_parameters=sum(parameter.numel() for parameter in model.module.parameters()),
-        num_trained=sum(tensor.numel() for tensor in model.initial.values()),
+        num_parameters=model.num_parameters,
+        num_trained=model.num_trained,
         num_added=round(found.added),
         texts=texts,
         model=model,
