@@ -12,7 +12,7 @@ from trillium.models import base
 from trillium.models.packaged import HUB_IDS
 from trillium.plan import grow, models
 from trillium.plan.data import Assumptions, assumed_texts
-from trillium.plan.models import architecture
+from trillium.plan.models import Models, architecture
 from trillium.plan.predict import Prediction, predict
 from trillium.plan.shapes import shapes
 
@@ -126,7 +126,10 @@ def test_few_blocks_tell_the_cost_of_many(
     config = configured(*words)
     few = planned(config, tokens)
     monkeypatch.setattr(grow, "_blocks", lambda *_: None)
+    monkeypatch.setattr(Models, "_equal_blocks", lambda *_: 0)
     whole = planned(config, tokens)
+    assert few.num_parameters == whole.num_parameters
+    assert few.num_trained == whole.num_trained
     assert few.total.up.bytes == whole.total.up.bytes
     assert few.total.flops == pytest.approx(whole.total.flops, rel=1e-9)
     assert few.server_flops == pytest.approx(whole.server_flops, rel=1e-9)

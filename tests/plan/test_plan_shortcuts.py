@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from trillium.config.experiment import experiment, parse_overrides
-from trillium.plan import grow
+from trillium.plan import fakes, grow
 from trillium.plan.data import Assumptions, assumed_texts
 from trillium.plan.fakes import is_fake
 from trillium.plan.known import Known
 from trillium.plan.models import Models
 from trillium.plan.predict import predict
+from trillium.plan.result import to_dict
 
 OPERATIONS: list[Callable[[Tensor, Tensor], object]] = [
     lambda a, b: a @ b,
@@ -165,6 +166,24 @@ def test_few_batches_and_clients_tell_the_cost_of_many(monkeypatch: pytest.Monke
         assert few.server_flops == pytest.approx(whole.server_flops, rel=1e-6), words
         assert few.total.peak_bytes == pytest.approx(whole.total.peak_bytes, rel=0.001), words
         assert few.server_peak_bytes == pytest.approx(whole.server_peak_bytes, rel=0.01), words
+
+
+@pytest.mark.parametrize("framework", ["fedllm", "kd", "split"])
+def test_a_few_chunks_of_logits_tell_what_all_take(
+    framework: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("model.id=distilgpt2", "task=causal_lm", "data.num_clients=2", "data.public_size=8")
+    config = experiment(parse_overrides([*words, f"framework={framework}", "rounds=2"]))
+    texts = assumed_texts(config, Assumptions(examples=17, tokens=100))
+    few, told = to_dict(predict(config, texts)), list[int]()
+
+    def all_of_them(self: object, spans: Sequence[slice]) -> Sequence[slice]:
+        told.append(len(spans))
+        return spans
+
+    monkeypatch.setattr(fakes._Answers, "telling", all_of_them)
+    assert few == to_dict(predict(config, texts))
+    assert max(told) > 4, "else nothing is left out"
 
 
 def test_a_plan_and_the_start_of_a_run_import_nothing_that_reads_or_draws() -> None:

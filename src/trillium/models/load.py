@@ -118,10 +118,11 @@ class LanguageModel:
     def state(self, tensors: Tensors | None = None) -> State:
         """Return fresh trainable parameters on the device, from `tensors` or the initial values."""
         source = self.initial if tensors is None else tensors
-        return {
-            name: nn.Parameter(tensor.detach().to(self.device, copy=True))
-            for name, tensor in source.items()
-        }
+        with torch.no_grad():
+            return {
+                name: nn.Parameter(tensor.to(self.device, copy=True))
+                for name, tensor in source.items()
+            }
 
     @property
     def dtype(self) -> torch.dtype:

@@ -24,6 +24,7 @@ from trillium.models.packaged import HUB_IDS
 from trillium.plan.fakes import Paper
 from trillium.plan.phases import Known
 from trillium.plan.shapes import shapes
+from trillium.tasks.vocabulary import differs_in_depth
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class Models:
     paper: Paper = field(default_factory=Paper)
     plain: dict[tuple[object, ...], Known] = field(default_factory=dict)
     _made: dict[str, LanguageModel] = field(default_factory=dict)
+    _first: dict[str, LanguageModel] = field(default_factory=dict)  # of several depths
     _equal: dict[str, int] = field(default_factory=dict)  # blocks, 0 where they are not equal
 
     def depth(self, config: ExperimentConfig, num_labels: int, few: int, *, is_even: bool) -> Depth:
@@ -209,7 +211,9 @@ class Models:
             found = architecture(config, num_labels)
             if num_blocks is not None:
                 found = with_blocks(found, num_blocks)
-            self._made[key] = paper_model(config, found, self.paper)
+            made = self._made[key] = paper_model(config, found, self.paper)
+            any_depth = repr((config.model, config.adapter, config.task, num_labels))
+            differs_in_depth(made.module, self._first.setdefault(any_depth, made).module)
         if config.framework.trains:
             with self.paper.running():
                 config.training.prepare(self._made[key])

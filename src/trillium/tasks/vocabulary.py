@@ -41,6 +41,12 @@ def is_wide(module: nn.Module) -> bool:
 _APART: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
+def differs_in_depth(module: nn.Module, other: nn.Module) -> None:
+    """Let be known of a model what is known of another one: their heads are alike."""
+    if other in _APART:
+        _APART[module] = _APART[other]
+
+
 def hidden_states(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return what the head of a model sees of a batch, `(batch, seq, width)`."""
     with before_head(module) as seen:
