@@ -268,8 +268,9 @@ def test_advice_claims_no_accuracy_beside_the_evidence(
 
 def test_the_most_accurate_is_taken_where_it_is_known() -> None:
     """Cheaper ones that no interval tells from it are named; what is far has no say."""
-    arms = {name: moved(head__name=name) for name in ("best", "alike", "worse", "far")}
+    arms = {name: moved(head__name=name) for name in ("dear", "best", "alike", "worse", "far")}
     lines = [
+        line(arms["dear"], 0.79, 0.85, 0.88),
         line(arms["best"], 0.80, 0.85, 0.90),
         line(arms["alike"], 0.79, 0.85, 0.88),
         line(arms["worse"], 0.2, 0.3, 0.4),
@@ -279,7 +280,8 @@ def test_the_most_accurate_is_taken_where_it_is_known() -> None:
     assert found.chosen == "best"
     said = "; ".join(found.reasons)
     assert "85 % [73, 97] of the way, 3 seeds" in said
-    assert "alike (84 % [73, 95]) is within its interval, for 999 B against 1.00 kB" in said
+    assert "alike (84 % [73, 95]) is within its interval, for 998 B against 999 B" in said
+    assert "dear (" not in said
     assert "worse (" not in said
     assert "to know the accuracy of far;" in said
     one = advice_of({name: arms[name] for name in ("best", "worse")},

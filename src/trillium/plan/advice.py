@@ -203,7 +203,7 @@ def _by_accuracy(chosen: Arm, rivals: Sequence[Arm]) -> list[str]:
     if way.num_seeds == 1:
         reasons.append("another seed may order them otherwise")
     for arm in rivals:
-        if arm is not chosen and arm.known is not None and arm.known.mean >= floor:
+        if arm.known is not None and arm.known.mean >= floor and _bytes(arm) < _bytes(chosen):
             reasons.append(
                 f"{arm.label} ({share(arm.known)}) is within its interval, for "
                 f"{prefixed(_bytes(arm), 'B')} against {prefixed(_bytes(chosen), 'B')}"
