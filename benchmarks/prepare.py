@@ -4,6 +4,7 @@
     python benchmarks/prepare.py frontier_split
     python benchmarks/prepare.py e2e_nlg
     python benchmarks/prepare.py smollm2
+    python benchmarks/prepare.py kd_label_skew
     OMP_NUM_THREADS=1 python benchmarks/prepare.py kd_language_models
 
 What is there already is written again only where that takes a moment; models are not.
@@ -33,6 +34,7 @@ from trillium.models.packaged import MINILM, find_packaged
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data"
 PREPARED = Path("runs/prepared")
+TOPICS = HERE / "comparison" / "topics.csv"
 PLACES = ("restaurant", "pub", "coffee shop")
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 Pairs = Iterable[tuple[str, str, str]]
@@ -61,8 +63,7 @@ def comparison(data: Path, folder: Path) -> None:
     A file of more training rows begins with those of the others, and has each class as often as any
     other that has rows left: `train_1400.csv` has 1,400.
     """
-    with (HERE / "comparison" / "topics.csv").open(encoding="utf-8", newline="") as file:
-        topics = {row["category"]: row["topic"] for row in csv.DictReader(file)}
+    topics = topics_of()
 
     def told(rows: Iterable[tuple[int, dict[str, str]]]) -> list[dict[str, str]]:
         return [{**row, "topic": topics[row["category"]]} for _, row in rows]
@@ -80,6 +81,26 @@ def comparison(data: Path, folder: Path) -> None:
     module.config.num_hidden_layers = 3
     module.save_pretrained(folder / "minilm_3")
     AutoTokenizer.from_pretrained(whole).save_pretrained(folder / "minilm_3")
+
+
+def topics_of() -> dict[str, str]:
+    """Return the topic of each intent of Banking77."""
+    with TOPICS.open(encoding="utf-8", newline="") as file:
+        return {row["category"]: row["topic"] for row in csv.DictReader(file)}
+
+
+def kd_label_skew(data: Path, folder: Path) -> None:
+    """Write 1,500 training rows and all test rows, once by intent and once by topic."""
+    topics = topics_of()
+    for split, most in {"train": 1500, "test": None}.items():
+        with (data / "banking77" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if most is not None:
+            random.Random(0).shuffle(rows)
+        chosen = rows[:most]
+        write_csv(chosen, folder / f"intents_{split}.csv")
+        by_topic = [{**row, "category": topics[row["category"]]} for row in chosen]
+        write_csv(by_topic, folder / f"topics_{split}.csv")
 
 
 def choose_rows(path: Path, per_class: int, into: Path) -> None:
@@ -253,6 +274,7 @@ RECIPES: dict[str, Callable[[Path, Path], None]] = {
     "comparison": comparison,
     "frontier_split": frontier_split,
     "e2e_nlg": e2e_nlg,
+    "kd_label_skew": kd_label_skew,
     "kd_language_models": kd_language_models,
     "smollm2": smollm2,
     "smollm2_banking77": smollm2_banking77,

@@ -20,6 +20,8 @@ from tiny import (
 )
 from trillium.errors import UserError
 from trillium.models.slots import values
+from trillium.tasks import Example
+from trillium.tasks.classification import Classification
 from trillium.wire.kinds import Tensors
 
 pytestmark = pytest.mark.usefixtures("uncounted")
@@ -120,14 +122,32 @@ def test_logit_adjustment_is_the_log_of_the_class_frequencies(hub: Path) -> None
     found = fed.config.task.adjustment(examples)
     assert found is not None
     counts = torch.tensor([sum(int(e.labels) == k for e in examples) for k in range(3)])
-    prior = (counts + 0.5) / (counts + 0.5).sum()
-    assert torch.allclose(found(torch.zeros(2, 3)), 2.0 * prior.log())
+    assert torch.allclose(found(torch.zeros(2, 3)), 2.0 * (counts / counts.sum()).log())
     moved = []
     for words in ((), ("task={name: classification, logit_adjustment: 2.0}",)):
         other = federation(hub, "data.partition={name: dirichlet, alpha: 0.3}", *words)
         run_rounds(other, 1)
         moved.append(values(other.server.state))
     assert distance(moved[0], moved[1]) > 1e-4
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 2, 0], [1, 1, 1, 1]])
+def test_a_class_that_a_client_lacks_has_no_part_in_its_loss(labels: list[int]) -> None:
+    """Of one class alone there is nothing to learn, and Adam, whatever its scale, takes no step."""
+    task, targets = Classification(logit_adjustment=1.0), torch.tensor(labels)
+    draw = torch.Generator().manual_seed(3)
+    logits = torch.randn(4, 4, generator=draw, dtype=torch.float64).requires_grad_()
+    examples = [Example(n, torch.ones(1).long(), label) for n, label in enumerate(targets)]
+    loss, _ = task.loss(logits, targets, adjustment=task.adjustment(examples))
+    (slope,) = torch.autograd.grad(loss, [logits])
+    has = torch.unique(targets)
+    shares = torch.tensor([float((targets == k).double().mean()) for k in has.tolist()])
+    own = logits.detach()[:, has] + shares.log()
+    wanted = -own.log_softmax(-1)[torch.arange(4), torch.searchsorted(has, targets)].sum()
+    assert float(loss.detach()) == pytest.approx(float(wanted), abs=1e-7)
+    lacking = [k for k in range(4) if k not in labels]
+    assert torch.equal(slope[:, lacking], torch.zeros(4, len(lacking), dtype=torch.float64))
+    assert bool(slope.any()) == (len(has) > 1)
 
 
 def test_a_very_cautious_adam_steps_like_sgd(hub: Path) -> None:

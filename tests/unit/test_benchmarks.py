@@ -136,6 +136,28 @@ def test_as_many_rows_of_each_class_are_drawn(
     assert kept != sorted(kept)
 
 
+def test_topics_are_those_of_all_intents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sacrebleu")
+    prepare = benchmark("prepare", monkeypatch)
+    topics = prepare.topics_of()
+    assert (len(topics), len({*topics.values()})) == (77, 6)
+    (tmp_path / "banking77").mkdir()
+    for split in ("train", "test"):
+        rows = [{"text": f"{split} {name}", "category": name} for name in topics]
+        prepare.write_csv(rows, tmp_path / "banking77" / f"{split}.csv")
+    prepare.kd_label_skew(tmp_path, tmp_path)
+    for split in ("train", "test"):
+        intents, own = (
+            [*csv.DictReader((tmp_path / f"{kind}_{split}.csv").open(encoding="utf-8"))]
+            for kind in ("intents", "topics")
+        )
+        assert [row["text"] for row in intents] == [row["text"] for row in own]
+        assert len(own) == 77
+        assert all(
+            topics[a["category"]] == b["category"] for a, b in zip(intents, own, strict=True)
+        )
+
+
 def test_no_attributes_are_learnt_and_tested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

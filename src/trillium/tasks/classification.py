@@ -25,8 +25,10 @@ class Classification(Task, name="classification"):
 
     Attributes:
         logit_adjustment: adds so many times the logarithm of the client's own class frequencies to the
-            logits in training, so that a client which lacks a class does not unlearn it (Menon et al.,
-            2021, arXiv 2007.07314; FedLC, Zhang et al., 2022, arXiv 2209.00189); 0 is without.
+            logits in training, so that a client does not unlearn what it has little of (Menon et al.,
+            2021, arXiv 2007.07314; FedLC, Zhang et al., 2022, arXiv 2209.00189), and a class that it
+            lacks has no part in its loss (FedRS, Li and Zhan, KDD 2021, makes its part smaller); 0 is
+            without.
     """
 
     logit_adjustment: float = Field(default=0.0, ge=0)
@@ -62,9 +64,8 @@ class Classification(Task, name="classification"):
 
         def log_prior(logits: Tensor) -> Tensor:
             counts = torch.bincount(labels, minlength=logits.shape[-1])
-            # Half an example of each class keeps the logarithm finite.
-            frequencies = (counts + 0.5) / (counts + 0.5).sum()
-            return self.logit_adjustment * frequencies.log().to(logits)
+            # Minus infinity for none: Adam would make steps of the least gradient there is.
+            return self.logit_adjustment * (counts / counts.sum()).log().to(logits)
 
         return log_prior
 
