@@ -2,8 +2,8 @@
 
     python benchmarks/comparison/figures.py
 
-writes `results/comparison.md`, a picture of each axis with the three measures side by side, and one of
-accuracy against bytes at the default point.
+writes `results/comparison.md` and, into `docs/images`, a picture of each axis with the three measures
+side by side, and one of accuracy against bytes at the default point.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from trillium.report.style import arm_styles, png, quiet_style, scale_axis
 from trillium.report.summary import Stat
 
 TEXT = KEPT.with_suffix(".md")
+IMAGES = HERE.parents[1] / "docs" / "images"
 ARMS: dict[str, Any] = yaml.safe_load((HERE / "study.yaml").read_text(encoding="utf-8"))["arms"]
 LEVEL = 0.9  # of the centralised accuracy, for times
 PLACES = ("office", "home", "phone")
@@ -290,9 +291,9 @@ def main() -> None:
         "Made with `benchmarks/comparison/study.py`; `docs/comparison.md` says what it shows.\n\n"
     )
     text += f"## The default point\n\n{default_table(found)}\n"
-    text += "![Accuracy against bytes](comparison_bytes.png)\n\n"
+    text += "![Accuracy against bytes](../../docs/images/comparison_bytes.png)\n\n"
     with quiet_style():
-        (KEPT.parent / "comparison_bytes.png").write_bytes(png(pareto_figure(found)))
+        (IMAGES / "comparison_bytes.png").write_bytes(png(pareto_figure(found)))
         for axis, points in AXES.items():
             if (
                 sum(any(run["point"] == point for run in found.runs) for point in points.values())
@@ -300,9 +301,9 @@ def main() -> None:
             ):
                 continue  # nothing to compare yet
             name = f"comparison_{axis.replace(' ', '_')}.png"
-            (KEPT.parent / name).write_bytes(png(axis_figure(found, axis)))
+            (IMAGES / name).write_bytes(png(axis_figure(found, axis)))
             tables = "\n".join(axis_table(found, axis, measure) for measure in MEASURES)
-            text += f"## By {axis}\n\n{tables}\n![By {axis}]({name})\n\n"
+            text += f"## By {axis}\n\n{tables}\n![By {axis}](../../docs/images/{name})\n\n"
     text += f"## Who can do it\n\n{scenario_table(found)}"
     write_atomic(TEXT, text)
     print(TEXT)
