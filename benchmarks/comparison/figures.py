@@ -187,7 +187,9 @@ def scenario_table(found: Found) -> str:
             if all(means[measure] <= limit for measure, limit in most.items()):
                 within.append((means["accuracy"], f"{arm} {human.percent(means['accuracy'])}"))
         limits = f"{show_bytes(scene.bytes)}, {show_bytes(scene.peak_bytes)}, {scene.minutes:g} min"
-        ordered = ", ".join(text for _, text in sorted(within, reverse=True)) or "none"
+        is_known = any(run["point"] == scene.point for run in found.runs)
+        ordered = ", ".join(text for _, text in sorted(within, reverse=True))
+        ordered = ordered or ("none" if is_known else "not measured yet")
         lines.append([name, f"{scene.about} (`{scene.point}`)", scene.place, limits, ordered])
     return table(["", "Federation", "Links and devices", "At most, of a client", "Within"], lines)
 
@@ -264,10 +266,10 @@ def pareto_figure(found: Found) -> Figure:
         axes.annotate(
             arm, (sent.mean, 100 * accuracy.mean), xytext=(9, 7), textcoords="offset points"
         )
-    scale_axis(axes.xaxis, spent, "B", log=True)
+    scale_axis(axes.xaxis, [*spent, 2 * max(spent)], "B", log=True)  # room for the last label
     axes.set_xlabel("Bytes up and down of a client, in all; areas are its FLOPs")
     axes.set_ylabel("Accuracy, %")
-    axes.legend(*_baselines(axes), loc="lower right")
+    figure.legend(*_baselines(axes), loc="outside lower center", ncols=2)
     return figure
 
 
