@@ -302,7 +302,7 @@ def main() -> None:
                 < 2
             ):
                 continue  # nothing to compare yet
-            name = f"comparison_{axis.replace(' ', '_')}.png"
+            name = f"comparison_{axis.replace(',', '').replace(' ', '_').lower()}.png"
             (IMAGES / name).write_bytes(png(axis_figure(found, axis)))
             tables = "\n".join(axis_table(found, axis, measure) for measure in MEASURES)
             text += f"## By {axis}\n\n{tables}\n![By {axis}](../../docs/images/{name})\n\n"

@@ -95,7 +95,8 @@ POINTS = {
 }
 AXES = {
     "label skew": {"even": "even", "Dirichlet 0.5": "default", "Dirichlet 0.1": "skew_0.1"},
-    "classes": {"77": "default", "6": "six_classes", "6, Dirichlet 0.1": "six_classes_skew_0.1"},
+    "classes": {"77": "default", "6": "six_classes"},
+    "classes, Dirichlet 0.1": {"77": "skew_0.1", "6": "six_classes_skew_0.1"},
     "clients": {"5": "clients_5", "10": "default", "20": "clients_20", "10 of 100": "clients_100"},
     "rows a client": {"20": "rows_20", "100": "default", "500": "rows_500"},
     "blocks that train": {"1": "default", "3": "blocks_3", "6": "blocks_6"},
