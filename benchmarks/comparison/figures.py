@@ -76,6 +76,11 @@ class Found:
         """Return the runs of an arm at a point."""
         return [run for run in self.runs if run["point"] == point and run["arm"] == arm]
 
+    def axis(self, axis: str) -> dict[str, str]:
+        """Return the points of an axis that have been run, by their values."""
+        run = {run["point"] for run in self.runs}
+        return {value: point for value, point in AXES[axis].items() if point in run}
+
     def values(self, point: str, arm: str, measure: str) -> Stat | None:
         """Return what an arm has come to: the last accuracy, and what a client has spent in all."""
         return Stat.of(at_end(run, measure) for run in self.of(point, arm))
@@ -158,7 +163,7 @@ def default_table(found: Found) -> str:
 
 def axis_table(found: Found, axis: str, measure: str) -> str:
     """Return a measure of all arms along an axis."""
-    points = AXES[axis]
+    points = found.axis(axis)
     lines = [
         [arm, *(shown(found.values(p, arm, measure), measure) for p in points.values())]
         for arm in ARMS
@@ -201,7 +206,7 @@ def _level(found: Found, point: str) -> float:
 
 def axis_figure(found: Found, axis: str) -> Figure:
     """Draw accuracy, bytes and FLOPs of all arms along an axis."""
-    points = AXES[axis]
+    points = found.axis(axis)
     styles = _styles()
     figure = Figure(figsize=(13.5, 4.0), layout="constrained")
     for axes, measure in zip(figure.subplots(1, 3), ("accuracy", "bytes", "flops"), strict=True):
@@ -296,11 +301,8 @@ def main() -> None:
     text += "![Accuracy against bytes](../../docs/images/comparison_bytes.png)\n\n"
     with quiet_style():
         (IMAGES / "comparison_bytes.png").write_bytes(png(pareto_figure(found)))
-        for axis, points in AXES.items():
-            if (
-                sum(any(run["point"] == point for run in found.runs) for point in points.values())
-                < 2
-            ):
+        for axis in AXES:
+            if len(found.axis(axis)) < 2:
                 continue  # nothing to compare yet
             name = f"comparison_{axis.replace(',', '').replace(' ', '_').lower()}.png"
             (IMAGES / name).write_bytes(png(axis_figure(found, axis)))
