@@ -84,7 +84,7 @@ def run_one(
     argv: Sequence[str] = (),
     engine: MakeEngine = local_engine,
 ) -> None:
-    """Build, run and plan one experiment into its folder.
+    """Build, plan and run one experiment into its folder.
 
     Whatever fails is written there, then raised.
 
@@ -111,17 +111,16 @@ def _run(
 ) -> None:
     try:
         experiment = build(config, folder, watch, argv, engine)
+        if not (folder.path / "plan.json").exists():
+            # Imported here: tensors without values take a second to load.
+            from trillium.plan.result import plan_of_run
+
+            plan = plan_of_run(experiment.config, experiment.server, experiment.clients)
+            folder.json("plan.json", plan)
     except BaseException as error:
         folder.ended(error)
         raise
     experiment.run(observe)
-    if not (folder.path / "plan.json").exists():
-        # Imported here: tensors without values take a second to load. And made last: nothing of a run
-        # goes by its plan, and its first step need not wait for it.
-        from trillium.plan.result import plan_of_run
-
-        plan = plan_of_run(experiment.config, experiment.server, experiment.clients)
-        folder.json("plan.json", plan)
 
 
 def reason_of(error: BaseException) -> str:
