@@ -87,7 +87,15 @@ def kill_in(fed: Experiment, number: int, client: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["fedllm change, turns", "kd client", "split relay", "split kept u", "kd masked"]
+    "name",
+    [
+        "fedllm change, turns",
+        "split kept u",
+        *(
+            pytest.param(n, marks=pytest.mark.drill)
+            for n in ("kd client", "split relay", "kd masked")
+        ),
+    ],
 )
 def test_a_killed_worker_costs_a_round_of_its_clients(
     hub: Path, tmp_path: Path, two_workers: MakeEngine, name: str
