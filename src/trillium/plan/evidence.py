@@ -46,7 +46,9 @@ class Way:
 
 
 class Seed(BaseModel):
-    """What one run has measured; bytes and FLOPs are a client's in the whole run.
+    """What one run has measured; bytes and FLOPs are a client's in all rounds.
+
+    Bytes are without what crosses once, as a public set does.
 
     Attributes:
         local_only, centralised: what these have measured on the same rows with the same seed.
